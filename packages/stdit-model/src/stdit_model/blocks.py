@@ -1,0 +1,101 @@
+"""The transformer block: one shell (modulation, cross-attention, MLP) around four ways to mix tokens.
+
+Legend: B batch, T frames, S tokens per frame, L text tokens, D width, N heads, K head width.
+
+A variant is the list of its blocks' mixings:
+
+    dit       full, full, ...               one attention over all T*S tokens
+    seq       sequential, sequential, ...   spatial, then temporal attention (STDiT, the one Open-Sora 1.0 trained)
+    parallel  parallel, parallel, ...       both attentions read the same input and are added
+    latte     spatial, temporal, ...        the two kinds take turns, each a whole block (Latte, variant 1)
+"""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from stdit_model.layers import (
+    CrossAttention,
+    FullAttention,
+    LayerNorm,
+    Mlp,
+    SpatialAttention,
+    TemporalAttention,
+    gated,
+    modulate,
+)
+
+Variant = Literal["dit", "seq", "parallel", "latte"]
+Mixing = Literal["full", "sequential", "parallel", "spatial", "temporal"]
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
+
+
+def mixings(variant: Variant, depth: int) -> list[Mixing]:
+    """How each of the `depth` blocks of a variant mixes tokens.
+
+    Raises:
+        ValueError: no variant has this name.
+    """
+    kinds: dict[Variant, tuple[Mixing, ...]] = {
+        "dit": ("full",),
+        "seq": ("sequential",),
+        "parallel": ("parallel",),
+        "latte": ("spatial", "temporal"),
+    }
+    if variant not in kinds:
+        raise ValueError(f"unknown variant {variant!r}: choose one of {', '.join(VARIANTS)}")
+    turns = kinds[variant]
+    return [turns[i % len(turns)] for i in range(depth)]
+
+
+class Block(nn.Module):
+    """x [B, T, S, D] -> [B, T, S, D], conditioned on the timestep (adaLN-single, PixArt-alpha) and the caption."""
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float, mixing: Mixing) -> None:
+        super().__init__()
+        self.mixing = mixing
+        self.norm1 = LayerNorm(width)
+        self.norm2 = LayerNorm(width)
+        if mixing == "full":
+            self.attn = FullAttention(width, num_heads)
+        elif mixing != "temporal":
+            self.attn = SpatialAttention(width, num_heads)
+        if mixing in ("sequential", "parallel", "temporal"):
+            self.attn_temp = TemporalAttention(width, num_heads)
+        self.cross_attn = CrossAttention(width, num_heads)
+        self.mlp = Mlp(width, int(width * mlp_ratio), width)
+        self.scale_shift_table = nn.Parameter(torch.randn(6, width) / width**0.5)
+
+    def forward(
+        self,
+        x_BTSD: Tensor,
+        t0_B6D: Tensor,
+        text: tuple[Tensor, Tensor],
+        mask_BL: Tensor | None,
+        position_TD: Tensor | None = None,
+    ) -> Tensor:
+        """
+        Args:
+            x_BTSD: tokens.
+            t0_B6D: the shared modulation vectors of the timestep, float32.
+            text: the caption's keys and values for this block, each [B, N, L, K].
+            mask_BL: True where a text token takes part; None for all.
+            position_TD: temporal positions for the temporal attention to add (block 0 of seq and parallel).
+        """
+        x = x_BTSD
+        vectors = (self.scale_shift_table.float() + t0_B6D)[:, :, None, None]  # [B, 6, 1, 1, D]
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = vectors.unbind(1)
+
+        h = modulate(self.norm1(x), shift_msa, scale_msa)
+        if self.mixing == "sequential":
+            x = x + gated(gate_msa, self.attn(h))
+            x = x + gated(gate_msa, self.attn_temp(x, position_TD))  # neither normalised nor modulated
+        elif self.mixing == "parallel":
+            x = x + gated(gate_msa, self.attn(h) + self.attn_temp(h, position_TD))
+        elif self.mixing == "temporal":
+            x = x + gated(gate_msa, self.attn_temp(h))
+        else:
+            x = x + gated(gate_msa, self.attn(h))
+        x = x + self.cross_attn(x, text, mask_BL)
+        return x + gated(gate_mlp, self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp)))

@@ -1,0 +1,164 @@
+"""Training objectives as pure functions: the iDDPM hybrid loss and rectified flow.
+
+Legend: B batch, C channels, T frames, H W height and width. x0 clean latents, noise a standard normal of x0's shape.
+
+Sources: iDDPM, arXiv:2102.09672 (eq. 14-16 and appendix A); DDPM, arXiv:2006.11239; rectified flow, arXiv:2209.03003;
+the timestep shift, arXiv:2403.03206 (section 5.3.2).
+"""
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+NUM_TIMESTEPS = 1000
+_CLAMP = 1e-12  # the smallest probability the decoder's likelihood is computed with
+
+
+class _Schedule(NamedTuple):
+    """Constants of q over the 1000 timesteps, float64."""
+
+    alpha_bar: np.ndarray
+    log_beta: np.ndarray
+    posterior_log_variance: np.ndarray  # log beta~, with its t=0 value (log 0) replaced by that of t=1
+    posterior_x0: np.ndarray  # coefficient of x0 in the posterior mean
+    posterior_xt: np.ndarray  # coefficient of x_t in the posterior mean
+
+
+@lru_cache(maxsize=1)
+def _schedule() -> _Schedule:
+    beta = np.linspace(1e-4, 0.02, NUM_TIMESTEPS, dtype=np.float64)
+    alpha_bar = np.cumprod(1.0 - beta)
+    previous = np.append(1.0, alpha_bar[:-1])
+    posterior_variance = beta * (1.0 - previous) / (1.0 - alpha_bar)
+    return _Schedule(
+        alpha_bar=alpha_bar,
+        log_beta=np.log(beta),
+        posterior_log_variance=np.log(np.append(posterior_variance[1], posterior_variance[1:])),
+        posterior_x0=beta * np.sqrt(previous) / (1.0 - alpha_bar),
+        posterior_xt=(1.0 - previous) * np.sqrt(1.0 - beta) / (1.0 - alpha_bar),
+    )
+
+
+def _at(table: np.ndarray, timestep_B: Tensor) -> Tensor:
+    """table[timestep] as float32 [B, 1, 1, 1, 1]."""
+    values = torch.from_numpy(table).to(timestep_B.device)[timestep_B.long()].float()
+    return values[:, None, None, None, None]
+
+
+def _mean(x: Tensor) -> Tensor:
+    """Mean over all axes but the batch: [B, ...] -> [B]."""
+    return x.flatten(1).mean(1)
+
+
+def add_noise(x0: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+    """x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) noise (DDPM, eq. 4); timestep [B] in 0..999."""
+    schedule = _schedule()
+    signal, sigma = _at(np.sqrt(schedule.alpha_bar), timestep), _at(np.sqrt(1.0 - schedule.alpha_bar), timestep)
+    return signal * x0 + sigma * noise
+
+
+def iddpm_loss(output: Tensor, x0: Tensor, noise: Tensor, timestep: Tensor) -> dict[str, Tensor]:
+    """The hybrid objective of iDDPM with a learned-range variance: loss = mse + vb.
+
+    Args:
+        output: the model's [B, 2C, T, H, W] for `add_noise(x0, noise, timestep)`: epsilon, then the variance
+            interpolation v, log variance = f log beta + (1 - f) log beta~ with f = (v + 1) / 2.
+        x0, noise: [B, C, T, H, W].
+        timestep: [B] integers in 0..999.
+
+    Returns:
+        loss, mse and vb, each [B] float32. vb is the variational bound in bits per dimension, its mean prediction
+        detached, so that it trains the variance alone; it is not rescaled.
+
+    Raises:
+        ValueError: output does not have twice the channels of x0.
+    """
+    if output.shape[1] != 2 * x0.shape[1]:
+        raise ValueError(
+            f"the iDDPM loss needs {2 * x0.shape[1]} output channels (epsilon and variance), not {output.shape[1]}: "
+            "build the model with learn_sigma=True, or train with the rectified-flow objective"
+        )
+    output, x0, noise = output.float(), x0.float(), noise.float()
+    epsilon, v = output.chunk(2, dim=1)
+    mse = _mean((epsilon - noise) ** 2)
+    vb = _variational_bound(epsilon.detach(), v, x0, add_noise(x0, noise, timestep), timestep)
+    return {"loss": mse + vb, "mse": mse, "vb": vb}
+
+
+def _variational_bound(epsilon: Tensor, v: Tensor, x0: Tensor, x_t: Tensor, timestep: Tensor) -> Tensor:
+    """One term of the bound in bits per dimension, [B]: KL(q || p) for t > 0, the decoder's NLL at t = 0."""
+    schedule = _schedule()
+    fraction = (v + 1) / 2
+    log_beta, posterior_log_variance = (
+        _at(schedule.log_beta, timestep),
+        _at(schedule.posterior_log_variance, timestep),
+    )
+    log_variance = fraction * log_beta + (1 - fraction) * posterior_log_variance
+
+    x0_predicted = _at(np.sqrt(1.0 / schedule.alpha_bar), timestep) * x_t - (
+        _at(np.sqrt(1.0 / schedule.alpha_bar - 1.0), timestep) * epsilon
+    )
+    coefficient_x0, coefficient_xt = _at(schedule.posterior_x0, timestep), _at(schedule.posterior_xt, timestep)
+    mean_true = coefficient_x0 * x0 + coefficient_xt * x_t
+    mean_predicted = coefficient_x0 * x0_predicted + coefficient_xt * x_t
+
+    kl = 0.5 * (
+        -1.0
+        + log_variance
+        - posterior_log_variance
+        + torch.exp(posterior_log_variance - log_variance)
+        + (mean_true - mean_predicted) ** 2 * torch.exp(-log_variance)
+    )
+    nll = -discretized_gaussian_log_likelihood(x0, mean_predicted, 0.5 * log_variance)
+    return torch.where(timestep.long() == 0, _mean(nll), _mean(kl)) / math.log(2.0)
+
+
+def discretized_gaussian_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    """log p(x) of values in [-1, 1] quantised to 256 levels, elementwise, in nats (DDPM, eq. 13).
+
+    Uses the tanh approximation of the normal CDF, as iDDPM's release does.
+    """
+    inverse_scale = torch.exp(-log_scale)
+    upper = _normal_cdf(inverse_scale * (x - mean + 1.0 / 255.0))
+    lower = _normal_cdf(inverse_scale * (x - mean - 1.0 / 255.0))
+    log_inside = torch.log((upper - lower).clamp(min=_CLAMP))
+    log_below = torch.log(upper.clamp(min=_CLAMP))
+    log_above = torch.log((1.0 - lower).clamp(min=_CLAMP))
+    return torch.where(x < -0.999, log_below, torch.where(x > 0.999, log_above, log_inside))
+
+
+def _normal_cdf(x: Tensor) -> Tensor:
+    return 0.5 * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
+    """Move noise levels towards 1: shift * sigma / (1 + (shift - 1) * sigma); shift 1 changes nothing."""
+    return shift * sigma / (1.0 + (shift - 1.0) * sigma)
+
+
+def flow_interpolate(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """The straight path of rectified flow, (1 - sigma) x0 + sigma noise; sigma [B] in 0..1.
+
+    The model's timestep for it is 1000 * sigma, as diffusers' flow-matching schedulers have it.
+    """
+    s = sigma.float()[:, None, None, None, None]
+    return (1.0 - s) * x0 + s * noise
+
+
+def flow_loss(output: Tensor, x0: Tensor, noise: Tensor) -> dict[str, Tensor]:
+    """Rectified flow: squared error of the predicted velocity noise - x0.
+
+    Args:
+        output: the model's [B, C or 2C, T, H, W]; variance channels, where there are any, are left untrained.
+        x0, noise: [B, C, T, H, W].
+
+    Returns:
+        loss and mse (the same), each [B] float32.
+    """
+    velocity = output[:, : x0.shape[1]].float()
+    mse = _mean((velocity - (noise.float() - x0.float())) ** 2)
+    return {"loss": mse, "mse": mse}

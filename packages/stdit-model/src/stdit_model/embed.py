@@ -1,0 +1,114 @@
+"""What turns latents, timesteps, captions and positions into tokens.
+
+Legend: B batch, C channels, T frames, H W height and width (of the token grid), S = H*W tokens per frame,
+L text tokens, D width.
+"""
+
+import math
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from stdit_model.layers import Mlp
+
+FREQUENCY_CHANNELS = 256  # width of the sinusoidal timestep embedding (Dhariwal & Nichol 2021)
+
+
+def timestep_embedding(timestep_B: Tensor, channels: int = FREQUENCY_CHANNELS) -> Tensor:
+    """Sinusoidal embedding of diffusion timesteps: [B] -> float32 [B, channels], cosines first.
+
+    Always float32: bfloat16 can't tell neighbouring integers above 256 apart.
+    """
+    half = channels // 2
+    frequency = torch.exp(-math.log(10000.0) / half * torch.arange(half, device=timestep_B.device))
+    angle = timestep_B.float()[:, None] * frequency[None]
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+def _sincos(channels: int, position: np.ndarray) -> np.ndarray:
+    """[P] positions -> [P, channels]: sines, then cosines, of frequencies 1/10000^(2i/channels); float64."""
+    frequency = 1.0 / 10000.0 ** (np.arange(channels // 2, dtype=np.float64) / (channels / 2))
+    angle = position.reshape(-1).astype(np.float64)[:, None] * frequency[None]
+    return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+
+
+@lru_cache(maxsize=32)
+def _spatial_table(channels: int, height: int, width: int, space_scale: float) -> np.ndarray:
+    row, column = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+    halves = [_sincos(channels // 2, axis / space_scale) for axis in (column, row)]
+    return np.concatenate(halves, axis=1).astype(np.float32)
+
+
+@lru_cache(maxsize=32)
+def _temporal_table(channels: int, frames: int, time_scale: float) -> np.ndarray:
+    return _sincos(channels, np.arange(frames) / time_scale).astype(np.float32)
+
+
+def spatial_positions(channels: int, height: int, width: int, space_scale: float = 1.0) -> Tensor:
+    """Fixed 2-D sin-cos embedding of a token grid, [S, D] float32, row by row.
+
+    Positions are index / space_scale (Open-Sora 1.0: 0.5 at 256 pixels, 1 at 512), so that one set of weights
+    serves any grid. The first half of D encodes the column, the second the row; computed in float64.
+    """
+    return torch.from_numpy(_spatial_table(channels, height, width, float(space_scale)).copy())
+
+
+def temporal_positions(channels: int, frames: int, time_scale: float = 1.0) -> Tensor:
+    """Fixed 1-D sin-cos embedding of the frames, [T, D] float32; positions are index / time_scale."""
+    return torch.from_numpy(_temporal_table(channels, frames, float(time_scale)).copy())
+
+
+class Float32Linear(nn.Linear):
+    """A linear layer that computes in float32 whatever the dtype of its weights, autocast or not.
+
+    The timestep path goes through it: neighbouring timesteps differ by less than bfloat16 resolves.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.float(), self.weight.float(), self.bias.float())
+
+
+class PatchEmbed3D(nn.Module):
+    """Non-overlapping 3-D patches to tokens: [B, C, T, H, W] -> [B, T', S, D], frame by frame, row by row."""
+
+    def __init__(self, in_channels: int, hidden_size: int, patch_size: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.proj = nn.Conv3d(in_channels, hidden_size, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        return rearrange(self.proj(x_BCTHW), "b d t h w -> b t (h w) d")
+
+
+class TimestepEmbedder(nn.Module):
+    """Timesteps [B] to float32 vectors [B, D]: sinusoid, then a two-layer SiLU MLP (DiT, section 3.2)."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            Float32Linear(FREQUENCY_CHANNELS, hidden_size), nn.SiLU(), Float32Linear(hidden_size, hidden_size)
+        )
+
+    def forward(self, timestep_B: Tensor) -> Tensor:
+        return self.mlp(timestep_embedding(timestep_B))
+
+
+class CaptionEmbedder(nn.Module):
+    """Text-encoder states [B, L, Dc] to width [B, L, D], and the null caption that stands for "no text".
+
+    The null caption [model_max_length, Dc] is a buffer, drawn once and saved with the weights (PixArt-alpha).
+    """
+
+    y_embedding: Tensor
+
+    def __init__(self, caption_channels: int, hidden_size: int, model_max_length: int) -> None:
+        super().__init__()
+        self.y_proj = Mlp(caption_channels, hidden_size, hidden_size)
+        self.register_buffer("y_embedding", torch.randn(model_max_length, caption_channels) / caption_channels**0.5)
+
+    def forward(self, y_BLC: Tensor) -> Tensor:
+        return self.y_proj(y_BLC)

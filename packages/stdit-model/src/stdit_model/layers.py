@@ -1,0 +1,112 @@
+"""Attention, MLP and modulation: the parts that every block is made of.
+
+Legend: B batch, T frames, S tokens per frame, L sequence or text length, D width, N heads, K head width.
+"""
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """adaLN (DiT, section 3.2): x * (1 + scale) + shift, computed in the wider dtype, returned in x's."""
+    return (x * (1 + scale) + shift).to(x.dtype)
+
+
+def gated(gate: Tensor, x: Tensor) -> Tensor:
+    """gate * x in the wider dtype, returned in x's, so that a float32 gate does not widen the residual stream."""
+    return (gate * x).to(x.dtype)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm without affine parameters (eps 1e-6): adaLN supplies shift and scale. Keeps its input's dtype."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=1e-6, elementwise_affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).to(x.dtype)  # autocast would hand back float32
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over the second-last axis: [B, L, D] -> [B, L, D]; qkv with bias, no qk-norm."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        q, k, v = rearrange(self.qkv(x_BLD), "b l (three n k) -> three b n l k", three=3, n=self.num_heads)
+        x_BNLK = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(rearrange(x_BNLK, "b n l k -> b l (n k)"))
+
+
+class SpatialAttention(SelfAttention):
+    """Attention within each frame: [B, T, S, D] -> [B, T, S, D]."""
+
+    def forward(self, x_BTSD: Tensor) -> Tensor:
+        frames = x_BTSD.shape[1]
+        x = super().forward(rearrange(x_BTSD, "b t s d -> (b t) s d"))
+        return rearrange(x, "(b t) s d -> b t s d", t=frames)
+
+
+class TemporalAttention(SelfAttention):
+    """Attention across frames at each position: [B, T, S, D] -> [B, T, S, D].
+
+    It adds the temporal positions [T, D] itself, where it is given them, so that it sees whole clips whatever
+    wraps it from outside.
+    """
+
+    def forward(self, x_BTSD: Tensor, position_TD: Tensor | None = None) -> Tensor:
+        tokens = x_BTSD.shape[2]
+        if position_TD is not None:
+            x_BTSD = x_BTSD + position_TD[:, None].to(x_BTSD.dtype)
+        x = super().forward(rearrange(x_BTSD, "b t s d -> (b s) t d"))
+        return rearrange(x, "(b s) t d -> b t s d", s=tokens)
+
+
+class FullAttention(SelfAttention):
+    """Attention over all tokens of the clip at once: [B, T, S, D] -> [B, T, S, D]; cost grows with (T*S)^2."""
+
+    def forward(self, x_BTSD: Tensor) -> Tensor:
+        frames = x_BTSD.shape[1]
+        x = super().forward(rearrange(x_BTSD, "b t s d -> b (t s) d"))
+        return rearrange(x, "b (t s) d -> b t s d", t=frames)
+
+
+class CrossAttention(nn.Module):
+    """Every token attends to the caption. Keys and values depend on the text alone: see `keys_values`."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q_linear = nn.Linear(width, width)
+        self.kv_linear = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+
+    def keys_values(self, text_BLD: Tensor) -> tuple[Tensor, Tensor]:
+        """The caption's keys and values, each [B, N, L, K]."""
+        k, v = rearrange(self.kv_linear(text_BLD), "b l (two n k) -> two b n l k", two=2, n=self.num_heads)
+        return k, v
+
+    def forward(self, x_BTSD: Tensor, keys_values: tuple[Tensor, Tensor], mask_BL: Tensor | None) -> Tensor:
+        k, v = keys_values
+        frames = x_BTSD.shape[1]
+        q = rearrange(self.q_linear(x_BTSD), "b t s (n k) -> b n (t s) k", n=self.num_heads)
+        mask = None if mask_BL is None else mask_BL[:, None, None, :]
+        x_BNLK = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.proj(rearrange(x_BNLK, "b n (t s) k -> b t s (n k)", t=frames))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with tanh-GELU between: [..., in] -> [..., out]."""
+
+    def __init__(self, in_features: int, hidden_features: int, out_features: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(in_features, hidden_features)
+        self.fc2 = nn.Linear(hidden_features, out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))

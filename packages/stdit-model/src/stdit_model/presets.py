@@ -1,0 +1,33 @@
+"""Named sizes of the DiT family (Peebles & Xie 2023, table 1), and the one that the bundled demo uses.
+
+A name says width class and spatial patch size, as in the papers: "XL/2" is DiT-XL with 2x2 patches.
+"""
+
+from typing import Any
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "XL/2": {"depth": 28, "hidden_size": 1152, "num_heads": 16},
+    "L/2": {"depth": 24, "hidden_size": 1024, "num_heads": 16},
+    "B/2": {"depth": 12, "hidden_size": 768, "num_heads": 12},
+    "S/2": {"depth": 12, "hidden_size": 384, "num_heads": 6},
+    # 64x64 pixels on two CPU cores: a rectified-flow model needs no variance channels.
+    "demo": {
+        "depth": 4,
+        "hidden_size": 96,
+        "num_heads": 4,
+        "caption_channels": 64,
+        "model_max_length": 16,
+        "learn_sigma": False,
+    },
+}
+
+
+def preset(name: str) -> dict[str, Any]:
+    """The constructor arguments of `STDiT` that a named size stands for.
+
+    Raises:
+        ValueError: no preset has this name; the message lists those that exist.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
+    return dict(PRESETS[name])
