@@ -1,0 +1,65 @@
+"""Writes mp4 files.
+
+C channels (3), T frames, H height, W width.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import torch.nn.functional as F
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+from einops import rearrange
+from torch import Tensor
+
+from stdit_data.errors import DataError
+from stdit_data.pixels import to_uint8
+
+
+def write_mp4(path: str | Path, video: Tensor, fps: float, *, crf: int = 17) -> None:
+    """Writes a video as h264, yuv420p, BT.709, which every player opens.
+
+    The file is written under another name beside `path` and renamed, so that `path` is never half a file.
+
+    Args:
+        path: where; its folder must exist.
+        video: [C, T, H, W] in [-1, 1]; values outside are clamped. An odd height or width is padded by one row or
+            column that repeats the last, since yuv420p has no odd sizes.
+        fps: frames a second.
+        crf: x264's quality, 0 (lossless) to 51.
+
+    Raises:
+        DataError: not three channels, no frames, or an impossible rate.
+    """
+    if video.ndim != 4 or video.shape[0] != 3 or 0 in video.shape:
+        raise DataError(f"video of shape {tuple(video.shape)}: expected [3, T, H, W] with at least one frame")
+    if not 0 < fps <= 1000:
+        raise DataError(f"fps {fps}: expected a rate above 0 and up to 1000")
+    pixels = rearrange(to_uint8(video), "c t h w -> t c h w")
+    height, width = pixels.shape[-2:]
+    if height % 2 or width % 2:
+        pixels = F.pad(pixels.float(), (0, width % 2, 0, height % 2), mode="replicate").to(pixels.dtype)
+    pictures = rearrange(pixels, "t c h w -> t h w c").contiguous().numpy()
+
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        with av.open(str(partial), "w", format="mp4", options={"movflags": "faststart"}) as container:
+            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(65535))
+            stream.height, stream.width = pictures.shape[1:3]
+            stream.pix_fmt = "yuv420p"
+            stream.options = {"crf": str(crf)}
+            context = stream.codec_context
+            context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
+            context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+            for picture in pictures:
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
+                    format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+                )
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
