@@ -105,7 +105,7 @@ def video_wall(
 
 def _check(videos: Sequence[Tensor], captions: Sequence[str]) -> None:
     if not videos or len(videos) != len(captions):
-        raise DataError(f"{len(videos)} videos and {len(captions)} captions: expected one caption a video, at least one")
+        raise DataError(f"{len(videos)} videos and {len(captions)} captions: expected one caption a video, one or more")
 
 
 def _frames(video: Tensor) -> list[Image.Image]:

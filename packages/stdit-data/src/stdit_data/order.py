@@ -1,0 +1,194 @@
+"""Which samples make up which global batch: a pure function of (seed, epoch, batch).
+
+Rules
+-----
+- Every epoch shuffles each bucket's samples anew, by (seed, epoch, bucket).
+- A bucket's epochs follow one another as one endless line that is cut into global batches. The tail of an epoch that
+  fills no global batch is therefore not dropped and not padded: it opens the bucket's first batch of the next epoch.
+  Each sample is seen exactly once per epoch (or as often as its weight says), whatever the batch size.
+- A batch belongs to the epoch in which its last sample lies. The batches of an epoch, of all buckets, are shuffled by
+  (seed, epoch).
+- A sample carries the epoch that it was drawn in, for its own randomness: (seed, epoch, index).
+
+Neither ranks nor workers occur here: they share out a global batch, they don't choose it.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stdit_data.buckets import Bucket
+from stdit_data.errors import DataError
+
+WEIGHT_UNIT = 1000  # weights are counted in thousandths, so that sums over epochs are exact integers
+SHUFFLE_SAMPLES, SHUFFLE_BATCHES, WEIGHT_PHASE = 1, 2, 3  # what a stream of random numbers is for
+
+
+class Slot(NamedTuple):
+    """One place in a global batch."""
+
+    sample: int  # its position in the dataset
+    epoch: int  # the epoch it was drawn in
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalBatch:
+    """The samples of one optimiser step."""
+
+    epoch: int
+    batch: int  # position within the epoch
+    bucket: Bucket
+    slots: tuple[Slot, ...]
+
+
+class Order:
+    """The order of all global batches, for ever. Holds constants and a cache, no position.
+
+    Args:
+        buckets: the bucket of every sample, in dataset order.
+        global_batch: samples per optimiser step over all ranks; one number, or one for each bucket.
+        seed: any whole number from 0.
+        shuffle: without it samples stay in dataset order, and an epoch's batches come bucket by bucket.
+        weights: how often each sample is seen per epoch, to a thousandth; 1 for all without it. 1.5 is once and
+            twice in turn, the turns spread over the samples at random.
+
+    Raises:
+        DataError: no samples, or a size, seed or weight that makes no sense.
+    """
+
+    def __init__(
+        self,
+        buckets: Sequence[Bucket],
+        *,
+        global_batch: int | Mapping[Bucket, int],
+        seed: int,
+        shuffle: bool = True,
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        if not buckets:
+            raise DataError("the dataset has no samples: expected at least one usable clip")
+        if seed < 0:
+            raise DataError(f"seed {seed}: expected a whole number from 0")
+        self.seed, self.shuffle, self.samples = seed, shuffle, len(buckets)
+        members: dict[Bucket, list[int]] = {}
+        for index, bucket in enumerate(buckets):
+            members.setdefault(Bucket(*bucket), []).append(index)
+        self.buckets = sorted(members)
+        self._members = [np.array(members[bucket], dtype=np.int64) for bucket in self.buckets]
+        self.sizes = [_size_of(bucket, global_batch) for bucket in self.buckets]
+        self._weights = self._check_weights(weights)
+        self._plan = lru_cache(maxsize=4)(self._make_plan)
+        self._sequence = lru_cache(maxsize=4 * len(self.buckets))(self._make_sequence)
+        self._count = lru_cache(maxsize=64 * len(self.buckets))(self._make_count)
+
+    def batches(self, epoch: int) -> int:
+        """Global batches in an epoch. Differs by one per bucket from epoch to epoch, as tails add up; may be 0."""
+        return len(self._plan(epoch))
+
+    def batch(self, epoch: int, batch: int) -> GlobalBatch:
+        """The global batch at position `batch` of `epoch`."""
+        b, j = self._plan(epoch)[batch]
+        size = self.sizes[b]
+        start, stop = int(j) * size, (int(j) + 1) * size
+        slots: list[Slot] = []
+        while stop > start:  # from the end backwards: the batch ends in this epoch and may start in an earlier one
+            before = self._count(b, epoch)
+            first = max(start, before)
+            if first < stop:
+                drawn = self._sequence(b, epoch)[first - before : stop - before]
+                slots[:0] = [Slot(int(sample), epoch) for sample in drawn]
+                stop = first
+            epoch -= 1
+        owner = slots[-1].epoch
+        return GlobalBatch(epoch=owner, batch=batch, bucket=self.buckets[b], slots=tuple(slots))
+
+    def from_cursor(self, epoch: int, batch: int) -> Iterator[GlobalBatch]:
+        """All global batches from a position on; never ends."""
+        while True:
+            if batch >= self.batches(epoch):
+                epoch, batch = epoch + 1, 0
+                continue
+            yield self.batch(epoch, batch)
+            batch += 1
+
+    def fingerprint(self) -> int:
+        """A number that changes when the order would: buckets, sizes, weights. 32 bits; no promise against malice."""
+        crc = zlib.crc32(repr((self.samples, self.shuffle, self.buckets, self.sizes)).encode())
+        for indices in self._members:
+            crc = zlib.crc32(indices.astype("<i8").tobytes(), crc)
+        if self._weights is not None:
+            crc = zlib.crc32(self._weights.astype("<i8").tobytes(), crc)
+        return crc
+
+    def _check_weights(self, weights: Sequence[float] | None) -> NDArray[np.int64] | None:
+        if weights is None:
+            return None
+        values = np.asarray(weights, dtype=np.float64)
+        if values.shape != (self.samples,):
+            raise DataError(f"weights: {values.size} for {self.samples} samples; expected one each")
+        if not np.isfinite(values).all() or (values < 0).any():
+            bad = int(np.flatnonzero(~(values >= 0) | ~np.isfinite(values))[0])
+            raise DataError(f"weight {values[bad]} of sample {bad}: expected a number from 0")
+        units = np.rint(values * WEIGHT_UNIT).astype(np.int64)
+        if not units.any():
+            raise DataError("weights: all are 0 (below 0.0005); expected at least one sample to be seen")
+        return None if (units == WEIGHT_UNIT).all() else units
+
+    def _raw(self, purpose: int, epoch: int, b: int, count: int) -> NDArray[np.uint64]:
+        # Raw bits of a bit generator are stable over numpy versions; Generator.permutation is not promised to be.
+        bucket = self.buckets[b] if b >= 0 else (0, 0, 0)
+        entropy = np.random.SeedSequence([self.seed, purpose, epoch, *bucket])
+        return np.random.Philox(entropy).random_raw(count)
+
+    def _seen(self, b: int, epoch: int) -> NDArray[np.int64]:
+        """How often each member of bucket `b` is seen before `epoch`, up to a constant per member."""
+        assert self._weights is not None
+        members = self._members[b]
+        phase = (self._raw(WEIGHT_PHASE, 0, b, len(members)) % WEIGHT_UNIT).astype(np.int64)
+        return (epoch * self._weights[members] + phase) // WEIGHT_UNIT
+
+    def _make_count(self, b: int, epoch: int) -> int:
+        """Samples of bucket `b` in all epochs before `epoch`."""
+        if self._weights is None:
+            return epoch * len(self._members[b])
+        return int(self._seen(b, epoch).sum())
+
+    def _make_sequence(self, b: int, epoch: int) -> NDArray[np.int64]:
+        """The samples of bucket `b` in `epoch`, in their order."""
+        indices = self._members[b]
+        if self._weights is not None:
+            indices = np.repeat(indices, self._seen(b, epoch + 1) - self._seen(b, epoch))
+        if not self.shuffle:
+            return indices
+        return indices[np.argsort(self._raw(SHUFFLE_SAMPLES, epoch, b, len(indices)), kind="stable")]
+
+    def _make_plan(self, epoch: int) -> NDArray[np.int64]:
+        """The batches that end in `epoch`: rows of (bucket, number of the batch in that bucket's line)."""
+        rows = []
+        for b, size in enumerate(self.sizes):
+            numbers = np.arange(self._count(b, epoch) // size, self._count(b, epoch + 1) // size, dtype=np.int64)
+            rows.append(np.stack([np.full_like(numbers, b), numbers], axis=1))
+        plan = np.concatenate(rows)
+        if self.shuffle:
+            plan = plan[np.argsort(self._raw(SHUFFLE_BATCHES, epoch, -1, len(plan)), kind="stable")]
+        return plan
+
+
+def _size_of(bucket: Bucket, global_batch: int | Mapping[Bucket, int]) -> int:
+    if isinstance(global_batch, Mapping):
+        if bucket not in global_batch:
+            known = ", ".join(str(key) for key in global_batch) or "none"
+            raise DataError(f"global_batch: no size for bucket {bucket} (given: {known})")
+        size = global_batch[bucket]
+    else:
+        size = global_batch
+    if size < 1:
+        raise DataError(f"global_batch {size}: expected at least 1")
+    return int(size)
