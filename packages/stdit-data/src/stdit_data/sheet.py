@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from stdit_data.errors import DataError
-from stdit_data.pixels import to_uint8
+from stdit_data.transforms import normalise, to_uint8
 from stdit_data.video import write_mp4
 
 PAPER, INK = (255, 255, 255), (32, 32, 32)
@@ -100,7 +100,7 @@ def video_wall(
             wall.paste(frames[min(t, len(frames) - 1)], (x + GAP, y + label.height))
         pictures.append(np.array(wall))
     pixels = torch.from_numpy(np.stack(pictures))
-    write_mp4(path, rearrange(pixels, "t h w c -> c t h w").float() / 127.5 - 1, fps)
+    write_mp4(path, normalise(rearrange(pixels, "t h w c -> c t h w")), fps)
 
 
 def _check(videos: Sequence[Tensor], captions: Sequence[str]) -> None:

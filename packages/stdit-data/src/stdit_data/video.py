@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor
 
 from stdit_data.errors import DataError
-from stdit_data.pixels import to_uint8
+from stdit_data.transforms import to_uint8
 
 
 def write_mp4(path: str | Path, video: Tensor, fps: float, *, crf: int = 17) -> None:

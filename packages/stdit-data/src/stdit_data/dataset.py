@@ -1,0 +1,279 @@
+"""Clips from a manifest or a folder.
+
+C channels (3), T frames, H height, W width.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from av.video.reformatter import VideoReformatter
+from torch import Tensor
+
+from stdit_data import color, files
+from stdit_data.buckets import Bucket, choose_bucket
+from stdit_data.clip import Clip
+from stdit_data.errors import ClipError, DataError
+from stdit_data.manifest import Entry, Manifest, read_manifest
+from stdit_data.probe import Probe, probe, read_image, reading
+from stdit_data.sampling import Sampling, Short, take
+from stdit_data.stream import VideoStream
+from stdit_data.transforms import Fit, may_flip, normalise
+
+log = logging.getLogger(__name__)
+
+Crop = Literal["center", "random"]
+Place = Literal["random", "start", "center"]
+DRAWS = 4  # random numbers per sample: place, crop x, crop y, flip
+
+
+class VideoDataset:
+    """A `ClipDataset` over the entries of a manifest. Made by `open_videos`, which says what the settings mean."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        entries: Sequence[Entry],
+        buckets: Sequence[Bucket],
+        *,
+        interval: int | None,
+        fps: float | None,
+        short: Short,
+        crop: Crop,
+        flip: bool,
+        place: Place,
+        stream: int | None,
+    ) -> None:
+        self.manifest, self.entries, self._buckets = manifest, list(entries), list(buckets)
+        self.crop, self.flip, self.place, self.stream = crop, flip, place, stream
+        self.samplings = {
+            bucket: Sampling(bucket.frames, interval=interval, fps=fps, short=short) for bucket in set(buckets)
+        }
+        weights = [entry.weight for entry in self.entries]
+        self.weights = (
+            None if all(w is None for w in weights) else [1.0 if weight is None else weight for weight in weights]
+        )
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def bucket(self, index: int) -> Bucket:
+        """The shape that `load` gives."""
+        return self._buckets[index]
+
+    def path(self, index: int) -> str:
+        """The full path or URL of a sample's file."""
+        return self.manifest.locate(self.entries[index])
+
+    def load(self, index: int, *, seed: int, epoch: int) -> Clip:
+        """Reads a sample; where it starts, its crop and its mirroring are drawn from (seed, epoch, index).
+
+        Raises:
+            ClipError: the file is missing, broken or too short.
+        """
+        entry, bucket, url = self.entries[index], self._buckets[index], self.path(index)
+        place, x, y, mirror = self._draw(seed, epoch, index)
+        fit = Fit(bucket.height, bucket.width, x, y, flip=self.flip and mirror < 0.5 and may_flip(entry.caption))
+        with reading(url), files.open_media(url) as media:
+            if files.is_image(url):
+                picture = normalise(fit(read_image(media)))
+                return Clip(_repeat(picture, bucket.frames), entry.caption, index, fps=0.0)
+            with VideoStream(media, self.stream) as video:
+                convert = _Convert(fit, video.aspect)
+                taken = take(video, self.samplings[bucket], convert, place=place, cut=entry.cut)
+        return Clip(torch.stack(taken.pictures, dim=1), entry.caption, index, taken.fps)
+
+    def _draw(self, seed: int, epoch: int, index: int) -> tuple[float, float, float, float]:
+        raw = np.random.Philox(np.random.SeedSequence([seed, epoch, index])).random_raw(DRAWS)
+        place, x, y, mirror = (float(bits >> np.uint64(11)) / 2**53 for bits in raw)  # [0, 1), as numpy makes floats
+        if self.place != "random":
+            place = 0.0 if self.place == "start" else 0.5
+        if self.crop == "center":
+            x = y = 0.5
+        return place, x, y, mirror
+
+
+def open_videos(
+    source: str | Path,
+    *,
+    frames: int = 16,
+    height: int = 256,
+    width: int = 256,
+    interval: int | None = None,
+    fps: float | None = None,
+    short: Short = "skip",
+    crop: Crop = "center",
+    flip: bool = True,
+    place: Place = "random",
+    buckets: Sequence[Bucket] | None = None,
+    stream: int | None = None,
+    root: str | None = None,
+    empty_captions: bool = False,
+    workers: int = 8,
+) -> VideoDataset:
+    """Opens a folder or a manifest for training.
+
+    Args:
+        source: see `manifest.read_manifest`.
+        frames, height, width: the clips' shape, where no buckets are given.
+        interval: take every so many source frames. Without it and without `fps` Open-Sora 1.0's: 3 up to 16 frames,
+            2 above.
+        fps: take frames at this rate instead.
+        short: videos too short for that: `skip` or `hold` their last frame. Skipped ones are left out at once where
+            the manifest says their length (num_frames or end, and fps), else found on reading and rejected.
+        crop: `center`, or anywhere at `random`.
+        flip: mirror half of the clips, but never one whose caption speaks of left, right, east, west or clockwise.
+        place: where in a video the clip lies: at `random`, at its `start`, or in the `center` of it.
+        buckets: shapes to sort clips into, see `buckets.choose_bucket`. Entries that don't say width, height and (for
+            buckets of different lengths) num_frames are probed first; `stdit data validate --write` stores the facts.
+            Clips that can't be probed go to the first bucket, to be rejected when read.
+        stream: which video stream of a file, from 0; FFmpeg's best without it.
+        root: the folder that relative paths start from, instead of the manifest's own.
+        empty_captions: train on clips without captions.
+        workers: threads that probe.
+
+    Images are clips of one frame, which is repeated in buckets of more frames, and is never too short.
+
+    Raises:
+        DataError: nothing to train on, missing captions, settings that make no sense.
+    """
+    if interval is None and fps is None:
+        interval = 3 if frames <= 16 else 2
+    for name, value, allowed in (("crop", crop, ("center", "random")), ("place", place, ("random", "start", "center"))):
+        if value not in allowed:
+            raise DataError(f"{name} {value!r}: expected {' or '.join(map(repr, allowed))}")
+    if buckets is None and min(frames, height, width) < 1:
+        raise DataError(f"{frames} frames of {height}x{width}: expected numbers from 1")
+    shapes = [Bucket(*bucket) for bucket in buckets] if buckets is not None else [Bucket(frames, height, width)]
+    if not shapes:
+        raise DataError("buckets: expected at least one, as in 16x256x256")
+    sampling = Sampling(min(shape.frames for shape in shapes), interval=interval, fps=fps, short=short)
+
+    manifest = read_manifest(str(source), root=root)
+    entries = _captioned(manifest, empty_captions)
+    if len(shapes) > 1:
+        entries = _with_facts(manifest, entries, stream, workers, lengths=len({shape.frames for shape in shapes}) > 1)
+    kept = [entry for entry in entries if short == "hold" or not _known_short(entry, sampling)]
+    if not kept:
+        need = float(sampling.span(entries[0].fps or 30))
+        raise DataError(f"{source}: all {len(entries)} clips are shorter than the {need:g} source frames needed")
+    if len(kept) < len(entries):
+        log.warning("%s: %d of %d clips left out, too short", source, len(entries) - len(kept), len(entries))
+    chosen = [_choose(entry, shapes, sampling) for entry in kept]
+    if len(shapes) > 1:
+        shares = ", ".join(f"{bucket}: {count}" for bucket, count in sorted(Counter(chosen).items()))
+        log.info("%s: clips per bucket %s", source, shares)
+    return VideoDataset(
+        manifest,
+        kept,
+        chosen,
+        interval=interval,
+        fps=fps,
+        short=short,
+        crop=crop,
+        flip=flip,
+        place=place,
+        stream=stream,
+    )
+
+
+def with_facts(entry: Entry, facts: Probe) -> Entry:
+    """The entry with what a probe found where it says nothing itself."""
+    return replace(
+        entry,
+        fps=entry.fps or facts.fps or None,
+        width=entry.width or facts.width,
+        height=entry.height or facts.height,
+        num_frames=entry.num_frames or facts.frames,
+    )
+
+
+class _Convert:
+    """A decoded frame to [C, H, W] float32 in [-1, 1], the same way for all frames of a clip."""
+
+    def __init__(self, fit: Fit, aspect: float) -> None:
+        self.fit, self.aspect, self.reformatter = fit, aspect, VideoReformatter()
+
+    def __call__(self, frame: Any) -> Tensor:
+        aspect = 1 / self.aspect if color.turned(frame) else self.aspect
+        picture = replace(self.fit, aspect=aspect)(color.to_rgb(frame, self.reformatter))
+        if color.is_hdr(frame):
+            picture = color.tone_map(picture, frame.color_trc)
+        return normalise(picture)
+
+
+def _repeat(picture: Tensor, frames: int) -> Tensor:
+    return picture[:, None].repeat(1, frames, 1, 1)
+
+
+def _captioned(manifest: Manifest, empty_captions: bool) -> list[Entry]:
+    empty = [entry for entry in manifest.entries if not entry.caption]
+    if not empty or empty_captions:
+        return manifest.entries
+    if manifest.url == manifest.folder:
+        where = "put each video's caption beside it, as name.txt beside name.mp4"
+    else:
+        where = "fill in column 'caption'"
+    raise DataError(
+        f"{manifest.url}: {len(empty)} of {len(manifest.entries)} clips have no caption, the first {empty[0].path}; "
+        f"{where}, or set empty_captions to train without"
+    )
+
+
+def _with_facts(
+    manifest: Manifest, entries: list[Entry], stream: int | None, workers: int, *, lengths: bool
+) -> list[Entry]:
+    def complete(entry: Entry) -> Entry:
+        known = entry.width and entry.height and (not lengths or (entry.num_frames and entry.fps))
+        if known:
+            return entry
+        try:
+            return with_facts(entry, probe(manifest.locate(entry), stream=stream))
+        except ClipError:
+            return entry
+
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        return list(pool.map(complete, entries))
+
+
+def _frames_within(entry: Entry) -> int | None:
+    """Frames of an entry's cut as far as the manifest tells."""
+    fps = entry.fps
+    if entry.num_frames is None and entry.cut.end is None and entry.cut.end_frame is None:
+        return None
+    if fps is None and (entry.start is not None or entry.end is not None):
+        return None
+    return entry.cut.frames(fps or 1.0, entry.num_frames or 2**62)
+
+
+def _known_short(entry: Entry, sampling: Sampling) -> bool:
+    within = _frames_within(entry)
+    if files.is_image(entry.path) or within is None or (sampling.fps and entry.fps is None):
+        return False
+    return within < sampling.span(entry.fps or 1.0)
+
+
+def _choose(entry: Entry, shapes: list[Bucket], sampling: Sampling) -> Bucket:
+    if len(shapes) == 1:
+        return shapes[0]
+    if not entry.width or not entry.height:
+        return shapes[0]
+    if files.is_image(entry.path):
+        frames = 1
+    else:
+        within = _frames_within(entry)
+        fitting = [
+            shape.frames
+            for shape in shapes
+            if within is not None and replace(sampling, frames=shape.frames).span(entry.fps or 1.0) <= within
+        ]
+        frames = max(fitting, default=0)
+    return choose_bucket(shapes, frames, entry.height, entry.width)

@@ -1,0 +1,165 @@
+"""Every path a user gives goes through fsspec: local paths, `zip://a.mp4::/path/clips.zip`, `s3://bucket/a.mp4`, ...
+
+A URL here is what fsspec calls one: a plain path, or `protocol://path`, with `::` between the layers of a chain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import fsspec
+from fsspec.core import split_protocol, url_to_fs
+
+from stdit_data.errors import DataError
+
+VIDEO_SUFFIXES = frozenset((
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv", ".ogv",
+    ".3gp", ".gif",
+))  # fmt: skip
+IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))
+
+
+def suffix(url: str) -> str:
+    """The lower-case suffix of a URL's own path: `.mp4` for `zip://a.MP4::/x.zip`."""
+    return PurePosixPath(url.split("::")[0]).suffix.lower()
+
+
+def is_image(url: str) -> bool:
+    return suffix(url) in IMAGE_SUFFIXES
+
+
+def is_local(url: str) -> bool:
+    return "::" not in url and split_protocol(url)[0] in (None, "file", "local")
+
+
+def local_path(url: str) -> Path:
+    """The path of a local URL (`is_local`)."""
+    return Path(split_protocol(url)[1]) if "://" in url else Path(url)
+
+
+def parent(url: str) -> str:
+    """The folder that a file lies in, as a URL; within an archive, the folder in that archive."""
+    head, *rest = url.split("::")
+    protocol, path = split_protocol(head)
+    folder = path.rsplit("/", 1)[0] if "/" in path else "" if protocol else "."
+    return "::".join([f"{protocol}://{folder}" if protocol else folder or "/", *rest])
+
+
+def join(folder: str, path: str) -> str:
+    """`path` seen from `folder`; a path that is absolute or a URL stays as it is."""
+    if "://" in path or "::" in path or (path.startswith("/") and split_protocol(folder)[0] in (None, "file", "local")):
+        return path
+    head, *rest = folder.split("::")
+    separator = "" if head.endswith("/") or not head else "/"
+    return "::".join([f"{head}{separator}{path}", *rest])
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec filesystem of a URL and the path within it. Archives are opened once and kept.
+
+    Raises:
+        DataError: the protocol is unknown or its package is not installed.
+    """
+    head, *rest = url.split("::")
+    protocol, path = split_protocol(head)
+    if rest:
+        return _archive(protocol or "file", "::".join(rest)), path
+    try:
+        return url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        extra = {"s3": "s3", "gs": "gs", "gcs": "gs", "hf": "hf", "http": "https", "https": "https"}.get(protocol or "")
+        hint = f"; install stdit-data[{extra}]" if extra else ""
+        raise DataError(f"{url}: {str(error).splitlines()[0]}{hint}") from None
+
+
+@lru_cache(maxsize=16)
+def _archive(protocol: str, rest: str) -> Any:
+    return url_to_fs(f"{protocol}://::{rest}")[0]
+
+
+def exists(url: str) -> bool:
+    fs, path = filesystem(url)
+    return bool(fs.exists(path))
+
+
+def is_folder(url: str) -> bool:
+    fs, path = filesystem(url)
+    return bool(fs.isdir(path))
+
+
+def size(url: str) -> int:
+    """Bytes."""
+    fs, path = filesystem(url)
+    return int(fs.size(path))
+
+
+def walk(folder: str) -> list[str]:
+    """All files below a folder, as paths relative to it, sorted; hidden ones (a leading dot) are left out."""
+    fs, root = filesystem(folder)
+    root = fs._strip_protocol(root).rstrip("/")
+    found = []
+    for path in fs.find(root):
+        relative = str(path).removeprefix(root).lstrip("/")
+        if not any(part.startswith(".") for part in relative.split("/")):
+            found.append(relative)
+    return sorted(found)
+
+
+@contextmanager
+def open_binary(url: str) -> Iterator[IO[bytes]]:
+    fs, path = filesystem(url)
+    with fs.open(path, "rb") as file:
+        yield file
+
+
+def read_text(url: str) -> str:
+    """A text file's content: UTF-8, a byte-order mark is dropped.
+
+    Raises:
+        DataError: the file isn't UTF-8.
+    """
+    with open_binary(url) as file:
+        data = file.read()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{url}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
+
+
+@contextmanager
+def open_write(url: str) -> Iterator[IO[bytes]]:
+    """A file to write. A local one is written beside its place and renamed at the end, so it is never half there."""
+    if not is_local(url):
+        with fsspec.open(url, "wb") as file:
+            yield file
+        return
+    path = local_path(url)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        with partial.open("wb") as file:
+            yield file
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def open_media(url: str) -> Iterator[str | IO[bytes]]:
+    """What PyAV and Pillow open: the path itself for a local file, since FFmpeg's own reading is faster, else a file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    if is_local(url):
+        path = local_path(url)
+        if not path.is_file():
+            raise FileNotFoundError(f"{url}: no such file")
+        yield str(path)
+    else:
+        with open_binary(url) as file:
+            yield file

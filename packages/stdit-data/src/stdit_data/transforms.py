@@ -1,0 +1,74 @@
+"""Pictures to the model's size and range: resize, crop, flip, normalise.
+
+C channels (3), H height, W width.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Mirroring would make a caption that says one of these untrue.
+SIDES = re.compile(
+    r"\b(left|right|leftwards?|rightwards?|left-hand|right-hand|clockwise|counter-?clockwise|anticlockwise"
+    r"|east(ern|wards?)?|west(ern|wards?)?)\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How one clip is brought to `height` x `width`; the same for all its frames.
+
+    The picture is scaled until it just covers the target, keeping its proportions as shown (so the short side fits for
+    a square), then cut.
+
+    Attributes:
+        height, width: the target in pixels.
+        x, y: where the cut lies in what is left over, 0 (left, top) to 1 (right, bottom); 0.5 is the centre.
+        flip: mirror left and right.
+        aspect: width over height of one pixel of the source.
+    """
+
+    height: int
+    width: int
+    x: float = 0.5
+    y: float = 0.5
+    flip: bool = False
+    aspect: float = 1.0
+
+    def scaled(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of a picture of `height` x `width` source pixels after scaling."""
+        shown = width * self.aspect
+        scale = max(self.height / height, self.width / shown)
+        return max(self.height, round(height * scale)), max(self.width, round(shown * scale))
+
+    def __call__(self, picture: Tensor) -> Tensor:
+        """[C, H, W], uint8 or float, to [C, height, width] of the same kind. Antialiased bicubic (Pillow's)."""
+        height, width = self.scaled(*picture.shape[-2:])
+        if (height, width) != tuple(picture.shape[-2:]):
+            picture = F.interpolate(picture[None], (height, width), mode="bicubic", antialias=True)[0]
+        top, left = round(self.y * (height - self.height)), round(self.x * (width - self.width))
+        picture = picture[:, top : top + self.height, left : left + self.width]
+        return picture.flip(-1) if self.flip else picture
+
+
+def may_flip(caption: str) -> bool:
+    """Whether a mirrored clip still fits its caption: it speaks of neither left nor right."""
+    return not SIDES.search(caption)
+
+
+def normalise(picture: Tensor) -> Tensor:
+    """uint8, or float in [0, 1], to float32 in [-1, 1]."""
+    if picture.dtype == torch.uint8:
+        return picture.to(torch.float32).div_(127.5).sub_(1)
+    return picture.clamp(0, 1).mul_(2).sub_(1)
+
+
+def to_uint8(values: Tensor) -> Tensor:
+    """Values in [-1, 1] of any shape to uint8 on the CPU, rounded to the nearest; values outside are clamped."""
+    return values.detach().to("cpu", torch.float32).add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
