@@ -20,6 +20,7 @@ from stdit_model.layers import (
     FullAttention,
     LayerNorm,
     Mlp,
+    SelfAttention,
     SpatialAttention,
     TemporalAttention,
     gated,
@@ -58,7 +59,7 @@ class Block(nn.Module):
         self.norm1 = LayerNorm(width)
         self.norm2 = LayerNorm(width)
         if mixing == "full":
-            self.attn = FullAttention(width, num_heads)
+            self.attn: SelfAttention = FullAttention(width, num_heads)
         elif mixing != "temporal":
             self.attn = SpatialAttention(width, num_heads)
         if mixing in ("sequential", "parallel", "temporal"):

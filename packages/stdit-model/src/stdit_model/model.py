@@ -4,7 +4,9 @@ Legend: B batch, C channels, T frames, H W height and width, S tokens per frame,
 K head width. Sizes in latents unless said otherwise.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import MutableSequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -12,6 +14,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
 from torch import Tensor, nn
 
+from stdit_model import weights
 from stdit_model.blocks import Block, Variant, mixings
 from stdit_model.embed import (
     CaptionEmbedder,
@@ -72,7 +75,9 @@ class STDiT(ModelMixin, ConfigMixin):
     arXiv:2401.03048.
     """
 
-    _no_split_modules = ["Block"]  # noqa: RUF012  (diffusers reads it from the class)
+    blocks: MutableSequence[Block]  # an nn.ModuleList, typed by what it holds
+    _no_split_modules = ["Block"]  # noqa: RUF012  (diffusers reads these from the class)
+    _repeated_blocks = ["Block"]  # noqa: RUF012
 
     @register_to_config
     def __init__(
@@ -101,9 +106,8 @@ class STDiT(ModelMixin, ConfigMixin):
         self.t_embedder = TimestepEmbedder(hidden_size)
         self.t_block = nn.Sequential(nn.SiLU(), Float32Linear(hidden_size, 6 * hidden_size))
         self.y_embedder = CaptionEmbedder(caption_channels, hidden_size, model_max_length)
-        self.blocks = nn.ModuleList(
-            Block(hidden_size, num_heads, mlp_ratio, mixing) for mixing in mixings(variant, depth)
-        )
+        blocks = (Block(hidden_size, num_heads, mlp_ratio, mixing) for mixing in mixings(variant, depth))
+        self.blocks = cast("MutableSequence[Block]", nn.ModuleList(blocks))
         self.final_layer = FinalLayer(hidden_size, patch_t * patch_h * patch_w * self.out_channels)
         self.initialize_weights()
 
@@ -116,6 +120,81 @@ class STDiT(ModelMixin, ConfigMixin):
             TypeError: an override that the constructor does not know.
         """
         return cls(**{**preset(name), **overrides})
+
+    @classmethod
+    def from_open_sora(
+        cls,
+        path_or_hub_id: str | Path,
+        num_heads: int | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+        **overrides: Any,
+    ) -> "STDiT":
+        """The weights of an Open-Sora v1.0 release: `STDiT.from_open_sora("OpenSora-v1-HQ-16x512x512.pth")`.
+
+        Every size and the variant are read from the tensors, the position scales from its position buffers where it
+        has them. The file is a torch archive (its tensors at the top level, or under `ema`) or the same tensors as
+        safetensors; it may be on the Hub, as "hpcai-tech/Open-Sora/OpenSora-v1-HQ-16x512x512.pth".
+
+        Args:
+            num_heads: width / 72 unless given; it doesn't show in the tensors.
+            dtype: of the parameters.
+            overrides: constructor arguments; position scales replace the file's, and variant="parallel" may read
+                a "seq" file, whose tensors are the same; others must agree with it.
+
+        Raises:
+            FileNotFoundError: nothing is there.
+            WeightsError: another layout, or a key missing, left over, of another shape or in conflict with an override.
+        """
+        return weights.build(cls, weights.open_sora_weights(path_or_hub_id, num_heads, **overrides), dtype)
+
+    @classmethod
+    def from_pixart(
+        cls,
+        path_or_hub_id: str | Path,
+        num_heads: int | None = None,
+        *,
+        ema: bool = False,
+        null_caption: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+        **overrides: Any,
+    ) -> "STDiT":
+        """A video model that starts from PixArt-alpha's image model.
+
+        For "seq" (the default) and "parallel" the new temporal attention starts with a zero projection, so that
+        the output on T frames equals PixArt on each. "dit" takes every weight, "latte" all but its odd blocks'
+        self-attention, and neither has this property.
+
+        Args:
+            path_or_hub_id: the original .pth, or a folder (or Hub id) in diffusers' layout.
+            num_heads: the config.json's, or else width / 72, unless given.
+            ema: read `state_dict_ema` of a .pth instead of `state_dict`.
+            null_caption: [L, caption_channels], the text encoder's states of the empty prompt. diffusers' layout has
+                none: without this argument it then keeps a random start, with a warning. It replaces a .pth's own.
+            dtype: of the parameters.
+            overrides: constructor arguments, such as `variant` and the position scales; sizes must agree with the file.
+
+        Raises:
+            FileNotFoundError: nothing is there.
+            WeightsError: another layout, or a key missing, left over, of another shape or in conflict with an override.
+        """
+        found = weights.pixart_weights(path_or_hub_id, num_heads, ema=ema, null_caption=null_caption, **overrides)
+        return weights.build(cls, found, dtype)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "STDiT":
+        """A model that `save_pretrained` or `push_to_hub` wrote, as diffusers reads it, but strictly.
+
+        Args:
+            pretrained_model_name_or_path: its folder, or a Hub id.
+            options: of diffusers' `ModelMixin.from_pretrained`, such as dtype, subfolder, revision, device_map.
+
+        Raises:
+            FileNotFoundError: no such folder, or no config.json or weights in it.
+            WeightsError: tensors missing, left over or of other shapes; or the Hub doesn't give the model.
+        """
+        folder, options = weights.checked_folder(pretrained_model_name_or_path, options)
+        return super().from_pretrained(folder, **options)
 
     def initialize_weights(self) -> None:
         """Initialise as Open-Sora 1.0 does: the new temporal attention and the output start at zero."""
@@ -175,7 +254,7 @@ class STDiT(ModelMixin, ConfigMixin):
             x: noisy latents [B, C, T, H, W]; T, H, W are multiples of the patch.
             timestep: [B], 0..999 (iDDPM), or 1000 * sigma (rectified flow).
             y: text-encoder states [B, L, caption_channels], or what `encode_text` made of them.
-            mask: [B, L], nonzero where a text token takes part; None for all. Not with a `TextCache`, which has its own.
+            mask: [B, L], nonzero where a text token takes part; None for all. A `TextCache` has its own.
             space_scale, time_scale: position scales; the configuration's unless given.
 
         Returns:

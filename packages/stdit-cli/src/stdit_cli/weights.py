@@ -1,0 +1,65 @@
+"""`stdit weights`: what a checkpoint is, and conversion between layouts."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Look at checkpoints and convert them.", no_args_is_help=True)
+
+Ema = Annotated[bool, typer.Option("--ema", help="Read state_dict_ema of a PixArt .pth.")]
+Component = Annotated[str | None, typer.Option(help="A Hub id to record, or a folder to copy.")]
+
+
+@app.command()
+def inspect(
+    file: Annotated[str, typer.Argument(help="A .pth, .safetensors, folder or Hub id (owner/name/FILE).")],
+    ema: Ema = False,
+) -> None:
+    """Say what a checkpoint is: layout, parameters, dtype, sizes, and what it lacks as each variant."""
+    from stdit_model.inspection import describe
+
+    for line in describe(file, ema=ema):
+        typer.echo(line)
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Weights of any layout: a file, folder or Hub id.")],
+    destination: Annotated[
+        Path, typer.Argument(metavar="DST", help="A pipeline folder; or .pth/.safetensors for Open-Sora's layout.")
+    ],
+    variant: Annotated[str | None, typer.Option(help="dit, seq, parallel or latte, from PixArt.")] = None,
+    num_heads: Annotated[int | None, typer.Option(help="Attention heads, if not width / 72.")] = None,
+    ema: Ema = False,
+    null_caption: Annotated[
+        Path | None, typer.Option(help="The empty prompt's text-encoder states, [L, Dc] in a .safetensors file.")
+    ] = None,
+    space_scale: Annotated[float | None, typer.Option(help="Spatial position scale, if not the file's.")] = None,
+    time_scale: Annotated[float | None, typer.Option(help="Temporal position scale, if not the file's.")] = None,
+    vae: Component = None,
+    text_encoder: Component = None,
+    tokenizer: Component = None,
+    scheduler: Annotated[str | None, typer.Option(help="iddpm, flow, a Hub id or a folder.")] = None,
+) -> None:
+    """Write a whole pipeline folder, or the Open-Sora v1.0 layout back."""
+    from stdit_model.convert import read_null_caption, write_open_sora, write_pipeline
+
+    options = {
+        "variant": variant,
+        "num_heads": num_heads,
+        "ema": ema or None,
+        "null_caption": null_caption and read_null_caption(null_caption),
+        "space_scale": space_scale,
+        "time_scale": time_scale,
+    }
+    parts = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "scheduler": scheduler}
+    options = {name: value for name, value in options.items() if value is not None}
+    parts = {name: value for name, value in parts.items() if value is not None}
+    if destination.suffix in (".pth", ".safetensors"):
+        if parts:
+            raise typer.BadParameter(f"--{' --'.join(parts).replace('_', '-')} belong to a pipeline folder, not a file")
+        model = write_open_sora(source, destination, **options)
+    else:
+        model = write_pipeline(source, destination, **parts, **options)
+    typer.echo(f"{destination}: STDiT {model.config.variant}, {model.num_parameters():,} parameters")
