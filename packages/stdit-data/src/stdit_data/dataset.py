@@ -6,8 +6,9 @@ C channels (3), T frames, H height, W width.
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from stdit_data.clip import Clip
 from stdit_data.errors import ClipError, DataError
 from stdit_data.manifest import Entry, Manifest, read_manifest
 from stdit_data.probe import Probe, probe, read_image, reading
-from stdit_data.sampling import Sampling, Short, take
+from stdit_data.sampling import Sampling, Short, default_sampling, take
 from stdit_data.stream import VideoStream
 from stdit_data.transforms import Fit, may_flip, normalise
 
@@ -43,20 +44,16 @@ class VideoDataset:
         manifest: Manifest,
         entries: Sequence[Entry],
         buckets: Sequence[Bucket],
+        samplings: Mapping[Bucket, Sampling],
         *,
-        interval: int | None,
-        fps: float | None,
-        short: Short,
         crop: Crop,
         flip: bool,
         place: Place,
         stream: int | None,
     ) -> None:
         self.manifest, self.entries, self._buckets = manifest, list(entries), list(buckets)
+        self.samplings = dict(samplings)
         self.crop, self.flip, self.place, self.stream = crop, flip, place, stream
-        self.samplings = {
-            bucket: Sampling(bucket.frames, interval=interval, fps=fps, short=short) for bucket in set(buckets)
-        }
         weights = [entry.weight for entry in self.entries]
         self.weights = (
             None if all(w is None for w in weights) else [1.0 if weight is None else weight for weight in weights]
@@ -145,8 +142,6 @@ def open_videos(
     Raises:
         DataError: nothing to train on, missing captions, settings that make no sense.
     """
-    if interval is None and fps is None:
-        interval = 3 if frames <= 16 else 2
     for name, value, allowed in (("crop", crop, ("center", "random")), ("place", place, ("random", "start", "center"))):
         if value not in allowed:
             raise DataError(f"{name} {value!r}: expected {' or '.join(map(repr, allowed))}")
@@ -155,19 +150,23 @@ def open_videos(
     shapes = [Bucket(*bucket) for bucket in buckets] if buckets is not None else [Bucket(frames, height, width)]
     if not shapes:
         raise DataError("buckets: expected at least one, as in 16x256x256")
-    sampling = Sampling(min(shape.frames for shape in shapes), interval=interval, fps=fps, short=short)
+    samplings = {shape: default_sampling(shape.frames, interval, fps, short) for shape in shapes}
+    least = samplings[min(shapes)]
 
     manifest = read_manifest(str(source), root=root)
     entries = _captioned(manifest, empty_captions)
     if len(shapes) > 1:
         entries = _with_facts(manifest, entries, stream, workers, lengths=len({shape.frames for shape in shapes}) > 1)
-    kept = [entry for entry in entries if short == "hold" or not _known_short(entry, sampling)]
+    kept = [entry for entry in entries if short == "hold" or not _known_short(entry, least)]
     if not kept:
-        need = float(sampling.span(entries[0].fps or 30))
-        raise DataError(f"{source}: all {len(entries)} clips are shorter than the {need:g} source frames needed")
+        need = math.ceil(least.span(entries[0].fps or 30))
+        raise DataError(
+            f"{source}: all {len(entries)} clips are too short, {need} source frames are needed; ask for fewer frames or "
+            "a smaller interval, or set short='hold'"
+        )
     if len(kept) < len(entries):
         log.warning("%s: %d of %d clips left out, too short", source, len(entries) - len(kept), len(entries))
-    chosen = [_choose(entry, shapes, sampling) for entry in kept]
+    chosen = [_choose(entry, samplings) for entry in kept]
     if len(shapes) > 1:
         shares = ", ".join(f"{bucket}: {count}" for bucket, count in sorted(Counter(chosen).items()))
         log.info("%s: clips per bucket %s", source, shares)
@@ -175,9 +174,7 @@ def open_videos(
         manifest,
         kept,
         chosen,
-        interval=interval,
-        fps=fps,
-        short=short,
+        samplings,
         crop=crop,
         flip=flip,
         place=place,
@@ -261,7 +258,8 @@ def _known_short(entry: Entry, sampling: Sampling) -> bool:
     return within < sampling.span(entry.fps or 1.0)
 
 
-def _choose(entry: Entry, shapes: list[Bucket], sampling: Sampling) -> Bucket:
+def _choose(entry: Entry, samplings: Mapping[Bucket, Sampling]) -> Bucket:
+    shapes = list(samplings)
     if len(shapes) == 1:
         return shapes[0]
     if not entry.width or not entry.height:
@@ -272,8 +270,8 @@ def _choose(entry: Entry, shapes: list[Bucket], sampling: Sampling) -> Bucket:
         within = _frames_within(entry)
         fitting = [
             shape.frames
-            for shape in shapes
-            if within is not None and replace(sampling, frames=shape.frames).span(entry.fps or 1.0) <= within
+            for shape, sampling in samplings.items()
+            if within is not None and sampling.span(entry.fps or 1.0) <= within
         ]
         frames = max(fitting, default=0)
     return choose_bucket(shapes, frames, entry.height, entry.width)

@@ -59,6 +59,15 @@ class Sampling:
         return rate / self.interval if self.interval else float(self.fps or rate)
 
 
+def default_sampling(
+    frames: int, interval: int | None = None, fps: float | None = None, short: Short = "skip"
+) -> Sampling:
+    """A `Sampling` with Open-Sora 1.0's interval where neither interval nor fps is given: 3 up to 16 frames, else 2."""
+    if interval is None and fps is None:
+        interval = 3 if frames <= 16 else 2
+    return Sampling(frames, interval=interval, fps=fps, short=short)
+
+
 @dataclass(frozen=True, slots=True)
 class Cut:
     """The part of a video that an entry means: from `start` up to but without `end`, in seconds or in frames (which

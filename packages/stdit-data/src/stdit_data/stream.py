@@ -29,9 +29,9 @@ class VideoStream:
         rate: frames a second on average, as the file says or FFmpeg guesses.
         time_base: seconds per tick.
         first: tick of the first frame.
-        declared: frames the file says it has; 0 where it doesn't say.
-        timed: False where frames have no timestamps (raw streams): ticks then count frames, and all decoding starts
-            at the beginning.
+        declared: frames that the file's index lists (mp4 and mov); 0 where there is no such index.
+        timed: False where frames have no timestamps to rely on (raw streams, AVI with B-frames, MPEG program streams):
+            ticks then count frames, and all decoding starts at the beginning.
         packets: how many the last call of `timestamps` found, hidden ones included.
 
     Raises:
@@ -55,8 +55,12 @@ class VideoStream:
             raise
         self.video.codec_context.thread_count = 1  # the loader's threads already fill the cores
         self.rate = self.video.average_rate or self.video.guessed_rate or self.video.base_rate or DEFAULT_RATE
-        self.declared = int(self.video.frames or 0)
-        self.timed = self.video.start_time is not None
+        format_name = self.container.format.name
+        self.declared = int(self.video.frames or 0) if "mp4" in format_name else 0
+        # AVI has no presentation times, and MPEG program streams have some, which FFmpeg extends differently after a
+        # seek. AVI without reordered frames is fine.
+        guessed = format_name == "mpeg" or (format_name == "avi" and self.video.codec_context.has_b_frames)
+        self.timed = self.video.start_time is not None and not guessed
         self.time_base = self.video.time_base if self.timed and self.video.time_base else 1 / self.rate
         self.first = int(self.video.start_time) if self.timed else 0
 
@@ -89,15 +93,16 @@ class VideoStream:
         """Seconds, as the stream or else its file says; None where neither does."""
         if self.video.duration and self.video.time_base:
             return float(self.video.duration * self.video.time_base)
-        if self.container.duration:
-            return float(self.container.duration / av.time_base)
+        if self.container.duration:  # in Matroska counted from time zero, not from the first frame
+            late = float(self.first * self.time_base) if "matroska" in self.container.format.name else 0.0
+            return max(0.0, self.container.duration / av.time_base - late)
         return None
 
     def count(self) -> int:
-        """Frames, as declared or reckoned from duration and rate, else counted (`timestamps`)."""
+        """Frames, as declared or reckoned from duration and rate (a guess), else counted (`timestamps`)."""
         if self.declared:
             return self.declared
-        if self.duration is not None:
+        if self.duration is not None and self.timed:
             return max(1, round(self.duration * self.rate))
         return len(self.timestamps())
 

@@ -1,0 +1,1 @@
+"""Converters from public sets' own metadata to manifests."""
