@@ -1,0 +1,1 @@
+"""The `stdit` command."""

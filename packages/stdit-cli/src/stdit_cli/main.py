@@ -1,0 +1,66 @@
+"""The `stdit` command: one Typer app, every command in a file of its own, heavy imports inside the commands.
+
+What a user can get wrong ends in one line on stderr and exit code 2; --debug shows where it came from.
+"""
+
+import os
+import sys
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from stdit_cli import ablate, data, demo, evaluate, sample, stages, train, weights
+
+app = typer.Typer(
+    name="stdit",
+    help="Train, sample and compare text-to-video diffusion transformers (STDiT, Open-Sora 1.0).",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("sample")(sample.sample)
+app.command("train")(train.train)
+app.command("stages")(stages.stages)
+app.command("eval")(evaluate.evaluate)
+app.command("ablate")(ablate.ablate)
+app.command("build-demo")(demo.build_demo)
+app.add_typer(data.app, name="data")
+app.add_typer(weights.app, name="weights")
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"stdit {version('stdit-cli')} (stdit-model {version('stdit-model')})")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Options of every command."""
+
+
+def main() -> None:
+    """Run the command line. --debug is understood anywhere on it."""
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        app()
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("stdit: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except (ValueError, OSError) as error:
+        if debug:
+            raise
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"stdit: {message}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,53 @@
+"""`stdit train`: parse, call, show."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RUNS = Path("runs")
+
+
+def train(
+    stage: Annotated[str, typer.Option(help="Which stage; `stdit stages` lists them.")] = "demo",
+    data: Annotated[
+        str | None, typer.Option(help="Folder of videos with captions, or a manifest; the built-in set unless given.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/<stage> unless given.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the newest run of the stage, or --out's.")
+    ] = False,
+    init: Annotated[
+        str | None, typer.Option(help="Weights to start from: a pipeline, run or model folder, .pth file or hub id.")
+    ] = None,
+    variant: Annotated[str | None, typer.Option(help="seq, parallel, dit or latte.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Time budget: the schedule is fitted to it.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Samples a step.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, order and noise.")] = None,
+    vae: Annotated[str | None, typer.Option(help="VAE: a folder, hub id, or `demo`.")] = None,
+    text_encoder: Annotated[str | None, typer.Option(help="T5 encoder: a folder, hub id, or `demo`.")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, e.g. optimizer.lr=1e-4.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would run and what it takes; train nothing.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Start even if the run can't fit into memory.")] = False,
+) -> None:
+    """Train a stage. The run folder holds its settings, losses, samples, checkpoints and the finished pipeline."""
+    from stdit_cli.training import run_training
+
+    named = {
+        "data.source": data,
+        "init": init,
+        "model.variant": variant,
+        "steps": steps,
+        "minutes": minutes,
+        "global_batch": batch,
+        "seed": seed,
+        "data.vae": vae,
+        "data.text_encoder": text_encoder,
+    }
+    given = {key: value for key, value in named.items() if value is not None}
+    run_training(stage, given, setting or [], out, RUNS, resume=resume, dry_run=dry_run, force=force)

@@ -1,0 +1,228 @@
+"""`shapes`, the embedded world: captioned videos of coloured shapes, drawn on the fly.
+
+Every clip is a function of (split, seed, index), at any frames x height x width: one plain shape on a dark ground, in
+one of seven colours, keeping still or moving at constant speed in one of eight directions, wrapping at the edges.
+Some colour-shape-motion triples are held out of training, while every pair of words is still seen: what a model
+makes of them shows whether it combines what it knows.
+
+Legend: C channels, T frames, H W height and width. x grows rightwards, y downwards.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stdit_data.buckets import Bucket
+from stdit_data.clip import Clip, DataError
+
+Split = Literal["train", "val", "heldout"]
+
+BACKGROUND = (24, 24, 28)
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (230, 45, 40),
+    "green": (40, 190, 70),
+    "blue": (50, 90, 255),
+    "yellow": (250, 220, 50),
+    "purple": (200, 60, 240),
+    "cyan": (40, 215, 225),
+    "white": (245, 245, 245),
+}
+
+_DIAGONAL = math.sqrt(0.5)
+MOTIONS: dict[str, tuple[float, float]] = {  # unit vectors
+    "still": (0.0, 0.0),
+    "left": (-1.0, 0.0),
+    "right": (1.0, 0.0),
+    "up": (0.0, -1.0),
+    "down": (0.0, 1.0),
+    "up left": (-_DIAGONAL, -_DIAGONAL),
+    "up right": (_DIAGONAL, -_DIAGONAL),
+    "down left": (-_DIAGONAL, _DIAGONAL),
+    "down right": (_DIAGONAL, _DIAGONAL),
+}
+
+# Signed distances (negative inside) of shapes of "radius" 1 centred at the origin.
+_Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def _circle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.hypot(x, y) - 1.0
+
+
+def _triangle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Equilateral, a corner up; the centroid at the origin."""
+    return np.maximum(y, np.abs(x) * math.sqrt(0.75) - y * 0.5) - 0.6
+
+
+def _box(x: np.ndarray, y: np.ndarray, half_width: float, half_height: float) -> np.ndarray:
+    return np.maximum(np.abs(x) - half_width, np.abs(y) - half_height)
+
+
+def _cross(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.minimum(_box(x, y, 1.1, 0.33), _box(x, y, 0.33, 1.1))
+
+
+def _bar(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return _box(x, y, 1.2, 0.42)
+
+
+SHAPES: dict[str, _Distance] = {"circle": _circle, "triangle": _triangle, "cross": _cross, "bar": _bar}
+
+_DIRECTIONS: dict[str, tuple[str, ...]] = {
+    "left": ("left", "to the left", "leftwards"),
+    "right": ("right", "to the right", "rightwards"),
+    "up": ("up", "upwards"),
+    "down": ("down", "downwards"),
+    "up left": ("up and left", "up and to the left", "diagonally up left"),
+    "up right": ("up and right", "up and to the right", "diagonally up right"),
+    "down left": ("down and left", "down and to the left", "diagonally down left"),
+    "down right": ("down and right", "down and to the right", "diagonally down right"),
+}
+_MOVING = (
+    "a {colour} {shape} moving {direction}",
+    "a {colour} {shape} moves {direction}",
+    "the {colour} {shape} is moving {direction}",
+    "{colour} {shape} going {direction}",
+    "a {shape} that is {colour} moving {direction}",
+    "a video of a {colour} {shape} that moves {direction}",
+)
+_STILL = (
+    "a {colour} {shape} staying still",
+    "a {colour} {shape} standing still",
+    "a still {colour} {shape}",
+    "a {colour} {shape} that does not move",
+    "a {shape} that is {colour} staying still",
+    "a video of a {colour} {shape} that is not moving",
+)
+
+
+@dataclass(frozen=True)
+class Triple:
+    """What a caption says: the three things that a model has to combine."""
+
+    colour: str
+    shape: str
+    motion: str
+
+    def captions(self) -> list[str]:
+        """Every wording of it; the plainest one first."""
+        if self.motion == "still":
+            return [wording.format(colour=self.colour, shape=self.shape) for wording in _STILL]
+        return [
+            wording.format(colour=self.colour, shape=self.shape, direction=direction)
+            for direction in _DIRECTIONS[self.motion]
+            for wording in _MOVING
+        ]
+
+
+def _held_out(colour: int, shape: int, motion: int) -> bool:
+    """One motion of every colour-shape pair, no two of them sharing a colour-motion or a shape-motion pair."""
+    return motion == (2 * shape + colour) % len(MOTIONS)
+
+
+def triples(split: Split) -> list[Triple]:
+    """The triples of a split: train and val share theirs, heldout has the 28 that neither shows."""
+    every = itertools.product(enumerate(COLOURS), enumerate(SHAPES), enumerate(MOTIONS))
+    return [Triple(c, s, m) for (i, c), (j, s), (k, m) in every if _held_out(i, j, k) == (split == "heldout")]
+
+
+def vocabulary() -> list[str]:
+    """Every word that a caption of the set can hold, sorted."""
+    all_captions = (caption for split in ("train", "heldout") for t in triples(split) for caption in t.captions())
+    return sorted({word for caption in all_captions for word in caption.split()})
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A clip before it is drawn. Lengths are in units of the frame's shorter side, speed per frame."""
+
+    triple: Triple
+    caption: str
+    x: float  # centre in the first frame, 0..1 of the frame's width
+    y: float  # 0..1 of the frame's height
+    radius: float
+    speed: float
+
+
+def render(scene: Scene, frames: int, height: int, width: int) -> Tensor:
+    """Draw a scene: float32 [3, T, H, W] in [-1, 1], antialiased, wrapping at the edges."""
+    side = min(height, width)
+    dx, dy = MOTIONS[scene.triple.motion]
+    t = np.arange(frames)
+    center_x = scene.x * width + dx * scene.speed * side * t
+    center_y = scene.y * height + dy * scene.speed * side * t
+    # Distance from the centre the short way round, so that what leaves one edge enters at the other.
+    x = (np.arange(width) + 0.5 - center_x[:, None] + width / 2) % width - width / 2
+    y = (np.arange(height) + 0.5 - center_y[:, None] + height / 2) % height - height / 2
+    radius = scene.radius * side
+    distance = SHAPES[scene.triple.shape](x[:, None, :] / radius, y[:, :, None] / radius) * radius
+    coverage = np.clip(0.5 - distance, 0.0, 1.0)[None].astype(np.float32)
+    colour, ground = (
+        np.asarray(rgb, np.float32)[:, None, None, None] for rgb in (COLOURS[scene.triple.colour], BACKGROUND)
+    )
+    return torch.from_numpy((ground + coverage * (colour - ground)) / 127.5 - 1.0)
+
+
+class ShapesDataset:
+    """The set as a `ClipDataset`: `length` clips of one size, each determined by (split, seed, index).
+
+    Args:
+        frames, height, width: size of every clip, in frames and pixels.
+        split: "train"; "val", other clips of the same triples; or "heldout", the triples that those never show.
+        length: clips an epoch. Indices beyond it exist too, the set has no end.
+        seed: another seed is another set of clips.
+        fps: frames a second that the clips are meant to be played at.
+    """
+
+    def __init__(
+        self,
+        *,
+        frames: int = 16,
+        height: int = 64,
+        width: int = 64,
+        split: Split = "train",
+        length: int = 8192,
+        seed: int = 0,
+        fps: float = 8.0,
+    ) -> None:
+        if split not in get_args(Split):
+            raise DataError(f"unknown split {split!r} of shapes: choose one of {', '.join(get_args(Split))}")
+        self.size = Bucket(frames, height, width)
+        self.split: Split = split
+        self.length = length
+        self.seed = seed
+        self.fps = fps
+        self._triples: Sequence[Triple] = triples(split)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def bucket(self, index: int) -> Bucket:
+        """Frames, height and width: the same for every clip."""
+        return self.size
+
+    def scene(self, index: int) -> Scene:
+        """What clip `index` shows."""
+        rng = np.random.default_rng([self.seed, get_args(Split).index(self.split), index])
+        triple = self._triples[int(rng.integers(len(self._triples)))]
+        wordings = triple.captions()
+        return Scene(
+            triple=triple,
+            caption=wordings[rng.integers(len(wordings))],
+            x=rng.uniform(),
+            y=rng.uniform(),
+            radius=rng.uniform(0.2, 0.25),
+            speed=rng.uniform(0.04, 0.065),
+        )
+
+    def load(self, index: int, *, seed: int = 0, epoch: int = 0) -> Clip:
+        """Clip `index`; nothing is drawn at random a second time, so `seed` and `epoch` change nothing."""
+        scene = self.scene(index)
+        video = render(scene, self.size.frames, self.size.height, self.size.width)
+        return Clip(video=video, caption=scene.caption, index=index, fps=self.fps)

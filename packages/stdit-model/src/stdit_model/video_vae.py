@@ -1,0 +1,85 @@
+"""Pixels to latents and back, through any diffusers VAE: image VAEs frame by frame, video VAEs by their own strides.
+
+Legend: B batch, C channels, T frames, H W pixels; the latents' axes are named the same way.
+"""
+
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+
+def is_temporal(vae: Any) -> bool:
+    """Whether the VAE takes clips [B, C, T, H, W] (3-D convolutions) rather than single frames."""
+    return any(parameter.ndim == 5 for parameter in vae.parameters())
+
+
+def latent_shape(vae: Any, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+    """Channels, frames, height and width of the latents of a clip.
+
+    Raises:
+        ValueError: a size that the VAE's strides do not divide; the message names the nearest that fit.
+    """
+    spatial = 2 ** (len(vae.config.block_out_channels) - 1)
+    for name, size in (("height", height), ("width", width)):
+        if size % spatial or size <= 0:
+            low = max(spatial, size // spatial * spatial)
+            raise ValueError(f"{name} {size} is not a multiple of {spatial}: take {low} or {low + spatial}")
+    temporal = vae.config.get("temporal_compression_ratio", 4) if is_temporal(vae) else 1
+    latent_frames = (frames - 1) // temporal + 1 if temporal > 1 else frames
+    return vae.config.latent_channels, latent_frames, height // spatial, width // spatial
+
+
+def encode_moments(vae: Any, video: Tensor, chunk: int = 16) -> Tensor:
+    """Mean and log variance of the posterior, [B, 2C, T, H, W], not yet normalised.
+
+    Args:
+        vae: AutoencoderKL, or a diffusers video VAE.
+        video: [B, 3, T, H, W] in [-1, 1].
+        chunk: frames that an image VAE takes at once.
+    """
+    with torch.no_grad():
+        if is_temporal(vae):
+            return vae.encode(video.to(vae.dtype)).latent_dist.parameters
+        frames = rearrange(video, "b c t h w -> (b t) c h w").to(vae.dtype)
+        moments = torch.cat([vae.encode(part).latent_dist.parameters for part in frames.split(chunk)])
+        return rearrange(moments, "(b t) c h w -> b c t h w", b=len(video))
+
+
+def sample_latents(vae: Any, moments: Tensor, noise: Tensor | None = None) -> Tensor:
+    """Normalised latents [B, C, T, H, W] from moments: a posterior sample, or the mean without noise."""
+    mean, log_variance = moments.float().chunk(2, dim=1)
+    if noise is not None:
+        mean = mean + noise * torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
+    shift, scale = _normalisation(vae, mean)
+    return (mean - shift) * scale
+
+
+def decode(vae: Any, latents: Tensor, chunk: int = 16) -> Tensor:
+    """Normalised latents [B, C, T, H, W] to video [B, 3, T, H, W] in [-1, 1], float32."""
+    shift, scale = _normalisation(vae, latents)
+    latents = (latents / scale + shift).to(vae.dtype)
+    with torch.no_grad():
+        if is_temporal(vae):
+            video = vae.decode(latents).sample
+        else:
+            frames = rearrange(latents, "b c t h w -> (b t) c h w")
+            parts = [vae.decode(part).sample for part in frames.split(chunk)]
+            video = rearrange(torch.cat(parts), "(b t) c h w -> b c t h w", b=len(latents))
+    return video.float().clamp(-1.0, 1.0)
+
+
+def _normalisation(vae: Any, latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Shift and scale [1, C, 1, 1, 1]: per channel where the VAE's config has statistics, else its scaling factor.
+
+    sd-vae-ft: (z - 0) * 0.18215.
+    """
+    config = vae.config
+
+    def per_channel(values: Any) -> Tensor:
+        return torch.as_tensor(values, dtype=torch.float32, device=latents.device).reshape(1, -1, 1, 1, 1)
+
+    if config.get("latents_mean") is not None and config.get("latents_std") is not None:
+        return per_channel(config.latents_mean), config.scaling_factor / per_channel(config.latents_std)
+    return per_channel(config.get("shift_factor") or 0.0), per_channel(config.scaling_factor)

@@ -1,0 +1,251 @@
+"""The configuration of a training run: frozen dataclasses, stages as TOML, `key=value` overrides.
+
+Sizes are in frames and pixels, times in steps unless a name says otherwise.
+"""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from importlib import resources
+from typing import Any, Literal, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from stdit_model.blocks import Variant
+
+
+class ConfigError(ValueError):
+    """A setting that does not exist or does not make sense; the message says which and what would."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network. Latent channels and caption width follow from the VAE and the text encoder."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    preset: str = "XL/2"
+    variant: Variant = "seq"
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    model_max_length: int = 120  # text tokens
+    space_scale: float = 1.0
+    time_scale: float = 1.0
+    depth: int | None = None  # the preset's unless set; likewise the next two
+    hidden_size: int | None = None
+    num_heads: int | None = None
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which clips, and how they become frames."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    source: str = "shapes"  # the embedded set, or a folder or manifest of videos
+    frames: int = 16
+    height: int = 256
+    width: int = 256
+    interval: int = 3  # source frames from one frame to the next
+    flip: bool = False
+    fps: float = 8.0  # at which samples are played
+    clips: int = 8192  # of shapes, per epoch
+    remember_latents: bool = False  # encode each clip once and keep its latents in memory
+    workers: int = 2
+    vae: str = "stabilityai/sd-vae-ft-ema"
+    text_encoder: str = "DeepFloyd/t5-v1_1-xxl"
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What is learned (see `stdit_model.diffusion`)."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    name: Literal["iddpm", "flow"] = "iddpm"
+    shift: float = 1.0  # flow: moves noise levels towards 1
+    caption_dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW as published, or Muon on the blocks' matrices with AdamW on the rest."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    name: Literal["adamw", "muon"] = "adamw"
+    lr: float = 2e-5
+    muon_lr: float = 0.04
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    warmup: int = 0  # steps
+    decay: float = 0.0  # the last share of the run over which the learning rate falls linearly to zero
+    ema: float = 0.9999
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How videos are drawn along the way, and what the finished checkpoint's defaults are."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    steps: int = 100
+    guidance: float = 7.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    stage: str
+    steps: int
+    global_batch: int
+    micro_batch: int | None = None  # samples at once; the whole batch unless set
+    seed: int = 0
+    minutes: float | None = None  # a time budget: the schedule is fitted to it
+    precision: Literal["fp32", "bf16"] = "bf16"
+    activation_checkpointing: bool = False
+    log_every: int = 10
+    validate_every: int = 1000
+    sample_every: int = 5000
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    init: str | None = None  # weights to start from
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    sampling: SamplingConfig = SamplingConfig()
+
+
+def stage_names() -> list[str]:
+    """The stages that can be trained, the published ones in their order, then the demo."""
+    names = [path.name.removesuffix(".toml") for path in resources.files("stdit_train").joinpath("stages").iterdir()]
+    order = ["16x256", "16x256-hq", "16x512", "64x512", "360x512", "demo"]
+    return sorted(names, key=lambda name: (order.index(name) if name in order else len(order), name))
+
+
+def load_stage(name: str, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
+    """The configuration of a stage, with overrides of its fields by dotted key.
+
+    Raises:
+        ConfigError: no such stage, no such key, or a value of the wrong type.
+    """
+    if name not in stage_names():
+        known = stage_names()
+        raise ConfigError(f"unknown stage {name!r}: choose one of {', '.join(known)}{_like(name, known)}")
+    text = resources.files("stdit_train").joinpath("stages", f"{name}.toml").read_text()
+    return from_dict(set_values({"stage": name, **tomllib.loads(text)}, overrides or {}))
+
+
+def set_values(values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Set dotted keys in nested plain values, and return these.
+
+    Raises:
+        ConfigError: an unknown key; the message names its nearest neighbours.
+    """
+    for key, value in overrides.items():
+        if key not in _keys():
+            raise _unknown_key(key)
+        *parents, leaf = key.split(".")
+        section = values
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[leaf] = value
+    return values
+
+
+def from_dict(values: Mapping[str, Any]) -> TrainConfig:
+    """Validate nested plain values.
+
+    Raises:
+        ConfigError: the first key that is unknown or has a value of the wrong type.
+    """
+    try:
+        config = TypeAdapter(TrainConfig).validate_python(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+            raise _unknown_key(key) from None
+        raise ConfigError(f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, not {first['input']!r}") from None
+    _check(config)
+    return config
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """The opposite of `from_dict`: plain values, fit for JSON."""
+    return json.loads(json.dumps(asdict(config)))
+
+
+def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
+    """`key=value` strings to values, each read as TOML; what is no TOML is a string.
+
+    Raises:
+        ConfigError: no "=".
+    """
+    overrides: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {setting}: expected key=value, for instance optimizer.lr=1e-4")
+        try:
+            overrides[key.strip()] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            overrides[key.strip()] = value
+    return overrides
+
+
+def _keys(cls: type = TrainConfig, prefix: str = "") -> list[str]:
+    """Every settable key, dotted."""
+    keys = []
+    hints = get_type_hints(cls)
+    for field in fields(cls):
+        if is_dataclass(hints[field.name]):
+            keys += _keys(hints[field.name], f"{prefix}{field.name}.")
+        else:
+            keys.append(prefix + field.name)
+    return keys
+
+
+def _unknown_key(key: str) -> ConfigError:
+    return ConfigError(f"unknown setting {key!r}{_like(key, _keys()) or '; known are ' + ', '.join(_keys())}")
+
+
+def _like(name: str, known: list[str]) -> str:
+    leaf = name.split(".")[-1]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    near += [key for key in known if key.split(".")[-1] == leaf and key not in near]
+    return f" (did you mean {' or '.join(near)}?)" if near else ""
+
+
+def _check(config: TrainConfig) -> None:
+    """What a type alone can't say."""
+    positive = {
+        "steps": config.steps,
+        "global_batch": config.global_batch,
+        "data.frames": config.data.frames,
+        "data.height": config.data.height,
+        "data.width": config.data.width,
+        "data.clips": config.data.clips,
+        "sampling.steps": config.sampling.steps,
+        "log_every": config.log_every,
+        "validate_every": config.validate_every,
+        "sample_every": config.sample_every,
+        "checkpoint_every": config.checkpoint_every,
+        "keep_checkpoints": config.keep_checkpoints,
+    }
+    for key, value in positive.items():
+        if value < 1:
+            raise ConfigError(f"{key} is {value}: expected at least 1")
+    for key, share in (
+        ("objective.caption_dropout", config.objective.caption_dropout),
+        ("optimizer.decay", config.optimizer.decay),
+        ("optimizer.ema", config.optimizer.ema),
+    ):
+        if not 0.0 <= share <= 1.0:
+            raise ConfigError(f"{key} is {share}: expected a number from 0 to 1")

@@ -1,0 +1,45 @@
+"""A clip dataset whose clips are encoded once and remembered as latents."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from stdit_data.buckets import Bucket
+from stdit_data.clip import Clip, ClipDataset
+
+
+class RememberedLatents:
+    """Wraps a dataset in which nothing is drawn at random: `load` gives VAE moments in place of pixels.
+
+    Each clip is encoded when it is first asked for (in the loader's threads) and kept in memory as bfloat16, so that
+    an epoch after the first costs no drawing, decoding or encoding.
+
+    Args:
+        dataset: clips [3, T, H, W]; its clips must not depend on seed and epoch.
+        encode: video [1, 3, T, H, W] to moments [1, 2C, T', H', W'].
+        shape: (T', H', W').
+    """
+
+    def __init__(self, dataset: ClipDataset, encode: Callable[[Tensor], Tensor], shape: tuple[int, int, int]) -> None:
+        self.dataset = dataset
+        self.encode = encode
+        self.shape = Bucket(*shape)
+        self._moments: dict[int, Tensor] = {}
+        self._captions: dict[int, Clip] = {}
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def bucket(self, index: int) -> Bucket:
+        """Latent frames, height and width."""
+        return self.shape
+
+    def load(self, index: int, *, seed: int, epoch: int) -> Clip:
+        """The clip with moments [2C, T', H', W'] as its video."""
+        if index not in self._moments:
+            clip = self.dataset.load(index, seed=seed, epoch=epoch)
+            self._moments[index] = self.encode(clip.video[None])[0].to(torch.bfloat16)
+            self._captions[index] = replace(clip, video=self._moments[index])
+        return replace(self._captions[index], video=self._moments[index].float())

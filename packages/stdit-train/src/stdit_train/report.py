@@ -1,0 +1,66 @@
+"""Curves as PNG."""
+
+from pathlib import Path
+from typing import Any
+
+from stdit_train.metrics import read_metrics
+
+
+def plot_losses(metrics_file: Path, output: Path, title: str) -> None:
+    """Training loss (raw and smoothed) and validation loss over steps."""
+    figure, axes = _figure(7, 4)
+    rows = read_metrics(metrics_file)
+    training = [(row["step"], row["loss"]) for row in rows if "loss" in row]
+    validation = [(row["step"], row["validation_loss"]) for row in rows if "validation_loss" in row]
+    if training:
+        steps, losses = zip(*training, strict=True)
+        axes.plot(steps, losses, color="#9ecae1", linewidth=0.8, label="training")
+        axes.plot(steps, smooth(list(losses)), color="#08519c", linewidth=1.6, label="training, smoothed")
+        axes.set_ylim(0, 1.1 * sorted(losses)[int(len(losses) * 0.98)])
+    if validation:
+        axes.plot(*zip(*validation, strict=True), color="#d94801", marker="o", markersize=3, label="validation (EMA)")
+    axes.set(xlabel="step", ylabel="loss", title=title)
+    if training or validation:
+        axes.legend(frameon=False)
+    axes.grid(alpha=0.25)
+    figure.tight_layout()
+    figure.savefig(output, dpi=120)
+
+
+def smooth(values: list[float], share: float = 0.95) -> list[float]:
+    """Exponential moving average with its start corrected (Kingma & Ba 2015, section 3)."""
+    smoothed, average = [], 0.0
+    for i, value in enumerate(values, start=1):
+        average = share * average + (1 - share) * value
+        smoothed.append(average / (1 - share**i))
+    return smoothed
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    """A figure that belongs to no window system and no global state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots()
+
+
+def plot_variants(curves: dict[str, list[list[tuple[int, float]]]], output: Path, title: str) -> None:
+    """Validation loss over steps, a colour for each variant, a line for each seed.
+
+    Args:
+        curves: for each variant, the (step, loss) points of each seed.
+        output: PNG file.
+        title: above the plot.
+    """
+    figure, axes = _figure(7, 4)
+    for i, (variant, runs) in enumerate(curves.items()):
+        for j, points in enumerate(runs):
+            label = variant if j == 0 else None
+            axes.plot(*zip(*points, strict=True), color=f"C{i}", marker="o", markersize=3, linewidth=1.2, label=label)
+    axes.set(xlabel="step", ylabel="validation loss (EMA)", title=title)
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.25)
+    figure.tight_layout()
+    figure.savefig(output, dpi=120)

@@ -1,0 +1,61 @@
+"""Videos drawn while training, and the pipeline folder that a run leaves behind."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stdit_data.sheet import contact_sheet
+from stdit_data.video import write_mp4
+from stdit_model import STDiT, STDiTPipeline
+from stdit_train.components import Components, build_scheduler
+from stdit_train.config import TrainConfig
+
+
+def build_pipeline(model: STDiT, components: Components, config: TrainConfig) -> STDiTPipeline:
+    """The pipeline that samples what a run trains, with the run's sizes as its defaults."""
+    pipeline = STDiTPipeline(
+        transformer=model,
+        vae=components.vae,
+        text_encoder=components.text_encoder,
+        tokenizer=components.tokenizer,
+        scheduler=build_scheduler(config.objective),
+        num_frames=config.data.frames,
+        height=config.data.height,
+        width=config.data.width,
+        fps=config.data.fps,
+        num_inference_steps=config.sampling.steps,
+        guidance_scale=config.sampling.guidance,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def draw_samples(
+    model: STDiT, components: Components, config: TrainConfig, prompts: list[str], folder: Path, step: int
+) -> Path:
+    """One video a prompt with fixed seeds, as mp4 and as a contact sheet; returns the sheet's path."""
+    pipeline = build_pipeline(model, components, config)
+    generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
+    output: Any = pipeline(prompts, generator=generators)
+    videos = output.frames
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, video in enumerate(videos):
+        write_mp4(folder / f"step-{step:06d}-{i}.mp4", video, config.data.fps)
+    sheet = folder / f"step-{step:06d}.png"
+    contact_sheet(list(videos), prompts).save(sheet)
+    return sheet
+
+
+def save_pipeline(folder: Path, model: STDiT, components: Components, config: TrainConfig) -> None:
+    """Write the pipeline folder of a run, whole or not at all."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        build_pipeline(model, components, config).save_pretrained(partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
