@@ -214,7 +214,7 @@ def _table(buffer: LazyTensor) -> torch.Tensor:
 
 
 def _scales(table: torch.Tensor) -> list[float]:
-    """1 / the position in the second row of a 1-D [sin | cos] table: the simple fraction near it, then as it is."""
+    """1 / the position in the second row of a 1-D [sin | cos] table: a simple fraction, if near one, then as it is."""
     half = table.shape[1] // 2
     if len(table) < 2 or half < 1:
         return []
@@ -222,7 +222,9 @@ def _scales(table: torch.Tensor) -> list[float]:
     position = math.atan2(sine, cosine) * 10000.0 ** ((half - 1) / half)
     if not 1e-3 < position < 1e3:
         return []
-    return [float(Fraction(1 / position).limit_denominator(64)), 1 / position]
+    simple = float(Fraction(1 / position).limit_denominator(64))
+    near = abs(simple * position - 1) < max(1e-6, 20 * torch.finfo(table.dtype).eps)
+    return [simple, 1 / position] if near else [1 / position]
 
 
 def _same(table: torch.Tensor, ours: torch.Tensor) -> bool:

@@ -6,6 +6,7 @@ archive. Pickles are read with weights_only=True, and memory-mapped where the ar
 
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -179,14 +180,18 @@ def _sharded(index: Path) -> dict[str, LazyTensor]:
 def _archive(file: Path, entry: str | None) -> tuple[dict[str, LazyTensor], str | None, tuple[str, ...]]:
     """Tensors of a torch archive, the entry they were in, and the names of the other entries."""
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except pickle.UnpicklingError as error:
+        if zipfile.is_zipfile(file) and file.suffix != ".safetensors":  # by which torch.load would go
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        else:
+            with file.open("rb") as stream:
+                content = torch.load(stream, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        asked = re.search(r"GLOBAL (\S+) (?:was not|whose)", str(error))
+        reason = f"asks for {asked[1]}" if asked else "is damaged, or of another kind"
         raise WeightsError(
-            f"{file}: holds pickled objects other than tensors, which are not loaded, since unpickling runs code: "
-            "save its state dict alone"
+            f"{file}: not a torch archive of tensors alone, it {reason}; nothing else is loaded, since unpickling runs "
+            "code: save its state dict by itself"
         ) from error
-    except (RuntimeError, EOFError) as error:
-        raise WeightsError(f"{file}: not a readable torch archive ({str(error).splitlines()[0]})") from error
     if not isinstance(content, dict):
         raise WeightsError(f"{file}: a state dict expected, not {type(content).__name__}")
     found = None

@@ -66,10 +66,11 @@ class STDiT(ModelMixin, ConfigMixin):
         model_max_length: text tokens of the null caption (120).
         space_scale, time_scale: default position scales: positions are index / scale.
 
-    The latte variant follows the report's description of Latte. It differs from diffusers' LatteTransformer3DModel
-    in that our temporal blocks have cross-attention too, `depth` counts both kinds of block (theirs makes two for
-    each of `num_layers`), the temporal embedding is unscaled unless time_scale says otherwise, and the text goes
-    through PixArt's caption MLP and cross-attention in every block.
+    The latte variant follows the report's description of Latte. It is diffusers' LatteTransformer3DModel but for
+    this: our temporal blocks have cross-attention too (without it the two are equal); `depth` counts both kinds of
+    block, theirs makes two for each of `num_layers`; theirs has temporal positions for exactly `video_length` frames,
+    unscaled, and none for a single frame; and theirs stretches spatial positions to its native `sample_size`, where
+    ours are index / space_scale.
 
     Sources: Open-Sora 1.0 report (STDiT); DiT, arXiv:2212.09748; PixArt-alpha, arXiv:2310.00426; Latte,
     arXiv:2401.03048.
@@ -101,6 +102,7 @@ class STDiT(ModelMixin, ConfigMixin):
         if hidden_size % 4:
             raise ValueError(f"hidden_size {hidden_size} is not a multiple of 4, as 2-D sin-cos positions need")
         patch_t, patch_h, patch_w = patch_size
+        self.register_to_config(patch_size=(patch_t, patch_h, patch_w))  # JSON would have made it a list
         self.out_channels = 2 * in_channels if learn_sigma else in_channels
         self.x_embedder = PatchEmbed3D(in_channels, hidden_size, (patch_t, patch_h, patch_w))
         self.t_embedder = TimestepEmbedder(hidden_size)
@@ -261,9 +263,11 @@ class STDiT(ModelMixin, ConfigMixin):
             [B, 2C, T, H, W] (epsilon or velocity, then the variance channels), or [B, C, T, H, W] without learn_sigma.
 
         Raises:
-            ValueError: an axis that the patch does not divide, or the wrong number of channels.
+            ValueError: an axis that the patch does not divide, the wrong number of channels, or two masks.
         """
         grid_t, grid_h, grid_w = self._token_grid(x)
+        if isinstance(y, TextCache) and mask is not None:
+            raise ValueError("a TextCache has its own mask: give the mask to encode_text")
         width = self.config.hidden_size
         space_scale = self.config.space_scale if space_scale is None else space_scale
         time_scale = self.config.time_scale if time_scale is None else time_scale
