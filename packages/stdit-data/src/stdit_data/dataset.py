@@ -161,8 +161,8 @@ def open_videos(
     if not kept:
         need = math.ceil(least.span(entries[0].fps or 30))
         raise DataError(
-            f"{source}: all {len(entries)} clips are too short, {need} source frames are needed; ask for fewer frames or "
-            "a smaller interval, or set short='hold'"
+            f"{source}: all {len(entries)} clips are too short, {need} source frames are needed; ask for fewer frames, "
+            "a smaller interval, or short='hold'"
         )
     if len(kept) < len(entries):
         log.warning("%s: %d of %d clips left out, too short", source, len(entries) - len(kept), len(entries))

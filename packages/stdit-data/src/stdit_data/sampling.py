@@ -240,8 +240,8 @@ class _Picker:
             if len(self.pictures) == self.count:
                 return
             self._last = tick, frame
-        if self._last is not None:  # at the end it is not known how long the last frame stays on screen
-            self._keep_before(self._last[0] + 1, targets)
+        if self._last is not None:  # how long the last frame stays on screen is not known; targets may be a tick late
+            self._keep_before(self._last[0] + 2, targets)
 
     def hold(self) -> None:
         """Fills up with the last frame."""

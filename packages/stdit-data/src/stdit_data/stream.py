@@ -43,6 +43,11 @@ class VideoStream:
         self._media, self._which = media, stream
         self.packets = 0
         self._open()
+        try:
+            self._read_header()
+        except Exception:
+            self.close()
+            raise
 
     def _open(self) -> None:
         if not isinstance(self._media, str):
@@ -54,15 +59,31 @@ class VideoStream:
             self.container.close()
             raise
         self.video.codec_context.thread_count = 1  # the loader's threads already fill the cores
+
+    def _reopen(self) -> None:
+        self.container.close()
+        self._open()
+
+    def _read_header(self) -> None:
         self.rate = self.video.average_rate or self.video.guessed_rate or self.video.base_rate or DEFAULT_RATE
         format_name = self.container.format.name
         self.declared = int(self.video.frames or 0) if "mp4" in format_name else 0
         # AVI has no presentation times, and MPEG program streams have some, which FFmpeg extends differently after a
         # seek. AVI without reordered frames is fine.
         guessed = format_name == "mpeg" or (format_name == "avi" and self.video.codec_context.has_b_frames)
-        self.timed = self.video.start_time is not None and not guessed
+        start = None if guessed else self._start()
+        self.timed = start is not None
         self.time_base = self.video.time_base if self.timed and self.video.time_base else 1 / self.rate
-        self.first = int(self.video.start_time) if self.timed else 0
+        self.first = start or 0
+
+    def _start(self) -> int | None:
+        """The first frame's tick; None where frames have none. Some short Matroska files don't say, but their packets
+        do."""
+        if self.video.start_time is not None:
+            return int(self.video.start_time)
+        packet = next((packet for packet in self.container.demux(self.video) if packet.size), None)
+        self._reopen()
+        return None if packet is None or packet.pts is None else int(packet.pts)
 
     def _choose(self) -> Any:
         videos = self.container.streams.video
@@ -121,7 +142,7 @@ class VideoStream:
 
     def timestamps(self) -> list[int]:
         """The ticks of all frames in order, from the packets alone (reads the whole file, decodes nothing)."""
-        self._restart()
+        self._reopen()
         self.packets = 0
         ticks: list[int] = []
         for packet in self.container.demux(self.video):
@@ -133,7 +154,7 @@ class VideoStream:
 
     def all_frames(self) -> Iterator[tuple[int, Any]]:
         """(tick, frame) of a full decode."""
-        self._restart()
+        self._reopen()
         return self._stamped(self.container.demux(self.video))
 
     def frames_from(self, tick: int) -> Iterator[tuple[int, Any]]:
@@ -179,10 +200,6 @@ class VideoStream:
                     tick = self.first if previous is None else previous + step
                 previous = tick
                 yield tick, frame
-
-    def _restart(self) -> None:
-        self.container.close()
-        self._open()
 
 
 def _from_key(packets: Iterator[Any]) -> Iterator[Any]:
