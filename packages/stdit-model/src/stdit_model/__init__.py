@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from diffusers.models.modeling_utils import ModelMixin  # where diffusers looks for the base class of `STDiT`
+
 from stdit_model.blocks import VARIANTS
 from stdit_model.model import STDiT, TextCache
 from stdit_model.presets import PRESETS
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
 # A saved pipeline records the module of each of its classes: the public name must not change with the files.
 STDiT.__module__ = "stdit_model"
 
-__all__ = ["PRESETS", "VARIANTS", "STDiT", "STDiTPipeline", "TextCache"]
+__all__ = ["PRESETS", "VARIANTS", "ModelMixin", "STDiT", "STDiTPipeline", "TextCache"]
 
 
 def __getattr__(name: str) -> Any:
