@@ -175,13 +175,12 @@ def _entry(where: str, row: Mapping[str, Any]) -> Entry:
 def _names(url: str, found: Iterable[str]) -> dict[str, str]:
     """The columns to use, by the name the file gives them; ones that mean nothing here are ignored."""
     found = [name.strip() for name in found]
-    names = {name: ALIASES.get(name.lower(), name.lower()) for name in found}
-    known = {name: column for name, column in names.items() if column in COLUMNS}
-    twice = [column for column in known.values() if list(known.values()).count(column) > 1]
-    if "path" not in known.values() or twice:
+    columns = [ALIASES.get(name.lower(), name.lower()) for name in found]
+    twice = [column for column in COLUMNS if columns.count(column) > 1]
+    if "path" not in columns or twice:
         fault = f"column {twice[0]!r} occurs twice" if twice else "no column 'path'"
         raise DataError(f"{url}: {fault}; found {', '.join(found) or 'none'}; known are {', '.join(COLUMNS)}")
-    return known
+    return {name: column for name, column in zip(found, columns, strict=True) if column in COLUMNS}
 
 
 def _csv(url: str) -> Iterator[Entry]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
 
+from av.error import InvalidDataError
 from torch import Tensor
 
 from stdit_data.errors import DataError
@@ -118,7 +120,8 @@ def take(video: VideoStream, sampling: Sampling, convert: Convert, *, place: flo
         cut: the part of the video that counts.
 
     Raises:
-        DataError: too short, damaged, or truncated.
+        DataError: too short, truncated or damaged.
+        FFmpegError: damaged so that FFmpeg can't go on.
     """
     low, high = cut.seconds(video.rate)
     numbers = _numbers(low, high, video.rate, video.count())
@@ -129,9 +132,11 @@ def take(video: VideoStream, sampling: Sampling, convert: Convert, *, place: flo
             start = (numbers[0] + min(int(place * (int(spare) + 1)), int(spare)) + Fraction(1, 2)) / video.rate
         else:
             start = (numbers[0] + Fraction(place) * spare) / video.rate
-        taken = _read(video, sampling, convert, video.ticks(start), low, high, hold=False)
-        if len(taken.pictures) == sampling.frames:
-            return taken
+        # Invalid data may be the end of a truncated file, which the exact way finds out.
+        with suppress(InvalidDataError):
+            taken = _read(video, sampling, convert, video.ticks(start), low, high, hold=False)
+            if len(taken.pictures) == sampling.frames:
+                return taken
     return _take_exactly(video, sampling, convert, place, cut)
 
 
@@ -170,15 +175,20 @@ def _describe(sampling: Sampling) -> str:
 
 def _numbers(low: Fraction, high: Fraction | None, rate: Fraction, total: int) -> range:
     """The numbers of the frames within [low, high) of a video with `total` frames at a constant rate."""
-    nearly = Fraction(1, 1000)  # of a frame: seconds in a manifest are rounded decimals
-    first = math.ceil(low * rate - nearly)
-    stop = total if high is None else min(total, math.ceil(high * rate - nearly))
+    slack = _slack(rate)
+    first = math.ceil((low - slack) * rate)
+    stop = total if high is None else min(total, math.ceil((high - slack) * rate))
     return range(first, max(first, stop))
+
+
+def _slack(rate: Fraction) -> Fraction:
+    """Seconds by which a cut may be off: manifests round to milliseconds. Less than half a frame."""
+    return min(Fraction(1, 1000), 1 / (4 * rate))
 
 
 def _bounds(video: VideoStream, low: Fraction, high: Fraction | None) -> tuple[int, int | None]:
     """[low, high) as the first tick within and the first no longer within."""
-    slack = min(video.time_base, 1 / (4 * video.rate))
+    slack = max(_slack(video.rate), video.slack)
     first = video.first + math.ceil((low - slack) / video.time_base)
     return first, None if high is None else video.first + math.ceil((high - slack) / video.time_base)
 

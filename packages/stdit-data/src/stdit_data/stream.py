@@ -23,7 +23,8 @@ class VideoStream:
 
     Args:
         media: a path, or a binary file that can seek.
-        stream: which of the file's video streams, from 0; FFmpeg's best one (size, then rate) without it.
+        stream: which of the file's video streams, from 0; without it the best by FFmpeg's rules (rate of
+            bits, then number of frames; never a cover picture if there is another).
 
     Attributes:
         rate: frames a second on average, as the file says or FFmpeg guesses.
@@ -127,14 +128,15 @@ class VideoStream:
             return max(1, round(self.duration * self.rate))
         return len(self.timestamps())
 
-    def ticks(self, seconds: float | Fraction) -> int:
-        """The last tick at or before a moment (seconds from the first frame).
+    @property
+    def slack(self) -> Fraction:
+        """Seconds that a frame may claim to come late, since containers round times to their ticks: what is due within
+        one tick (or a quarter of a frame, if that is less) counts as already there."""
+        return min(self.time_base, 1 / (4 * self.rate))
 
-        Containers round times to their ticks, so a frame may claim to come half a tick late: what is due within one
-        tick (or a quarter of a frame, if that is less) counts as already there.
-        """
-        slack = min(self.time_base, 1 / (4 * self.rate))
-        return self.first + (Fraction(seconds) + slack) // self.time_base
+    def ticks(self, seconds: float | Fraction) -> int:
+        """The last tick at or before a moment (seconds from the first frame), with `slack`."""
+        return self.first + (Fraction(seconds) + self.slack) // self.time_base
 
     def seconds(self, tick: int) -> float:
         """From the first frame to a tick."""
