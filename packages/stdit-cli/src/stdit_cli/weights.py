@@ -1,7 +1,7 @@
 """`stdit weights`: what a checkpoint is, and conversion between layouts."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -45,7 +45,7 @@ def convert(
     """Write a whole pipeline folder, or the Open-Sora v1.0 layout back."""
     from stdit_model.convert import read_null_caption, write_open_sora, write_pipeline
 
-    options = {
+    options: dict[str, Any] = {
         "variant": variant,
         "num_heads": num_heads,
         "ema": ema or None,
@@ -53,7 +53,7 @@ def convert(
         "space_scale": space_scale,
         "time_scale": time_scale,
     }
-    parts = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "scheduler": scheduler}
+    parts: dict[str, Any] = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "scheduler": scheduler}
     options = {name: value for name, value in options.items() if value is not None}
     parts = {name: value for name, value in parts.items() if value is not None}
     if destination.suffix in (".pth", ".safetensors"):

@@ -2,6 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
+# diffusers looks for the base class of a pipeline's component in the module that its index names, which is this one.
+from diffusers.models.modeling_utils import ModelMixin as ModelMixin
+
 from diffusers.models.modeling_utils import ModelMixin  # where diffusers looks for the base class of `STDiT`
 
 from stdit_model.blocks import VARIANTS

@@ -186,8 +186,8 @@ def _archive(file: Path, entry: str | None) -> tuple[dict[str, LazyTensor], str 
             with file.open("rb") as stream:
                 content = torch.load(stream, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        asked = re.search(r"GLOBAL (\S+) (?:was not|whose)", str(error))
-        reason = f"asks for {asked[1]}" if asked else "is damaged, or of another kind"
+        foreign = re.search(r"GLOBAL (\S+) (?:was not|whose)", str(error))
+        reason = f"asks for {foreign[1]}" if foreign else "is damaged, or of another kind"
         raise WeightsError(
             f"{file}: not a torch archive of tensors alone, it {reason}; nothing else is loaded, since unpickling runs "
             "code: save its state dict by itself"
