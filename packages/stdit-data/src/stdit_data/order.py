@@ -143,8 +143,8 @@ class Order:
 
     def _raw(self, purpose: int, epoch: int, b: int, count: int) -> NDArray[np.uint64]:
         # Raw bits of a bit generator are stable over numpy versions; Generator.permutation is not promised to be.
-        bucket = self.buckets[b] if b >= 0 else (0, 0, 0)
-        entropy = np.random.SeedSequence([self.seed, purpose, epoch, *bucket])
+        # A bucket counts by its place, not its size: clips and their latents come in the same order.
+        entropy = np.random.SeedSequence([self.seed, purpose, epoch, b + 1])
         return np.random.Philox(entropy).random_raw(count)
 
     def _seen(self, b: int, epoch: int) -> NDArray[np.int64]:

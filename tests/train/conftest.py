@@ -1,0 +1,52 @@
+"""Small real parts: an untrained VAE, the word-level tokenizer and the T5 of the demo."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from stdit_data.shapes import vocabulary
+from stdit_train.autoencoder import AutoencoderConfig, build_autoencoder
+from stdit_train.config import TrainConfig, load_stage
+from stdit_train.demo_text import build_text_encoder, build_tokenizer
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `vae`, `text_encoder` and `tokenizer`."""
+    folder = tmp_path_factory.mktemp("parts")
+    vae = build_autoencoder(AutoencoderConfig(block_out_channels=(8, 8, 8, 8)))
+    vae.register_to_config(latents_mean=[0.0] * 4, latents_std=[1.0] * 4)
+    vae.save_pretrained(folder / "vae")
+    tokenizer = build_tokenizer(vocabulary(), 16)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    build_text_encoder(len(tokenizer), width=32).save_pretrained(folder / "text_encoder")
+    return folder
+
+
+@pytest.fixture
+def small(parts: Path) -> TrainConfig:
+    """The demo stage, shrunk to seconds."""
+    return load_stage(
+        "demo",
+        {
+            "steps": 6,
+            "global_batch": 4,
+            "log_every": 1,
+            "validate_every": 100,
+            "sample_every": 100,
+            "checkpoint_every": 3,
+            "model.depth": 2,
+            "model.hidden_size": 32,
+            "data.frames": 4,
+            "data.height": 16,
+            "data.width": 16,
+            "data.clips": 10,
+            "data.vae": str(parts),
+            "data.text_encoder": str(parts),
+            "sampling.steps": 2,
+            "optimizer.warmup": 0,
+        },
+    )

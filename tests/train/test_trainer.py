@@ -1,0 +1,217 @@
+"""Whole small runs: what they leave behind, resuming to the bit, micro-batches, interruption."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stdit_model import STDiTPipeline
+from stdit_train.checkpoint import list_checkpoints
+from stdit_train.config import ConfigError, TrainConfig, from_dict, set_values, to_dict
+from stdit_train.metrics import read_metrics
+from stdit_train.run_folder import RunFolder, free_run_folder, newest_run
+from stdit_train.setup import build_trainer
+from stdit_train.trainer import Trainer
+
+
+class Silent:
+    """A watcher that only remembers."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.lines: list[str] = []
+        self.stop_at: int | None = None
+
+    def started(self, step: int, steps: int) -> None:
+        pass
+
+    def stepped(self, step: int, progress: float, values: dict[str, float]) -> None:
+        self.losses.append(values["loss"])
+        if step == self.stop_at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def said(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def start(config: TrainConfig, folder: Path, stop_at: int | None = None) -> tuple[Trainer, Silent]:
+    run = RunFolder(folder)
+    if not run.config_file.exists():
+        run.create(config)
+    watcher = Silent()
+    watcher.stop_at = stop_at
+    return build_trainer(config, run, watcher), watcher
+
+
+def changed(config: TrainConfig, **values: object) -> TrainConfig:
+    return from_dict(set_values(to_dict(config), {key.replace("__", "."): value for key, value in values.items()}))
+
+
+def test_a_run_leaves_everything_behind(small: TrainConfig, tmp_path: Path) -> None:
+    config = replace(small, validate_every=3, sample_every=6)
+    trainer, watcher = start(config, tmp_path / "run")
+    outcome = trainer.train()
+    run = RunFolder(tmp_path / "run")
+    assert outcome.finished
+    assert outcome.step == 6
+    assert from_dict(run.read_config()) == config
+    rows = read_metrics(run.metrics_file)
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows if "validation_loss" in row] == [3, 6]
+    assert run.loss_plot.read_bytes().startswith(b"\x89PNG")
+    assert (run.samples / "step-000006.png").exists()
+    assert len(list(run.samples.glob("step-000006-*.mp4"))) == 4
+    assert list(run.tensorboard.iterdir())
+    assert [path.name for path in list_checkpoints(run.checkpoints)] == ["step-000003", "step-000006"]
+    pipeline = STDiTPipeline.from_pretrained(run.pipeline)
+    for name, value in trainer.ema.model.state_dict().items():
+        assert torch.equal(pipeline.transformer.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize(("optimizer", "objective"), [("muon", "flow"), ("adamw", "iddpm")])
+def test_resuming_is_exact(small: TrainConfig, tmp_path: Path, optimizer: str, objective: str) -> None:
+    """Stopped after step 4 (within the second epoch) and resumed: weights and losses as without the stop, to the bit."""
+    config = changed(small, optimizer__name=optimizer, objective__name=objective, steps=8)
+    whole, watched = start(config, tmp_path / "whole")
+    whole.train()
+
+    first, first_watched = start(config, tmp_path / "parts", stop_at=4)
+    assert not first.train().finished
+    second, second_watched = start(config, tmp_path / "parts")
+    second.resume(RunFolder(tmp_path / "parts").latest_checkpoint())
+    assert second.train().finished
+
+    assert first_watched.losses + second_watched.losses == watched.losses
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name]), name
+    for name, value in whole.ema.model.state_dict().items():
+        assert torch.equal(value, second.ema.model.state_dict()[name]), name
+    rows = read_metrics(tmp_path / "parts" / "metrics.jsonl")
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 9))
+
+
+def test_micro_batches_change_nothing(small: TrainConfig, tmp_path: Path) -> None:
+    whole, watched = start(changed(small, optimizer__name="adamw"), tmp_path / "whole")
+    whole.train()
+    parts, parts_watched = start(changed(small, optimizer__name="adamw", micro_batch=1), tmp_path / "parts")
+    parts.train()
+    assert parts.loader.accumulation == 4
+    torch.testing.assert_close(torch.tensor(watched.losses), torch.tensor(parts_watched.losses), rtol=1e-5, atol=0)
+
+
+def test_remembered_latents_train_like_pixels(small: TrainConfig, tmp_path: Path) -> None:
+    slow = changed(small, optimizer__name="adamw", optimizer__lr=1e-6)
+    remembered, watched = start(slow, tmp_path / "remembered")
+    remembered.train()
+    pixels, pixels_watched = start(changed(slow, data__remember_latents=False), tmp_path / "pixels")
+    pixels.train()
+    # not to the bit: the memory holds bfloat16 moments
+    torch.testing.assert_close(torch.tensor(watched.losses), torch.tensor(pixels_watched.losses), rtol=1e-2, atol=0)
+
+
+def test_activation_checkpointing_changes_nothing(small: TrainConfig, tmp_path: Path) -> None:
+    plain, watched = start(small, tmp_path / "plain")
+    plain.train()
+    saved, saved_watched = start(replace(small, activation_checkpointing=True), tmp_path / "saved")
+    saved.train()
+    assert saved_watched.losses == watched.losses
+
+
+def test_bf16_autocast_trains(small: TrainConfig, tmp_path: Path) -> None:
+    trainer, watcher = start(replace(small, precision="bf16"), tmp_path / "run")
+    assert trainer.train().finished
+    assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
+    assert len(watcher.losses) == 6
+
+
+def test_a_time_budget_ends_the_schedule(small: TrainConfig, tmp_path: Path) -> None:
+    config = changed(small, steps=10_000, minutes=0.02, optimizer__decay=0.5)
+    trainer, _ = start(config, tmp_path / "run")
+    outcome = trainer.train()
+    assert outcome.finished
+    assert outcome.step < 10_000
+    rows = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "lr_factor" in row]
+    assert rows[-1]["lr_factor"] < rows[0]["lr_factor"]
+
+
+def test_a_loss_falls(small: TrainConfig, tmp_path: Path) -> None:
+    config = changed(small, steps=60, optimizer__decay=0.5, log_every=10, checkpoint_every=100)
+    trainer, _ = start(config, tmp_path / "run")
+    before = trainer.validate(trainer.validation)
+    trainer.train()
+    assert trainer.validate(trainer.validation) < 0.9 * before
+
+
+def test_a_full_folder_is_refused(small: TrainConfig, tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    with pytest.raises(ConfigError, match="not empty"):
+        RunFolder(tmp_path).create(small)
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+def test_run_folders_are_numbered(tmp_path: Path) -> None:
+    assert free_run_folder(tmp_path, "demo") == tmp_path / "demo"
+    with pytest.raises(ConfigError, match="nothing to resume"):
+        newest_run(tmp_path, "demo")
+    (tmp_path / "demo").mkdir()
+    assert free_run_folder(tmp_path, "demo") == tmp_path / "demo-2"
+    (tmp_path / "demo-2").mkdir()
+    assert newest_run(tmp_path, "demo") == tmp_path / "demo-2"
+
+
+def test_a_checkpoint_of_another_model_is_refused(small: TrainConfig, tmp_path: Path) -> None:
+    start(small, tmp_path / "run")[0].train()
+    other, _ = start(changed(small, model__depth=1), tmp_path / "other")
+    with pytest.raises(ConfigError, match="does not fit this model"):
+        other.resume(RunFolder(tmp_path / "run").latest_checkpoint())
+
+
+def test_killed_and_resumed(small: TrainConfig, tmp_path: Path) -> None:
+    """SIGKILL in the middle of training: the last checkpoint is whole, and the end is that of an undisturbed run."""
+    config = changed(small, steps=40, checkpoint_every=5)
+    whole, _ = start(config, tmp_path / "whole")
+    whole.train()
+    script = """
+        import json, sys, torch
+        from pathlib import Path
+        from stdit_train.config import from_dict
+        from stdit_train.run_folder import RunFolder
+        from stdit_train.setup import build_trainer
+        torch.set_num_threads(2)
+        class Silent:
+            def started(self, *_): pass
+            def stepped(self, *_): pass
+            def said(self, _): pass
+        run = RunFolder(Path(sys.argv[1]))
+        config = from_dict(json.loads(sys.argv[2]))
+        run.create(config)
+        build_trainer(config, run, Silent()).train()
+    """
+    folder = tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script), str(folder), json.dumps(to_dict(config))])
+    checkpoints = folder / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not list_checkpoints(checkpoints):
+        assert process.poll() is None, "the run ended before its first checkpoint"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    resumed, _ = start(config, folder)
+    resumed.resume(RunFolder(folder).latest_checkpoint())
+    assert 5 <= resumed.step < 40
+    resumed.train()
+    expected = load_file(list_checkpoints(tmp_path / "whole" / "checkpoints")[-1] / "model.safetensors")
+    actual = load_file(list_checkpoints(checkpoints)[-1] / "model.safetensors")
+    assert expected.keys() == actual.keys()
+    for name in expected:
+        assert torch.equal(expected[name], actual[name]), name
