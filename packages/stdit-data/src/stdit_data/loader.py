@@ -6,7 +6,9 @@ micro-batches of equal size, so any number of ranks trains on the same samples i
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 
 from stdit_data.buckets import Bucket
@@ -39,8 +41,8 @@ class ClipLoader:
         shuffle: a new order every epoch.
         rejects: file (JSON lines) that unreadable clips are appended to, each once. Ranks after the first write
             beside it, with `.rank1` and so on before the suffix.
-        max_reject_share: stop when more than this share of this rank's slots was bad, judged from 64 slots (or a
-            whole epoch, if that is fewer) on.
+        max_reject_share: stop when more than this share of the samples that this rank has seen can't be read, with a
+            margin for chance while it hasn't seen all.
         pin_memory: put videos in pinned memory; needs CUDA.
 
     Attributes:
@@ -85,10 +87,10 @@ class ClipLoader:
             for bucket, size in zip(self.order.buckets, self.order.sizes, strict=True)
         }
         self.accumulation = max(share.samples // share.micro for share in self._shares.values())
-        judge_from = min(64, -(-len(dataset) // world_size))
-        self._rejects = Rejects(rejects, rank=rank, max_share=max_reject_share, judge_from=judge_from)
+        self._rejects = Rejects(rejects, samples=len(dataset), rank=rank, max_share=max_reject_share)
         self._epoch = self._batch = self._step = 0
-        self._reading: Generator[list[Batch], None, None] | None = None
+        # Weak, so that the threads end as soon as the iterator is dropped, as by a break out of a loop over it.
+        self._reading: weakref.ref[Generator[list[Batch], None, None]] | None = None
 
     def __iter__(self) -> Iterator[list[Batch]]:
         """This rank's micro-batches for one optimiser step after another; never ends, epochs follow one another.
@@ -100,14 +102,16 @@ class ClipLoader:
             DataError: more clips than `max_reject_share` are bad, or all of a global batch.
         """
         self.close()
-        self._reading = self._steps()
-        return self._reading
+        steps = self._steps()
+        self._reading = weakref.ref(steps)
+        return steps
 
     def close(self) -> None:
-        """Ends the reading threads. The position stays; iterating again goes on from it."""
-        if self._reading is not None:
-            self._reading.close()
-            self._reading = None
+        """Ends the reading threads, as dropping the iterator does. The position stays; iterating again goes on."""
+        reading = self._reading() if self._reading is not None else None
+        if reading is not None:
+            reading.close()
+        self._reading = None
 
     def state_dict(self) -> dict[str, int]:
         """The position after the last step yielded, as integers fit for JSON; the same on every rank."""
@@ -151,13 +155,15 @@ class ClipLoader:
             prefetch=self.prefetch,
             pin_memory=self.pin_memory,
         )
-        for done in steps:
-            slots = self._shares[done.plan.bucket].samples
-            self._rejects.count(slots, done.rejects, epoch=done.plan.epoch, step=self._step)
-            if done.fault is not None:
-                raise done.fault
-            self._epoch, self._batch, self._step = done.plan.epoch, done.plan.batch + 1, self._step + 1
-            yield done.batches
+        with closing(steps):  # the threads end here, also after an error, whose traceback keeps this frame alive
+            for done in steps:
+                share = self._shares[done.plan.bucket].samples
+                mine = done.plan.slots[self.rank * share : (self.rank + 1) * share]
+                self._rejects.count(mine, done.rejects, epoch=done.plan.epoch, step=self._step)
+                if done.fault is not None:
+                    raise done.fault
+                self._epoch, self._batch, self._step = done.plan.epoch, done.plan.batch + 1, self._step + 1
+                yield done.batches
 
 
 def _share(bucket: Bucket, size: int, world_size: int, limit: int | Mapping[Bucket, int] | None) -> Share:

@@ -7,7 +7,7 @@ b samples of a micro-batch, C channels (3), T frames, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -83,7 +83,7 @@ def read_ahead(
     workers: int,
     prefetch: int,
     pin_memory: bool,
-) -> Iterator[Step]:
+) -> Generator[Step, None, None]:
     """This rank's part of one global batch after another; the threads end when the iterator is closed or dropped."""
     # The nodes' threads call torch.set_num_threads(1), which leaks into this thread unless it has asked before.
     torch.get_num_threads()
