@@ -34,6 +34,7 @@ def load_components(vae: str, text_encoder: str, device: torch.device, precision
     from diffusers import AutoencoderKL
     from transformers import AutoTokenizer, T5EncoderModel
 
+    quiet_libraries()
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     vae_args = _location(vae, "vae")
     text_args, tokenizer_args = _location(text_encoder, "text_encoder"), _location(text_encoder, "tokenizer")
@@ -47,6 +48,15 @@ def load_components(vae: str, text_encoder: str, device: torch.device, precision
         vae_source=vae,
         text_source=text_encoder,
     )
+
+
+def quiet_libraries() -> None:
+    """No progress bars of diffusers and transformers between ours."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def _location(source: str, part: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from stdit_model import STDiTPipeline
+from stdit_train.components import quiet_libraries
 from stdit_train.config import ConfigError
 
 
@@ -37,6 +38,7 @@ def load_pipeline(checkpoint: str) -> STDiTPipeline:
     from stdit_train.setup import find_device
 
     source = find_pipeline(checkpoint)
+    quiet_libraries()
     try:
         pipeline = STDiTPipeline.from_pretrained(source)
     except OSError as error:

@@ -10,6 +10,7 @@ from stdit_model import STDiT
 from stdit_train.components import Components, load_components
 from stdit_train.config import TrainConfig
 from stdit_train.estimate import model_arguments
+from stdit_train.initial import load_initial
 from stdit_train.run_folder import RunFolder
 from stdit_train.trainer import Trainer, Watcher
 
@@ -62,4 +63,6 @@ def build_trainer(
     if components is None:
         components = load_components(config.data.vae, config.data.text_encoder, device, config.precision)
     model = build_model(config, components.vae.config.latent_channels, components.text_encoder.config.d_model)
+    if config.init is not None:
+        watcher.said(load_initial(model, config.init))
     return Trainer(config, run, model.to(device), components, dataset, validation, prompts, device, watcher)

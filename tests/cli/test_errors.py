@@ -1,0 +1,121 @@
+"""What a user can get wrong ends in one clear line on stderr, exit code 2, and no traceback."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from stdit_cli.assets import demo_folder
+
+
+def check(done, *said: str) -> None:
+    assert done.code == 2, done
+    lines = done.err.strip().splitlines()
+    assert len(lines) == 1, done.err
+    assert "Traceback" not in done.err + done.out
+    for text in said:
+        assert text in lines[0], lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "--stage", "64x51"], ["unknown stage '64x51'", "64x512"]),
+        (["train", "--set", "optimizer.lrr=1"], ["optimizer.lrr", "optimizer.lr"]),
+        (["train", "--set", "steps"], ["key=value"]),
+        (["train", "--variant", "dot"], ["model.variant", "seq"]),
+        (["train", "--data", "nowhere"], ["nowhere"]),
+        (["train", "--resume"], ["nothing to resume"]),
+        (["train", "--vae", "./none"], ["./none", "--vae"]),
+        (["train", "--text-encoder", "none/such"], ["none/such", "--text-encoder"]),
+        (["train", "--init", "./none.pth"], ["none.pth"]),
+        (["sample", ""], ["prompt is empty"]),
+        (["sample", "a red circle", "  "], ["prompt is empty"]),
+        (["sample", "a red circle", "--size", "64x"], ["--size 64x", "HEIGHTxWIDTH"]),
+        (["sample", "a red circle", "--size", "60x64"], ["height 60", "64"]),
+        (["sample", "a red circle", "--checkpoint", "./none"], ["./none"]),
+        (["sample", "a red circle", "--checkpoint", "none/such"], ["none/such", "--checkpoint"]),
+        (["sample", "a red circle", "--sampler", "ddpm"], ["ddpm", "euler"]),
+        (["sample", "a red circle", "--out", "x.avi"], ["x.avi", ".mp4"]),
+        (["sample", "a red circle", "--num", "2", "--out", "x.mp4"], ["x.mp4", "folder"]),
+        (["eval", "--split", "new"], ["--split new", "held-out"]),
+        (["ablate", "--variants", "dit,sec"], ["'sec'", "seq"]),
+    ],
+)
+def test_one_line(stdit: Callable, arguments: list[str], said: list[str]) -> None:
+    check(stdit(*arguments), *said)
+
+
+@pytest.mark.parametrize("arguments", [["trian"], ["train", "--stge", "demo"], ["sample"], ["sample", "x", "--num", "0"]])
+def test_a_wrong_word_is_explained(stdit: Callable, arguments: list[str]) -> None:
+    done = stdit(*arguments)
+    assert done.code == 2
+    assert "Traceback" not in done.err
+    assert "Usage" in done.err
+
+
+def test_an_empty_data_folder(stdit: Callable, tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    check(stdit("train", "--data", "clips"), "clips")
+
+
+def test_a_manifest_without_the_columns(stdit: Callable, tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("file,text\na.mp4,hello\n")
+    check(stdit("train", "--data", "m.csv"), "m.csv", "path")
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "tokenizer", "scheduler"])
+def test_a_checkpoint_with_a_part_missing(stdit: Callable, tmp_path: Path, part: str) -> None:
+    shutil.copytree(demo_folder(), tmp_path / "broken")
+    shutil.rmtree(tmp_path / "broken" / part)
+    check(stdit("sample", "a red circle", "--checkpoint", "broken"), part)
+
+
+def test_a_truncated_weight_file(stdit: Callable, tmp_path: Path) -> None:
+    shutil.copytree(demo_folder(), tmp_path / "broken")
+    file = next((tmp_path / "broken" / "transformer").glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:1000])
+    check(stdit("sample", "a red circle", "--checkpoint", "broken"), file.name)
+
+
+def test_a_run_without_a_pipeline(stdit: Callable, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    (tmp_path / "run" / "metrics.jsonl").write_text("")
+    check(stdit("sample", "a red circle", "--checkpoint", "run"), "no pipeline yet")
+
+
+def test_a_stage_too_large_for_this_machine(stdit: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("stdit_train.estimate.available_memory", lambda: 2**32)
+    check(stdit("train", "--stage", "64x512"), "64x512", "GiB", "--set")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_debug_shows_where_it_came_from() -> None:
+    command = [sys.executable, "-c", "from stdit_cli.main import main; main()", "train", "--stage", "none", "--debug"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
+
+
+def test_help_imports_neither_torch_nor_pydantic() -> None:
+    script = """
+        import json, sys
+        sys.argv = ["stdit", "--help"]
+        from stdit_cli.main import main
+        try:
+            main()
+        except SystemExit as end:
+            assert not end.code
+        heavy = {"torch", "pydantic", "numpy", "diffusers", "transformers", "av", "matplotlib", "stdit_model"}
+        print(json.dumps(sorted(heavy & set(sys.modules))))
+    """
+    import textwrap
+
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
+    assert "Commands" in done.stdout
+    assert json.loads(done.stdout.splitlines()[-1]) == []
