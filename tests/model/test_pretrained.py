@@ -113,22 +113,6 @@ def test_saved_folders_are_not_releases(tiny, tmp_path) -> None:
         STDiT.from_open_sora(tmp_path)
 
 
-@pytest.fixture
-def hub_cache(tmp_path, monkeypatch):
-    """A cache of the Hub with what a test puts there, and no network."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-
-    def put(repo: str) -> Path:
-        home, commit = tmp_path / f"models--{repo.replace('/', '--')}", "0" * 40
-        (home / "refs").mkdir(parents=True)
-        (home / "refs" / "main").write_text(commit)
-        (home / "snapshots" / commit).mkdir(parents=True)
-        return home / "snapshots" / commit
-
-    return put
-
-
 def test_hub_ids_from_the_cache(tiny, golden, hub_cache, tmp_path) -> None:
     model = tiny()
     snapshot = hub_cache("someone/model")
@@ -137,7 +121,11 @@ def test_hub_ids_from_the_cache(tiny, golden, hub_cache, tmp_path) -> None:
     torch.save(golden("opensora_v1_stdit_edges").weights, snapshot / "OpenSora.pth")
     assert equal(STDiT.from_pretrained("someone/model", cache_dir=tmp_path), model)
     assert equal(STDiT.from_pretrained("someone/model", cache_dir=tmp_path, subfolder="inner"), model)
-    assert equal(STDiT.from_pretrained("someone/model/inner", cache_dir=tmp_path), model)
+    assert equal(STDiT.from_pretrained("someone/model/inner"), model)
+    assert STDiT.from_open_sora("someone/model/OpenSora.pth", num_heads=2).config.depth == 2
+    hub_cache("someone/notes")
+    with pytest.raises(WeightsError, match=r"no diffusers weights there: name the file, as in someone/notes/FILE.pth"):
+        STDiT.from_open_sora("someone/notes")
 
 
 def test_hub_ids_that_are_not_there_offline(tmp_path, monkeypatch, hub_cache) -> None:
