@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING, Any
 # diffusers looks for the base class of a pipeline's component in the module that its index names, which is this one.
 from diffusers.models.modeling_utils import ModelMixin as ModelMixin
 
-from diffusers.models.modeling_utils import ModelMixin  # where diffusers looks for the base class of `STDiT`
-
 from stdit_model.blocks import VARIANTS
 from stdit_model.model import STDiT, TextCache
 from stdit_model.presets import PRESETS
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
 # A saved pipeline records the module of each of its classes: the public name must not change with the files.
 STDiT.__module__ = "stdit_model"
 
-__all__ = ["PRESETS", "VARIANTS", "ModelMixin", "STDiT", "STDiTPipeline", "TextCache"]
+__all__ = ["PRESETS", "VARIANTS", "STDiT", "STDiTPipeline", "TextCache"]
 
 
 def __getattr__(name: str) -> Any:
