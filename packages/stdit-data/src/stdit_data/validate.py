@@ -157,7 +157,7 @@ def check_dataset(dataset: ClipDataset, *, samples: int = 64, progress: Progress
             finding.problems.append(f"shape {tuple(clip.video.shape)}, announced {dataset.bucket(index)}")
         if clip.video.dtype != torch.float32 or not -1 <= float(clip.video.min()) <= float(clip.video.max()) <= 1:
             finding.problems.append(
-                f"{clip.video.dtype} in {clip.video.min():g} to {clip.video.max():g}, expected float32"
+                f"{clip.video.dtype} in {clip.video.min():g} to {clip.video.max():g}, expected float32 in -1 to 1"
             )
         if not torch.equal(clip.video, again.video) or clip.caption != again.caption:
             finding.problems.append("another clip when loaded again with the same seed, epoch and index")
