@@ -20,9 +20,7 @@ class Done(NamedTuple):
 
 
 @pytest.fixture
-def stdit(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[..., Done]:
+def stdit(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Done]:
     """`stdit("sample", "a red circle")` in an empty folder, wide enough that lines don't wrap."""
     torch.set_num_threads(2)
     monkeypatch.chdir(tmp_path)

@@ -50,7 +50,9 @@ def test_one_line(stdit: Callable, arguments: list[str], said: list[str]) -> Non
     check(stdit(*arguments), *said)
 
 
-@pytest.mark.parametrize("arguments", [["trian"], ["train", "--stge", "demo"], ["sample"], ["sample", "x", "--num", "0"]])
+@pytest.mark.parametrize(
+    "arguments", [["trian"], ["train", "--stge", "demo"], ["sample"], ["sample", "x", "--num", "0"]]
+)
 def test_a_wrong_word_is_explained(stdit: Callable, arguments: list[str]) -> None:
     done = stdit(*arguments)
     assert done.code == 2

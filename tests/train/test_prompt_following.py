@@ -62,7 +62,9 @@ def test_scores_of_a_generator_that_knows() -> None:
         for prompt, seed in zip(prompts, seeds, strict=True):
             triple = known[prompt]
             colour = triple.colour if seed % 2 else ("red" if triple.colour != "red" else "blue")
-            videos.append(render(Scene(Triple(colour, triple.shape, triple.motion), "", 0.3, 0.6, 0.22, 0.05), 16, 64, 64))
+            videos.append(
+                render(Scene(Triple(colour, triple.shape, triple.motion), "", 0.3, 0.6, 0.22, 0.05), 16, 64, 64)
+            )
         return videos
 
     shares = score(follow_prompts(generate, "train", 20))

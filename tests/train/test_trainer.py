@@ -197,7 +197,9 @@ def test_killed_and_resumed(small: TrainConfig, tmp_path: Path) -> None:
         build_trainer(config, run, Silent()).train()
     """
     folder = tmp_path / "killed"
-    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script), str(folder), json.dumps(to_dict(config))])
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script), str(folder), json.dumps(to_dict(config))]
+    )
     checkpoints = folder / "checkpoints"
     deadline = time.monotonic() + 120
     while not list_checkpoints(checkpoints):

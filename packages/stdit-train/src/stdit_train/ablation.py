@@ -14,10 +14,11 @@ from stdit_model.blocks import VARIANTS, Variant
 from stdit_train.checkpoint import list_checkpoints
 from stdit_train.components import Components, load_components
 from stdit_train.config import ConfigError, TrainConfig, from_dict, set_values, to_dict
+from stdit_train.device import find_device
 from stdit_train.estimate import estimate_run
 from stdit_train.metrics import read_metrics
 from stdit_train.run_folder import RunFolder
-from stdit_train.setup import build_datasets, build_model, find_device
+from stdit_train.setup import build_datasets, build_model
 from stdit_train.trainer import Trainer, Watcher
 
 

@@ -77,6 +77,7 @@ class OptimizerConfig:
     name: Literal["adamw", "muon"] = "adamw"
     lr: float = 2e-5
     muon_lr: float = 0.04
+    muon_weight_decay: float = 0.1  # without it the matrices outgrow a rate this high
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     clip: float = 1.0

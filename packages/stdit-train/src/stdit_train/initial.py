@@ -6,7 +6,16 @@ from stdit_model import STDiT
 from stdit_model.convert import read
 from stdit_train.config import ConfigError
 
-_SIZES = ("hidden_size", "depth", "num_heads", "mlp_ratio", "in_channels", "caption_channels", "learn_sigma", "patch_size")
+_SIZES = (
+    "hidden_size",
+    "depth",
+    "num_heads",
+    "mlp_ratio",
+    "in_channels",
+    "caption_channels",
+    "learn_sigma",
+    "patch_size",
+)
 
 
 def load_initial(model: STDiT, source: str) -> str:

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import torch
+
 from stdit_model import STDiTPipeline
 from stdit_train.components import quiet_libraries
 from stdit_train.config import ConfigError
+from stdit_train.device import find_device
 
 
 def find_pipeline(checkpoint: str) -> str:
@@ -30,17 +33,18 @@ def find_pipeline(checkpoint: str) -> str:
 
 
 def load_pipeline(checkpoint: str) -> STDiTPipeline:
-    """Load a pipeline, its progress bar off, on CUDA, MPS or the CPU.
+    """Load a pipeline, its progress bar off: in bfloat16 on CUDA, else in float32 on MPS or the CPU.
 
     Raises:
         ConfigError: it can't be found or, offline, not be fetched.
     """
-    from stdit_train.setup import find_device
-
     source = find_pipeline(checkpoint)
+    device = find_device()
     quiet_libraries()
     try:
-        pipeline = STDiTPipeline.from_pretrained(source)
+        pipeline = STDiTPipeline.from_pretrained(
+            source, torch_dtype=torch.bfloat16 if device.type == "cuda" else torch.float32
+        )
     except OSError as error:
         if Path(source).is_dir():
             raise
@@ -50,4 +54,4 @@ def load_pipeline(checkpoint: str) -> STDiTPipeline:
             "and give its folder with --checkpoint"
         ) from error
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(find_device())
+    return pipeline.to(device)

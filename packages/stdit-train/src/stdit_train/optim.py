@@ -24,7 +24,7 @@ def build_optimizers(model: STDiT, config: OptimizerConfig) -> list[Optimizer]:
     matrices = set(_block_matrices(model))
     rest = [parameter for parameter in trained.values() if parameter not in matrices]
     blocks = [parameter for parameter in trained.values() if parameter in matrices]
-    return [Muon(blocks, lr=config.muon_lr, weight_decay=config.weight_decay), AdamW(rest, **adamw)]
+    return [Muon(blocks, lr=config.muon_lr, weight_decay=config.muon_weight_decay), AdamW(rest, **adamw)]
 
 
 def _block_matrices(model: STDiT) -> Iterator[Tensor]:

@@ -9,19 +9,13 @@ from stdit_data.shapes import ShapesDataset, triples
 from stdit_model import STDiT
 from stdit_train.components import Components, load_components
 from stdit_train.config import TrainConfig
+from stdit_train.device import find_device
 from stdit_train.estimate import model_arguments
 from stdit_train.initial import load_initial
 from stdit_train.run_folder import RunFolder
 from stdit_train.trainer import Trainer, Watcher
 
 SAMPLED_PROMPTS = 4  # drawn along the way
-
-
-def find_device() -> torch.device:
-    """CUDA, then MPS, then CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def build_model(config: TrainConfig, latent_channels: int, caption_channels: int) -> STDiT:
