@@ -37,7 +37,7 @@ def run_training(
     if dry_run:
         show_plan(console, config)
         return
-    config = fitted(console, config, force)
+    fitting = fitted(console, config, force)
     if resume:
         checkpoint = run.latest_checkpoint()
         if checkpoint is None:
@@ -50,7 +50,7 @@ def run_training(
     from stdit_train.setup import build_trainer
 
     with TrainingBar(console) as bar:
-        trainer = build_trainer(config, run, bar)
+        trainer = build_trainer(fitting, run, bar)
         if checkpoint is not None:
             trainer.resume(checkpoint)
             run.write_config(config)

@@ -70,7 +70,7 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW as published, or Muon on the blocks' matrices with AdamW on the rest."""
+    """AdamW as published, or Muon on the hidden matrices with AdamW on the rest."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 

@@ -12,24 +12,24 @@ from stdit_train.config import OptimizerConfig
 
 
 def build_optimizers(model: STDiT, config: OptimizerConfig) -> list[Optimizer]:
-    """AdamW for everything, or Muon (Jordan et al. 2024) for the blocks' weight matrices and AdamW for the rest.
+    """AdamW for everything, or Muon (Jordan et al. 2024) for the hidden weight matrices and AdamW for the rest.
 
-    Muon orthogonalises the update of a matrix, so biases, modulation tables, embeddings and the output stay with
-    AdamW.
+    Muon orthogonalises the update of a matrix, so biases, modulation tables, the patch embedding and the output stay
+    with AdamW.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     adamw: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay, "fused": True}
     if config.name == "adamw":
         return [AdamW(trained.values(), **adamw)]
-    matrices = set(_block_matrices(model))
-    rest = [parameter for parameter in trained.values() if parameter not in matrices]
-    blocks = [parameter for parameter in trained.values() if parameter in matrices]
-    return [Muon(blocks, lr=config.muon_lr, weight_decay=config.muon_weight_decay), AdamW(rest, **adamw)]
+    hidden = set(_hidden_matrices(model))
+    matrices = [parameter for parameter in trained.values() if parameter in hidden]
+    rest = [parameter for parameter in trained.values() if parameter not in hidden]
+    return [Muon(matrices, lr=config.muon_lr, weight_decay=config.muon_weight_decay), AdamW(rest, **adamw)]
 
 
-def _block_matrices(model: STDiT) -> Iterator[Tensor]:
-    for block in model.blocks:
-        for module in block.modules():
+def _hidden_matrices(model: STDiT) -> Iterator[Tensor]:
+    for part in (model.y_embedder, model.t_embedder, model.t_block, *model.blocks):
+        for module in part.modules():
             if isinstance(module, nn.Linear):
                 yield module.weight
 
