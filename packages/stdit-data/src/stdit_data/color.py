@@ -26,7 +26,8 @@ MATRICES = {
 }
 HD_HEIGHT = 720  # untagged video from this size on is taken as BT.709, below as BT.601, as players do
 PQ, HLG = 16, 18  # AVColorTransferCharacteristic of HDR: SMPTE ST 2084 and ARIB STD-B67
-QUALITY = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+# The scaler's fast path is darker by 1 to 2 of 255; these two flags take that away.
+QUALITY = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 
 SDR_WHITE = 203.0  # nits that HDR video gives to diffuse white, ITU-R BT.2408
 HDR_PEAK = 1000.0  # nits that the brightest highlights are taken to have
