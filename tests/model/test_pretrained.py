@@ -136,7 +136,9 @@ def test_hub_ids_that_are_not_there_offline(tmp_path, monkeypatch, hub_cache) ->
                 read(name)
             assert "\n" not in str(caught.value)
             assert "HF_HUB_OFFLINE" in str(caught.value)
-    for name in ("nothing", "weights/model.safetensors", "./a/b", "/a/b", "a b/c"):
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    for name in ("nothing", "weights/model.safetensors", "./a/b", "/a/b", "a b/c", "runs/mine/model.pth"):
         with pytest.raises(FileNotFoundError, match=f"{re.escape(name)}: no such file or folder"):
             STDiT.from_open_sora(name)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stdit_model.embed import spatial_positions, temporal_positions
 from stdit_model.errors import WeightsError, few
-from stdit_model.hub import local_path
+from stdit_model.hub import local_path, split_hub_id
 from stdit_model.layouts import LAYOUT_NAMES, recognised
 from stdit_model.lazy import open_checkpoint, read_json
 from stdit_model.model import STDiT
@@ -111,7 +111,7 @@ def write_pipeline(
     copied = {name: Path(part).expanduser() for name, part in parts.items() if Path(part).expanduser().is_dir()}
     named = {name: str(part) for name, part in parts.items() if name not in copied}
     for name, part in named.items():
-        if part.count("/") == 0 or part.startswith(("/", ".", "~")):
+        if split_hub_id(part) is None:
             raise FileNotFoundError(f"{part}: neither a folder nor a Hub id (owner/name) for the {name}")
     classes = {name: _component_class(name, path) for name, path in copied.items()}
 

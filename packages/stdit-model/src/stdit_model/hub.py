@@ -13,6 +13,14 @@ _NAME = r"[\w][\w.-]*"
 _HUB_ID = re.compile(rf"({_NAME}/{_NAME})(?:/(.+))?")
 
 
+def split_hub_id(name: str) -> tuple[str, str] | None:
+    """("owner/name", "path/in/it" or "") of a Hub id; None if it can't be one."""
+    match = _HUB_ID.fullmatch(name)
+    if match is None or (match[2] is None and name.endswith(_WEIGHTS)):
+        return None
+    return match[1], match[2] or ""
+
+
 def local_path(path_or_hub_id: str | Path, subfolder: str | None = None, **options: Any) -> Path:
     """A file or folder as named, or what the Hub has under that id, downloaded once to its cache.
 
@@ -23,7 +31,7 @@ def local_path(path_or_hub_id: str | Path, subfolder: str | None = None, **optio
         options: for huggingface_hub's downloads: cache_dir, revision, token, local_files_only, force_download.
 
     Raises:
-        FileNotFoundError: it can only be a path, and nothing is there.
+        FileNotFoundError: it can only be a path, or its first folder exists here, and nothing is there.
         WeightsError: the Hub doesn't give it (no such model, no network, or HF_HUB_OFFLINE and not in the cache).
     """
     path = Path(path_or_hub_id).expanduser()
@@ -33,10 +41,10 @@ def local_path(path_or_hub_id: str | Path, subfolder: str | None = None, **optio
             raise FileNotFoundError(f"{path}: no such folder")
         return path
     name = str(path_or_hub_id)
-    match = _HUB_ID.fullmatch(name)
-    if match is None or (match[2] is None and name.endswith(_WEIGHTS)):
+    hub_id = split_hub_id(name)
+    if hub_id is None or Path(path.parts[0]).is_dir():  # a mistyped path is not worth a wait for the network
         raise FileNotFoundError(f"{name}: no such file or folder")
-    repo, inside = match[1], "/".join(part for part in (match[2], subfolder) if part)
+    repo, inside = hub_id[0], "/".join(part for part in (hub_id[1], subfolder) if part)
     try:
         if inside.endswith(_WEIGHTS):
             return Path(hf_hub_download(repo, inside, **options))
