@@ -16,11 +16,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from stdit_data.buckets import Bucket, batch_sizes
 from stdit_data.clip import Clip, ClipDataset
 from stdit_data.errors import ClipError, DataError
 from stdit_data.loader import Batch, ClipLoader
+from stdit_data.order import GlobalBatch, Slot
+from stdit_data.reading import Step
 
 SMALL, WIDE = Bucket(2, 4, 4), Bucket(1, 4, 8)
 
@@ -356,6 +359,27 @@ def test_a_state_of_another_run_is_refused() -> None:
     with pytest.raises(DataError, match="batch, epoch missing"):
         loader = ClipLoader(Numbers(8), global_batch=4, seed=0)
         loader.load_state_dict({key: value for key, value in state.items() if key not in ("epoch", "batch")})
+
+
+def test_torchdata_finds_our_way_to_pin() -> None:
+    """What its PinMemory node calls pins each micro-batch's video (here a stand-in, since pinning needs CUDA)."""
+
+    class Video:
+        def pin_memory(self) -> str:
+            return "pinned"
+
+    batch = Batch(Video(), ["a"], [0], [8.0], SMALL, epoch=0, step=0, repeats=0)  # type: ignore[arg-type]
+    plan = GlobalBatch(epoch=0, batch=0, bucket=SMALL, slots=(Slot(0, 0),))
+    pinned = pin_memory(Step(plan, batches=[batch, batch]))
+    assert [one.video for one in pinned.batches] == ["pinned", "pinned"]
+    assert pinned.plan is plan
+
+
+def test_pinning_without_cuda() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("CUDA is here")
+    with pytest.raises(DataError, match="pin_memory: needs CUDA"):
+        ClipLoader(Numbers(8), global_batch=4, seed=0, pin_memory=True)
 
 
 @pytest.mark.gpu

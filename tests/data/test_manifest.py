@@ -169,6 +169,13 @@ def test_root_and_absolute_paths(tmp_path: Path) -> None:
     assert located == ["/videos/x.mp4", "/abs/y.mp4", "s3://bucket/z.mp4"]
 
 
+def test_suffixes_of_urls() -> None:
+    assert files.suffix("zip://a/b.MP4::/x/set.zip") == ".mp4"
+    assert files.suffix("https://host/a.csv?key=1.2#part") == ".csv"
+    assert files.suffix("/odd/what?.mp4") == ".mp4"
+    assert files.is_image("s3://bucket/a.JPG")
+
+
 def test_unknown_and_missing_protocols() -> None:
     with pytest.raises(DataError, match="Protocol not known: nothing"):
         read_manifest("nothing://a.csv")

@@ -90,6 +90,12 @@ def test_everything_wrong(clips: Path) -> None:
     assert len(report.bad) == 8
 
 
+def test_one_file_under_two_names_is_one_file(clips: Path) -> None:
+    there = str(clips / ".." / clips.name / "a.mp4")
+    report = check(clips, Entry("a.mp4", "A", end=1.0), Entry(there, "B", start=1.0), Entry(there, "C", end=1.0))
+    assert problems(report) == [[], [], ["the same as entry 0"]]
+
+
 def test_too_short_for_a_stage(clips: Path) -> None:
     report = check(clips, Entry("a.mp4", "A"), Entry("c.mkv", "C"), sampling=Sampling(16, interval=3))
     assert problems(report)[0] == []

@@ -5,6 +5,7 @@ A URL here is what fsspec calls one: a plain path, or `protocol://path`, with `:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -24,8 +25,11 @@ IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".
 
 
 def suffix(url: str) -> str:
-    """The lower-case suffix of a URL's own path: `.mp4` for `zip://a.MP4::/x.zip`."""
-    return PurePosixPath(url.split("::")[0]).suffix.lower()
+    """The lower-case suffix of a URL's own path: `.mp4` for `zip://a.MP4::/x.zip` and `https://host/a.mp4?key=1`."""
+    head = url.split("::")[0]
+    if split_protocol(head)[0] in ("http", "https"):
+        head = head.split("?")[0].split("#")[0]
+    return PurePosixPath(head).suffix.lower()
 
 
 def is_image(url: str) -> bool:
@@ -38,7 +42,12 @@ def is_local(url: str) -> bool:
 
 def local_path(url: str) -> Path:
     """The path of a local URL (`is_local`)."""
-    return Path(split_protocol(url)[1]) if "://" in url else Path(url)
+    return Path(split_protocol(url)[1] if "://" in url else url).expanduser()
+
+
+def canonical(url: str) -> str:
+    """One spelling for one file: a local path made absolute, any other URL as it is."""
+    return os.path.abspath(local_path(url)) if is_local(url) else url  # noqa: PTH100 - Path.absolute keeps ".."
 
 
 def parent(url: str) -> str:

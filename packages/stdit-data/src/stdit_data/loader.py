@@ -11,6 +11,8 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 
+import torch
+
 from stdit_data.buckets import Bucket
 from stdit_data.clip import ClipDataset
 from stdit_data.errors import DataError
@@ -73,6 +75,8 @@ class ClipLoader:
             raise DataError(f"rank {rank} of {world_size}: expected a rank from 0 to {world_size - 1}")
         if workers < 0 or prefetch < 0:
             raise DataError(f"workers {workers}, prefetch {prefetch}: expected numbers from 0")
+        if pin_memory and not torch.cuda.is_available():
+            raise DataError("pin_memory: needs CUDA, which is not available here")
         self.dataset, self.seed, self.rank = dataset, seed, rank
         self.workers, self.prefetch, self.pin_memory = workers, prefetch, pin_memory
         self.order = Order(

@@ -127,7 +127,7 @@ def good_entries(manifest: Manifest, report: Report) -> list[Entry]:
     """The entries without problems, with full paths and with fps, width, height and num_frames filled in."""
     good = [finding for finding in report.findings if not finding.problems and finding.facts is not None]
     return [
-        replace(with_facts(manifest.entries[f.index], f.facts), path=_absolute(f.path))
+        replace(with_facts(manifest.entries[f.index], f.facts), path=files.canonical(f.path))
         for f in good
         if f.facts is not None
     ]
@@ -168,7 +168,7 @@ def check_dataset(dataset: ClipDataset, *, samples: int = 64, progress: Progress
 
 def _check(manifest: Manifest, index: int, sampling: Sampling | None, stream: int | None, thorough: bool) -> Finding:
     entry = manifest.entries[index]
-    url = manifest.locate(entry)
+    url = files.canonical(manifest.locate(entry))
     finding = Finding(index, url, entry.caption)
     if not entry.caption:
         beside = PurePosixPath(entry.path).with_suffix(".txt").name
@@ -248,10 +248,6 @@ def sha256(url: str) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _absolute(url: str) -> str:
-    return str(files.local_path(url).absolute()) if files.is_local(url) else url
 
 
 def _ahead(
