@@ -170,6 +170,8 @@ def checked_folder(path_or_hub_id: str | Path, options: Mapping[str, Any]) -> tu
     options = {"low_cpu_mem_usage": is_accelerate_available(), **options}
     if options.get("use_safetensors") is None:  # None would fall back to pickles
         options["use_safetensors"] = True
+    if "dtype" in options:  # older diffusers know it by the other name alone, newer ones by both
+        options["torch_dtype"] = options.pop("dtype")
     for_hub = {key: options.pop(key) for key in _HUB_OPTIONS if key in options}
     folder = local_path(path_or_hub_id, options.pop("subfolder", None), **for_hub)
     saved_weights(folder, options.get("variant"), options["use_safetensors"])
