@@ -143,7 +143,8 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path: Path) -> None:
 
 
 def test_dry_run_allocates_nothing(stdit: Callable, tmp_path: Path) -> None:
-    done = stdit("train", "--stage", "64x512", "--dry-run")
+    parts = ["--vae", "stabilityai/sd-vae-ft-ema", "--text-encoder", "DeepFloyd/t5-v1_1-xxl"]
+    done = stdit("train", "--stage", "64x512", "--dry-run", *parts)
     assert done.code == 0, done
     assert "759,620,768" in done.out
     assert "65,536 tokens" in done.out
@@ -166,7 +167,7 @@ def test_eval_writes_scores(stdit: Callable, tmp_path: Path) -> None:
 
 
 def test_ablation_compares_and_resumes(stdit: Callable, tmp_path: Path) -> None:
-    settings = ["--steps", "3", *TINY[2:], "--set", "data.height=32", "--set", "data.width=32"]
+    settings = ["--steps", "3", "--set", "global_batch=2", *TINY[4:], "--set", "data.height=32", "--set", "data.width=32"]
     done = stdit("ablate", "--variants", "seq,dit", *settings, "--out", "abl")
     assert done.code == 0, done
     rows = (tmp_path / "abl" / "ablation.csv").read_text().splitlines()

@@ -66,7 +66,7 @@ def test_an_empty_data_folder(stdit: Callable, tmp_path: Path) -> None:
 
 
 def test_a_manifest_without_the_columns(stdit: Callable, tmp_path: Path) -> None:
-    (tmp_path / "m.csv").write_text("file,text\na.mp4,hello\n")
+    (tmp_path / "m.csv").write_text("clip,words,fps\na.mp4,hello,3\n")
     check(stdit("train", "--data", "m.csv"), "m.csv", "path")
 
 

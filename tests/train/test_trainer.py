@@ -58,7 +58,7 @@ def changed(config: TrainConfig, **values: object) -> TrainConfig:
 
 def test_a_run_leaves_everything_behind(small: TrainConfig, tmp_path: Path) -> None:
     config = replace(small, validate_every=3, sample_every=6)
-    trainer, watcher = start(config, tmp_path / "run")
+    trainer, _ = start(config, tmp_path / "run")
     outcome = trainer.train()
     run = RunFolder(tmp_path / "run")
     assert outcome.finished
@@ -79,7 +79,7 @@ def test_a_run_leaves_everything_behind(small: TrainConfig, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("optimizer", "objective"), [("muon", "flow"), ("adamw", "iddpm")])
 def test_resuming_is_exact(small: TrainConfig, tmp_path: Path, optimizer: str, objective: str) -> None:
-    """Stopped after step 4 (within the second epoch) and resumed: weights and losses as without the stop, to the bit."""
+    """Stopped after step 4 (in the second epoch) and resumed: weights and losses as without the stop, to the bit."""
     config = changed(small, optimizer__name=optimizer, objective__name=objective, steps=8)
     whole, watched = start(config, tmp_path / "whole")
     whole.train()

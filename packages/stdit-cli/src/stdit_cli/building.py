@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -17,14 +18,18 @@ from stdit_train.run_folder import RunFolder
 from stdit_train.setup import build_trainer
 
 
-def run_build(out: Path, vae_steps: int | None, steps: int | None, prompts: int, seed: int) -> None:
+def run_build(
+    out: Path, vae_steps: int | None, steps: int | None, minutes: float | None, prompts: int, seed: int
+) -> None:
     """Build in `out`: parts/, run/, demo/."""
     console = Console(highlight=False)
     final = out / "demo"
     if final.exists():
         raise FileExistsError(f"{final} is built already: remove it, or name another folder")
     parts, run = out / "parts", RunFolder(out / "run")
-    overrides = {"seed": seed, "data.vae": str(parts), "data.text_encoder": str(parts)}
+    overrides: dict[str, Any] = {"seed": seed, "data.vae": str(parts), "data.text_encoder": str(parts)}
+    if minutes is not None:
+        overrides |= {"minutes": minutes, "steps": 10**6}
     config = load_stage("demo", overrides | ({"steps": steps} if steps else {}))
     vae_config = AutoencoderConfig(seed=seed, size=config.data.height)
     vae_config = replace(vae_config, steps=vae_steps) if vae_steps else vae_config

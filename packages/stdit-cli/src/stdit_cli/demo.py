@@ -10,6 +10,7 @@ def build_demo(
     out: Annotated[Path, typer.Argument(help="Folder to build in; what is done there already is kept.")],
     vae_steps: Annotated[int | None, typer.Option(min=1, help="Steps of the VAE.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the transformer.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Time budget of the transformer, in place of steps.")] = None,
     prompts: Annotated[int, typer.Option(min=1, help="Prompts of each split that the scores are of.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Of all weights and data.")] = 0,
 ) -> None:
@@ -19,4 +20,4 @@ def build_demo(
     """
     from stdit_cli.building import run_build
 
-    run_build(out, vae_steps, steps, prompts, seed)
+    run_build(out, vae_steps, steps, minutes, prompts, seed)

@@ -44,14 +44,16 @@ def run_training(
             raise ConfigError(f"{run.path} has no checkpoint yet: start anew without --resume, with another --out")
     else:
         checkpoint = None
-        run.create(config)
+        run.check_free()
     announce(console, config, run)
 
     from stdit_train.setup import build_trainer
 
     with TrainingBar(console) as bar:
         trainer = build_trainer(fitting, run, bar)
-        if checkpoint is not None:
+        if checkpoint is None:
+            run.create(config)
+        else:
             trainer.resume(checkpoint)
             run.write_config(config)
             console.print(f"going on from {checkpoint}")

@@ -74,16 +74,6 @@ def _bar(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 SHAPES: dict[str, _Distance] = {"circle": _circle, "triangle": _triangle, "cross": _cross, "bar": _bar}
 
-_DIRECTIONS: dict[str, tuple[str, ...]] = {
-    "left": ("left", "to the left", "leftwards"),
-    "right": ("right", "to the right", "rightwards"),
-    "up": ("up", "upwards"),
-    "down": ("down", "downwards"),
-    "up left": ("up and left", "up and to the left", "diagonally up left"),
-    "up right": ("up and right", "up and to the right", "diagonally up right"),
-    "down left": ("down and left", "down and to the left", "diagonally down left"),
-    "down right": ("down and right", "down and to the right", "diagonally down right"),
-}
 _MOVING = (
     "a {colour} {shape} moving {direction}",
     "a {colour} {shape} moves {direction}",
@@ -114,10 +104,9 @@ class Triple:
         """Every wording of it; the plainest one first."""
         if self.motion == "still":
             return [wording.format(colour=self.colour, shape=self.shape) for wording in _STILL]
+        direction = self.motion.replace(" ", " and ")  # "up and left"
         return [
-            wording.format(colour=self.colour, shape=self.shape, direction=direction)
-            for direction in _DIRECTIONS[self.motion]
-            for wording in _MOVING
+            wording.format(colour=self.colour, shape=self.shape, direction=direction) for wording in _MOVING
         ]
 
 
@@ -217,8 +206,8 @@ class ShapesDataset:
             caption=wordings[rng.integers(len(wordings))],
             x=rng.uniform(),
             y=rng.uniform(),
-            radius=rng.uniform(0.2, 0.25),
-            speed=rng.uniform(0.04, 0.065),
+            radius=rng.uniform(0.17, 0.21),
+            speed=rng.uniform(0.025, 0.035),
         )
 
     def load(self, index: int, *, seed: int = 0, epoch: int = 0) -> Clip:

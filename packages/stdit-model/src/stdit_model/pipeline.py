@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DDPMScheduler
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -246,7 +247,8 @@ def guide(output: Tensor, scale: float, channels: int) -> Tensor:
 
 
 def _learns_variance(scheduler: Any) -> bool:
-    return scheduler.config.get("variance_type") in ("learned", "learned_range")
+    """Whether a scheduler wants epsilon and variance; the others keep the setting and take epsilon alone."""
+    return isinstance(scheduler, DDPMScheduler) and scheduler.config.get("variance_type") in ("learned", "learned_range")
 
 
 def _as(output_type: str, video: Tensor) -> Any:

@@ -51,11 +51,12 @@ def load_components(vae: str, text_encoder: str, device: torch.device, precision
 
 
 def quiet_libraries() -> None:
-    """No progress bars of diffusers and transformers between ours."""
+    """No progress bars and warnings of diffusers and transformers between our lines; errors are raised anyway."""
     import diffusers
     import transformers
 
     diffusers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 
 

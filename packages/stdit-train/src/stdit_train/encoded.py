@@ -26,8 +26,7 @@ class RememberedLatents:
         self.dataset = dataset
         self.encode = encode
         self.shape = Bucket(*shape)
-        self._moments: dict[int, Tensor] = {}
-        self._captions: dict[int, Clip] = {}
+        self._clips: dict[int, Clip] = {}  # their videos are moments, bfloat16
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -38,8 +37,9 @@ class RememberedLatents:
 
     def load(self, index: int, *, seed: int, epoch: int) -> Clip:
         """The clip with moments [2C, T', H', W'] as its video."""
-        if index not in self._moments:
+        clip = self._clips.get(index)
+        if clip is None:
             clip = self.dataset.load(index, seed=seed, epoch=epoch)
-            self._moments[index] = self.encode(clip.video[None])[0].to(torch.bfloat16)
-            self._captions[index] = replace(clip, video=self._moments[index])
-        return replace(self._captions[index], video=self._moments[index].float())
+            clip = replace(clip, video=self.encode(clip.video[None])[0].to(torch.bfloat16))
+            self._clips[index] = clip
+        return replace(clip, video=clip.video.float())

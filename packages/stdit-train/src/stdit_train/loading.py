@@ -42,9 +42,7 @@ def load_pipeline(checkpoint: str) -> STDiTPipeline:
     device = find_device()
     quiet_libraries()
     try:
-        pipeline = STDiTPipeline.from_pretrained(
-            source, torch_dtype=torch.bfloat16 if device.type == "cuda" else torch.float32
-        )
+        pipeline = STDiTPipeline.from_pretrained(source)
     except OSError as error:
         if Path(source).is_dir():
             raise
@@ -54,4 +52,4 @@ def load_pipeline(checkpoint: str) -> STDiTPipeline:
             "and give its folder with --checkpoint"
         ) from error
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    return pipeline.to(device, torch.bfloat16 if device.type == "cuda" else torch.float32)

@@ -25,8 +25,8 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.pipeline = path / "pipeline"
 
-    def create(self, config: TrainConfig) -> None:
-        """Make a new run folder.
+    def check_free(self) -> None:
+        """Nothing is here yet.
 
         Raises:
             ConfigError: there is something in it already.
@@ -35,6 +35,14 @@ class RunFolder:
             raise ConfigError(
                 f"{self.path} is not empty: choose another folder with --out, or go on with it by --resume"
             )
+
+    def create(self, config: TrainConfig) -> None:
+        """Make a new run folder.
+
+        Raises:
+            ConfigError: there is something in it already.
+        """
+        self.check_free()
         self.path.mkdir(parents=True, exist_ok=True)
         self.write_config(config)
 
