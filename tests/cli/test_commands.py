@@ -167,7 +167,17 @@ def test_eval_writes_scores(stdit: Callable, tmp_path: Path) -> None:
 
 
 def test_ablation_compares_and_resumes(stdit: Callable, tmp_path: Path) -> None:
-    settings = ["--steps", "3", "--set", "global_batch=2", *TINY[4:], "--set", "data.height=32", "--set", "data.width=32"]
+    settings = [
+        "--steps",
+        "3",
+        "--set",
+        "global_batch=2",
+        *TINY[4:],
+        "--set",
+        "data.height=32",
+        "--set",
+        "data.width=32",
+    ]
     done = stdit("ablate", "--variants", "seq,dit", *settings, "--out", "abl")
     assert done.code == 0, done
     rows = (tmp_path / "abl" / "ablation.csv").read_text().splitlines()

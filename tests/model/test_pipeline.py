@@ -215,3 +215,19 @@ def test_latents_are_those_of_diffusers(pipeline: STDiTPipeline) -> None:
     with torch.no_grad():
         frame = pipeline.vae.encode(video[:, :, 1]).latent_dist.mean * 0.18215
     torch.testing.assert_close(latents[:, :, 1], frame)
+
+
+def test_parts_named_by_hub_id(pipeline: STDiTPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that names its VAE, text encoder and tokenizer finds them; offline it says which one is missing."""
+    from stdit_model.convert import write_pipeline
+
+    pipeline.transformer.save_pretrained(tmp_path / "model")
+    write_pipeline(tmp_path / "model", tmp_path / "p", vae="owner/vae", text_encoder="owner/t5", tokenizer="owner/t5")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"owner/\w+: not to be had .*hf download owner/"):
+        STDiTPipeline.from_pretrained(tmp_path / "p")
+    parts = {"vae": pipeline.vae, "text_encoder": pipeline.text_encoder, "tokenizer": pipeline.tokenizer}
+    again = STDiTPipeline.from_pretrained(tmp_path / "p", **parts)
+    again.set_progress_bar_config(disable=True)
+    arguments: dict[str, Any] = {"num_frames": 4, "height": 32, "width": 32, "num_inference_steps": 2}
+    assert again("a cat", generator=seeds(0), **arguments).frames.shape == (1, 3, 4, 32, 32)

@@ -16,6 +16,9 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from stdit_model import video_vae
+from stdit_model.convert import HUB_COMPONENTS
+from stdit_model.errors import WeightsError
+from stdit_model.hub import split_hub_id
 from stdit_model.lazy import read_json
 from stdit_model.model import STDiT
 from stdit_model.text import encode_captions
@@ -86,6 +89,7 @@ class STDiTPipeline(DiffusionPipeline):
         """
         folder = Path(pretrained_model_name_or_path)
         if folder.is_dir():
+            options = {**_named_parts(folder, options), **options}
             _check_parts(folder, options)
         elif str(folder).startswith((".", "/", "~")) or str(pretrained_model_name_or_path).count("/") != 1:
             raise FileNotFoundError(f"{folder}: no such folder; expected a pipeline folder or a Hub id (owner/name)")
@@ -214,6 +218,38 @@ class STDiTPipeline(DiffusionPipeline):
         return self.scheduler.step(output, t, latents, return_dict=False)[0]
 
 
+def _named_parts(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """The components that an index names by Hub id (`stdit weights convert` writes such) and that are not given.
+
+    Raises:
+        WeightsError: the Hub does not give one; the message says what to download or to pass.
+    """
+    index = folder / "model_index.json"
+    names = read_json(index).get(HUB_COMPONENTS, {}) if index.is_file() else {}
+    return {part: _from_hub(part, name) for part, name in names.items() if part not in given}
+
+
+def _from_hub(part: str, name: str) -> Any:
+    import diffusers
+    import transformers
+
+    classes = {
+        "vae": diffusers.AutoencoderKL,
+        "text_encoder": transformers.T5EncoderModel,
+        "tokenizer": transformers.AutoTokenizer,
+        "scheduler": diffusers.DDPMScheduler,
+    }
+    repo, subfolder = split_hub_id(name) or (name, "")
+    try:
+        return classes[part].from_pretrained(repo, **({"subfolder": subfolder} if subfolder else {}))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise WeightsError(
+            f"{part} {name}: not to be had ({reason}); download it where there is a network (hf download {repo}), "
+            f"or convert again with --{part.replace('_', '-')} FOLDER"
+        ) from error
+
+
 def _check_parts(folder: Path, given: dict[str, Any]) -> None:
     """Every part that the index names is there.
 
@@ -248,7 +284,10 @@ def guide(output: Tensor, scale: float, channels: int) -> Tensor:
 
 def _learns_variance(scheduler: Any) -> bool:
     """Whether a scheduler wants epsilon and variance; the others keep the setting and take epsilon alone."""
-    return isinstance(scheduler, DDPMScheduler) and scheduler.config.get("variance_type") in ("learned", "learned_range")
+    return isinstance(scheduler, DDPMScheduler) and scheduler.config.get("variance_type") in (
+        "learned",
+        "learned_range",
+    )
 
 
 def _as(output_type: str, video: Tensor) -> Any:
