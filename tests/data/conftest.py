@@ -82,7 +82,8 @@ def encode(
         for number, pixels in enumerate(source):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
             matrix, range_ = color or (None, None)
-            frame = frame.reformat(format=pixel_format, dst_colorspace=matrix, dst_color_range=range_)
+            # one thread: with several, swscale now and then leaves a slice of 10-bit output unwritten
+            frame = frame.reformat(format=pixel_format, dst_colorspace=matrix, dst_color_range=range_, threads=1)
             frame.pts, frame.time_base = at, 1 / rate
             at += durations[number] if durations is not None else 1
             out.mux(stream.encode(frame))

@@ -22,7 +22,7 @@ from stdit_cli.data import app
 def clips(encode_clip: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("clips")
     for number in range(3):
-        encode_clip(place / f"v_YoYo_g0{number}_c01.mp4", frames=50)
+        encode_clip(place / f"v_YoYo_g0{number}_c01.mp4", frames=50 + number)
         (place / f"v_YoYo_g0{number}_c01.txt").write_text(f"caption {number}")
     return place
 
@@ -40,7 +40,7 @@ def test_validate(clips: Path, tmp_path: Path) -> None:
     assert "entries with problems │ 0" in output
     assert "h264 (3)" in output
     assert len((tmp_path / "all.jsonl").read_text().splitlines()) == 3
-    assert [entry.num_frames for entry in read_manifest(str(tmp_path / "good.parquet")).entries] == [50, 50, 50]
+    assert [entry.num_frames for entry in read_manifest(str(tmp_path / "good.parquet")).entries] == [50, 51, 52]
 
 
 def test_validate_finds_what_is_wrong(clips: Path, tmp_path: Path) -> None:

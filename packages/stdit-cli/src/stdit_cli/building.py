@@ -58,7 +58,7 @@ def run_build(
     candidate = out / ".demo.partial"
     publish(run.pipeline, candidate)
     scores = score_splits(console, load_pipeline(str(candidate)), list(SPLITS), prompts)
-    write_card(candidate, config, trainer.elapsed, scores)
+    write_card(candidate, config, outcome.step, trainer.elapsed, scores)
     candidate.rename(final)
     console.print(score_table(scores))
     console.print(f"{final}")

@@ -51,7 +51,11 @@ class Fit:
         """[C, H, W], uint8 or float, to [C, height, width] of the same kind. Antialiased bicubic (Pillow's)."""
         height, width = self.scaled(*picture.shape[-2:])
         if (height, width) != tuple(picture.shape[-2:]):
+            # torch's 8-bit kernel fails on outputs of a single row or column
+            whole = picture.dtype == torch.uint8 and min(height, width) == 1
+            picture = picture.float() if whole else picture
             picture = F.interpolate(picture[None], (height, width), mode="bicubic", antialias=True)[0]
+            picture = picture.round().clamp(0, 255).to(torch.uint8) if whole else picture
         top, left = round(self.y * (height - self.height)), round(self.x * (width - self.width))
         picture = picture[:, top : top + self.height, left : left + self.width]
         return picture.flip(-1) if self.flip else picture

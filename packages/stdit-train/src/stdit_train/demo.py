@@ -42,13 +42,13 @@ def publish(source: Path, destination: Path) -> None:
     pipeline.save_pretrained(destination)
 
 
-def write_card(folder: Path, config: TrainConfig, seconds: float, scores: dict[str, Scores]) -> None:
+def write_card(folder: Path, config: TrainConfig, steps: int, seconds: float, scores: dict[str, Scores]) -> None:
     """README.md beside the published weights."""
     pipeline = STDiTPipeline.from_pretrained(folder)
-    (folder / "README.md").write_text(model_card(pipeline, config, seconds, scores))
+    (folder / "README.md").write_text(model_card(pipeline, config, steps, seconds, scores))
 
 
-def model_card(pipeline: Any, config: TrainConfig, seconds: float, scores: dict[str, Scores]) -> str:
+def model_card(pipeline: Any, config: TrainConfig, steps: int, seconds: float, scores: dict[str, Scores]) -> str:
     """Data, command, seed, steps, hardware, scores."""
 
     def count(part: torch.nn.Module) -> str:
@@ -62,7 +62,7 @@ def model_card(pipeline: Any, config: TrainConfig, seconds: float, scores: dict[
     )
     data = config.data
     size = f"{data.frames} frames of {data.height}x{data.width}"
-    schedule = f"{config.steps} steps of {config.global_batch} clips, {seconds / 60:.0f} minutes"
+    schedule = f"{steps} steps of {config.global_batch} clips, {seconds / 60:.0f} minutes"
     parts = [
         (f"transformer: STDiT ({config.model.variant}), rectified flow", count(pipeline.transformer), schedule),
         ("vae: AutoencoderKL, 8x down", count(pipeline.vae), "single frames of the set"),
@@ -72,6 +72,7 @@ def model_card(pipeline: Any, config: TrainConfig, seconds: float, scores: dict[
     table = "\n".join(f"| {part} | {size} | {how} |" for part, size, how in parts)
     held_out, seen = len(triples("heldout")), len(triples("train"))
     hardware = f"{platform.machine()} CPU, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    budget = f" --minutes {config.minutes:g}" if config.minutes else ""
     return f"""# The demo model
 
 Text to video of coloured shapes, {size} pixels at {data.fps:g} frames a second. It exists so that every part
@@ -82,7 +83,7 @@ of stdit can be tried on a laptop; it knows nothing but the embedded set `shapes
 {table}
 
 Data: `shapes`, generated on the fly, {seen} colour-shape-motion triples; {held_out} more are held out of training.
-Command: `stdit build-demo OUT` (seed {config.seed}). Hardware: {hardware}.
+Command: `stdit build-demo OUT{budget}` (seed {config.seed}). Hardware: {hardware}.
 Weights are bfloat16, and the scores are those of these weights.
 
 Prompt-following (`stdit eval`, share of prompts and 95 % interval):
