@@ -105,9 +105,7 @@ class Triple:
         if self.motion == "still":
             return [wording.format(colour=self.colour, shape=self.shape) for wording in _STILL]
         direction = self.motion.replace(" ", " and ")  # "up and left"
-        return [
-            wording.format(colour=self.colour, shape=self.shape, direction=direction) for wording in _MOVING
-        ]
+        return [wording.format(colour=self.colour, shape=self.shape, direction=direction) for wording in _MOVING]
 
 
 def _held_out(colour: int, shape: int, motion: int) -> bool:
