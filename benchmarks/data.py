@@ -47,7 +47,7 @@ def encode(path: Path, frames: int, size: tuple[int, int], options: dict[str, st
 
 
 def rgb(frame: av.VideoFrame) -> torch.Tensor:
-    return torch.from_numpy(frame.to_ndarray(format="rgb24"))
+    return torch.from_numpy(frame.to_ndarray(format="rgb24", threads=1))
 
 
 def seeking(path: str) -> list[torch.Tensor]:

@@ -97,7 +97,11 @@ def decode_all(path: str | Path, stream: int = 0) -> tuple[list[int], list[np.nd
         video = container.streams.video[stream]
         frames = list(container.decode(video))
         assert video.time_base is not None
-        return [frame.pts for frame in frames], [frame.to_ndarray(format="rgb24") for frame in frames], video.time_base
+        return (
+            [frame.pts for frame in frames],
+            [frame.to_ndarray(format="rgb24", threads=1) for frame in frames],
+            video.time_base,
+        )
 
 
 @pytest.fixture(scope="session")

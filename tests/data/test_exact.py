@@ -71,7 +71,7 @@ def build(encode_clip: Any, folder: Path, encoding: dict[str, Any]) -> Path:
 
 
 def as_tensor(frame: Any) -> torch.Tensor:
-    return torch.from_numpy(frame.to_ndarray(format="rgb24"))
+    return torch.from_numpy(frame.to_ndarray(format="rgb24", threads=1))
 
 
 def same(picture: torch.Tensor, expected: np.ndarray) -> bool:

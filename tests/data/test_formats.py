@@ -102,7 +102,7 @@ def test_untagged_matrix_is_guessed_by_size(height: int, matrix: Colorspace) -> 
     colour = (30, 180, 60)
     image = np.full((height, height + 2, 3), colour, np.uint8)
     frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(
-        format="yuv420p", dst_colorspace=matrix, dst_color_range=ColorRange.MPEG
+        format="yuv420p", dst_colorspace=matrix, dst_color_range=ColorRange.MPEG, threads=1
     )
     frame.colorspace, frame.color_range = 2, 0
     picture = color.to_rgb(frame, VideoReformatter())
@@ -249,13 +249,17 @@ def test_damage_within(encode_clip: Any, tmp_path: Path) -> None:
     """Overwritten data in the middle: never a wrong picture without a word, at least where FFmpeg notices."""
     path = encode_clip(tmp_path / "clip.mkv", frames=60, gop=60, size=(128, 96), b_frames=0)
     with VideoStream(str(path)) as video:
-        sound = take(video, Sampling(60, interval=1), lambda f: torch.from_numpy(f.to_ndarray(format="rgb24")))
+        sound = take(
+            video, Sampling(60, interval=1), lambda f: torch.from_numpy(f.to_ndarray(format="rgb24", threads=1))
+        )
     data = bytearray(path.read_bytes())
     middle = len(data) // 2
     data[middle : middle + 400] = bytes(400)
     path.write_bytes(data)
     with pytest.raises(ClipError), reading(str(path)), VideoStream(str(path)) as video:
-        taken = take(video, Sampling(60, interval=1), lambda f: torch.from_numpy(f.to_ndarray(format="rgb24")))
+        taken = take(
+            video, Sampling(60, interval=1), lambda f: torch.from_numpy(f.to_ndarray(format="rgb24", threads=1))
+        )
         different = [not torch.equal(a, b) for a, b in zip(taken.pictures, sound.pictures, strict=True)]
         pytest.fail(f"{sum(different)} wrong frames went through")
 
@@ -277,7 +281,9 @@ def test_animated_gif(encode_clip: Any, full_decode: Any, tmp_path: Path) -> Non
     assert probe(str(path)).codec == "gif"
     _, pictures, _ = full_decode(path)
     with VideoStream(str(path)) as video:
-        taken = take(video, Sampling(3, interval=2), lambda f: torch.from_numpy(f.to_ndarray(format="rgb24")))
+        taken = take(
+            video, Sampling(3, interval=2), lambda f: torch.from_numpy(f.to_ndarray(format="rgb24", threads=1))
+        )
     assert all(np.array_equal(got, pictures[2 * j]) for j, got in enumerate(taken.pictures))
 
 

@@ -47,6 +47,13 @@ def test_fit_gives_the_size_asked_for(source, target, at, aspect, flip) -> None:
     assert width >= target[1]
 
 
+def test_shrinking_to_one_pixel() -> None:
+    """Whatever the picture's memory layout; torch fails here for planar uint8."""
+    for layout in (torch.contiguous_format, torch.channels_last):
+        picture = torch.full((1, 3, 2, 7), 9, dtype=torch.uint8).contiguous(memory_format=layout)[0]
+        assert Fit(1, 1)(picture).flatten().tolist() == [9, 9, 9]
+
+
 def test_crops_and_flips() -> None:
     picture = torch.arange(4 * 8).reshape(1, 4, 8).to(torch.uint8).repeat(3, 1, 1)
     assert torch.equal(Fit(4, 4)(picture), picture[:, :, 2:6])

@@ -68,7 +68,7 @@ def to_rgb(frame: Any, reformatter: VideoReformatter) -> Tensor:
         src_color_range=source_range,
         dst_color_range=ColorRange.JPEG,
         interpolation=QUALITY,
-        threads=1,
+        threads=1,  # with more, FFmpeg's scaler now and then leaves wrong pixels
     )
     picture = torch.from_numpy(_upright(converted.to_ndarray(), frame)).permute(2, 0, 1)
     return picture.to(torch.float32).div_(65535) if hdr else picture

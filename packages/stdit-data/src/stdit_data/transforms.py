@@ -54,7 +54,9 @@ class Fit:
             # torch's 8-bit kernel fails on outputs of a single row or column
             whole = picture.dtype == torch.uint8 and min(height, width) == 1
             picture = picture.float() if whole else picture
-            picture = F.interpolate(picture[None], (height, width), mode="bicubic", antialias=True)[0]
+            # Decoded pictures are channels last already. Others fail in torch where a side shrinks to one pixel.
+            batch = picture[None].contiguous(memory_format=torch.channels_last)
+            picture = F.interpolate(batch, (height, width), mode="bicubic", antialias=True)[0]
             picture = picture.round().clamp(0, 255).to(torch.uint8) if whole else picture
         top, left = round(self.y * (height - self.height)), round(self.x * (width - self.width))
         picture = picture[:, top : top + self.height, left : left + self.width]

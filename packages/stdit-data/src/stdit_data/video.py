@@ -55,8 +55,9 @@ def write_mp4(path: str | Path, video: Tensor, fps: float, *, crf: int = 17) -> 
             context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
             context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
             for picture in pictures:
+                # One thread: with more, FFmpeg's scaler now and then leaves wrong pixels.
                 frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
-                    format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+                    format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG, threads=1
                 )
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())
