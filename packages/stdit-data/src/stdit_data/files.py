@@ -9,11 +9,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import fsspec
 from fsspec.core import split_protocol, url_to_fs
+from fsspec.implementations.memory import MemoryFileSystem
 
 from stdit_data.errors import DataError
 
@@ -121,6 +123,9 @@ def walk(folder: str) -> list[str]:
 @contextmanager
 def open_binary(url: str) -> Iterator[IO[bytes]]:
     fs, path = filesystem(url)
+    if isinstance(fs, MemoryFileSystem):  # its open files are one object, whose position threads would share
+        yield BytesIO(fs.cat_file(path))
+        return
     with fs.open(path, "rb") as file:
         yield file
 
