@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stdit_model.convert import iddpm_scheduler
 from stdit_model.text import encode_captions
 from stdit_train.config import ConfigError, ObjectiveConfig
 
@@ -106,15 +107,8 @@ class TextMemory:
 
 def build_scheduler(objective: ObjectiveConfig) -> Any:
     """The diffusers scheduler that samples what an objective trains."""
-    from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+    from diffusers import FlowMatchEulerDiscreteScheduler
 
     if objective.name == "flow":
         return FlowMatchEulerDiscreteScheduler(shift=objective.shift)
-    return DDPMScheduler(
-        beta_start=1e-4,
-        beta_end=0.02,
-        beta_schedule="linear",
-        variance_type="learned_range",
-        timestep_spacing="linspace",
-        clip_sample=False,
-    )
+    return iddpm_scheduler()
