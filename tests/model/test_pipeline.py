@@ -16,7 +16,7 @@ pytest.importorskip("transformers", reason="the pipeline is an extra of stdit-mo
 from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
 
 from stdit_model import STDiT, STDiTPipeline, video_vae
-from stdit_model.pipeline import guide
+from stdit_model.guidance import guide
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

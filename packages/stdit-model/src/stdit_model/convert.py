@@ -131,7 +131,7 @@ def write_pipeline(
         HUB_COMPONENTS: named,
         **{name: [None, None] for name in named},
         **{name: list(of) for name, of in classes.items()},
-        **_clip_size(model, found),
+        **clip_size(model, found),
     }
     text = json.dumps(index, indent=2, sort_keys=True) + "\n"
     (folder / "model_index.json").write_text(text, encoding="utf-8")
@@ -215,7 +215,7 @@ def _component_class(name: str, folder: Path) -> tuple[str, str]:
     return library, found
 
 
-def _clip_size(model: STDiT, found: Weights) -> dict[str, int]:
+def clip_size(model: STDiT, found: Weights) -> dict[str, int]:
     """The pipeline's default clip, in frames and pixels, where the position buffers of a video model tell it."""
     if found.grid is None:
         return {}

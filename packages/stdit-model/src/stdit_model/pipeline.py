@@ -1,6 +1,6 @@
 """STDiTPipeline: a prompt in, frames out.
 
-Legend: B videos, C latent channels, T frames, H W height and width.
+Legend: B videos, C latent channels, T frames, H W height and width, L text tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,19 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from stdit_model import video_vae
-from stdit_model.convert import HUB_COMPONENTS
-from stdit_model.errors import WeightsError
-from stdit_model.hub import split_hub_id
-from stdit_model.lazy import read_json
-from stdit_model.model import STDiT
+from stdit_model.denoise import Denoiser
+from stdit_model.model import STDiT, TextCache
+from stdit_model.parts import check_parts, named_parts
 from stdit_model.text import encode_captions
+from stdit_model.windows import Window, plan_windows
 
 
 @dataclass
@@ -37,7 +35,7 @@ class STDiTPipeline(DiffusionPipeline):
     Args:
         transformer: the denoiser.
         vae: a diffusers image VAE (used frame by frame) or video VAE.
-        text_encoder, tokenizer: T5EncoderModel and its tokenizer.
+        text_encoder, tokenizer: T5EncoderModel and its tokenizer; None where `prompt_embeds` will be given.
         scheduler: FlowMatchEulerDiscreteScheduler for rectified-flow models; DDPM, DDIM, DPM-Solver++ or UniPC for
             epsilon models.
         num_frames, height, width, fps: the clips that the checkpoint was trained on, the defaults of a call.
@@ -46,6 +44,7 @@ class STDiTPipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012  (diffusers reads it from the class)
+    _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -81,7 +80,7 @@ class STDiTPipeline(DiffusionPipeline):
         Args:
             pretrained_model_name_or_path: its folder, or a Hub id.
             options: of diffusers' `DiffusionPipeline.from_pretrained`; components by name, such as `vae=...`, replace
-                the folder's.
+                the folder's. `text_encoder=None, tokenizer=None` leaves them out.
 
         Raises:
             FileNotFoundError: nothing is there, or a part is missing.
@@ -89,16 +88,27 @@ class STDiTPipeline(DiffusionPipeline):
         """
         folder = Path(pretrained_model_name_or_path)
         if folder.is_dir():
-            options = {**_named_parts(folder, options), **options}
-            _check_parts(folder, options)
+            options = {**named_parts(folder, options), **options}
+            check_parts(folder, options)
         elif str(folder).startswith((".", "/", "~")) or str(pretrained_model_name_or_path).count("/") != 1:
             raise FileNotFoundError(f"{folder}: no such folder; expected a pipeline folder or a Hub id (owner/name)")
         return super().from_pretrained(pretrained_model_name_or_path, **options)
 
+    @classmethod
+    def from_released(cls, path_or_hub_id: str | Path, **options: Any) -> "STDiTPipeline":
+        """A pipeline around bare weights, such as OpenSora-v1-HQ-16x512x512.pth: see `stdit_model.released.assemble`.
+
+        The model's sizes are read from the file; VAE, text encoder and tokenizer are those that it was trained with,
+        from the Hub or where `vae=` and `text_encoder=` say.
+        """
+        from stdit_model.released import assemble
+
+        return assemble(cls, path_or_hub_id, **options)
+
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         *,
         num_frames: int | None = None,
@@ -106,14 +116,26 @@ class STDiTPipeline(DiffusionPipeline):
         width: int | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        guidance_rescale: float = 0.0,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        guidance_channels: int | None = None,
         num_videos_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
-        output_type: str = "pt",
-        guidance_channels: int | None = None,
+        prompt_embeds: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
+        first_frames: Tensor | None = None,
+        settling: int = 3,
+        window: int | None = None,
+        overlap: int | None = None,
         space_scale: float | None = None,
         time_scale: float | None = None,
+        output_type: str = "pt",
+        decode_chunk_size: int = 16,
         callback_on_step_end: Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         return_dict: bool = True,
     ) -> STDiTPipelineOutput | tuple[Any]:
         """Sample videos.
@@ -124,78 +146,140 @@ class STDiTPipeline(DiffusionPipeline):
             num_frames, height, width: size of the clips in frames and pixels; the checkpoint's own unless given.
             num_inference_steps: denoising steps.
             guidance_scale: classifier-free guidance (arXiv:2207.12598); 1 turns it off.
+            guidance_rescale: 0 to 1, see `stdit_model.guidance.guide`.
+            guidance_interval: the share of the steps in which guidance acts, as in (0.1, 0.7); outside, a step costs
+                half (arXiv:2404.07724).
+            guidance_channels: guide only the first so many latent channels and take the others from the prompt's
+                half; Open-Sora 1.0 guides 3 of its 4.
             num_videos_per_prompt: videos of each prompt, side by side in the output.
             generator: one, or one for each video: then a video does not depend on what else is asked for.
             latents: starting noise [B, C, T, H, W] in place of a generator's.
+            prompt_embeds, prompt_attention_mask: what `encode_prompt` gave, [B, L, Dc] and [B, L], in place of
+                `prompt`: the text encoder is then not needed.
+            negative_prompt_embeds, negative_prompt_attention_mask: likewise; the null caption unless given.
+            first_frames: pixels [3, K, H, W] or [B, 3, K, H, W] in [-1, 1] that the videos begin with.
+            settling: with given frames, how often a step's estimate is noised again, see `stdit_model.given`.
+            window: frames sampled at once; longer videos are made window by window, each going on from the one
+                before. Without it all frames are sampled together.
+            overlap: frames of the past that a window goes on from; half a window unless given.
+            space_scale, time_scale: position scales; the model's own unless given.
             output_type: "pt", [B, 3, T, H, W] float32 in [-1, 1]; "np", [B, T, H, W, 3] float32 in [0, 1];
                 "pil", a list of images for each video; "latent", [B, C, T, H, W].
-            guidance_channels: guide only the first so many latent channels and take the others from the prompt's
-                half; Open-Sora 1.0 guides 3 of its 4.
-            space_scale, time_scale: position scales; the model's own unless given.
+            decode_chunk_size: frames that an image VAE decodes at once.
             callback_on_step_end: called as (pipeline, step index, timestep, {"latents": ...}) after each step; what it
-                returns under "latents" replaces them.
+                returns under "latents" replaces them. The index counts on from window to window.
+            callback_on_step_end_tensor_inputs: "latents", or nothing.
             return_dict: a plain tuple when false.
 
         Raises:
-            ValueError: an empty prompt, a size that VAE and patch do not divide, an unknown output type.
+            ValueError: an empty prompt, a size that VAE and patch do not divide, an unknown output type, given frames
+                of another size.
         """
-        if output_type not in ("pt", "np", "pil", "latent"):
-            raise ValueError(f"unknown output_type {output_type!r}: choose pt, np, pil or latent")
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not prompts or not all(p.strip() for p in prompts):
-            raise ValueError("the prompt is empty: say what the video should show")
-        prompts = [p for p in prompts for _ in range(num_videos_per_prompt)]
+        self._check(output_type, guidance_interval, guidance_rescale)
         config = self.config
-        guidance = config.guidance_scale if guidance_scale is None else guidance_scale
-        num_frames = num_frames or config.num_frames
-        shape = video_vae.latent_shape(self.vae, num_frames, height or config.height, width or config.width)
-        device = self._execution_device
-        guided = guidance != 1.0
+        clip = (num_frames or config.num_frames, height or config.height, width or config.width)
+        shape = video_vae.latent_shape(self.vae, *clip)
+        scale = config.guidance_scale if guidance_scale is None else guidance_scale
+        embeds = self.encode_prompt(
+            prompt, negative_prompt, num_videos_per_prompt, scale != 1.0, prompt_embeds, prompt_attention_mask,
+            negative_prompt_embeds, negative_prompt_attention_mask,
+        )  # fmt: skip
+        noise = self.prepare_latents(latents, (len(embeds[0]), *shape), generator, self._execution_device)
+        made = None if first_frames is None else self._encode_first(first_frames, len(noise), clip)
+        steps = num_inference_steps or config.num_inference_steps
+        denoise = Denoiser(
+            self.transformer, self.scheduler, self._cache_text(*embeds), steps, generator, scale, guidance_rescale,
+            guidance_interval, guidance_channels, space_scale, time_scale, settling,
+        )  # fmt: skip
+        windows = self._windows(noise, made, window, overlap)
 
-        text = self.encode_prompt(prompts, negative_prompt, guided)
-        latents = self.prepare_latents(latents, (len(prompts), *shape), generator, device)
-        self.scheduler.set_timesteps(num_inference_steps or config.num_inference_steps, device=device)
+        self._guidance_scale, self._num_timesteps, self._interrupt = scale, steps * len(windows), False
+        with self.progress_bar(total=self._num_timesteps) as bar:
+            for number, (start, stop, known) in enumerate(windows):
 
-        with self.progress_bar(total=len(self.scheduler.timesteps)) as bar:
-            for i, t in enumerate(self.scheduler.timesteps):
-                scale_input = getattr(self.scheduler, "scale_model_input", lambda x, _: x)
-                x = scale_input(latents, t).to(self.transformer.dtype)
-                if guided:
-                    x = torch.cat([x, x])
-                timestep = t.expand(len(x)).to(device)
-                output = self.transformer(x, timestep, text, space_scale=space_scale, time_scale=time_scale).float()
-                if guided:
-                    output = guide(output, guidance, guidance_channels or latents.shape[1])
-                if not _learns_variance(self.scheduler):
-                    output = output[:, : latents.shape[1]]
-                latents = self._step(output, t, latents, generator)
-                if callback_on_step_end is not None:
-                    latents = callback_on_step_end(self, i, t, {"latents": latents}).get("latents", latents)
-                bar.update()
+                def after_step(i: int, t: Tensor, x: Tensor, before: int = number * steps) -> Tensor | None:
+                    if callback_on_step_end is not None:
+                        inputs = dict.fromkeys(callback_on_step_end_tensor_inputs, x)
+                        x = (callback_on_step_end(self, before + i, t, inputs) or {}).get("latents", x)
+                    bar.update()
+                    return None if self._interrupt else x
 
-        frames = latents if output_type == "latent" else _as(output_type, video_vae.decode(self.vae, latents))
+                past = made[:, :, start : start + known] if made is not None and known else None
+                x = denoise(noise[:, :, start:stop], past, after_step)
+                made = x if made is None else torch.cat([made, x[:, :, known:]], dim=2)
+        assert made is not None
+
+        if output_type == "latent":
+            frames: Any = made
+        else:
+            video = video_vae.decode(self.vae, made, decode_chunk_size)
+            if first_frames is not None:  # as they were given, not as they come out of the VAE
+                video[:, :, : first_frames.shape[-3]] = first_frames.to(video)
+            frames = _as(output_type, video)
         self.maybe_free_model_hooks()
         return STDiTPipelineOutput(frames) if return_dict else (frames,)
 
-    def encode_prompt(self, prompts: list[str], negative_prompt: str | Sequence[str] | None, guided: bool) -> Any:
-        """The text as the transformer's blocks read it, a `TextCache`; with guidance the unconditional half follows.
+    @property
+    def guidance_scale(self) -> float:
+        """Of the call under way, for callbacks."""
+        return self._guidance_scale
 
-        The null caption keeps the mask of its prompt, as caption dropout does in training.
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of the call under way, all windows together."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """A callback may set `pipeline._interrupt = True`: sampling ends after that step."""
+        return self._interrupt
+
+    def encode_prompt(
+        self,
+        prompt: str | Sequence[str] | None,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_videos_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = True,
+        prompt_embeds: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Prompts to states [B, L, Dc] and mask [B, L] of the text encoder, and the same of what guidance moves from.
+
+        What is given as embeddings stays as it is. The null caption, which stands in where there is no negative
+        prompt, has the mask of its prompt, as in training with caption dropout.
+
+        Returns:
+            prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask (both None
+            without guidance), each video's on its own line.
+
+        Raises:
+            ValueError: an empty prompt, or neither prompt nor embeddings.
         """
         length = self.transformer.config.model_max_length
-        y, mask = encode_captions(self.tokenizer, self.text_encoder, prompts, length)
-        if guided:
-            if negative_prompt is None:
-                negative_y, negative_mask = self.transformer.null_caption(len(y), length).to(y), mask
-            else:
-                negatives = [negative_prompt] * len(y) if isinstance(negative_prompt, str) else list(negative_prompt)
-                if len(negatives) != len(y):
-                    repeat = len(y) // len(negatives)
-                    negatives = [n for n in negatives for _ in range(repeat)]
-                negative_y, negative_mask = encode_captions(self.tokenizer, self.text_encoder, negatives, length)
-            y, mask = torch.cat([y, negative_y]), torch.cat([mask, negative_mask])
-        device = self._execution_device
-        return self.transformer.encode_text(y.to(device, self.transformer.dtype), mask.to(device))
+        if prompt_embeds is None or prompt_attention_mask is None:
+            prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
+            if not prompts or not all(p.strip() for p in prompts):
+                raise ValueError("the prompt is empty: say what the video should show")
+            prompt_embeds, prompt_attention_mask = self._encode(prompts, length)
+        y = prompt_embeds.repeat_interleave(num_videos_per_prompt, dim=0)
+        mask = prompt_attention_mask.repeat_interleave(num_videos_per_prompt, dim=0)
+        if not do_classifier_free_guidance:
+            return y, mask, None, None
+        if negative_prompt_embeds is not None and negative_prompt_attention_mask is not None:
+            negative_y, negative_mask = negative_prompt_embeds, negative_prompt_attention_mask
+        elif negative_prompt is None:
+            return y, mask, self.transformer.null_caption(len(y), y.shape[1]).to(y), mask
+        else:
+            negatives = [negative_prompt] if isinstance(negative_prompt, str) else list(negative_prompt)
+            negative_y, negative_mask = self._encode(negatives, length)
+        repeat, rest = divmod(len(y), len(negative_y))
+        if rest:
+            raise ValueError(
+                f"{len(negative_y)} negative prompts for {len(y)} videos: give one, or one for each prompt"
+            )
+        return y, mask, negative_y.repeat_interleave(repeat, dim=0), negative_mask.repeat_interleave(repeat, dim=0)
 
     def prepare_latents(
         self,
@@ -211,83 +295,70 @@ class STDiTPipeline(DiffusionPipeline):
             raise ValueError(f"latents of shape {list(shape)} expected, not {list(latents.shape)}")
         return latents.to(device) * getattr(self.scheduler, "init_noise_sigma", 1.0)
 
-    def _step(self, output: Tensor, t: Any, latents: Tensor, generator: Any) -> Tensor:
-        """One scheduler step; ancestral samplers draw from the generator."""
-        if generator is not None and "generator" in self.scheduler.step.__code__.co_varnames:
-            return self.scheduler.step(output, t, latents, generator=generator, return_dict=False)[0]
-        return self.scheduler.step(output, t, latents, return_dict=False)[0]
+    def enable_vae_slicing(self) -> None:
+        """Decode frame by frame, for less memory."""
+        self.vae.enable_slicing()
 
+    def disable_vae_slicing(self) -> None:
+        """Decode `decode_chunk_size` frames at once again."""
+        self.vae.disable_slicing()
 
-def _named_parts(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
-    """The components that an index names by Hub id (`stdit weights convert` writes such) and that are not given.
+    def enable_vae_tiling(self) -> None:
+        """Decode large frames tile by tile, for less memory; tiles are blended where they meet."""
+        self.vae.enable_tiling()
 
-    Raises:
-        WeightsError: the Hub does not give one; the message says what to download or to pass.
-    """
-    index = folder / "model_index.json"
-    names = read_json(index).get(HUB_COMPONENTS, {}) if index.is_file() else {}
-    return {part: _from_hub(part, name) for part, name in names.items() if part not in given}
+    def disable_vae_tiling(self) -> None:
+        """Decode frames whole again."""
+        self.vae.disable_tiling()
 
+    def _check(self, output_type: str, interval: tuple[float, float], rescale: float) -> None:
+        if output_type not in ("pt", "np", "pil", "latent"):
+            raise ValueError(f"unknown output_type {output_type!r}: choose pt, np, pil or latent")
+        if not 0.0 <= interval[0] < interval[1] <= 1.0:
+            raise ValueError(f"guidance_interval {interval}: expected two shares of the steps, as in (0.1, 0.7)")
+        if not 0.0 <= rescale <= 1.0:
+            raise ValueError(f"guidance_rescale {rescale}: expected 0 to 1")
 
-def _from_hub(part: str, name: str) -> Any:
-    import diffusers
-    import transformers
+    def _encode(self, prompts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
+        if self.text_encoder is None or self.tokenizer is None:
+            raise ValueError("this pipeline has no text encoder: give prompt_embeds and prompt_attention_mask")
+        return encode_captions(self.tokenizer, self.text_encoder, prompts, length)
 
-    classes = {
-        "vae": diffusers.AutoencoderKL,
-        "text_encoder": transformers.T5EncoderModel,
-        "tokenizer": transformers.AutoTokenizer,
-        "scheduler": diffusers.DDPMScheduler,
-    }
-    repo, subfolder = split_hub_id(name) or (name, "")
-    try:
-        return classes[part].from_pretrained(repo, **({"subfolder": subfolder} if subfolder else {}))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise WeightsError(
-            f"{part} {name}: not to be had ({reason}); download it where there is a network (hf download {repo}), "
-            f"or convert again with --{part.replace('_', '-')} FOLDER"
-        ) from error
+    def _cache_text(
+        self, y: Tensor, mask: Tensor, negative_y: Tensor | None, negative_mask: Tensor | None
+    ) -> TextCache:
+        """The text's keys and values of every block, computed once for all steps."""
+        if negative_y is not None and negative_mask is not None:
+            y, mask = torch.cat([y, negative_y.to(y)]), torch.cat([mask, negative_mask.to(mask)])
+        hook = getattr(self.transformer, "_hf_hook", None)
+        if hook is not None:  # of CPU offload, which knows of `forward` alone
+            hook.pre_forward(self.transformer)
+        device = self._execution_device
+        return self.transformer.encode_text(y.to(device, self.transformer.dtype), mask.to(device))
 
+    def _encode_first(self, first_frames: Tensor, batch: int, clip: tuple[int, int, int]) -> Tensor:
+        """Given pixels as latents, the posterior's mean: [B, C, K, H, W]."""
+        frames = first_frames if first_frames.ndim == 5 else first_frames[None]
+        if frames.ndim != 5 or frames.shape[1] != 3 or tuple(frames.shape[-2:]) != clip[1:]:
+            raise ValueError(
+                f"first_frames of shape [3, K, {clip[1]}, {clip[2]}] expected, not {list(first_frames.shape)}"
+            )
+        if frames.shape[2] >= clip[0]:
+            raise ValueError(f"first_frames: {frames.shape[2]} frames, and {clip[0]} in all leave nothing to make")
+        frames = frames.expand(batch, -1, -1, -1, -1).to(self._execution_device)
+        return video_vae.sample_latents(self.vae, video_vae.encode_moments(self.vae, frames))
 
-def _check_parts(folder: Path, given: dict[str, Any]) -> None:
-    """Every part that the index names is there.
+    def _windows(self, noise: Tensor, made: Tensor | None, window: int | None, overlap: int | None) -> list[Window]:
+        """In latent frames; a single one without `window`."""
+        total, known = noise.shape[2], 0 if made is None else made.shape[2]
+        if window is None or window >= total:
+            return [Window(0, total, known)]
 
-    Raises:
-        FileNotFoundError: no index, or a part is missing; all missing parts are named.
-    """
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise FileNotFoundError(f"{folder}: no model_index.json in it, so not a pipeline folder")
-    named = {name for name, value in read_json(index).items() if isinstance(value, list) and value[0] is not None}
-    expected = {"transformer", "vae", "text_encoder", "tokenizer", "scheduler"}
-    missing = sorted(
-        part for part in expected - set(given) if part in named and not any((folder / part).glob("*.json"))
-    )
-    unnamed = sorted(expected - set(given) - named)
-    if missing or unnamed:
-        raise FileNotFoundError(
-            f"{folder}: this pipeline folder lacks {', '.join(missing + unnamed)}; copy or download it again, whole"
-        )
+        def latent_frames(pixels: int) -> int:
+            return video_vae.latent_frames(self.vae, pixels)
 
-
-def guide(output: Tensor, scale: float, channels: int) -> Tensor:
-    """Classifier-free guidance on the first `channels` channels: [2B, C', T, H, W] -> [B, C', T, H, W].
-
-    The first half of the batch is the prompts', the second the unconditional one. All other channels (variance) are
-    the prompts'.
-    """
-    conditional, unconditional = output.chunk(2)
-    guided = unconditional[:, :channels] + scale * (conditional[:, :channels] - unconditional[:, :channels])
-    return torch.cat([guided, conditional[:, channels:]], dim=1)
-
-
-def _learns_variance(scheduler: Any) -> bool:
-    """Whether a scheduler wants epsilon and variance; the others keep the setting and take epsilon alone."""
-    return isinstance(scheduler, DDPMScheduler) and scheduler.config.get("variance_type") in (
-        "learned",
-        "learned_range",
-    )
+        length = latent_frames(window)
+        return plan_windows(total, known, length, length // 2 if overlap is None else latent_frames(overlap))
 
 
 def _as(output_type: str, video: Tensor) -> Any:

@@ -21,14 +21,23 @@ def latent_shape(vae: Any, frames: int, height: int, width: int) -> tuple[int, i
     Raises:
         ValueError: a size that the VAE's strides do not divide; the message names the nearest that fit.
     """
-    spatial = 2 ** (len(vae.config.block_out_channels) - 1)
+    spatial = spatial_stride(vae)
     for name, size in (("height", height), ("width", width)):
         if size % spatial or size <= 0:
             low = max(spatial, size // spatial * spatial)
             raise ValueError(f"{name} {size} is not a multiple of {spatial}: take {low} or {low + spatial}")
+    return vae.config.latent_channels, latent_frames(vae, frames), height // spatial, width // spatial
+
+
+def spatial_stride(vae: Any) -> int:
+    """Pixels to a latent, along height and width."""
+    return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def latent_frames(vae: Any, frames: int) -> int:
+    """Frames of the latents of so many frames of pixels."""
     temporal = vae.config.get("temporal_compression_ratio", 4) if is_temporal(vae) else 1
-    latent_frames = (frames - 1) // temporal + 1 if temporal > 1 else frames
-    return vae.config.latent_channels, latent_frames, height // spatial, width // spatial
+    return (frames - 1) // temporal + 1
 
 
 def encode_moments(vae: Any, video: Tensor, chunk: int = 16) -> Tensor:
