@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 import threading
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -218,6 +221,32 @@ def test_weights_come_from_the_manifest(folder: Path) -> None:
     assert open_videos(manifest, **SHAPE).weights == [2.5, 1.0]
 
 
+def test_a_run_goes_on_only_with_the_same_clips_in_the_same_order(folder: Path, tmp_path: Path) -> None:
+    """Lines that changed places are refused; a set moved as a whole, or a caption corrected, is not."""
+    entries = [Entry(f"{number}.mp4", f"caption {number}") for number in range(3)]
+
+    def loader(entries: list[Entry], place: Path = folder) -> ClipLoader:
+        write_manifest(str(tmp_path / "set.csv"), entries)
+        return ClipLoader(open_videos(tmp_path / "set.csv", root=str(place), **SHAPE), global_batch=2, seed=0)
+
+    state = loader(entries).state_dict()
+    shutil.copytree(folder, tmp_path / "moved" / "here")
+    for same in (
+        loader(entries),
+        loader(entries, tmp_path / "moved" / "here"),
+        loader([replace(entry, path=str(folder / entry.path)) for entry in entries]),
+        loader([replace(entry, caption="corrected") for entry in entries]),
+    ):
+        same.load_state_dict(state)
+    for other in (
+        loader([entries[1], entries[0], entries[2]]),
+        loader([*entries[:2], replace(entries[2], start=0.1)]),
+        loader([*entries[:2], replace(entries[2], path="3.mp4")]),
+    ):
+        with pytest.raises(DataError, match="the dataset lists other clips, or the same in another order"):
+            other.load_state_dict(state)
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
@@ -243,8 +272,10 @@ def test_training_reads_bad_and_good_files_alike_from_any_rank(folder: Path, tmp
     dataset = open_videos(manifest, **SHAPE, crop="random")
     common = {"global_batch": 4, "seed": 0, "max_reject_share": 0.5}
 
-    def videos(count: int, **values: Any) -> list[torch.Tensor]:
+    def videos(count: int, *, state: dict[str, int] | None = None, **values: Any) -> list[torch.Tensor]:
         loader = ClipLoader(dataset, **common, **values)
+        if state is not None:
+            loader.load_state_dict(state)
         taken = [torch.cat([batch.video for batch in step]) for step in islice(loader, count)]
         loader.close()
         return taken
@@ -252,6 +283,13 @@ def test_training_reads_bad_and_good_files_alike_from_any_rank(folder: Path, tmp
     single = videos(6, rejects=tmp_path / "rejects.jsonl", workers=3)
     halves = [videos(6, rank=rank, world_size=2, micro_batch=1) for rank in (0, 1)]
     assert all(torch.equal(one, torch.cat([a, b])) for one, a, b in zip(single, *halves, strict=True))
+    first = ClipLoader(dataset, **common, workers=2)
+    begun = [torch.cat([batch.video for batch in step]) for step in islice(first, 3)]
+    state = json.loads(json.dumps(first.state_dict()))
+    first.close()
+    resumed = [videos(3, rank=rank, world_size=2, state=state) for rank in (0, 1)]  # across the end of the epoch
+    begun += [torch.cat(parts) for parts in zip(*resumed, strict=True)]
+    assert all(torch.equal(one, other) for one, other in zip(single, begun, strict=True))
     text = (tmp_path / "rejects.jsonl").read_text()
     assert "broken.mp4" in text
     assert "missing.mp4" in text

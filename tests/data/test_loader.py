@@ -361,6 +361,23 @@ def test_a_state_of_another_run_is_refused() -> None:
         loader.load_state_dict({key: value for key, value in state.items() if key not in ("epoch", "batch")})
 
 
+def test_a_dataset_may_say_which_clips_it_means() -> None:
+    dataset = Numbers(8)
+    plain = ClipLoader(dataset, global_batch=4, seed=0).state_dict()
+    assert "clips" not in plain
+    dataset.identity = 5  # type: ignore[attr-defined]
+    state = ClipLoader(dataset, global_batch=4, seed=0).state_dict()
+    assert state == {**plain, "clips": 5}
+    ClipLoader(dataset, global_batch=4, seed=0).load_state_dict(state)
+    for identity, words in (
+        (6, "clips is 5 there and 6 here .the dataset lists other clips"),
+        (None, "5 there and None"),
+    ):
+        dataset.identity = identity  # type: ignore[attr-defined]
+        with pytest.raises(DataError, match=words):
+            ClipLoader(dataset, global_batch=4, seed=0).load_state_dict(state)
+
+
 def test_torchdata_finds_our_way_to_pin() -> None:
     """What its PinMemory node calls pins each micro-batch's video (here a stand-in, since pinning needs CUDA)."""
 

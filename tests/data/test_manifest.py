@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import itertools
+import sys
 import zipfile
 from pathlib import Path
 
 import fsspec
 import pytest
+from fsspec.registry import _registry, known_implementations
+from fsspec.spec import AbstractFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stdit_data import files
-from stdit_data.errors import DataError
+from stdit_data.errors import ClipError, DataError
 from stdit_data.manifest import Entry, read_manifest, write_manifest
+from stdit_data.probe import probe
 from stdit_data.sampling import Cut
 
 FULL = [
@@ -191,3 +196,65 @@ def test_cuts_count_frames() -> None:
     assert Cut(start=50).frames(30, 100) == 0
     parts = [Cut(start=round(a / 24, 3), end=round(b / 24, 3)) for a, b in itertools.pairwise([0, 7, 19, 48])]
     assert sum(part.frames(24, 48) for part in parts) == 48  # scenes that follow one another share no frame
+
+
+@pytest.mark.parametrize(
+    ("protocol", "extra", "package"),
+    [("s3", "s3", "s3fs"), ("gs", "gs", "gcsfs"), ("hf", "hf", "huggingface_hub"), ("https", "https", "aiohttp")],
+)
+@pytest.mark.parametrize("url", ["{}://bucket/set.csv", "zip://set.csv::{}://bucket/set.zip"])
+def test_a_missing_package_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, protocol: str, extra: str, package: str, url: str
+) -> None:
+    """With the package hidden, whether it is installed here or not."""
+    implementation = known_implementations[protocol]["class"].rpartition(".")[0]
+    _registry.pop(protocol, None)
+    for name in (package, implementation):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(DataError, match=rf"install stdit-data\[{extra}\]$") as caught:
+        read_manifest(url.format(protocol))
+    assert "\n" not in str(caught.value)
+    _registry.pop(protocol, None)
+
+
+class Unreachable(AbstractFileSystem):
+    """A place whose client has errors of its own, as those of hf:// and s3:// do."""
+
+    class ClientError(Exception):
+        pass
+
+    def info(self, path: str, **_: object) -> dict:
+        if path.endswith(".mp4"):
+            return {"name": path, "size": 100, "type": "file"}
+        raise self.ClientError("Name or service\nnot known")
+
+    def exists(self, path: str, **_: object) -> bool:  # the base class would take any error for a no
+        return bool(self.info(path))
+
+    def _open(self, path: str, **_: object) -> io.RawIOBase:
+        class File(io.RawIOBase):
+            def read(self, size: int = -1) -> bytes:
+                raise Unreachable.ClientError("connection reset")
+
+            def seek(self, offset: int, whence: int = 0) -> int:
+                return 0
+
+        return File()
+
+
+def test_what_a_remote_client_raises_is_one_line_that_names_the_url() -> None:
+    fsspec.register_implementation("nowhere", Unreachable, clobber=True)
+    with pytest.raises(OSError, match=r"^nowhere://set.csv: ClientError: Name or service not known$"):
+        read_manifest("nowhere://set.csv")
+    with pytest.raises(ClipError, match=r"nowhere://a.mp4: .*connection reset"):
+        probe("nowhere://a.mp4")
+
+
+def test_zip_files_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(b"no archive")
+    with pytest.raises(DataError, match=r"a\.zip: not a zip file"):
+        read_manifest(f"zip://set.csv::{tmp_path}/a.zip")
+    with pytest.raises(DataError, match=r"none\.zip: no such file"):
+        read_manifest(f"zip://set.csv::{tmp_path}/none.zip")
+    with pytest.raises(DataError, match=r"found \.zip; what is in it is zip://::.*a\.zip$"):
+        read_manifest(f"{tmp_path}/a.zip")

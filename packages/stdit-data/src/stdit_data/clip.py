@@ -20,10 +20,12 @@ __all__ = ["Bucket", "Clip", "ClipDataset", "ClipError", "DataError"]
 class Clip:
     """One training sample."""
 
-    video: Tensor  # [C, T, H, W] float32 in [-1, 1]
+    video: Tensor  # [C, T, H, W] float32 in [-1, 1]; moments of latents from a cache
     caption: str
     index: int  # position in the dataset
     fps: float  # frames a second as sampled: the source's rate over the interval
+    span: tuple[float, float] = (0.0, 0.0)  # seconds from the source's first frame to the clip's first and last
+    text: Tensor | None = None  # [L, D], the caption's text-encoder states without padding, where they are cached
 
 
 @runtime_checkable
@@ -31,7 +33,8 @@ class ClipDataset(Protocol):
     """Anything that the loader can read. `VideoDataset` and `ShapesDataset` are two.
 
     A dataset may also have `weights`, a sequence of one float per sample: how often each is seen per epoch (2 is
-    twice, 0.5 every other epoch). Without it every sample is seen once.
+    twice, 0.5 every other epoch). Without it every sample is seen once. And it may have `identity`, an integer that
+    changes when a position means another clip: a run that goes on with another one is refused.
     """
 
     def __len__(self) -> int: ...

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
@@ -58,6 +60,7 @@ class VideoDataset:
         self.weights = (
             None if all(w is None for w in weights) else [1.0 if weight is None else weight for weight in weights]
         )
+        self.identity = _identity([self.path(index) for index in range(len(self.entries))], self.entries)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -69,6 +72,10 @@ class VideoDataset:
     def path(self, index: int) -> str:
         """The full path or URL of a sample's file."""
         return self.manifest.locate(self.entries[index])
+
+    def caption(self, index: int) -> str:
+        """A sample's caption, without reading its file."""
+        return self.entries[index].caption
 
     def load(self, index: int, *, seed: int, epoch: int) -> Clip:
         """Reads a sample; where it starts, its crop and its mirroring are drawn from (seed, epoch, index).
@@ -86,7 +93,8 @@ class VideoDataset:
             with VideoStream(media, self.stream) as video:
                 convert = _Convert(fit, video.aspect)
                 taken = take(video, self.samplings[bucket], convert, place=place, cut=entry.cut)
-        return Clip(torch.stack(taken.pictures, dim=1), entry.caption, index, taken.fps)
+        span = (taken.times[0], taken.times[-1])
+        return Clip(torch.stack(taken.pictures, dim=1), entry.caption, index, taken.fps, span)
 
     def _draw(self, seed: int, epoch: int, index: int) -> tuple[float, float, float, float]:
         raw = np.random.Philox(np.random.SeedSequence([seed, epoch, index])).random_raw(DRAWS)
@@ -209,6 +217,23 @@ class _Convert:
 
 def _repeat(picture: Tensor, frames: int) -> Tensor:
     return picture[:, None].repeat(1, frames, 1, 1)
+
+
+def _identity(urls: Sequence[str], entries: Sequence[Entry]) -> int:
+    """32 bits that change when other clips are listed, or the same in another order.
+
+    Paths count from the folder that all share, so that the set may be moved as a whole between stops, and captions
+    don't count, so that they may be corrected.
+    """
+    heads = [url.split("::")[0] for url in urls]
+    # character by character, since URLs are no paths; then back to a whole folder
+    shared = len(os.path.commonprefix(heads).rpartition("/")[0]) if len(heads) > 1 else 0  # noqa: RUF071
+    crc = 0
+    for url, head, entry in zip(urls, heads, entries, strict=True):
+        place = head[shared:].lstrip("/") if len(heads) > 1 else PurePosixPath(head).name
+        archives = [PurePosixPath(layer).name for layer in url.split("::")[1:]]
+        crc = zlib.crc32(repr((place, archives, entry.cut)).encode(), crc)
+    return crc
 
 
 def _captioned(manifest: Manifest, empty_captions: bool) -> list[Entry]:

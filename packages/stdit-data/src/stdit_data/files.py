@@ -6,12 +6,14 @@ A URL here is what fsspec calls one: a plain path, or `protocol://path`, with `:
 from __future__ import annotations
 
 import os
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from io import BytesIO
+from io import BytesIO, RawIOBase
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import fsspec
 from fsspec.core import split_protocol, url_to_fs
@@ -24,6 +26,8 @@ VIDEO_SUFFIXES = frozenset((
     ".3gp", ".gif",
 ))  # fmt: skip
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))
+# The extra of stdit-data that brings what fsspec needs for a protocol.
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hf": "hf", "http": "https", "https": "https"}
 
 
 def suffix(url: str) -> str:
@@ -77,13 +81,18 @@ def filesystem(url: str) -> tuple[Any, str]:
     """
     head, *rest = url.split("::")
     protocol, path = split_protocol(head)
-    if rest:
-        return _archive(protocol or "file", "::".join(rest)), path
     try:
+        if rest:
+            return _archive(protocol or "file", "::".join(rest)), path
         return url_to_fs(url)
+    except zipfile.BadZipFile:
+        raise DataError(f"{'::'.join(rest)}: not a zip file, or a damaged one") from None
+    except FileNotFoundError:
+        raise DataError(f"{'::'.join(rest) or url}: no such file") from None
     except (ImportError, ValueError) as error:
-        extra = {"s3": "s3", "gs": "gs", "gcs": "gs", "hf": "hf", "http": "https", "https": "https"}.get(protocol or "")
-        hint = f"; install stdit-data[{extra}]" if extra else ""
+        layers = [split_protocol(layer)[0] for layer in (head, *rest)]
+        extra = next((EXTRAS[name] for name in layers if name in EXTRAS), None)
+        hint = f"; install stdit-data[{extra}]" if extra and isinstance(error, ImportError) else ""
         raise DataError(f"{url}: {str(error).splitlines()[0]}{hint}") from None
 
 
@@ -92,20 +101,37 @@ def _archive(protocol: str, rest: str) -> Any:
     return url_to_fs(f"{protocol}://::{rest}")[0]
 
 
+@contextmanager
+def _answering(url: str) -> Iterator[None]:
+    """What the clients of remote places raise, in words of ours: each has its own errors, few of them `OSError`."""
+    try:
+        yield
+    except (OSError, DataError, EOFError, zipfile.BadZipFile, zlib.error):
+        raise
+    except Exception as error:
+        if is_local(url):
+            raise
+        words = " ".join(str(error).split())
+        raise OSError(f"{url}: {type(error).__name__}{': ' if words else ''}{words}") from error
+
+
 def exists(url: str) -> bool:
     fs, path = filesystem(url)
-    return bool(fs.exists(path))
+    with _answering(url):
+        return bool(fs.exists(path))
 
 
 def is_folder(url: str) -> bool:
     fs, path = filesystem(url)
-    return bool(fs.isdir(path))
+    with _answering(url):
+        return bool(fs.isdir(path))
 
 
 def size(url: str) -> int:
     """Bytes."""
     fs, path = filesystem(url)
-    return int(fs.size(path))
+    with _answering(url):
+        return int(fs.size(path))
 
 
 def walk(folder: str) -> list[str]:
@@ -113,7 +139,9 @@ def walk(folder: str) -> list[str]:
     fs, root = filesystem(folder)
     root = fs._strip_protocol(root).rstrip("/")
     found = []
-    for path in fs.find(root):
+    with _answering(folder):
+        paths = fs.find(root)
+    for path in paths:
         relative = str(path).removeprefix(root).lstrip("/")
         if not any(part.startswith(".") for part in relative.split("/")):
             found.append(relative)
@@ -126,8 +154,35 @@ def open_binary(url: str) -> Iterator[IO[bytes]]:
     if isinstance(fs, MemoryFileSystem):  # its open files are one object, whose position threads would share
         yield BytesIO(fs.cat_file(path))
         return
-    with fs.open(path, "rb") as file:
-        yield file
+    with _answering(url):
+        opened = fs.open(path, "rb")
+    with opened as file:
+        yield file if is_local(url.split("::")[-1]) else cast(IO[bytes], _RemoteFile(file, url))
+
+
+class _RemoteFile(RawIOBase):
+    """A remote file whose errors are `OSError`s; whoever reads it then needs to know of no client's own."""
+
+    def __init__(self, file: IO[bytes], url: str) -> None:
+        self._file, self._url = file, url
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self._file.seekable()
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        with _answering(self._url):
+            data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def read_text(url: str) -> str:

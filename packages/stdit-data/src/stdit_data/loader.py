@@ -22,6 +22,11 @@ from stdit_data.rejects import Rejects
 
 __all__ = ["Batch", "ClipLoader"]
 
+HINTS = {
+    "fingerprint": "the global batch, the buckets or the weights have changed",
+    "clips": "the dataset lists other clips, or the same in another order",
+}
+
 
 class ClipLoader:
     """Endless batches of a dataset, one list of micro-batches per optimiser step.
@@ -79,7 +84,8 @@ class ClipLoader:
             raise DataError("pin_memory: needs CUDA, which is not available here")
         self.dataset, self.seed, self.rank = dataset, seed, rank
         self.workers, self.prefetch, self.pin_memory = workers, prefetch, pin_memory
-        self.order = Order(
+        make_order = getattr(dataset, "make_order", Order)  # a cache has an order of its own
+        self.order: Order = make_order(
             [dataset.bucket(index) for index in range(len(dataset))],
             global_batch=global_batch,
             seed=seed,
@@ -91,6 +97,7 @@ class ClipLoader:
             for bucket, size in zip(self.order.buckets, self.order.sizes, strict=True)
         }
         self.accumulation = max(share.samples // share.micro for share in self._shares.values())
+        self._identity: int | None = getattr(dataset, "identity", None)
         self._rejects = Rejects(rejects, samples=len(dataset), rank=rank, max_share=max_reject_share)
         self._epoch = self._batch = self._step = 0
         # Weak, so that the threads end as soon as the iterator is dropped, as by a break out of a loop over it.
@@ -119,7 +126,7 @@ class ClipLoader:
 
     def state_dict(self) -> dict[str, int]:
         """The position after the last step yielded, as integers fit for JSON; the same on every rank."""
-        return {
+        state = {
             "epoch": self._epoch,
             "batch": self._batch,
             "step": self._step,
@@ -127,6 +134,7 @@ class ClipLoader:
             "samples": self.order.samples,
             "fingerprint": self.order.fingerprint(),
         }
+        return state if self._identity is None else {**state, "clips": self._identity}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Goes to a position, of a run with any number of ranks, workers and micro-batches.
@@ -137,12 +145,12 @@ class ClipLoader:
         mine = self.state_dict()
         if missing := mine.keys() - state.keys():
             raise DataError(f"loader state: {', '.join(sorted(missing))} missing; expected {', '.join(mine)}")
-        for key in ("seed", "samples", "fingerprint"):
-            if state[key] != mine[key]:
-                hint = " (the global batch, the buckets or the weights have changed)" if key == "fingerprint" else ""
+        for key in ("seed", "samples", "clips", "fingerprint"):
+            if state.get(key) != mine.get(key):
+                hint = f" ({HINTS[key]})" if key in HINTS else ""
                 raise DataError(
-                    f"loader state: {key} is {state[key]} there and {mine[key]} here{hint}; resume with the same seed, "
-                    "dataset and global batch, or start the data anew"
+                    f"loader state: {key} is {state.get(key)} there and {mine.get(key)} here{hint}; resume with the "
+                    "same seed, dataset and global batch, or start the data anew"
                 )
         self.close()
         self._epoch, self._batch, self._step = state["epoch"], state["batch"], state["step"]

@@ -98,8 +98,9 @@ def read_manifest(url: str, *, root: str | None = None) -> Manifest:
     if files.is_folder(url):
         return Manifest(url, url, _folder(url))
     if files.exists(url):
+        inside = f"; what is in it is zip://::{url}" if kind == ".zip" else ""
         raise DataError(
-            f"{url}: expected a folder or a manifest ({', '.join(MANIFEST_SUFFIXES)}), found {kind or 'a file'}"
+            f"{url}: expected a folder or a manifest ({', '.join(MANIFEST_SUFFIXES)}), found {kind or 'a file'}{inside}"
         )
     raise DataError(f"{url}: no such folder or manifest")
 

@@ -6,8 +6,9 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import SEEK_END
 from typing import IO
 
 import numpy as np
@@ -48,11 +49,32 @@ def reading(url: str) -> Iterator[None]:
     except UnidentifiedImageError:
         raise ClipError(url, "not an image that Pillow knows") from None
     except FFmpegError as error:
-        raise ClipError(url, f"FFmpeg: {error.strerror or error}") from None
+        raise ClipError(url, _known_damage(url) or f"FFmpeg: {error.strerror or error}") from None
     except (DataError, OSError, EOFError, zipfile.BadZipFile, zlib.error, struct.error) as error:
         raise ClipError(url, " ".join(str(error).split()) or type(error).__name__) from None
     except (Image.DecompressionBombError, SyntaxError) as error:  # Pillow's word for a broken PNG
         raise ClipError(url, str(error)) from None
+
+
+def _known_damage(url: str) -> str | None:
+    """What FFmpeg calls invalid data, in words that help, where it is one of the two common cases."""
+    with suppress(DataError, OSError), files.open_binary(url) as file:
+        total = file.seek(0, SEEK_END)
+        if total == 0:
+            return "the file is empty"
+        at, kinds = 0, set[bytes]()
+        while at + 8 <= total and len(kinds) < 16:  # an mp4's outermost boxes: size, then kind
+            file.seek(at)
+            size, kind = struct.unpack(">I4s", file.read(8))
+            if size == 1 and at + 16 <= total:  # a 64-bit size follows
+                (size,) = struct.unpack(">Q", file.read(8))
+            kinds.add(kind)
+            if size < 8:
+                break
+            at += size
+        if b"ftyp" in kinds and not kinds & {b"moov", b"moof"}:
+            return "truncated: its index, which mp4 has at the end, is missing"
+    return None
 
 
 def probe(url: str, *, stream: int | None = None) -> Probe:
