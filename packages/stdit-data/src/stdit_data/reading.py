@@ -26,7 +26,7 @@ from stdit_data.order import GlobalBatch
 class Batch:
     """One micro-batch."""
 
-    video: Tensor  # [b, C, T, H, W] float32 in [-1, 1]
+    video: Tensor  # [b, C, T, H, W] float32 in [-1, 1]; moments of latents from a cache
     captions: list[str]
     indices: list[int]  # the samples really in it: a bad slot shows the one it repeats
     fps: list[float]  # frames a second as sampled
@@ -34,6 +34,7 @@ class Batch:
     epoch: int
     step: int  # optimiser steps before this one, since the run began
     repeats: int  # slots of this micro-batch that repeat another sample because their own can't be read
+    texts: list[Tensor] | None = None  # [L, D] each, without padding, where the dataset has cached them
 
     def pin_memory(self) -> Batch:
         """The same with `video` in pinned memory."""
@@ -164,6 +165,7 @@ def _stack(plan: GlobalBatch, step: int, reads: list[Read]) -> Batch:
         if clip.video.shape[1:] != plan.bucket:
             shape = "x".join(str(n) for n in clip.video.shape[1:])
             raise DataError(f"sample {clip.index}: the dataset gave {shape} and had announced bucket {plan.bucket}")
+    texts = [clip.text for clip in clips if clip.text is not None]
     return Batch(
         video=torch.stack([clip.video for clip in clips]),
         captions=[clip.caption for clip in clips],
@@ -173,4 +175,5 @@ def _stack(plan: GlobalBatch, step: int, reads: list[Read]) -> Batch:
         epoch=plan.epoch,
         step=step,
         repeats=sum(read.reject is not None for read in reads),
+        texts=texts if len(texts) == len(clips) else None,
     )

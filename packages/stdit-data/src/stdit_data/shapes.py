@@ -194,6 +194,18 @@ class ShapesDataset:
         """Frames, height and width: the same for every clip."""
         return self.size
 
+    def caption(self, index: int) -> str:
+        """The clip's caption, without drawing it."""
+        return self.scene(index).caption
+
+    def path(self, index: int) -> str:
+        """A name for the clip, where others have a file."""
+        return f"shapes:{self.split}/{self.seed}/{index}"
+
+    def about(self) -> dict[str, str | int | float]:
+        """What determines every clip."""
+        return {"split": self.split, "length": self.length, "seed": self.seed, "fps": self.fps, **self.size._asdict()}
+
     def scene(self, index: int) -> Scene:
         """What clip `index` shows."""
         rng = np.random.default_rng([self.seed, get_args(Split).index(self.split), index])
@@ -212,4 +224,5 @@ class ShapesDataset:
         """Clip `index`; nothing is drawn at random a second time, so `seed` and `epoch` change nothing."""
         scene = self.scene(index)
         video = render(scene, self.size.frames, self.size.height, self.size.width)
-        return Clip(video=video, caption=scene.caption, index=index, fps=self.fps)
+        span = (0.0, (self.size.frames - 1) / self.fps)
+        return Clip(video=video, caption=scene.caption, index=index, fps=self.fps, span=span)
