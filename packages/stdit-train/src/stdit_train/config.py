@@ -5,6 +5,7 @@ Sizes are in frames and pixels, times in steps unless a name says otherwise.
 
 import difflib
 import json
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -13,6 +14,8 @@ from typing import Any, Literal, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from stdit_data.buckets import parse_bucket
+from stdit_data.errors import DataError
 from stdit_model.blocks import Variant
 
 
@@ -47,8 +50,18 @@ class DataConfig:
     frames: int = 16
     height: int = 256
     width: int = 256
-    interval: int = 3  # source frames from one frame to the next
+    interval: int | None = None  # source frames from one frame to the next; unless set 3 up to 16 frames, 2 above
+    target_fps: float | None = None  # take frames at this rate, whatever the interval
+    short: Literal["skip", "hold"] = "skip"  # videos too short: leave them out, or hold their last frame
+    crop: Literal["center", "random"] = "center"
+    place: Literal["random", "start", "center"] = "random"  # of a clip in its video
     flip: bool = False
+    stream: int | None = None  # which video stream of a file, from 0; FFmpeg's best unless set
+    root: str | None = None  # folder that a manifest's relative paths start from; the manifest's own unless set
+    empty_captions: bool = False  # train on videos without a caption
+    max_reject_share: float = 0.1  # of the clips may be unreadable before the run stops
+    buckets: tuple[str, ...] = ()  # shapes to sort videos into, as in "16x256x256"; frames x height x width unless set
+    tokens: int | None = None  # of a step: the batch of each bucket is what fits, in place of global_batch
     fps: float = 8.0  # at which samples are played
     clips: int = 8192  # of shapes, per epoch
     remember_latents: bool = False  # encode each clip once and keep its latents in memory
@@ -243,10 +256,30 @@ def _check(config: TrainConfig) -> None:
     for key, value in positive.items():
         if value < 1:
             raise ConfigError(f"{key} is {value}: expected at least 1")
+    _check_data(config.data)
     for key, share in (
+        ("data.max_reject_share", config.data.max_reject_share),
         ("objective.caption_dropout", config.objective.caption_dropout),
         ("optimizer.decay", config.optimizer.decay),
         ("optimizer.ema", config.optimizer.ema),
     ):
         if not 0.0 <= share <= 1.0:
             raise ConfigError(f"{key} is {share}: expected a number from 0 to 1")
+
+
+def _check_data(data: DataConfig) -> None:
+    least = {"data.interval": (data.interval, 1), "data.stream": (data.stream, 0), "data.tokens": (data.tokens, 1)}
+    for key, (value, low) in least.items():
+        if value is not None and value < low:
+            raise ConfigError(f"{key} is {value}: expected at least {low}")
+    if data.target_fps is not None and not 0 < data.target_fps < math.inf:
+        raise ConfigError(f"data.target_fps is {data.target_fps}: expected a rate above 0")
+    for bucket in data.buckets:
+        try:
+            parse_bucket(bucket)
+        except DataError as error:
+            raise ConfigError(f"data.buckets: {error}") from None
+    if data.tokens is not None and not data.buckets:
+        raise ConfigError("data.tokens shares a step out to data.buckets: name these too, or set global_batch instead")
+    if data.source == "shapes" and data.buckets:
+        raise ConfigError("data.buckets are for videos (--data): `shapes` is drawn at one size")

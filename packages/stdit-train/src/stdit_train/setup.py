@@ -34,18 +34,11 @@ def build_datasets(config: TrainConfig) -> tuple[ClipDataset, ClipDataset | None
         seen, held_out = triples("train"), triples("heldout")
         shown = [seen[0], seen[100], held_out[5], held_out[17]]
         return train, validation, [triple.captions()[0] for triple in shown]
-    from stdit_data.dataset import open_videos
+    from stdit_train.videos import open_clips
 
-    videos = open_videos(
-        data.source,
-        frames=data.frames,
-        height=data.height,
-        width=data.width,
-        interval=data.interval,
-        flip=data.flip,
-    )
-    captions = [entry.caption for entry in videos.entries[:SAMPLED_PROMPTS]]
-    return videos, None, captions
+    videos = open_clips(data)
+    captions = [entry.caption for entry in videos.entries if entry.caption][:SAMPLED_PROMPTS]
+    return videos, None, captions or [""]
 
 
 def build_trainer(
