@@ -36,7 +36,25 @@ def check(done, *said: str) -> None:
         (["sample", ""], ["prompt is empty"]),
         (["sample", "a red circle", "  "], ["prompt is empty"]),
         (["sample", "a red circle", "--size", "64x"], ["--size 64x", "HEIGHTxWIDTH"]),
-        (["sample", "a red circle", "--size", "60x64"], ["height 60", "64"]),
+        (["sample"], ["no prompt"]),
+        (["sample", "x", "--prompts", "none.txt"], ["none.txt", "no such file"]),
+        (["sample", "x", "--prompts", "none.pdf"], ["none.pdf", "no such file"]),
+        (["sample", "--from", "none.json"], ["none.json", "no such file"]),
+        (["sample", "x", "--compat", "open-sora-9"], ["open-sora-9", "open-sora-1.0"]),
+        (["sample", "x", "--compat", "open-sora-1.0"], ["ddpm", "rectified flow"]),
+        (["sample", "x", "--long", "wide"], ["--long wide", "windows"]),
+        (["sample", "x", "--guidance-interval", "0.5"], ["--guidance-interval 0.5", "0.1,0.7"]),
+        (["sample", "x", "--guidance-rescale", "2"], ["--guidance-rescale", "0 to 1"]),
+        (["sample", "x", "--image", "none.png"], ["--image none.png", "no such file"]),
+        (["sample", "x", "--extend", "8"], ["--extend", "--video"]),
+        (["sample", "x", "--frames", "32", "--overlap", "16"], ["overlap of 16", "1 to 15"]),
+        (["sample", "x", "--format", "avi"], ["--format avi", "mp4, gif"]),
+        (["sample", "x", "--format", "gif", "--out", "x.mp4"], ["x.mp4", "gif"]),
+        (["sample", "x", "--format", "png"], ["png", "one frame"]),
+        (["sample", "x", "--vae", "none/such"], ["none/such", "hf download none/such", "--vae"]),
+        (["sample", "x", "--vae", "./none"], ["./none", "vae"]),
+        (["sample", "x", "--text-encoder", "none/such"], ["none/such", "hf download", "--text-encoder"]),
+        (["sample", "x", "--checkpoint", "none/such/weights.pth"], ["none/such/weights.pth", "Hub"]),
         (["sample", "a red circle", "--checkpoint", "./none"], ["./none"]),
         (["sample", "a red circle", "--checkpoint", "none/such"], ["none/such", "--checkpoint"]),
         (["sample", "a red circle", "--sampler", "ddpm"], ["ddpm", "euler"]),
@@ -50,9 +68,7 @@ def test_one_line(stdit: Callable, arguments: list[str], said: list[str]) -> Non
     check(stdit(*arguments), *said)
 
 
-@pytest.mark.parametrize(
-    "arguments", [["trian"], ["train", "--stge", "demo"], ["sample"], ["sample", "x", "--num", "0"]]
-)
+@pytest.mark.parametrize("arguments", [["trian"], ["train", "--stge", "demo"], ["sample", "x", "--num", "0"]])
 def test_a_wrong_word_is_explained(stdit: Callable, arguments: list[str]) -> None:
     done = stdit(*arguments)
     assert done.code == 2

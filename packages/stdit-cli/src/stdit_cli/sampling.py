@@ -1,164 +1,118 @@
-"""What `stdit sample` does with its options: load, warn, generate, write."""
+"""What `stdit sample` does with a request: load, warn, generate, write."""
 
-import re
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from stdit_cli.assets import resolve
+from stdit_cli import sidecar
+from stdit_cli.outputs import check_out, plan_jobs, settled, sidecar_path, video_format, write_video
+from stdit_cli.request import Job, Request
+from stdit_cli.sharing import find_share, gather
 
-VIDEOS = Path("videos")
 SHEET_ROWS = 24  # videos on a contact sheet at most
-
-
-@dataclass(frozen=True)
-class Request:
-    """The options of `stdit sample`."""
-
-    prompts: list[str]
-    checkpoint: str
-    out: Path | None
-    num: int
-    seed: int
-    steps: int | None
-    guidance: float | None
-    negative: str | None
-    sampler: str | None
-    frames: int | None
-    size: str | None
-    fps: float | None
-    overwrite: bool
+SHEET_COLUMNS = 8  # frames of each
 
 
 def run_sampling(request: Request) -> None:
-    """Make the videos one after another, so that those that are done survive an interruption."""
+    """Make the videos batch by batch, each written when it is done, so that they survive an interruption."""
     started = time.perf_counter()
-    console = Console(highlight=False)
-    height, width = parse_size(request.size)
-    targets = plan_files(request)
+    share = find_share()
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    check_out(request)
+    if request.settings.checkpoint == "demo" and share.rank == 0:
+        console.print("with the bundled demo model (shapes, 16 frames of 64x64); --checkpoint takes another")
 
+    from stdit_cli.limits import outside
+    from stdit_cli.studio import Studio
+
+    share.choose_device()
+    studio = Studio(request)
+    kind = video_format(request, studio.frames)
+    jobs = plan_jobs(request, kind)
+    sha256 = studio.weights_sha256()
+    for line in [*outside(studio, jobs), *differences(request, studio, sha256)] if share.rank == 0 else ():
+        console.print(line)
+
+    settings, used = studio.record()
+    weights = {"source": settings.checkpoint, "sha256": sha256}
+    mine = list(batches(share.of(jobs), request))
+    count = sum(len(batch) for batch, _ in mine) if request.recorded is None else 1
+    finished: list[tuple[str, Any]] = []
+    columns = (TextColumn("sampling"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
+    try:
+        with Progress(*columns, console=console, transient=True, disable=share.rank > 0) as bar:
+            task = bar.add_task("", total=None)
+
+            def advance(pipeline: Any, _index: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+                bar.update(task, advance=1, total=len(mine) * pipeline.num_timesteps)
+                return kwargs
+
+            for batch, wanted in mine:
+                videos = studio.make(batch, advance)
+                for i in wanted:
+                    path = settled(batch[i].path, request.overwrite)
+                    write_video(path, kind, videos[i], studio.fps)
+                    content = sidecar.build(settings, batch, i, weights, used, str(studio.pipeline.device))
+                    sidecar.write(sidecar_path(path), content)
+                    finished.append((batch[i].prompt, thumbnails(videos[i])))
+                    console.print(f"{path}")
+    except KeyboardInterrupt:
+        console.print(f"{len(finished)} of {count} videos were finished, and are kept")
+        raise
+    everything = gather(share, finished)
+    if everything is not None:
+        if len(everything) > 1:
+            write_sheet(console, jobs[0].path.parent / "contact-sheet.png", request.overwrite, everything)
+        seconds = time.perf_counter() - started
+        console.print(f"{len(everything)} video{'s' * (len(everything) > 1)} in {seconds:.1f} s")
+
+
+def batches(jobs: list[Job], request: Request) -> Iterator[tuple[list[Job], list[int]]]:
+    """Jobs to make together, and which of them to write: all, but for a recorded video its alone.
+
+    What is made together either has negative prompts or has none.
+    """
+    if request.recorded is not None and jobs:
+        together, index = request.recorded["batch"]["videos"], request.recorded["batch"]["index"]
+        yield [Job(video["prompt"], video["negative"], video["seed"], jobs[0].path) for video in together], [index]
+        return
+    for _, group in groupby(jobs, key=lambda job: job.negative is None):
+        alike = list(group)
+        for start in range(0, len(alike), request.batch):
+            batch = alike[start : start + request.batch]
+            yield batch, list(range(len(batch)))
+
+
+def differences(request: Request, studio: Any, sha256: str) -> Iterator[str]:
+    """A line where a recorded video will not come out the same."""
+    recorded = request.recorded
+    if recorded is None:
+        return
+    if recorded["checkpoint"]["sha256"] != sha256:
+        yield "warning: this checkpoint has other weights than the video was made with; it will differ"
+    device = str(studio.pipeline.device)
+    if recorded["made_on"]["device"] != device:
+        yield f"warning: made on {recorded['made_on']['device']}, now on {device}; it will differ a little"
+
+
+def thumbnails(video: Any) -> Any:
+    """The frames of a video [3, T, H, W] that its row on a contact sheet shows."""
     import torch
 
+    frames = video.shape[1]
+    return video[:, torch.linspace(0, frames - 1, min(frames, SHEET_COLUMNS)).round().long()]
+
+
+def write_sheet(console: Console, path: Path, overwrite: bool, videos: list[tuple[str, Any]]) -> None:
+    """The finished videos under their prompts."""
     from stdit_data.sheet import contact_sheet
-    from stdit_data.video import write_mp4
-    from stdit_model.samplers import use_sampler
-    from stdit_train.loading import load_pipeline
 
-    if request.checkpoint == "demo":
-        console.print("with the bundled demo model (shapes, 16 frames of 64x64); --checkpoint takes another")
-    pipeline = load_pipeline(resolve(request.checkpoint))
-    if request.sampler is not None:
-        use_sampler(pipeline, request.sampler)
-    warn(console, pipeline, request, height, width)
-    config = pipeline.config
-    fps = request.fps or config.fps
-
-    jobs = [(prompt, i) for prompt in request.prompts for i in range(request.num)]
-    videos = []
-    columns = (TextColumn("sampling"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=len(jobs) * (request.steps or config.num_inference_steps))
-
-        def advance(_pipeline: Any, _index: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-            bar.advance(task)
-            return kwargs
-
-        for k, ((prompt, _), path) in enumerate(zip(jobs, targets, strict=True)):
-            output: Any = pipeline(
-                prompt,
-                request.negative,
-                num_frames=request.frames,
-                height=height,
-                width=width,
-                num_inference_steps=request.steps,
-                guidance_scale=request.guidance,
-                generator=torch.Generator().manual_seed(request.seed + k),
-                callback_on_step_end=advance,
-            )
-            video = output.frames[0]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_mp4(path, video, fps)
-            videos.append(video)
-            console.print(f"{path}")
-    if len(videos) > 1:
-        sheet = free_path(targets[0].parent / "contact-sheet.png", request.overwrite)
-        contact_sheet(videos[:SHEET_ROWS], [prompt for prompt, _ in jobs][:SHEET_ROWS]).save(sheet)
-        console.print(f"{sheet}")
-    console.print(f"{len(videos)} video{'s' * (len(videos) > 1)} in {time.perf_counter() - started:.1f} s")
-
-
-def plan_files(request: Request) -> list[Path]:
-    """A file for each video, decided before any work is done.
-
-    Raises:
-        ValueError: one file name for several videos.
-        FileExistsError: the named file is there already.
-    """
-    count = len(request.prompts) * request.num
-    if request.out is not None and request.out.suffix == ".mp4":
-        if count > 1:
-            raise ValueError(f"--out {request.out} is one file, but {count} videos are asked for: give a folder")
-        if request.out.exists() and not request.overwrite:
-            raise FileExistsError(f"{request.out} exists: take another name, or --overwrite")
-        return [request.out]
-    if request.out is not None and request.out.suffix:
-        raise ValueError(f"--out {request.out}: only .mp4 files are written; give FILE.mp4 or a folder")
-    folder = request.out or VIDEOS
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file: give a folder with --out")
-    files: list[Path] = []
-    for i in range(count):
-        name = f"{slug(request.prompts[i // request.num])}-{request.seed + i}.mp4"
-        files.append(free_path(folder / name, request.overwrite))
-    return files
-
-
-def free_path(path: Path, overwrite: bool) -> Path:
-    """The path itself, or with -2, -3, ... before its suffix when something is there that must not be replaced."""
-    candidate, number = path, 2
-    while candidate.exists() and not overwrite:
-        candidate, number = path.with_stem(f"{path.stem}-{number}"), number + 1
-    return candidate
-
-
-def slug(prompt: str) -> str:
-    """A file name that says what the prompt says: "a-red-circle-moving-left"."""
-    return re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:60].rstrip("-") or "video"
-
-
-def parse_size(size: str | None) -> tuple[int | None, int | None]:
-    """HEIGHTxWIDTH in pixels, or one number for both."""
-    if size is None:
-        return None, None
-    match = re.fullmatch(r"(\d+)(?:x(\d+))?", size)
-    if match is None:
-        raise ValueError(f"--size {size}: expected HEIGHTxWIDTH in pixels, as in 64x64")
-    return int(match[1]), int(match[2] or match[1])
-
-
-def warn(console: Console, pipeline: Any, request: Request, height: int | None, width: int | None) -> None:
-    """A line where the request is outside what the checkpoint was trained for."""
-    from stdit_model.text import dropped_text, unknown_words
-
-    config = pipeline.config
-    for prompt in dict.fromkeys(request.prompts):
-        unknown = unknown_words(pipeline.tokenizer, prompt)
-        if unknown:
-            words = ", ".join(repr(word) for word in unknown)
-            known = sorted(word for word in pipeline.tokenizer.get_vocab() if not word.startswith("<"))
-            listing = f"; it knows {', '.join(known)}" if len(known) < 100 else ""
-            console.print(f"warning: this checkpoint does not know {words}{listing}")
-        dropped = dropped_text(pipeline.tokenizer, prompt, pipeline.transformer.config.model_max_length)
-        if dropped:
-            console.print(f"warning: the prompt is too long for this checkpoint; left out: {dropped!r}")
-    asked = (request.frames or config.num_frames, height or config.height, width or config.width)
-    trained = (config.num_frames, config.height, config.width)
-    if asked != trained:
-        console.print(
-            f"warning: trained on {'x'.join(map(str, trained))} (frames x height x width), "
-            f"asked for {'x'.join(map(str, asked))}"
-        )
+    shown = videos[:SHEET_ROWS]
+    sheet = settled(path, overwrite)
+    contact_sheet([video for _, video in shown], [prompt for prompt, _ in shown], columns=SHEET_COLUMNS).save(sheet)
+    console.print(f"{sheet}")

@@ -62,7 +62,7 @@ def assemble(
     transformer, found = read(path, num_heads, ema=ema, null_caption=null_caption, **overrides)
     transformer.to(dtype)
     options: dict[str, dict[str, Any]] = {
-        "vae": {"torch_dtype": dtype},
+        "vae": {},
         "text_encoder": {"dtype": dtype, **(text_encoder_options or {})},
         "tokenizer": {},
     }
@@ -70,6 +70,7 @@ def assemble(
         part: load_part(part, source, **options[part]) if _is_source(source) else source
         for part, source in sources.items()
     }
+    parts["vae"].to(dtype)
     _check_widths(path, transformer, parts["vae"], parts["text_encoder"])
     if scheduler is None:
         scheduler = iddpm_scheduler() if transformer.config.learn_sigma else flow_scheduler()

@@ -34,6 +34,12 @@ def spatial_stride(vae: Any) -> int:
     return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
+def covering_size(vae: Any, patch: tuple[int, int, int], height: int, width: int) -> tuple[int, int]:
+    """The smallest height and width that VAE and patch divide and that hold these: any size is made, then cut."""
+    units = (spatial_stride(vae) * patch[1], spatial_stride(vae) * patch[2])
+    return -(-height // units[0]) * units[0], -(-width // units[1]) * units[1]
+
+
 def latent_frames(vae: Any, frames: int) -> int:
     """Frames of the latents of so many frames of pixels."""
     temporal = vae.config.get("temporal_compression_ratio", 4) if is_temporal(vae) else 1

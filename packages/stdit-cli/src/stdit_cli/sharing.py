@@ -1,0 +1,45 @@
+"""Several processes at one command, as torchrun starts them: each makes its share of the videos."""
+
+import os
+from typing import Any, NamedTuple
+
+
+class Share(NamedTuple):
+    """This process among those of the command."""
+
+    rank: int
+    world: int
+    local_rank: int
+
+    def of(self, items: list[Any]) -> list[Any]:
+        """Every world-th item, so that shares differ by one at most."""
+        return items[self.rank :: self.world]
+
+    def choose_device(self) -> None:
+        """On a machine of several GPUs, the one of this process."""
+        import torch
+
+        if self.world > 1 and torch.cuda.is_available():
+            torch.cuda.set_device(self.local_rank)
+
+
+def find_share() -> Share:
+    """From the environment that torchrun sets; alone without it."""
+    values = [
+        int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+    ]
+    return Share(*values)
+
+
+def gather(share: Share, mine: list[Any]) -> list[Any] | None:
+    """Everybody's items on rank 0, in the order of the ranks; None on the others."""
+    if share.world == 1:
+        return mine
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
+    lists: list[Any] | None = [None] * share.world if share.rank == 0 else None
+    dist.gather_object(mine, lists)
+    dist.destroy_process_group()
+    return None if lists is None else [item for part in lists for item in part]
