@@ -17,6 +17,7 @@ from PIL import Image
 from stdit_data import color
 from stdit_data.dataset import open_videos
 from stdit_data.errors import ClipError, DataError
+from stdit_data.interlaced import OneField
 from stdit_data.probe import probe, read_image, reading
 from stdit_data.sampling import Sampling, take
 from stdit_data.stream import VideoStream
@@ -176,6 +177,58 @@ def test_pixel_aspect(encode_clip: Any, tmp_path: Path) -> None:
     across, down = int(disc.any(0).sum()), int(disc.any(1).sum())
     assert abs(across - down) <= 2
     assert down == pytest.approx(48, abs=2)
+
+
+@pytest.mark.parametrize(
+    ("codec", "extension", "options", "rotation"),
+    [
+        ("libx264", "mp4", {"x264-params": "tff=1", "qp": "4"}, None),
+        ("libx264", "mp4", {"x264-params": "tff=1", "qp": "4"}, (90, False)),
+        ("mpeg2video", "mpg", {"flags": "+ilme+ildct", "qmin": "2", "qmax": "2"}, None),
+    ],
+)
+def test_interlaced(
+    encode_clip: Any, tmp_path: Path, codec: str, extension: str, options: dict[str, str], rotation: Any
+) -> None:
+    """A square that moves between the fields is one square, not a comb of two, and keeps its proportions."""
+
+    def woven(number: int) -> np.ndarray:
+        image = np.full((96, 128, 3), 30, np.uint8)
+        for field in (0, 1):
+            left = 8 + 6 * number + 40 * field
+            image[24 + field : 56 : 2, left : left + 32] = 220
+        return image
+
+    path = encode_clip(
+        tmp_path / f"clip.{extension}",
+        codec=codec,
+        pictures=[woven(number) for number in range(6)],
+        size=(128, 96),
+        rate=25,
+        options=options,
+        rotation=rotation,
+    )
+    assert probe(str(path)).interlaced
+    (tmp_path / "clip.txt").write_text("a square")
+    upright = rotation is None
+    height, width = (96, 128) if upright else (128, 96)
+    dataset = open_videos(tmp_path, frames=6, height=height, width=width, interval=1, flip=False)
+    video = dataset.load(0, seed=0, epoch=0).video.mean(0)
+    for number, picture in enumerate(video if upright else torch.rot90(video, -1, (1, 2))):
+        square = picture > 0
+        columns, lines = square.any(0).nonzero().flatten(), square.any(1).nonzero().flatten()
+        assert abs(int(columns[0]) - (8 + 6 * number)) <= 1
+        assert abs(len(columns) - 32) <= 1
+        assert abs(len(lines) - 32) <= 2
+        assert int(square.sum()) >= 30 * 30  # whole, without gaps
+
+
+def test_progressive_is_not_halved(encode_clip: Any, tmp_path: Path) -> None:
+    path = encode_clip(tmp_path / "clip.mp4", frames=2)
+    assert not probe(str(path)).interlaced
+    with VideoStream(str(path)) as video:
+        frame = next(frame for _, frame in video.all_frames())
+        assert OneField("h264")(frame) is frame
 
 
 def test_several_streams(tmp_path: Path) -> None:

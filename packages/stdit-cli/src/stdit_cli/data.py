@@ -55,6 +55,7 @@ def validate(
     from stdit_data.validate import check_dataset, good_entries
     from stdit_data.validate import validate as check
 
+    manifest = None if _is_shapes(source) else read_manifest(source, root=root)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True) as bar:
         task = bar.add_task("probing", total=None)
@@ -62,10 +63,9 @@ def validate(
         def progress(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        if _is_shapes(source):
+        if manifest is None:
             found = check_dataset(_open(source, frames or 16, 64, 64), progress=progress)
         else:
-            manifest = read_manifest(source, root=root)
             sampling = default_sampling(frames, interval, fps) if frames is not None else None
             found = check(
                 manifest, sampling=sampling, stream=stream, thorough=thorough, workers=workers, progress=progress
@@ -180,7 +180,8 @@ def _print(found: Report, show: int) -> None:
         table.add_row(name, value)
     console.print(table)
     for finding in found.bad[:show]:
-        console.print(f"{finding.index}: {finding.path}: {'; '.join(finding.problems)}", style="red", markup=False)
+        line = f"{finding.index}: {finding.path}: {'; '.join(finding.problems)}"
+        console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)  # whole, to be copied
     if len(found.bad) > show:
         console.print(f"and {len(found.bad) - show} more; --report FILE lists all", markup=False)
 

@@ -25,6 +25,7 @@ from stdit_data import color, files
 from stdit_data.buckets import Bucket, choose_bucket
 from stdit_data.clip import Clip
 from stdit_data.errors import ClipError, DataError
+from stdit_data.interlaced import OneField
 from stdit_data.manifest import Entry, Manifest, read_manifest
 from stdit_data.probe import Probe, probe, read_image, reading
 from stdit_data.sampling import Sampling, Short, default_sampling, take
@@ -91,7 +92,7 @@ class VideoDataset:
                 picture = normalise(fit(read_image(media)))
                 return Clip(_repeat(picture, bucket.frames), entry.caption, index, fps=0.0)
             with VideoStream(media, self.stream) as video:
-                convert = _Convert(fit, video.aspect)
+                convert = _Convert(fit, video)
                 taken = take(video, self.samplings[bucket], convert, place=place, cut=entry.cut)
         span = (taken.times[0], taken.times[-1])
         return Clip(torch.stack(taken.pictures, dim=1), entry.caption, index, taken.fps, span)
@@ -204,14 +205,17 @@ def with_facts(entry: Entry, facts: Probe) -> Entry:
 class _Convert:
     """A decoded frame to [C, H, W] float32 in [-1, 1], the same way for all frames of a clip."""
 
-    def __init__(self, fit: Fit, aspect: float) -> None:
-        self.fit, self.aspect, self.reformatter = fit, aspect, VideoReformatter()
+    def __init__(self, fit: Fit, video: VideoStream) -> None:
+        self.fit, self.aspect, self.reformatter = fit, video.aspect, VideoReformatter()
+        self.one_field = OneField(video.video.codec_context.name)
 
     def __call__(self, frame: Any) -> Tensor:
-        aspect = 1 / self.aspect if color.turned(frame) else self.aspect
-        picture = replace(self.fit, aspect=aspect)(color.to_rgb(frame, self.reformatter))
-        if color.is_hdr(frame):
-            picture = color.tone_map(picture, frame.color_trc)
+        field = self.one_field(frame)
+        aspect = self.aspect * field.height / frame.height  # a field's lines are as high as two
+        aspect = 1 / aspect if color.turned(field) else aspect
+        picture = replace(self.fit, aspect=aspect)(color.to_rgb(field, self.reformatter))
+        if color.is_hdr(field):
+            picture = color.tone_map(picture, field.color_trc)
         return normalise(picture)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from stdit_data import color, files
 from stdit_data.errors import ClipError, DataError
+from stdit_data.interlaced import is_interlaced
 from stdit_data.stream import VideoStream
 
 
@@ -35,6 +36,7 @@ class Probe:
     pixel_format: str = ""
     hdr: bool = False
     streams: int = 1  # video streams in the file
+    interlaced: bool = False
 
 
 @contextmanager
@@ -110,6 +112,7 @@ def probe(url: str, *, stream: int | None = None) -> Probe:
                 pixel_format=frame.format.name,
                 hdr=color.is_hdr(frame),
                 streams=len(video.container.streams.video),
+                interlaced=is_interlaced(frame, video.video.codec_context.name),
             )
 
 

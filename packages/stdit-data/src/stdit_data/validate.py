@@ -72,6 +72,8 @@ class Report:
             }
         if hdr := sum(fact.hdr for fact in facts):
             rows["HDR"] = f"{hdr}, tone-mapped when read"
+        if interlaced := sum(fact.interlaced for fact in facts):
+            rows["interlaced"] = f"{interlaced}, one field is read: half of the lines"
         if several := sum(fact.streams > 1 for fact in facts):
             rows["several video streams"] = f"{several}, the best is used"
         return {name: value for name, value in rows.items() if value}
