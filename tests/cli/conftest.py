@@ -22,7 +22,7 @@ class Done(NamedTuple):
 @pytest.fixture
 def stdit(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Done]:
     """`stdit("sample", "a red circle")` in an empty folder, wide enough that lines don't wrap."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "400")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

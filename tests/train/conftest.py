@@ -10,7 +10,7 @@ from stdit_train.autoencoder import AutoencoderConfig, build_autoencoder
 from stdit_train.config import TrainConfig, load_stage
 from stdit_train.demo_text import build_text_encoder, build_tokenizer
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

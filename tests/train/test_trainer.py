@@ -1,18 +1,12 @@
 """Whole small runs: what they leave behind, resuming to the bit, micro-batches, interruption."""
 
-import json
 import os
 import signal
-import subprocess
-import sys
-import textwrap
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from stdit_model import STDiTPipeline
 from stdit_train.checkpoint import list_checkpoints
@@ -35,7 +29,8 @@ class Silent:
         pass
 
     def stepped(self, step: int, progress: float, values: dict[str, float]) -> None:
-        self.losses.append(values["loss"])
+        if "loss" in values:
+            self.losses.append(values["loss"])
         if step == self.stop_at:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -173,47 +168,3 @@ def test_a_checkpoint_of_another_model_is_refused(small: TrainConfig, tmp_path: 
     other, _ = start(changed(small, model__depth=1), tmp_path / "other")
     with pytest.raises(ConfigError, match="does not fit this model"):
         other.resume(RunFolder(tmp_path / "run").latest_checkpoint())
-
-
-def test_killed_and_resumed(small: TrainConfig, tmp_path: Path) -> None:
-    """SIGKILL in the middle of training: the last checkpoint is whole, and the end is that of an undisturbed run."""
-    config = changed(small, steps=40, checkpoint_every=5)
-    whole, _ = start(config, tmp_path / "whole")
-    whole.train()
-    script = """
-        import json, sys, torch
-        from pathlib import Path
-        from stdit_train.config import from_dict
-        from stdit_train.run_folder import RunFolder
-        from stdit_train.setup import build_trainer
-        torch.set_num_threads(2)
-        class Silent:
-            def started(self, *_): pass
-            def stepped(self, *_): pass
-            def said(self, _): pass
-        run = RunFolder(Path(sys.argv[1]))
-        config = from_dict(json.loads(sys.argv[2]))
-        run.create(config)
-        build_trainer(config, run, Silent()).train()
-    """
-    folder = tmp_path / "killed"
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(script), str(folder), json.dumps(to_dict(config))]
-    )
-    checkpoints = folder / "checkpoints"
-    deadline = time.monotonic() + 120
-    while not list_checkpoints(checkpoints):
-        assert process.poll() is None, "the run ended before its first checkpoint"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-    resumed, _ = start(config, folder)
-    resumed.resume(RunFolder(folder).latest_checkpoint())
-    assert 5 <= resumed.step < 40
-    resumed.train()
-    expected = load_file(list_checkpoints(tmp_path / "whole" / "checkpoints")[-1] / "model.safetensors")
-    actual = load_file(list_checkpoints(checkpoints)[-1] / "model.safetensors")
-    assert expected.keys() == actual.keys()
-    for name in expected:
-        assert torch.equal(expected[name], actual[name]), name

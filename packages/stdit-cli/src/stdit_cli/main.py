@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from stdit_cli import ablate, data, demo, evaluate, sample, stages, train, weights
+from stdit_cli import ablate, data, demo, encoding, evaluate, sample, stages, train, weights
 
 app = typer.Typer(
     name="stdit",
@@ -25,6 +25,7 @@ app.command("stages")(stages.stages)
 app.command("eval")(evaluate.evaluate)
 app.command("ablate")(ablate.ablate)
 app.command("build-demo")(demo.build_demo)
+encoding.add_to(data.app)
 app.add_typer(data.app, name="data")
 app.add_typer(weights.app, name="weights")
 
@@ -45,10 +46,22 @@ def _options(
     """Options of every command."""
 
 
+def with_resumed_run(arguments: list[str]) -> list[str]:
+    """A bare --resume means the newest run; Typer has no options whose value may be left out."""
+    bare = [
+        i
+        for i, argument in enumerate(arguments)
+        if argument == "--resume" and (i + 1 == len(arguments) or arguments[i + 1].startswith("-"))
+    ]
+    for i in reversed(bare):
+        arguments = [*arguments[: i + 1], "newest", *arguments[i + 1 :]]
+    return arguments
+
+
 def main() -> None:
     """Run the command line. --debug is understood anywhere on it."""
     debug = "--debug" in sys.argv
-    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    sys.argv = with_resumed_run([argument for argument in sys.argv if argument != "--debug"])
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:

@@ -10,13 +10,17 @@ RUNS = Path("runs")
 
 def train(
     stage: Annotated[str, typer.Option(help="Which stage; `stdit stages` lists them.")] = "demo",
+    schedule: Annotated[
+        str | None, typer.Option(help="Stages in a row, each from the weights of the one before; `stdit stages`.")
+    ] = None,
     data: Annotated[
         str | None, typer.Option(help="Folder of videos with captions, or a manifest; the built-in set unless given.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; runs/<stage> unless given.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/<stage or schedule> unless given.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the newest run of the stage, or --out's.")
-    ] = False,
+        str | None,
+        typer.Option(metavar="[RUN]", help="Go on with this run; without RUN with the newest of the stage."),
+    ] = None,
     init: Annotated[
         str | None, typer.Option(help="Weights to start from: a pipeline, run or model folder, .pth file or hub id.")
     ] = None,
@@ -27,16 +31,22 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Of weights, order and noise.")] = None,
     vae: Annotated[str | None, typer.Option(help="VAE: a folder, hub id, or `demo`.")] = None,
     text_encoder: Annotated[str | None, typer.Option(help="T5 encoder: a folder, hub id, or `demo`.")] = None,
+    wandb: Annotated[str | None, typer.Option(metavar="PROJECT", help="Log to Weights & Biases as well.")] = None,
     setting: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, e.g. optimizer.lr=1e-4.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Any other setting, as optimizer.lr=1e-4; STAGE/KEY=VALUE for one stage.",
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would run and what it takes; train nothing.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Start even if the run can't fit into memory.")] = False,
 ) -> None:
-    """Train a stage. The run folder holds its settings, losses, samples, checkpoints and the finished pipeline."""
-    from stdit_cli.training import run_training
+    """Train a stage or a schedule. A run's folder holds settings, losses, samples, checkpoints and the pipeline."""
+    from stdit_cli.training import Request, run_training
 
     named = {
         "data.source": data,
@@ -48,6 +58,7 @@ def train(
         "seed": seed,
         "data.vae": vae,
         "data.text_encoder": text_encoder,
+        "wandb": wandb,
     }
     given = {key: value for key, value in named.items() if value is not None}
-    run_training(stage, given, setting or [], out, RUNS, resume=resume, dry_run=dry_run, force=force)
+    run_training(Request(stage, schedule, given, setting or [], out, RUNS, resume, dry_run, force))

@@ -1,72 +1,119 @@
 """What `stdit train` shows: lines before the run, a progress bar along it, a summary after it."""
 
+import shlex
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from typer import Exit
 
 from stdit_cli.assets import resolve
+from stdit_cli.progress import TrainingBar
 from stdit_train.config import ConfigError, TrainConfig, from_dict, load_stage, parse_overrides, set_values, to_dict
 from stdit_train.run_folder import RunFolder, free_run_folder, newest_run
 
+__all__ = ["INTERRUPTED", "Request", "TrainingBar", "run_training", "with_demo_parts"]
 INTERRUPTED = 130
+NEWEST = "newest"  # what a bare --resume stands for
+ENDED = 1  # exit code of a run that could not go on
 
 
-def run_training(
-    stage: str,
-    named: dict[str, Any],
-    settings: list[str],
-    out: Path | None,
-    root: Path,
-    *,
-    resume: bool,
-    dry_run: bool,
-    force: bool,
-) -> None:
+@dataclass(frozen=True)
+class Request:
+    """The options of `stdit train`."""
+
+    stage: str
+    schedule: str | None
+    named: dict[str, Any]
+    settings: list[str]
+    out: Path | None
+    root: Path
+    resume: str | None
+    dry_run: bool
+    force: bool
+
+
+def run_training(request: Request) -> None:
     """Resolve the configuration, check that it fits, train, and say what came out."""
     console = Console(highlight=False)
-    overrides = {**named, **parse_overrides(settings)}
-    if resume:
-        run = RunFolder(out or newest_run(root, stage))
-        config = from_dict(set_values(run.read_config(), overrides))
-    else:
-        run = RunFolder(out or free_run_folder(root, stage))
-        config = with_demo_parts(load_stage(stage, overrides), overrides)
-    if dry_run:
-        show_plan(console, config)
+    overrides = {**request.named, **parse_overrides(request.settings)}
+    folder, name, configs = resolved(request, overrides)
+    if request.dry_run:
+        for config in configs:
+            show_plan(console, config)
         return
-    fitting = fitted(console, config, force)
-    if resume:
-        checkpoint = run.latest_checkpoint()
-        if checkpoint is None:
-            raise ConfigError(f"{run.path} has no checkpoint yet: start anew without --resume, with another --out")
-    else:
-        checkpoint = None
-        run.check_free()
-    announce(console, config, run)
 
-    from stdit_train.setup import build_trainer
+    from stdit_train.saving import RunEnded
+    from stdit_train.schedule import Stage, stage_folder, train_stages, write_schedule
 
-    with TrainingBar(console) as bar:
-        trainer = build_trainer(fitting, run, bar)
-        if checkpoint is None:
-            run.create(config)
-        else:
-            trainer.resume(checkpoint)
-            run.write_config(config)
-            console.print(f"going on from {checkpoint}")
-        outcome = trainer.train()
-    if not outcome.finished:
-        console.print(f"stopped at step {outcome.step}, saved. Go on with: stdit train --resume --out {run.path}")
-        raise Exit(INTERRUPTED)
-    console.print(f"done: {outcome.step} steps. Losses in {run.loss_plot}, samples in {run.samples}")
+    runs = [RunFolder(folder)] if name is None else [stage_folder(folder, i, c) for i, c in enumerate(configs, 1)]
+    if request.resume is None:
+        RunFolder(folder).check_free()
+    fits = [fitted(console, config, run, request.force) for config, run in zip(configs, runs, strict=True)]
+    stages = [Stage(*parts) for parts in zip(configs, fits, runs, strict=True)]
+    if name is not None:
+        console.print(f"schedule {name}: {', then '.join(config.stage for config in configs)}")
+        write_schedule(folder, name, configs)
+
+    with ExitStack() as bars:
+
+        def watch(number: int, stage: Stage) -> TrainingBar:
+            bars.close()
+            if name is not None:
+                console.print(f"stage {number} of {len(stages)}")
+            announce(console, stage.config, stage.run)
+            return bars.enter_context(TrainingBar(console))
+
+        try:
+            number, outcome = train_stages(stages, watch)
+        except RunEnded as error:
+            bars.close()
+            console.print(f"stdit: {error}")
+            console.print(f"go on with: {resume_command(folder)}")
+            raise Exit(ENDED) from error
+    run = runs[number - 1]
+    if outcome is not None and not outcome.finished:
+        console.print(f"stopped at step {outcome.step}, saved. Go on with: {resume_command(folder)}")
+        raise Exit(128 + outcome.signal if outcome.signal else INTERRUPTED)
+    steps = f"{outcome.step} steps" if outcome else "nothing left to do"
+    console.print(f"done: {steps}. Losses in {run.loss_plot}, samples in {run.samples}")
     console.print(f'try it: stdit sample "a red circle moving left" --checkpoint {run.path}')
+
+
+def resolved(request: Request, overrides: dict[str, Any]) -> tuple[Path, str | None, list[TrainConfig]]:
+    """The folder, the schedule's name (None for a single stage) and the configurations."""
+    from stdit_train.schedule import FILE, load_schedule, read_schedule
+
+    root_name = request.schedule or request.stage
+    if request.resume is None:
+        folder = request.out or free_run_folder(request.root, root_name)
+        if request.schedule is None:
+            return folder, None, [with_demo_parts(load_stage(request.stage, overrides), overrides)]
+        configs = load_schedule(request.schedule, overrides)
+        return folder, request.schedule, [with_demo_parts(config, overrides) for config in configs]
+    if request.resume != NEWEST:
+        folder = Path(request.resume)
+    else:
+        folder = request.out or newest_run(request.root, root_name)
+    if (folder / FILE).is_file():
+        name, configs = read_schedule(folder, overrides)
+        return folder, name, configs
+    return folder, None, [from_dict(set_values(RunFolder(folder).read_config(), overrides))]
+
+
+def resume_command(folder: Path) -> str:
+    """What goes on with a run."""
+    return f"stdit train --resume {shlex.quote(str(folder))}"
 
 
 def with_demo_parts(config: TrainConfig, overrides: dict[str, Any]) -> TrainConfig:
     """`shapes` goes with the demo's own VAE and text encoder unless others are named; "demo" becomes its folder."""
+    if config.data.source != "shapes":
+        from stdit_train.cached import with_cached_parts
+
+        config = with_cached_parts(config, overrides)
     values = to_dict(config)
     for part in ("vae", "text_encoder"):
         named = overrides.get(f"data.{part}")
@@ -107,77 +154,23 @@ def show_plan(console: Console, config: TrainConfig) -> None:
     console.print(refusal(estimate, available) or "fits here")
 
 
-def fitted(console: Console, config: TrainConfig, force: bool) -> TrainConfig:
-    """The configuration with the micro-batch that fits here; refused, before anything is allocated, if none does."""
+def fitted(console: Console, config: TrainConfig, run: RunFolder, force: bool) -> TrainConfig:
+    """The configuration with the micro-batch that fits here, or that the run has had so far; refused, before anything
+    is allocated, if none does."""
     from stdit_train.estimate import available_memory, estimate_run, refusal, with_micro_batch
 
     available = available_memory()
+    if config.micro_batch is None:
+        config = replace(config, micro_batch=run.notes().get("micro_batch"))
     estimate = estimate_run(config, available)
     message = refusal(estimate, available)
     if message and not force:
         raise ConfigError(f"{message} (--force starts all the same)")
+    if message:
+        console.print(f"warning: {message}; started all the same")
     if estimate.micro_batch < config.global_batch:
         parts = config.global_batch // estimate.micro_batch
-        console.print(f"batch {config.global_batch}: {parts} parts of {estimate.micro_batch}, accumulated")
-    return with_micro_batch(config, estimate)
-
-
-class TrainingBar:
-    """The progress bar of a run: a `Watcher`."""
-
-    def __init__(self, console: Console, quiet: bool = False) -> None:
-        self.quiet = quiet  # no lines above the bar
-        self.bar = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rate]:.1f} samples/s  {task.fields[left]} left"),
-            TimeElapsedColumn(),
-            console=console,
+        console.print(
+            f"stage {config.stage}: batch {config.global_batch} as {parts} parts of {estimate.micro_batch}, accumulated"
         )
-        self.task: TaskID | None = None
-
-    def __enter__(self) -> "TrainingBar":
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def started(self, step: int, steps: int) -> None:
-        """Show the bar."""
-        self.task = self.bar.add_task("", total=steps, completed=step, loss=float("nan"), rate=0.0, left="?")
-        self.seconds = 0.0
-        self.first_progress: float | None = None
-        self.loss: float | None = None
-
-    def stepped(self, step: int, progress: float, values: dict[str, float]) -> None:
-        """Move the bar; loss and rate are smoothed."""
-        assert self.task is not None
-        loss = values["loss"]
-        self.loss = loss if self.loss is None else 0.98 * self.loss + 0.02 * loss
-        task = self.bar.tasks[0]
-        elapsed = task.elapsed or 0.0
-        if self.first_progress is None:
-            self.first_progress, self.first_elapsed = progress, elapsed
-        done = progress - self.first_progress
-        left = (elapsed - self.first_elapsed) * (1.0 - progress) / done if done > 0 else None
-        before = task.fields["rate"]
-        rate = values["samples_per_second"]
-        rate = rate if not before else 0.95 * before + 0.05 * rate
-        self.bar.update(self.task, completed=step, loss=self.loss, rate=rate, left=clock(left))
-
-    def said(self, line: str) -> None:
-        """A line above the bar."""
-        if self.quiet:
-            return
-        self.bar.console.print(line)
-
-
-def clock(seconds: float | None) -> str:
-    """1:02:03, 4:05, or ? when it isn't known."""
-    if seconds is None:
-        return "?"
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+    return with_micro_batch(config, estimate)

@@ -32,23 +32,47 @@ def load_components(vae: str, text_encoder: str, device: torch.device, precision
     Raises:
         ConfigError: nothing there, or nothing to be had offline; the message says what was looked for.
     """
-    from diffusers import AutoencoderKL
-    from transformers import AutoTokenizer, T5EncoderModel
-
-    quiet_libraries()
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    vae_args = _location(vae, "vae")
-    text_args, tokenizer_args = _location(text_encoder, "text_encoder"), _location(text_encoder, "tokenizer")
+    tokenizer, encoder = load_text_encoder(text_encoder, device, precision)
     return Components(
-        vae=_load(AutoencoderKL, vae_args, "VAE", "--vae").to(device).eval().requires_grad_(False),
-        text_encoder=_load(T5EncoderModel, text_args, "text encoder", "--text-encoder", dtype=dtype)
-        .to(device)
-        .eval()
-        .requires_grad_(False),
-        tokenizer=_load(AutoTokenizer, tokenizer_args, "tokenizer", "--text-encoder"),
+        vae=load_vae(vae, device),
+        text_encoder=encoder,
+        tokenizer=tokenizer,
         vae_source=vae,
         text_source=text_encoder,
     )
+
+
+def load_vae(source: str, device: torch.device) -> Any:
+    """An image or video VAE of diffusers, in float32.
+
+    Raises:
+        ConfigError: nothing there, or a model that is no VAE.
+    """
+    from diffusers import AutoModel
+
+    quiet_libraries()
+    vae = _load(AutoModel, _location(source, "vae"), "VAE", "--vae")
+    if not hasattr(vae, "encode"):
+        raise ConfigError(f"{source} is a {type(vae).__name__}, not a VAE: give one with --vae")
+    return vae.to(device).eval().requires_grad_(False)
+
+
+def load_text_encoder(source: str, device: torch.device, precision: str, **options: Any) -> tuple[Any, Any]:
+    """Tokenizer and T5-style encoder, in the precision of the run; `options` go to transformers' `from_pretrained`.
+
+    Raises:
+        ConfigError: nothing there.
+    """
+    from transformers import AutoTokenizer, T5EncoderModel
+
+    quiet_libraries()
+    dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
+    location = _location(source, "text_encoder")
+    encoder = _load(T5EncoderModel, location, "text encoder", "--text-encoder", dtype=dtype, **options)
+    if "device_map" not in options:  # else it is placed already
+        encoder = encoder.to(device)
+    tokenizer = _load(AutoTokenizer, _location(source, "tokenizer"), "tokenizer", "--text-encoder")
+    return tokenizer, encoder.eval().requires_grad_(False)
 
 
 def quiet_libraries() -> None:
@@ -90,9 +114,16 @@ class TextMemory:
         self.max_length = max_length
         self.limit = limit
         self._known: dict[str, tuple[Tensor, Tensor]] = {}
+        self._given: dict[str, Tensor] = {}
+
+    def give(self, captions: list[str], states: list[Tensor] | None) -> None:
+        """Take the states of a batch, [L, Dc] without padding, from a cache; they are kept until the next batch."""
+        self._given = dict(zip(captions, states, strict=True)) if states else {}
 
     def __call__(self, captions: list[str]) -> tuple[Tensor, Tensor]:
         """States [B, L, Dc] and mask [B, L]."""
+        if self._given and all(caption in self._given for caption in captions):
+            return self._pad([self._given[caption] for caption in captions])
         new = [caption for caption in dict.fromkeys(captions) if caption not in self._known]
         if len(self._known) + len(new) > self.limit:
             self._known.clear()
@@ -103,6 +134,15 @@ class TextMemory:
             self._known.update({caption: (y[i], mask[i]) for i, caption in enumerate(new)})
         states, masks = zip(*(self._known[caption] for caption in captions), strict=True)
         return torch.stack(states), torch.stack(masks)
+
+    def _pad(self, texts: list[Tensor]) -> tuple[Tensor, Tensor]:
+        dtype = self.components.text_encoder.dtype
+        states = torch.zeros(len(texts), self.max_length, texts[0].shape[-1], dtype=dtype)
+        mask = torch.zeros(len(texts), self.max_length, dtype=torch.long)
+        for i, text in enumerate(texts):
+            states[i, : len(text)] = text
+            mask[i, : len(text)] = 1
+        return states, mask
 
 
 def build_scheduler(objective: ObjectiveConfig) -> Any:

@@ -18,6 +18,8 @@ from stdit_data.buckets import parse_bucket
 from stdit_data.errors import DataError
 from stdit_model.blocks import Variant
 
+PrecisionName = Literal["fp32", "bf16", "bf16-weights", "fp16"]
+
 
 class ConfigError(ValueError):
     """A setting that does not exist or does not make sense; the message says which and what would."""
@@ -64,7 +66,9 @@ class DataConfig:
     tokens: int | None = None  # of a step: the batch of each bucket is what fits, in place of global_batch
     fps: float = 8.0  # at which samples are played
     clips: int = 8192  # of shapes, per epoch
+    caption_noise: float = 0.0  # share of clips that get the caption of another, to see what bad captions do
     remember_latents: bool = False  # encode each clip once and keep its latents in memory
+    window: int = 16  # of a cache: shards that are shuffled together; 0 for all, which is the order of the clips
     workers: int = 2
     vae: str = "stabilityai/sd-vae-ft-ema"
     text_encoder: str = "DeepFloyd/t5-v1_1-xxl"
@@ -78,6 +82,10 @@ class ObjectiveConfig:
 
     name: Literal["iddpm", "flow"] = "iddpm"
     shift: float = 1.0  # flow: moves noise levels towards 1
+    timesteps: Literal["uniform", "logit-normal"] = "uniform"
+    logit_mean: float = 0.0  # of logit-normal timesteps; above 0 more noise
+    logit_std: float = 1.0
+    min_snr: float | None = None  # iddpm: epsilon's error is weighted by min(SNR, this) / SNR; 5 in the paper
     caption_dropout: float = 0.1
 
 
@@ -121,13 +129,18 @@ class TrainConfig:
     micro_batch: int | None = None  # samples at once; the whole batch unless set
     seed: int = 0
     minutes: float | None = None  # a time budget: the schedule is fitted to it
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: PrecisionName = "bf16"  # see stdit_train.precision
     activation_checkpointing: bool = False
     log_every: int = 10
+    timestep_bins: int = 4  # equal parts of 0..1000 that the loss is logged by
     validate_every: int = 1000
     sample_every: int = 5000
     checkpoint_every: int = 1000
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # the newest
+    keep_every: int | None = None  # and besides them those of every so many steps
+    checkpoint_async: bool | None = None  # write while training goes on, from a copy; unless set, on a GPU
+    max_skipped: int = 10  # non-finite steps in a row that end the run
+    wandb: str | None = None  # a project there to log to as well
     init: str | None = None  # weights to start from
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -149,11 +162,22 @@ def load_stage(name: str, overrides: Mapping[str, Any] | None = None) -> TrainCo
     Raises:
         ConfigError: no such stage, no such key, or a value of the wrong type.
     """
+    return from_dict(set_values(stage_values(name), overrides or {}))
+
+
+def stage_values(name: str) -> dict[str, Any]:
+    """What a stage sets, as nested plain values.
+
+    Raises:
+        ConfigError: no such stage.
+    """
     if name not in stage_names():
         known = stage_names()
-        raise ConfigError(f"unknown stage {name!r}: choose one of {', '.join(known)}{_like(name, known)}")
-    text = resources.files("stdit_train").joinpath("stages", f"{name}.toml").read_text()
-    return from_dict(set_values({"stage": name, **tomllib.loads(text)}, overrides or {}))
+        raise ConfigError(f"unknown stage {name!r}: choose one of {', '.join(known)}{like(name, known)}")
+    return {
+        "stage": name,
+        **tomllib.loads(resources.files("stdit_train").joinpath("stages", f"{name}.toml").read_text()),
+    }
 
 
 def set_values(values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,10 +251,11 @@ def _keys(cls: type = TrainConfig, prefix: str = "") -> list[str]:
 
 
 def _unknown_key(key: str) -> ConfigError:
-    return ConfigError(f"unknown setting {key!r}{_like(key, _keys()) or '; known are ' + ', '.join(_keys())}")
+    return ConfigError(f"unknown setting {key!r}{like(key, _keys()) or '; known are ' + ', '.join(_keys())}")
 
 
-def _like(name: str, known: list[str]) -> str:
+def like(name: str, known: list[str]) -> str:
+    """A question that ends an error, with the nearest of the known names; empty where none is near."""
     leaf = name.split(".")[-1]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     near += [key for key in known if key.split(".")[-1] == leaf and key not in near]
@@ -252,14 +277,23 @@ def _check(config: TrainConfig) -> None:
         "sample_every": config.sample_every,
         "checkpoint_every": config.checkpoint_every,
         "keep_checkpoints": config.keep_checkpoints,
+        "max_skipped": config.max_skipped,
+        "timestep_bins": config.timestep_bins,
+        "micro_batch": 1 if config.micro_batch is None else config.micro_batch,
+        "keep_every": 1 if config.keep_every is None else config.keep_every,
     }
     for key, value in positive.items():
         if value < 1:
             raise ConfigError(f"{key} is {value}: expected at least 1")
+    if config.objective.min_snr is not None and config.objective.name != "iddpm":
+        raise ConfigError("objective.min_snr weights epsilon's error: it goes with objective.name=iddpm only")
+    if config.optimizer.clip <= 0:
+        raise ConfigError(f"optimizer.clip is {config.optimizer.clip}: expected a norm above 0 (inf clips nothing)")
     _check_data(config.data)
     for key, share in (
         ("data.max_reject_share", config.data.max_reject_share),
         ("objective.caption_dropout", config.objective.caption_dropout),
+        ("data.caption_noise", config.data.caption_noise),
         ("optimizer.decay", config.optimizer.decay),
         ("optimizer.ema", config.optimizer.ema),
     ):

@@ -1,9 +1,13 @@
-"""Where the numbers of a run go: metrics.jsonl and TensorBoard."""
+"""Where the numbers of a run go: metrics.jsonl, TensorBoard and, by option, Weights & Biases."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
+
+from stdit_train.config import ConfigError
 
 
 class Metrics:
@@ -13,13 +17,15 @@ class Metrics:
         file: metrics.jsonl.
         tensorboard: folder for TensorBoard's event files; None for none.
         step: steps already done.
+        wandb: a run of Weights & Biases (`wandb_run`), None for none.
     """
 
-    def __init__(self, file: Path, tensorboard: Path | None, step: int = 0) -> None:
+    def __init__(self, file: Path, tensorboard: Path | None, step: int = 0, wandb: Any = None) -> None:
         self.file = file
         rows = [row for row in read_metrics(file) if row["step"] <= step]
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        replace_text(file, "".join(json.dumps(row) + "\n" for row in rows))
         self._writer: Any = None
+        self._wandb = wandb
         if tensorboard is not None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -32,11 +38,64 @@ class Metrics:
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(dict(values), step=step)
 
     def close(self) -> None:
-        """Flush TensorBoard."""
+        """Flush."""
         if self._writer is not None:
             self._writer.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+class TimestepBins:
+    """Mean loss by timestep, since it was last asked for.
+
+    Args:
+        count: equal parts of 0..1000.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.sums, self.counts = [0.0] * count, [0] * count
+
+    def add(self, timestep: Tensor, loss: Tensor) -> None:
+        """Samples' timesteps in 0..1000 and losses, both [b] on the CPU."""
+        for t, value in zip(timestep.tolist(), loss.tolist(), strict=True):
+            part = min(int(t / 1000 * len(self.sums)), len(self.sums) - 1)
+            self.sums[part] += value
+            self.counts[part] += 1
+
+    def take(self) -> dict[str, float]:
+        """The means of the parts that were seen, by name, and start anew."""
+        edges = [round(1000 * i / len(self.sums)) for i in range(len(self.sums) + 1)]
+        found = {
+            f"loss_t{edges[i]}-{edges[i + 1]}": self.sums[i] / count for i, count in enumerate(self.counts) if count
+        }
+        self.sums, self.counts = [0.0] * len(self.sums), [0] * len(self.sums)
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"sums": list(self.sums), "counts": list(self.counts)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`; other bins start anew."""
+        if len(state["sums"]) == len(self.sums):
+            self.sums, self.counts = list(state["sums"]), list(state["counts"])
+
+
+def wandb_run(project: str, run_id: str, name: str, folder: Path, settings: Mapping[str, Any]) -> Any:
+    """Start, or go on with, this run in Weights & Biases; signed in and online or not as wandb itself is set.
+
+    Raises:
+        ConfigError: wandb isn't installed.
+    """
+    try:
+        import wandb
+    except ImportError as error:
+        raise ConfigError("--wandb: wandb is not installed; install it with `pip install wandb`") from error
+    return wandb.init(project=project, id=run_id, name=name, dir=str(folder), config=dict(settings), resume="allow")
 
 
 def read_metrics(file: Path) -> list[dict[str, float]]:
@@ -48,3 +107,10 @@ def read_metrics(file: Path) -> list[dict[str, float]]:
         except json.JSONDecodeError:
             continue
     return rows
+
+
+def replace_text(file: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(text)
+    partial.replace(file)

@@ -18,6 +18,34 @@ from stdit_model.diffusion import (
 from stdit_train.config import ObjectiveConfig
 
 
+def place_levels(level: Tensor, config: ObjectiveConfig) -> Tensor:
+    """Uniform numbers in 0..1 to the levels that a run trains on: as they are, or logit-normal.
+
+    Logit-normal (Esser et al. 2024, section 3.1): the logistic function of a normal number with mean and standard
+    deviation as set, so that the middle of the path is seen more often than its ends.
+    """
+    if config.timesteps == "uniform":
+        return level
+    return torch.sigmoid(config.logit_mean + config.logit_std * torch.special.ndtri(level))
+
+
+def timestep_of(level: Tensor, config: ObjectiveConfig) -> Tensor:
+    """The timestep in 0..1000 that a level stands for."""
+    return NUM_TIMESTEPS * (shift_sigma(level, config.shift) if config.name == "flow" else level)
+
+
+def min_snr_weight(timestep: Tensor, gamma: float) -> Tensor:
+    """min(SNR, gamma) / SNR, the weight of epsilon's error under min-SNR (Hang et al. 2023, eq. 5 and table 1): [b].
+
+    Args:
+        timestep: [b] integers in 0..999; SNR is alpha_bar / (1 - alpha_bar) there.
+        gamma: signal-to-noise ratio from which on steps count less; 5 in the paper.
+    """
+    one, zero = torch.ones(len(timestep), 1, 1, 1, 1, device=timestep.device), torch.zeros((), device=timestep.device)
+    snr = ((add_noise(one, zero, timestep) / add_noise(zero, one, timestep)) ** 2).flatten()
+    return snr.clamp(max=gamma) / snr
+
+
 def training_loss(
     model: STDiT,
     config: ObjectiveConfig,
@@ -34,7 +62,7 @@ def training_loss(
         model: called once.
         config: which objective.
         x0, noise: [b, C, T, H, W].
-        level: [b] uniform in 0..1, becomes the timestep.
+        level: [b] in 0..1, becomes the timestep (see `place_levels`).
         y, mask: text-encoder states [b, L, Dc] and mask [b, L].
         drop: [b] bool, captions to swap for the null caption; it keeps the caption's mask (Open-Sora 1.0).
     """
@@ -46,4 +74,7 @@ def training_loss(
         return flow_loss(output, x0, noise)
     timestep = (level * NUM_TIMESTEPS).long().clamp(max=NUM_TIMESTEPS - 1)
     output = model(add_noise(x0, noise, timestep), timestep, y, mask)
-    return iddpm_loss(output, x0, noise, timestep)
+    terms = iddpm_loss(output, x0, noise, timestep)
+    if config.min_snr is not None:
+        terms["loss"] = min_snr_weight(timestep, config.min_snr) * terms["mse"] + terms["vb"]
+    return terms

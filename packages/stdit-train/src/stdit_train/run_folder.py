@@ -1,14 +1,17 @@
 """The folder of a run: what was asked for, what happened, what came out.
 
-config.json  metrics.jsonl  tensorboard/  loss.png  samples/  checkpoints/  pipeline/
+config.json  run.json  metrics.jsonl  tensorboard/  loss.png  samples/  checkpoints/  pipeline/
 """
 
 import json
+import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stdit_train.checkpoint import list_checkpoints
+from stdit_train.checkpoint import newest_whole
 from stdit_train.config import ConfigError, TrainConfig, from_dict, to_dict
+from stdit_train.metrics import replace_text
 
 
 class RunFolder:
@@ -17,6 +20,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config_file = path / "config.json"
+        self.notes_file = path / "run.json"
         self.metrics_file = path / "metrics.jsonl"
         self.loss_plot = path / "loss.png"
         self.rejects_file = path / "rejects.jsonl"
@@ -45,10 +49,32 @@ class RunFolder:
         self.check_free()
         self.path.mkdir(parents=True, exist_ok=True)
         self.write_config(config)
+        assert self.id
 
     def write_config(self, config: TrainConfig) -> None:
         """Save the resolved configuration."""
-        self.config_file.write_text(json.dumps(to_dict(config), indent=1) + "\n")
+        replace_text(self.config_file, json.dumps(to_dict(config), indent=1) + "\n")
+
+    @property
+    def id(self) -> str:
+        """What tells this run's checkpoints from those of another; made when first asked for."""
+        if "id" not in self.notes():
+            self.note(id=secrets.token_hex(6))
+        return self.notes()["id"]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return "finished_at_step" in self.notes()
+
+    def notes(self) -> dict[str, Any]:
+        """What a run keeps beside its settings: id, micro_batch (as fitted to the machine), finished_at_step."""
+        return json.loads(self.notes_file.read_text()) if self.notes_file.exists() else {}
+
+    def note(self, **values: Any) -> None:
+        """Add to the notes."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        replace_text(self.notes_file, json.dumps({**self.notes(), **values}) + "\n")
 
     def read_config(self) -> dict[str, Any]:
         """The configuration that the run was started with, as plain values.
@@ -62,10 +88,13 @@ class RunFolder:
         from_dict(values)
         return values
 
-    def latest_checkpoint(self) -> Path | None:
-        """The newest whole checkpoint, None before the first."""
-        found = list_checkpoints(self.checkpoints)
-        return found[-1] if found else None
+    def latest_checkpoint(self, said: Callable[[str], None] = lambda line: None) -> Path | None:
+        """The newest whole checkpoint, None before the first; `said` is told of those that are refused.
+
+        Raises:
+            CheckpointError: there are some, but none is whole and of this run.
+        """
+        return newest_whole(self.checkpoints, self.id, said)
 
 
 def free_run_folder(root: Path, name: str) -> Path:

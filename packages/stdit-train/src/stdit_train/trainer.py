@@ -4,56 +4,40 @@ b samples of a micro-batch, C channels, T frames, H W latent height and width.
 """
 
 import contextlib
-import signal
+import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from stdit_data.buckets import parse_bucket
 from stdit_data.clip import ClipDataset
 from stdit_data.loader import Batch, ClipLoader
-from stdit_model import STDiT, video_vae
-from stdit_train.checkpoint import load_checkpoint, save_checkpoint
+from stdit_model import STDiT, flops, video_vae
+from stdit_train.checkpoint import load_checkpoint, load_weights, named_tensors
 from stdit_train.components import Components, TextMemory
-from stdit_train.config import TrainConfig
+from stdit_train.config import TrainConfig, to_dict
 from stdit_train.ema import Ema
 from stdit_train.encoded import RememberedLatents
-from stdit_train.metrics import Metrics
-from stdit_train.objective import training_loss
+from stdit_train.interrupts import Interrupts
+from stdit_train.metrics import Metrics, TimestepBins, wandb_run
+from stdit_train.nonfinite import blame
+from stdit_train.objective import place_levels, timestep_of, training_loss
 from stdit_train.optim import build_optimizers, clip_gradients, learning_rate_factor, set_learning_rate
 from stdit_train.parallelize import checkpoint_activations
-from stdit_train.randomness import draw
+from stdit_train.precision import UNSTABLE, Precision
+from stdit_train.randomness import draw, generators_state, restore_generators
 from stdit_train.report import plot_losses
 from stdit_train.run_folder import RunFolder
 from stdit_train.samples import draw_samples, save_pipeline
-
-VALIDATION_CLIPS = 64
-
-
-class Watcher(Protocol):
-    """Who is told how the run goes (the CLI's progress bar)."""
-
-    def started(self, step: int, steps: int) -> None:
-        """Training begins after `step` of `steps` steps."""
-
-    def stepped(self, step: int, progress: float, values: dict[str, float]) -> None:
-        """A step is done; `progress` is the share of the run, 0..1."""
-
-    def said(self, line: str) -> None:
-        """Something worth a line."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended."""
-
-    step: int
-    finished: bool  # False when it was interrupted
-    values: dict[str, float]  # the last metrics
+from stdit_train.saving import RunEnded, Saver, disk_full, is_full
+from stdit_train.speed import Speed
+from stdit_train.validation import validation_loss
+from stdit_train.videos import loader_settings
+from stdit_train.watching import Outcome, Watcher
 
 
 class Trainer:
@@ -88,27 +72,35 @@ class Trainer:
         self.model = model.train()
         self.ema = Ema(model, config.optimizer.ema)
         self.optimizers = build_optimizers(model, config.optimizer)
+        self.precision = Precision(model, config.precision, device)
         if config.activation_checkpointing:
-            checkpoint_activations(self.model)
+            checkpoint_activations(self.precision.module)
         self.text = TextMemory(components, config.model.model_max_length)
         self.latent_shape = video_vae.latent_shape(
             components.vae, config.data.frames, config.data.height, config.data.width
         )
-        if config.data.remember_latents:
-            dataset, validation = self._remember(dataset), validation and self._remember(validation)
+        cached = getattr(dataset, "moments", False)
+        self.encoded = cached or config.data.remember_latents
+        if self.encoded:
+            dataset = dataset if cached else self._remember(dataset)
+            validation = validation and self._remember(validation)
+        for bucket in config.data.buckets:
+            video_vae.latent_shape(components.vae, *parse_bucket(bucket))  # refuses sizes that don't fit the VAE
         self.validation = validation
         self.loader = ClipLoader(
             dataset,
-            global_batch=config.global_batch,
-            micro_batch=config.micro_batch,
+            **loader_settings(config),
             seed=config.seed,
             workers=config.data.workers,
             rejects=run.rejects_file,
             pin_memory=device.type == "cuda",
         )
+        asynchronous = device.type == "cuda" if config.checkpoint_async is None else config.checkpoint_async
+        self.saver = Saver(run, config.keep_checkpoints, config.keep_every, asynchronous)
+        self.bins = TimestepBins(config.timestep_bins)
         self.step = 0
         self.elapsed = 0.0  # seconds of training, over all resumptions
-        self._stop = False
+        self.skipped = 0  # steps in a row that were not finite
 
     # -- set-up ----------------------------------------------------------------------------------------------------
 
@@ -122,58 +114,120 @@ class Trainer:
 
     def resume(self, checkpoint: Path) -> None:
         """Go on from a checkpoint of this run."""
-        state = load_checkpoint(checkpoint, self.model, self.ema.model, self.optimizers)
+        state, rest = load_checkpoint(checkpoint, self.run.id, self.model, self.ema.model, self.optimizers)
         self.step, self.elapsed = state["step"], state["elapsed"]
+        self.skipped = state["skipped"] % self.config.max_skipped  # a run that ended for them gets another try
+        self.bins.load_state_dict(state["bins"])
+        self.precision.load_state_dict(state["precision"])
         self.loader.load_state_dict(state["loader"])
+        restore_generators(rest)
+
+    def hand_on(self, previous: RunFolder) -> None:
+        """Start with the weights, and their average, that another run ended with."""
+        checkpoint = previous.latest_checkpoint(self.watcher.said)
+        if checkpoint is None:
+            raise RunEnded(f"{previous.path} has no checkpoint to start from: resume that run first")
+        load_weights(checkpoint, previous.id, self.model, self.ema.model)
+        self.precision.finish_loading()
 
     # -- one step --------------------------------------------------------------------------------------------------
 
     def train_step(self, batches: list[Batch]) -> dict[str, float]:
-        """One optimiser step over a list of micro-batches; returns the mean loss terms and the gradient norm."""
-        config = self.config
-        factor = learning_rate_factor(self.step, self.progress, config.optimizer)
-        set_learning_rate(self.optimizers, factor)
-        totals: dict[str, Tensor] = {}
-        for batch in batches:
-            terms = self._loss(self.model, batch, config.seed, config.objective.caption_dropout)
-            share = len(batch.indices) / config.global_batch
-            (terms["loss"].mean() * share).backward()
-            for name, term in terms.items():
-                totals[name] = totals.get(name, torch.zeros(())) + term.detach().mean().cpu() * share
-        norm = clip_gradients(self.model, config.optimizer.clip)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        self.ema.update(self.model)
-        self.step += 1
-        return {name: total.item() for name, total in totals.items()} | {"gradient_norm": norm, "lr_factor": factor}
+        """One optimiser step over a list of micro-batches; returns the mean loss terms and the gradient norm.
 
-    def _loss(self, model: STDiT, batch: Batch, seed: int, dropout: float) -> dict[str, Tensor]:
-        draws = draw(seed, batch.epoch, batch.indices, self.latent_shape)
+        A step whose loss or gradient is not finite changes nothing but `skipped`, and has no loss to return.
+        """
+        factor = learning_rate_factor(self.step, self.progress, self.config.optimizer)
+        set_learning_rate(self.optimizers, factor)
+        terms = self._accumulate(batches)
+        self.precision.unscale(self.optimizers)
+        norm = clip_gradients(self.model, self.config.optimizer.clip)
+        finite = math.isfinite(terms["loss"]) and math.isfinite(norm)
+        if finite:
+            for optimizer in self.optimizers:
+                optimizer.step()
+            self.ema.update(self.model)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        self.precision.finish_step(finite)
+        self.step += 1
+        if not finite:
+            return self._skip(batches, terms["loss"], norm)
+        self.skipped = 0
+        return terms | {"gradient_norm": norm, "lr_factor": factor}
+
+    def _accumulate(self, batches: list[Batch]) -> dict[str, float]:
+        """Forward and backward of every micro-batch; mean loss terms."""
+        totals: dict[str, Tensor] = {}
+        samples = sum(len(batch.indices) for batch in batches)
+        for batch in batches:
+            timestep, terms = self._loss(batch)
+            share = len(batch.indices) / samples
+            self.precision.backward(terms["loss"].mean() * share)
+            for name, term in terms.items():
+                totals[name] = totals.get(name, torch.zeros((), device=self.device)) + term.detach().mean() * share
+            self.bins.add(timestep, terms["loss"].detach().cpu())
+        return {name: total.item() for name, total in totals.items()}
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Timesteps [b] in 0..1000, on the CPU, and loss terms [b] of a micro-batch."""
+        config = self.config.objective
+        draws = draw(self.config.seed, batch.epoch, batch.indices, self._shape(batch))
+        level = place_levels(draws.level, config)
+        drop = (draws.drop < config.caption_dropout).to(self.device) if config.caption_dropout else None
         x0 = self._latents(batch, draws.posterior)
-        y, mask = self.text(batch.captions)
-        with self._precision():
-            return training_loss(
-                model,
-                self.config.objective,
-                x0,
-                draws.noise.to(self.device),
-                draws.level.to(self.device),
-                y.to(self.device),
-                mask.to(self.device),
-                drop=(draws.drop < dropout).to(self.device) if dropout else None,
-            )
+        self.text.give(batch.captions, batch.texts)
+        terms = self._score(self.precision.module, x0, draws.noise, level, batch.captions, drop)
+        return timestep_of(level, config), terms
+
+    def _score(
+        self, model: STDiT, x0: Tensor, noise: Tensor, level: Tensor, captions: list[str], drop: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        y, mask = (tensor.to(self.device) for tensor in self.text(captions))
+        noise, level = noise.to(self.device), level.to(self.device)
+        with self.precision.autocast():
+            return training_loss(model, self.config.objective, x0, noise, level, y, mask, drop=drop)
 
     def _latents(self, batch: Batch, noise: Tensor) -> Tensor:
         """A posterior sample of the micro-batch, normalised: [b, C, T, H, W]."""
-        vae, video = self.components.vae, batch.video.to(self.device, non_blocking=True)
-        moments = video if self.config.data.remember_latents else video_vae.encode_moments(vae, video)
-        return video_vae.sample_latents(vae, moments, noise.to(self.device))
+        return video_vae.sample_latents(self.components.vae, self._moments(batch.video), noise.to(self.device))
 
-    def _precision(self) -> contextlib.AbstractContextManager[None]:
-        if self.config.precision == "bf16":
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return contextlib.nullcontext()
+    def _shape(self, batch: Batch) -> tuple[int, ...]:
+        """Of the latents of a micro-batch's clips: C, T, H, W."""
+        if self.config.data.remember_latents:
+            return self.latent_shape
+        return video_vae.latent_shape(self.components.vae, *batch.bucket)
+
+    def _moments(self, video: Tensor) -> Tensor:
+        """What the VAE makes of clips [b, 3, T', H', W']; cached and remembered latents come as such."""
+        video = video.to(self.device, non_blocking=True)
+        return video if self.encoded else video_vae.encode_moments(self.components.vae, video)
+
+    # -- what is not finite ----------------------------------------------------------------------------------------
+
+    def _skip(self, batches: list[Batch], loss: float, norm: float) -> dict[str, float]:
+        """Say what went wrong in a step that was not taken, and end the run when that keeps happening."""
+        if math.isfinite(loss) and self.precision.loss_scale > 1.0:  # what the loss scale is there for
+            self.watcher.said(f"step {self.step}: gradients overflowed, loss scale now {self.precision.loss_scale:g}")
+            return {"skipped": 1.0}
+        self.skipped += 1
+        cause = next(filter(None, map(self._blame, batches)), "nothing, when the step was run again")
+        line = f"step {self.step} skipped: loss {loss:g}, gradient norm {norm:g}; first not finite: {cause}"
+        self.watcher.said(line)
+        if self.skipped >= self.config.max_skipped:
+            self._save(last=True)
+            raise RunEnded(
+                f"{self.skipped} steps in a row were not finite, the last: {line}. The weights before them are saved; "
+                "go on with --resume and a lower --set optimizer.lr=..., or --set precision=fp32"
+            )
+        return {"skipped": 1.0}
+
+    def _blame(self, batch: Batch) -> str | None:
+        draws = draw(self.config.seed, batch.epoch, batch.indices, self._shape(batch))
+        x0, y = self._latents(batch, draws.posterior), self.text(batch.captions)[0]
+        clips = f"of clips {', '.join(map(str, batch.indices))}"
+        inputs = {f"the VAE's latents {clips}": x0, f"the text encoder's states {clips}": y}
+        return blame(self.precision.module, inputs, lambda: self._loss(batch)[1]["loss"].mean())
 
     # -- the loop --------------------------------------------------------------------------------------------------
 
@@ -186,32 +240,39 @@ class Trainer:
         return max(by_steps, self.elapsed / (60.0 * self.config.minutes))
 
     def train(self) -> Outcome:
-        """Train to the end, or until interrupted; either way a checkpoint and a pipeline folder are left behind."""
-        config = self.config
-        metrics = Metrics(self.run.metrics_file, self.run.tensorboard, self.step)
-        self.watcher.started(self.step, config.steps)
-        values: dict[str, float] = {}
-        with self._interruptible():
-            steps = iter(self.loader)
-            while self.progress < 1.0 and not self._stop:
+        """Train to the end, or until interrupted; either way a checkpoint and a pipeline folder are left behind.
+
+        Raises:
+            RunEnded: it can't go on (a full disk, too many steps that are not finite); the last checkpoint is whole.
+        """
+        config, values = self.config, {}
+        if config.precision == "fp16":
+            self.watcher.said(UNSTABLE)
+        with self._metrics() as metrics, Interrupts(self.watcher.said) as interrupts:
+            self.watcher.started(self.step, config.steps)
+            speed, steps = cache(self._speed), iter(self.loader)
+            while self.progress < 1.0 and interrupts.number is None:
                 started = time.perf_counter()
-                values = self.train_step(next(steps))
+                batches = next(steps)
+                waited = time.perf_counter() - started
+                values = self.train_step(batches)
                 self.elapsed += (seconds := time.perf_counter() - started)
-                values["samples_per_second"] = config.global_batch / seconds
+                samples = sum(len(batch.indices) for batch in batches)
+                values |= speed(samples, self._shape(batches[0])).figures(seconds, waited)
                 self.watcher.stepped(self.step, self.progress, values)
                 self._now_and_then(metrics, values, finished=self.progress >= 1.0)
             self.loader.close()
-        finished = self.progress >= 1.0
-        self._save()
-        save_pipeline(self.run.pipeline, self.ema.model, self.components, config)
-        plot_losses(self.run.metrics_file, self.run.loss_plot, f"{config.stage}: {config.objective.name} loss")
-        metrics.close()
-        return Outcome(self.step, finished, values)
+            self._save(last=True)
+            save_pipeline(self.run.pipeline, self.ema.model, self.components, config)
+            self._plot()
+            if self.progress >= 1.0:
+                self.run.note(finished_at_step=self.step)
+        return Outcome(self.step, self.progress >= 1.0, values, interrupts.number)
 
     def _now_and_then(self, metrics: Metrics, values: dict[str, float], finished: bool) -> None:
         config, step = self.config, self.step
         if step % config.log_every == 0 or finished:
-            metrics.write(step, values)
+            metrics.write(step, values | self.bins.take())
         if self.validation is not None and (step % config.validate_every == 0 or finished):
             values["validation_loss"] = self.validate(self.validation)
             metrics.write(step, {"validation_loss": values["validation_loss"]})
@@ -221,63 +282,60 @@ class Trainer:
             self.watcher.said(f"step {step}: samples in {sheet}")
         if step % config.checkpoint_every == 0 and not finished:
             self._save()
-            plot_losses(self.run.metrics_file, self.run.loss_plot, f"{config.stage}: {config.objective.name} loss")
+            self._plot()
 
-    @torch.no_grad()
     def validate(self, dataset: ClipDataset) -> float:
         """Mean loss of the EMA weights over fixed clips, noise and evenly spread timesteps."""
-        config, losses = self.config, []
-        for start in range(0, VALIDATION_CLIPS, config.global_batch):
-            indices = list(range(start, min(start + config.global_batch, VALIDATION_CLIPS)))
-            clips = [dataset.load(index % len(dataset), seed=0, epoch=0) for index in indices]
-            draws = draw(0, 0, indices, self.latent_shape)
-            level = (torch.tensor(indices) + 0.5) / VALIDATION_CLIPS
-            video = torch.stack([clip.video for clip in clips]).to(self.device)
-            moments = video if config.data.remember_latents else video_vae.encode_moments(self.components.vae, video)
-            x0 = video_vae.sample_latents(self.components.vae, moments)
-            y, mask = self.text([clip.caption for clip in clips])
-            with self._precision():
-                terms = training_loss(
-                    self.ema.model,
-                    config.objective,
-                    x0,
-                    draws.noise.to(self.device),
-                    level.to(self.device),
-                    y.to(self.device),
-                    mask.to(self.device),
-                )
-            losses.append(terms["loss"])
-        return torch.cat(losses).mean().item()
+        with torch.no_grad():
+            return validation_loss(dataset, self.config.global_batch, self._validation_terms)
 
-    def _save(self) -> None:
-        state = {"elapsed": self.elapsed, "loader": self.loader.state_dict()}
-        save_checkpoint(
-            self.run.checkpoints,
-            self.step,
-            self.model,
-            self.ema.model,
-            self.optimizers,
-            state,
-            self.config.keep_checkpoints,
-        )
+    def _validation_terms(self, video: Tensor, captions: list[str], indices: list[int], level: Tensor) -> Tensor:
+        x0 = video_vae.sample_latents(self.components.vae, self._moments(video))
+        noise = draw(0, 0, indices, self.latent_shape).noise
+        return self._score(self.ema.model, x0, noise, level, captions)["loss"]
+
+    # -- what is left behind ---------------------------------------------------------------------------------------
+
+    def _save(self, last: bool = False) -> None:
+        tensors = named_tensors(self.model, self.ema.model, self.optimizers) | generators_state()
+        state = {
+            "step": self.step,
+            "elapsed": self.elapsed,
+            "skipped": self.skipped,
+            "optimizers": [type(optimizer).__name__ for optimizer in self.optimizers],
+            "bins": self.bins.state_dict(),
+            "precision": self.precision.state_dict(),
+            "loader": self.loader.state_dict(),
+        }
+        self.saver.save(self.step, tensors, state, last=last)
+
+    def _plot(self) -> None:
+        title = f"{self.config.stage}: {self.config.objective.name} loss"
+        plot_losses(self.run.metrics_file, self.run.loss_plot, title)
+
+    def _speed(self, samples: int, shape: tuple[int, ...]) -> Speed:
+        """Of steps of so many samples with latents [C, T, H, W]."""
+        config, model = self.config, self.model.config
+        tokens = math.prod(n // p for n, p in zip(shape[1:], model.patch_size, strict=True))
+        step_flops = flops.train_flops(model, (samples, *shape))
+        return Speed(samples, tokens, step_flops, config.precision, self.device)
 
     @contextlib.contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM end the run after the current step; a second one ends it at once."""
-        handlers: dict[int, Any] = {}
-
-        def stop(number: int, _frame: object) -> None:
-            self._stop = True
-            self.watcher.said("stopping after this step; once more to stop at once")
-            signal.signal(number, handlers[number])
-
+    def _metrics(self) -> Iterator[Metrics]:
+        """The run's metrics, closed at the end; a disk that is full by then is said, whatever was being written."""
+        run, config = self.run, self.config
+        wandb = wandb_run(config.wandb, run.id, run.path.name, run.path, to_dict(config)) if config.wandb else None
         try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                handlers[number] = signal.signal(number, stop)
-        except ValueError:  # not in the main thread: whoever runs us there handles signals
-            pass
-        try:
-            yield
-        finally:
-            for signal_number, handler in handlers.items():
-                signal.signal(signal_number, handler)
+            metrics = Metrics(run.metrics_file, run.tensorboard, self.step, wandb)
+            try:
+                yield metrics
+            finally:
+                self.loader.close()
+                with contextlib.suppress(OSError):
+                    metrics.close()
+        except RunEnded:
+            raise
+        except Exception as error:
+            if is_full(error):
+                raise disk_full(error, self.saver.newest()) from error
+            raise

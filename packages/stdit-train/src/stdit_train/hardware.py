@@ -1,0 +1,73 @@
+"""What devices can do: memory and peak rates of dense matrix products, as their makers state them."""
+
+from dataclasses import dataclass
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Device:
+    """A kind of device.
+
+    Attributes:
+        memory: bytes that a process can have.
+        half: FLOP/s in bfloat16 or float16, accumulated in float32, without sparsity; None where not stated.
+        single: FLOP/s in float32, without TF32; None where not stated.
+    """
+
+    title: str
+    memory: int
+    half: float | None
+    single: float | None
+
+    def peak(self, precision: str) -> float | None:
+        """FLOP/s in a run's precision."""
+        return self.single if precision == "fp32" else self.half
+
+
+# Sources: NVIDIA's data sheets of H200, H100 and A100 (SXM), and of the GeForce RTX 4090 (Ada whitepaper, appendix A).
+# Memory as the driver shows it, less what a CUDA context takes.
+DEVICES = {
+    "h200": Device("NVIDIA H200", int(139.0 * GIB), 989e12, 67e12),
+    "h100": Device("NVIDIA H100 (SXM, 80 GB)", int(78.5 * GIB), 989e12, 67e12),
+    "a100": Device("NVIDIA A100 (80 GB)", int(78.5 * GIB), 312e12, 19.5e12),
+    "4090": Device("NVIDIA GeForce RTX 4090", int(23.0 * GIB), 165e12, 82.6e12),
+}
+
+
+def known_device(name: str) -> Device | None:
+    """The device of which torch says this name, None where the table doesn't have it (PCIe cards are slower)."""
+    words = name.lower().replace("-", " ").split()
+    if "pcie" in words or "nvl" in words:
+        return None
+    return next((device for key, device in DEVICES.items() if key in words), None)
+
+
+def this_device() -> Device:
+    """The GPU here or, without one, this CPU: its free memory, and no stated peak."""
+    import torch
+
+    from stdit_train.estimate import available_memory
+
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+        known = known_device(name)
+        peaks = (known.half, known.single) if known else (None, None)
+        return Device(name, available_memory(), *peaks)
+    return Device("this CPU", available_memory(), None, None)
+
+
+def measured_peak(seconds: float = 0.3) -> float:
+    """FLOP/s of a float32 matrix product on this CPU with torch's threads, the best of those that fit into a time."""
+    import time
+
+    import torch
+
+    size, best = 1024, float("inf")
+    a, b = torch.randn(2, size, size).unbind()
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or best == float("inf"):
+        started = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
