@@ -177,6 +177,26 @@ def test_preview(tmp_path: Path) -> None:
         preview(Shades(), tmp_path / "x.png", samples=0)
 
 
+def test_clips_of_several_rates_play_at_their_own_speed(tmp_path: Path) -> None:
+    class Mixed(Shades):
+        def __len__(self) -> int:
+            return 2
+
+        def load(self, index: int, *, seed: int, epoch: int) -> Clip:
+            video = torch.linspace(-0.9, 0.9, 4)[None, :, None, None].expand(3, 4, 96, 96)
+            return Clip(video, f"clip {index}", index, (3.0, 12.0)[index])
+
+    preview(Mixed(), tmp_path / "sheet.png", tmp_path / "wall.mp4", samples=2)
+    with av.open(str(tmp_path / "wall.mp4")) as container:
+        assert container.streams.video[0].average_rate == 12
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    width = frames[0].shape[1]
+    slow, fast = ([int(frame[70, x, 0]) for frame in frames] for x in (width // 4, 3 * width // 4))
+    levels = [round((v + 1) * 127.5) for v in (-0.9, -0.3, 0.3, 0.9)]
+    assert slow == pytest.approx([level for level in levels for _ in range(4)], abs=6)
+    assert fast == pytest.approx(levels + levels[-1:] * 12, abs=6)
+
+
 def test_preview_of_nothing_readable(tmp_path: Path) -> None:
     class Bad(Shades):
         def load(self, index: int, *, seed: int, epoch: int) -> Clip:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from stdit_data.clip import Clip, ClipDataset
 from stdit_data.errors import ClipError, DataError
@@ -26,7 +29,7 @@ def preview(
     Args:
         dataset: what to show.
         sheet: the PNG.
-        wall: the mp4; plays at the samples' mean rate.
+        wall: the mp4; plays at the highest rate among the samples, each at its own speed.
         samples: how many; drawn by the seed, shown in dataset order.
         columns: frames per row of the sheet.
         size: the longer side of a frame in pixels, see `contact_sheet`.
@@ -56,7 +59,15 @@ def preview(
     Path(sheet).parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(videos, captions, columns=columns, size=size).save(sheet)
     if wall is not None:
-        rates = [clip.fps for clip in clips if clip.fps] or [8.0]
+        rate = max((clip.fps for clip in clips), default=0.0) or 8.0
         Path(wall).parent.mkdir(parents=True, exist_ok=True)
-        video_wall(wall, videos, captions, fps=float(np.mean(rates)), size=size)
+        video_wall(wall, [_at_rate(clip, rate) for clip in clips], captions, fps=rate, size=size)
     return errors
+
+
+def _at_rate(clip: Clip, rate: float) -> Tensor:
+    """The clip's video played at `rate`, at its own speed: slower ones show each frame for longer."""
+    if not clip.fps or clip.fps == rate:
+        return clip.video
+    shown = torch.arange(math.ceil(clip.video.shape[1] * rate / clip.fps)) * (clip.fps / rate)
+    return clip.video[:, (shown + 1e-6).long().clamp(max=clip.video.shape[1] - 1)]
