@@ -26,6 +26,7 @@ class Clip:
     fps: float  # frames a second as sampled: the source's rate over the interval
     span: tuple[float, float] = (0.0, 0.0)  # seconds from the source's first frame to the clip's first and last
     text: Tensor | None = None  # [L, D], the caption's text-encoder states without padding, where they are cached
+    bucket: Bucket | None = None  # the clip's shape in pixels, where `video` holds something else
 
 
 @runtime_checkable
@@ -48,5 +49,5 @@ class ClipDataset(Protocol):
         ...
 
     def bucket(self, index: int) -> Bucket:
-        """The shape that `load(index)` gives. Cheap: the loader asks it of every sample once."""
+        """The shape of `load(index)` in frames and pixels. Cheap: the loader asks it of every sample once."""
         ...

@@ -42,7 +42,7 @@ class LatentDataset:
 
     Attributes:
         about, about_text: what the parts were made with; the latter None where there is no text part.
-        buckets: pixel shapes to latent shapes.
+        buckets: the clips' shapes in frames and pixels, and those of their latents.
 
     Raises:
         DataError: not a finished cache, or its text part lacks a caption.
@@ -64,11 +64,12 @@ class LatentDataset:
         self._row[np.asarray(rows["variant"]), np.asarray(rows["sample"])] = np.arange(len(rows))
         self._shard = np.asarray(rows["shard"])
         shapes = zip(*(rows[name].to_pylist() for name in ("frames", "height", "width")), strict=True)
-        self._buckets = [self.buckets[Bucket(*shape)] for shape in shapes]  # of rows
+        self._buckets = [Bucket(*shape) for shape in shapes]  # of rows
         if (self._row < 0).any():
             raise DataError(f"{url}: the index lacks {int((self._row < 0).sum())} entries; encode anew")
         if rows["key"].null_count == len(rows):
             raise DataError(f"{url}: no clip could be read; the first: {rows['reason'][0]}")
+        self.identity = int(self.about["manifest"]["hash"][:8], 16)
         self.window = window or self.about["shards"]
         self._videos = ShardFiles(files.join(url, "video"), self.window + AHEAD + 1, _part(copies, "video"))
         # Texts are in the order of the clips, so those of a window lie together; they may be larger than its latents.
@@ -83,7 +84,7 @@ class LatentDataset:
         return self.samples
 
     def bucket(self, index: int) -> Bucket:
-        """Latent frames, height and width."""
+        """The clip's shape in frames and pixels."""
         return self._buckets[self._row[0, index]]
 
     def caption(self, index: int) -> str:
@@ -115,7 +116,8 @@ class LatentDataset:
         self._expect(entry["shard"], seed, epoch)
         moments = self._videos.tensor(entry["shard"], entry["key"])
         text = self._texts(entry["caption"]) if self._texts is not None else None
-        return Clip(moments, entry["caption"], index, entry["fps"], (entry["start"], entry["end"]), text)
+        span = (entry["start"], entry["end"])
+        return Clip(moments, entry["caption"], index, entry["fps"], span, text, self._buckets[row])
 
     def _expect(self, shard: int, seed: int, epoch: int) -> None:
         """Has the shards that follow in the epoch read ahead."""

@@ -162,7 +162,7 @@ def _slots(
 def _stack(plan: GlobalBatch, step: int, reads: list[Read]) -> Batch:
     clips = [read.clip for read in reads if read.clip is not None]
     for clip in clips:
-        if clip.video.shape[1:] != plan.bucket:
+        if (clip.bucket or clip.video.shape[1:]) != plan.bucket:
             shape = "x".join(str(n) for n in clip.video.shape[1:])
             raise DataError(f"sample {clip.index}: the dataset gave {shape} and had announced bucket {plan.bucket}")
     texts = [clip.text for clip in clips if clip.text is not None]

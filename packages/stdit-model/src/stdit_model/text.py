@@ -43,11 +43,16 @@ def clean_caption(caption: str) -> str:
 
 
 def encode_captions(
-    tokenizer: Any, text_encoder: Any, captions: Sequence[str], max_length: int
+    tokenizer: Any,
+    text_encoder: Any,
+    captions: Sequence[str],
+    max_length: int,
+    device: torch.device | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Text-encoder states [B, L, Dc] and mask [B, L] (1 where there is text), padded to `max_length` tokens.
 
-    What is longer is cut off: see `dropped_text`.
+    What is longer is cut off: see `dropped_text`. `device` is where tokens go: the encoder's own unless given, which an
+    encoder whose layers are offloaded doesn't know.
     """
     tokens = tokenizer(
         [clean_caption(caption) for caption in captions],
@@ -56,7 +61,7 @@ def encode_captions(
         truncation=True,
         return_attention_mask=True,
         return_tensors="pt",
-    ).to(text_encoder.device)
+    ).to(device or text_encoder.device)
     with torch.no_grad():
         states = text_encoder(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
     return states, tokens.attention_mask
