@@ -88,7 +88,9 @@ def _contents(url: str, part: Part) -> list[tuple[str, str]]:
         return [("captions", str(len(rows))), ("tokens", spread)]
     bad = rows.filter(pc.is_valid(rows["reason"]))
     lines = [("entries", f"{len(rows) - len(bad)} of {len(pc.unique(rows['sample']))} clips")]
-    lines += [("not readable", f"{len(bad)}, the first: {bad['source'][0]}: {bad['reason'][0]}")] if len(bad) else []
+    if len(bad):
+        first = f"{bad['source'][0]}: {bad['reason'][0]} (in {cache.shard_name(bad['shard'][0].as_py())})"
+        lines.append(("not readable", f"{len(bad)}, the first: {first}"))
     return lines
 
 

@@ -43,6 +43,6 @@ def _digest(tensors: Iterable[Tensor]) -> str:
     parts = set()
     for tensor in tensors:
         flat = tensor.detach().reshape(-1)
-        values = flat[:: max(1, flat.numel() // VALUES)].to("cpu", torch.bfloat16).view(torch.uint8)
+        values = flat[:: max(1, flat.numel() // VALUES)].to("cpu", torch.bfloat16).contiguous().view(torch.uint8)
         parts.add(hashlib.sha256(repr(tuple(tensor.shape)).encode() + values.numpy().tobytes()).hexdigest())
     return hashlib.sha256("".join(sorted(parts)).encode()).hexdigest()[:16]

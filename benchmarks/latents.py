@@ -1,0 +1,193 @@
+"""What reading a cache costs: the loader beside a plain sequential read of the same files, and its share of a step.
+
+    uv run python benchmarks/latents.py read [--gib 2]
+    uv run python benchmarks/latents.py step [--steps 8]
+
+Both make a cache of random numbers in the shapes of a published stage: latents of 16x256x256 clips (256 KiB each) and
+120 T5-XXL tokens (960 KiB each), in shards of 256 MiB. Prints Markdown.
+"""
+
+import argparse
+import gc
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from stdit_data.encoding import TextEncoder, VideoEncoder, text_job, video_job
+from stdit_data.latents import LatentDataset
+from stdit_data.loader import ClipLoader
+from stdit_data.shapes import ShapesDataset
+
+LATENT, TOKENS, WIDTH = (4, 16, 32, 32), 120, 4096
+
+
+class Clips:
+    """Stands in for clips that would be decoded: the job needs their number and shape alone."""
+
+    def __init__(self, length: int) -> None:
+        self.inner = ShapesDataset(frames=16, height=256, width=256, length=length)
+        self.blank = self.inner.load(0)
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def bucket(self, index: int) -> tuple[int, int, int]:
+        return self.inner.bucket(index)
+
+    def path(self, index: int) -> str:
+        return self.inner.path(index)
+
+    def caption(self, index: int) -> str:
+        return f"caption {index}"
+
+    def load(self, index: int, *, seed: int = 0, epoch: int = 0) -> object:
+        return self.blank
+
+
+def make(folder: Path, clips: int, *, text: bool = True) -> Path:
+    """A cache of random numbers (which no file system can compress or share)."""
+    dataset, numbers = Clips(clips), torch.Generator().manual_seed(0)
+    shape = (1, 2 * LATENT[0], *LATENT[1:])
+    video = VideoEncoder(lambda _: torch.randn(shape, generator=numbers), lambda _: LATENT, {"source": "none"})
+    about = {"source": "random", "hash": "0" * 16, "samples": clips}
+    video_job(dataset, str(folder), video, {}, about).run()
+    if text:
+        states = torch.randn(TOKENS, WIDTH, generator=numbers)
+        encoder = TextEncoder(lambda texts: [states] * len(texts), str, WIDTH, TOKENS, {"source": "none"})
+        text_job([dataset.caption(i) for i in range(clips)], str(folder), encoder, about).run()
+    return folder
+
+
+def forget(folder: Path) -> None:
+    """Drops the files from the page cache, as far as a user may."""
+    for path in folder.rglob("*.safetensors"):
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def sequential(folder: Path) -> tuple[int, float]:
+    """All files from end to end, in pieces of 8 MiB: bytes and seconds."""
+    size, buffer, started = 0, bytearray(8 * 2**20), time.perf_counter()
+    for path in sorted(folder.rglob("*.safetensors")):
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                size += count
+    return size, time.perf_counter() - started
+
+
+def loading(folder: Path, clips: int, window: int) -> tuple[int, float]:
+    """One epoch through the loader, in its order: bytes of tensors and seconds."""
+    batch = 16
+    loader = ClipLoader(LatentDataset(str(folder), window=window), global_batch=batch, seed=0, workers=2)
+    size, started = 0, time.perf_counter()
+    for (micro,) in islice(loader, clips // batch):
+        size += micro.video.nbytes + sum(text.nbytes for text in micro.texts or [])
+    seconds = time.perf_counter() - started
+    loader.close()
+    return size, seconds
+
+
+def read(gib: float, rounds: int, where: Path | None) -> None:
+    """Ways in turn, so that a busy moment meets all; medians of the rounds."""
+    clips = int(gib * 2**30 / (2**18 + TOKENS * WIDTH * 2)) // 16 * 16
+    with tempfile.TemporaryDirectory(dir=where) as folder:
+        cache = make(Path(folder), clips)
+        print(f"{machine()}; {clips} clips, {len(list(cache.rglob('*.safetensors')))} files, median of {rounds}\n")
+        print("| state | sequential, MB/s | loader, window 2, MB/s | loader, all, MB/s | window 2 / sequential |")
+        print("|---|---:|---:|---:|---:|")
+        for state in ("not in memory", "in memory"):
+            rates: list[list[float]] = [[], [], []]
+            for _ in range(rounds):
+                for rate, way in zip(rates, (None, 2, 0), strict=True):
+                    if state == "not in memory":
+                        forget(cache)
+                    size, seconds = sequential(cache) if way is None else loading(cache, clips, way)
+                    rate.append(size / seconds / 1e6)
+            plain, window, full = (statistics.median(rate) for rate in rates)
+            print(f"| {state} | {plain:.0f} | {window:.0f} | {full:.0f} | {window / plain:.2f} |", flush=True)
+
+
+def step(steps: int, batch: int, where: Path | None) -> None:
+    """Seconds that a B/2 step waits for its batch, of all its seconds; the files are dropped from memory first."""
+    from stdit_model import STDiT
+    from stdit_model.presets import preset
+    from stdit_train.config import ObjectiveConfig
+    from stdit_train.objective import training_loss
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    model = STDiT(**preset("B/2"), caption_channels=WIDTH, model_max_length=TOKENS).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5)
+    with tempfile.TemporaryDirectory(dir=where) as folder:
+        cache = make(Path(folder), batch * (steps + 4))
+        forget(cache)
+        gc.collect()
+        loader = ClipLoader(LatentDataset(str(cache)), global_batch=batch, seed=0, workers=2)
+        waits, times = [], []
+        for wait, batches in timed(loader, steps + 1):
+            started = time.perf_counter()
+            (micro,) = batches
+            moments = micro.video.to(device)
+            x0 = moments[:, : LATENT[0]].float() * 0.18215
+            y = torch.stack([text.float() for text in micro.texts or []]).to(device)
+            mask = torch.ones(y.shape[:2], device=device)
+            level = torch.rand(len(y), device=device)
+            with torch.autocast(device.type, torch.bfloat16):
+                terms = training_loss(model, ObjectiveConfig(), x0, torch.randn_like(x0), level, y, mask)
+            terms["loss"].mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            waits.append(wait)
+            times.append(wait + time.perf_counter() - started)
+        loader.close()
+    # the first step waits for the first batch, whatever the loader
+    share = sum(waits[1:]) / sum(times[1:])
+    print(f"{machine()}, {device}; B/2, {batch} clips of 16x256x256 a step, {steps} steps after the first\n")
+    print("| a step, s | of it waiting, ms | share | first batch, ms |\n|---:|---:|---:|---:|")
+    mean, waited = statistics.mean(times[1:]), 1000 * statistics.mean(waits[1:])
+    print(f"| {mean:.2f} | {waited:.2f} | {100 * share:.3f} % | {1000 * waits[0]:.0f} |")
+
+
+def timed(loader: ClipLoader, count: int) -> Iterator[tuple[float, list]]:
+    """Seconds waited for each step's batches, and these."""
+    reading = iter(loader)
+    for _ in range(count):
+        started = time.perf_counter()
+        batches = next(reading)
+        yield time.perf_counter() - started, batches
+
+
+def machine() -> str:
+    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--where", type=Path, help="folder on the disk to measure; the system's temporary one without")
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("read")
+    one.add_argument("--gib", type=float, default=2.0)
+    one.add_argument("--rounds", type=int, default=3)
+    two = commands.add_parser("step")
+    two.add_argument("--steps", type=int, default=8)
+    two.add_argument("--batch", type=int, default=2)
+    args = parser.parse_args()
+    if args.command == "read":
+        read(args.gib, args.rounds, args.where)
+    else:
+        step(args.steps, args.batch, args.where)
+
+
+if __name__ == "__main__":
+    main()
