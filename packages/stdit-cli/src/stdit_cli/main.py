@@ -10,7 +10,21 @@ from typing import Annotated
 
 import typer
 
-from stdit_cli import ablate, data, demo, encoding, evaluate, sample, stages, train, weights
+from stdit_cli import (
+    ablate,
+    data,
+    demo,
+    doctor,
+    encoding,
+    evaluate,
+    export,
+    plan,
+    report,
+    sample,
+    stages,
+    train,
+    weights,
+)
 
 app = typer.Typer(
     name="stdit",
@@ -22,6 +36,10 @@ app = typer.Typer(
 app.command("sample")(sample.sample)
 app.command("train")(train.train)
 app.command("stages")(stages.stages)
+app.command("plan")(plan.plan)
+app.command("report")(report.report)
+app.command("export")(export.export)
+app.command("doctor")(doctor.doctor)
 app.command("eval")(evaluate.evaluate)
 app.command("ablate")(ablate.ablate)
 app.command("build-demo")(demo.build_demo)

@@ -7,7 +7,7 @@ from typing import Any
 
 from stdit_model import flops
 from stdit_model.presets import preset
-from stdit_train.config import TrainConfig
+from stdit_train.config import ConfigError, TrainConfig
 
 GIB = 2**30
 HEADROOM = 0.9  # share of the memory that a run may plan with
@@ -18,7 +18,7 @@ _KNOWN_TEXT_ENCODERS = {"DeepFloyd/t5-v1_1-xxl": (4096, 4_762_310_656), "google/
 
 @dataclass(frozen=True)
 class Estimate:
-    """Memory in bytes, per process; FLOPs for all samples of a step."""
+    """Memory in bytes, per process; FLOPs for all samples of a step, recomputation included."""
 
     config: TrainConfig
     parameters: int
@@ -29,25 +29,48 @@ class Estimate:
     micro_batch: int
     memory: dict[str, int]
     assumed: list[str]  # components whose sizes were not to be seen and are taken for the published ones
+    processes: int = 1  # that share the global batch
+    sharded: bool = False  # they share weights, gradients, optimiser and EMA too (FSDP2)
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of a step, on each process."""
+        return self.config.global_batch // self.processes // self.micro_batch
 
     @property
     def total_memory(self) -> int:
-        """Bytes."""
-        return sum(self.memory.values())
+        """Bytes at the peak.
+
+        In the backward activations go as gradients come, so the larger of the two counts; with accumulation the
+        gradients of the micro-batches before are there all along.
+        """
+        passing = self.memory["activations"], self.memory["gradients"]
+        lasting = sum(self.memory.values()) - sum(passing)
+        return lasting + (max(passing) if self.accumulation == 1 else sum(passing))
 
 
-def estimate_run(config: TrainConfig, available: int | None = None) -> Estimate:
+def estimate_run(
+    config: TrainConfig, available: int | None = None, processes: int = 1, sharded: bool = False
+) -> Estimate:
     """Estimate one step of a run.
 
     Args:
-        config: of the run. Without a micro-batch, the largest divisor of the global batch that fits is taken.
+        config: of the run. Without a micro-batch, the largest divisor of a process's share that fits is taken.
         available: bytes that there are; `available_memory()` unless given.
+        processes: that share the global batch.
+        sharded: they share weights, gradients, optimiser and EMA too.
+
+    Raises:
+        ConfigError: the processes don't divide the global batch.
     """
     available = available_memory() if available is None else available
+    if config.global_batch % processes:
+        raise ConfigError(f"{processes} processes can't share a batch of {config.global_batch}: --set global_batch=...")
+    share = config.global_batch // processes
     if config.micro_batch is not None:
-        return _estimate(config, min(config.micro_batch, config.global_batch))
-    divisors = [n for n in range(config.global_batch, 0, -1) if config.global_batch % n == 0]
-    estimates = (_estimate(config, micro) for micro in divisors)
+        return _estimate(config, min(config.micro_batch, share), processes, sharded)
+    divisors = [n for n in range(share, 0, -1) if share % n == 0]
+    estimates = (_estimate(config, micro, processes, sharded) for micro in divisors)
     smallest = None
     for smallest in estimates:
         if smallest.total_memory <= HEADROOM * available:
@@ -56,7 +79,7 @@ def estimate_run(config: TrainConfig, available: int | None = None) -> Estimate:
     return smallest
 
 
-def _estimate(config: TrainConfig, micro_batch: int) -> Estimate:
+def _estimate(config: TrainConfig, micro_batch: int, processes: int, sharded: bool) -> Estimate:
     assumed: list[str] = []
     channels, stride, vae_parameters = _vae(config.data.vae, assumed)
     caption_channels, text_parameters = _text_encoder(config.data.text_encoder, assumed)
@@ -65,15 +88,16 @@ def _estimate(config: TrainConfig, micro_batch: int) -> Estimate:
     patch = config.model.patch_size
     tokens = (latent[1] // patch[0]) * (latent[2] // patch[1]) * (latent[3] // patch[2])
     count = flops.parameters(model)
-    half = config.precision == "bf16"
+    half = config.precision != "fp32"
     itemsize = 2 if half else 4
     states = 2 if config.optimizer.name == "adamw" else 1  # of most parameters
     checkpointing = config.activation_checkpointing
+    held = count.total // processes if sharded else count.total
     memory = {
-        "weights": 4 * count.total + (2 * count.total if half else 0),  # autocast keeps a bf16 copy
-        "gradients": 4 * count.total,
-        "optimizer": 4 * states * count.total,
-        "EMA": 4 * count.total,
+        "weights": 4 * held + (2 * count.total if half else 0),  # autocast, too, keeps a copy in half precision
+        "gradients": 4 * held,
+        "optimizer": 4 * states * held,
+        "EMA": 4 * held,
         "activations": flops.activation_bytes(model, (micro_batch, *latent), None, itemsize, checkpointing),
         "VAE and text encoder": 4 * vae_parameters + itemsize * text_parameters,
     }
@@ -87,6 +111,8 @@ def _estimate(config: TrainConfig, micro_batch: int) -> Estimate:
         micro_batch=micro_batch,
         memory=memory,
         assumed=assumed,
+        processes=processes,
+        sharded=sharded,
     )
 
 
@@ -127,7 +153,7 @@ def refusal(estimate: Estimate, available: int) -> str | None:
     """Why the run can't start here and what would change that; None when it fits."""
     if estimate.total_memory <= available:
         return None
-    fixed = estimate.total_memory - estimate.memory["activations"]
+    fixed = sum(estimate.memory.values()) - estimate.memory["activations"]
     config = estimate.config
     advice = []
     if fixed > available:
@@ -148,14 +174,15 @@ def describe(estimate: Estimate) -> list[str]:
     """The estimate in lines for people."""
     config = estimate.config
     c, t, h, w = estimate.latent
-    accumulation = config.global_batch // estimate.micro_batch
+    shared = f" on each of {estimate.processes}" if estimate.processes > 1 else ""
     lines = [
         f"parameters   {estimate.parameters:,} ({estimate.temporal_parameters:,} of them temporal attention)",
         f"latents      {c}x{t}x{h}x{w}, {estimate.tokens:,} tokens a sample",
-        f"batch        {config.global_batch} samples a step: {accumulation} x {estimate.micro_batch} at once",
+        f"batch        {config.global_batch} samples a step: "
+        f"{estimate.accumulation} x {estimate.micro_batch} at once{shared}",
         f"FLOPs        {estimate.step_flops:.3g} a step, {estimate.step_flops * config.steps:.3g} in "
         f"{config.steps:,} steps (matrix products of the transformer)",
-        f"memory       about {estimate.total_memory / GIB:.2f} GiB: "
+        f"memory       about {estimate.total_memory / GIB:.2f} GiB at the peak: "
         + ", ".join(f"{name} {size / GIB:.2f}" for name, size in estimate.memory.items()),
     ]
     lines += [f"assumed      {note}" for note in estimate.assumed]

@@ -27,6 +27,40 @@ def plot_losses(metrics_file: Path, output: Path, title: str) -> None:
     figure.savefig(output, dpi=120)
 
 
+def plot_runs(metrics: dict[str, list[dict[str, float]]], output: Path) -> None:
+    """Several runs overlaid, a colour each: training loss, raw and smoothed, and validation loss where there is one.
+
+    Args:
+        metrics: the rows of each run's metrics.jsonl, by its name.
+        output: PNG file.
+    """
+    validated = any("validation_loss" in row for rows in metrics.values() for row in rows)
+    figure, axes = _figure(12 if validated else 7, 4.2, 2 if validated else 1)
+    panels = list(axes) if validated else [axes]
+    top: list[float] = []
+    for i, (name, rows) in enumerate(metrics.items()):
+        points = [(row["step"], row["loss"]) for row in rows if "loss" in row]
+        if points:
+            steps, losses = zip(*points, strict=True)
+            panels[0].plot(steps, losses, color=f"C{i % 10}", linewidth=0.6, alpha=0.3)
+            panels[0].plot(steps, smooth(list(losses)), color=f"C{i % 10}", linewidth=1.6, label=name)
+            top.append(sorted(losses)[int(len(losses) * 0.98)])
+        held = [(row["step"], row["validation_loss"]) for row in rows if "validation_loss" in row]
+        if held:
+            panels[1].plot(*zip(*held, strict=True), color=f"C{i % 10}", marker="o", markersize=3, label=name)
+    if top:
+        panels[0].set_ylim(0, 1.1 * max(top))
+    panels[0].set(xlabel="step", ylabel="training loss, raw and smoothed")
+    if validated:
+        panels[1].set(xlabel="step", ylabel="validation loss (EMA)")
+    for panel in panels:
+        panel.grid(alpha=0.25)
+        if panel.get_legend_handles_labels()[0]:
+            panel.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(output, dpi=120)
+
+
 def smooth(values: list[float], share: float = 0.95) -> list[float]:
     """Exponential moving average with its start corrected (Kingma & Ba 2015, section 3)."""
     smoothed, average = [], 0.0
@@ -36,14 +70,14 @@ def smooth(values: list[float], share: float = 0.95) -> list[float]:
     return smoothed
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
-    """A figure that belongs to no window system and no global state."""
+def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+    """A figure that belongs to no window system and no global state, and its axes (an array for several columns)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
-    return figure, figure.subplots()
+    return figure, figure.subplots(1, columns)
 
 
 def plot_variants(curves: dict[str, list[list[tuple[int, float]]]], output: Path, title: str) -> None:

@@ -11,6 +11,7 @@ from stdit_data.video import write_mp4
 from stdit_model import STDiT, STDiTPipeline
 from stdit_train.components import Components, build_scheduler
 from stdit_train.config import TrainConfig
+from stdit_train.metrics import replace_text
 
 
 def build_pipeline(model: STDiT, components: Components, config: TrainConfig) -> STDiTPipeline:
@@ -41,6 +42,7 @@ def draw_samples(
     output: Any = pipeline(prompts, generator=generators)
     videos = output.frames
     folder.mkdir(parents=True, exist_ok=True)
+    replace_text(folder / "prompts.txt", "".join(" ".join(prompt.split()) + "\n" for prompt in prompts))
     for i, video in enumerate(videos):
         write_mp4(folder / f"step-{step:06d}-{i}.mp4", video, config.data.fps)
     sheet = folder / f"step-{step:06d}.png"

@@ -124,18 +124,18 @@ class Saver:
     def _explained(self, error: BaseException) -> BaseException:
         if isinstance(error, dcp.CheckpointException):
             error = root_cause(error)
-        # torch's own writer says only "unexpected pos" when it runs out of space
-        silent = isinstance(error, RuntimeError) and shutil.disk_usage(self.folder).free < MARGIN
-        return disk_full(error, self.newest()) if is_full(error) or silent else error
+        return disk_full(error, self.newest()) if is_full(error) else error
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether a write failed for want of space."""
-    return (isinstance(error, OSError) and error.errno in FULL) or "No space left on device" in str(error)
+    """Whether a write failed for want of space; of torch's own writer, which doesn't say, any failed write."""
+    text = str(error)
+    silent = isinstance(error, RuntimeError) and "inline_container" in text and "unexpected pos" in text
+    return silent or (isinstance(error, OSError) and error.errno in FULL) or "No space left on device" in text
 
 
 def disk_full(error: BaseException, newest: Path | None) -> RunEnded:
     """What to say about it."""
     kept = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
-    detail = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+    detail = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0].strip()
     return RunEnded(f"the disk is full ({detail}); {kept}. Free some space and go on with --resume")

@@ -1,0 +1,47 @@
+"""From a run's checkpoint to a pipeline folder."""
+
+import torch
+
+from stdit_train.checkpoint import CheckpointError, checkpoint_name, load_weights, verify
+from stdit_train.components import load_components
+from stdit_train.config import ConfigError, from_dict
+from stdit_train.ema import Ema
+from stdit_train.run_folder import RunFolder
+from stdit_train.samples import save_pipeline
+from stdit_train.setup import build_model
+
+
+def export_run(
+    run: RunFolder, out: RunFolder, *, raw: bool = False, step: int | None = None, half: bool = False
+) -> int:
+    """Write the pipeline folder of a checkpoint, with VAE, text encoder and the run's sizes as defaults.
+
+    Args:
+        run: whose.
+        out: where to; only its path is used, and nothing may be there.
+        raw: the weights themselves, not their average.
+        step: of which checkpoint; the newest whole one unless given.
+        half: the transformer in bfloat16.
+
+    Returns:
+        The step.
+
+    Raises:
+        ConfigError: no such run or checkpoint, or something is there already.
+    """
+    config = from_dict(run.read_config())
+    out.check_free()
+    checkpoint = run.latest_checkpoint() if step is None else run.checkpoints / checkpoint_name(step)
+    if checkpoint is None:
+        raise ConfigError(f"{run.path} has no checkpoint yet: nothing to export")
+    if not checkpoint.is_dir():
+        there = ", ".join(path.name[5:].lstrip("0") for path in sorted(run.checkpoints.glob("step-*"))) or "none"
+        raise CheckpointError(f"{run.path} has no checkpoint of step {step}; there are {there}")
+    parts = load_components(config.data.vae, config.data.text_encoder, torch.device("cpu"), "fp32")
+    model = build_model(config, parts.vae.config.latent_channels, parts.text_encoder.config.d_model)
+    ema = Ema(model, config.optimizer.ema)
+    load_weights(checkpoint, run.id, model, ema.model)
+    chosen = model if raw else ema.model
+    out.path.parent.mkdir(parents=True, exist_ok=True)
+    save_pipeline(out.path, chosen.to(torch.bfloat16) if half else chosen, parts, config)
+    return int(verify(checkpoint, run.id)["step"])
