@@ -26,6 +26,7 @@ def stdit(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tm
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "400")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # for this process, which has imported it
 
     def run(*arguments: object) -> Done:
         monkeypatch.setattr(sys, "argv", ["stdit", *map(str, arguments)])

@@ -54,6 +54,7 @@ def check(done, *said: str) -> None:
         (["sample", "x", "--vae", "none/such"], ["none/such", "hf download none/such", "--vae"]),
         (["sample", "x", "--vae", "./none"], ["./none", "vae"]),
         (["sample", "x", "--text-encoder", "none/such"], ["none/such", "hf download", "--text-encoder"]),
+        (["sample", "x", "--text-8bit"], ["--text-8bit", "bitsandbytes"]),
         (["sample", "x", "--checkpoint", "none/such/weights.pth"], ["none/such/weights.pth", "Hub"]),
         (["sample", "a red circle", "--checkpoint", "./none"], ["./none"]),
         (["sample", "a red circle", "--checkpoint", "none/such"], ["none/such", "--checkpoint"]),

@@ -17,6 +17,7 @@ from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
 
 from stdit_model import STDiT, STDiTPipeline, video_vae
 from stdit_model.guidance import guide
+from stdit_model.samplers import compat, use_sampler
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -103,6 +104,9 @@ def test_the_reference_samples(name: str, sample: str, monkeypatch: pytest.Monke
     noises = iter(golden[f"input.sample.{sample.split('_')[0]}_noise"])
     monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: next(noises))
     z = golden["input.sample.z"]
+    settings = compat("open-sora-1.0")  # as `stdit sample --compat open-sora-1.0` does
+    assert settings.pop("num_inference_steps") == 100
+    use_sampler(pipe, settings.pop("sampler"))
     output = pipe(
         ["a prompt"] * len(z),
         num_frames=z.shape[2],
@@ -110,9 +114,8 @@ def test_the_reference_samples(name: str, sample: str, monkeypatch: pytest.Monke
         width=z.shape[4],
         latents=z,
         num_inference_steps=config["sampling"]["iddpm_steps"],
-        guidance_scale=7.0,
-        guidance_channels=3,
         output_type="latent",
+        **settings,
     ).frames
     expected = golden[f"expected.sample.{sample}"]
     assert ((output - expected).abs().max() / expected.abs().max()).item() < 5e-6
@@ -139,6 +142,89 @@ def test_guidance_is_linear() -> None:
     torch.testing.assert_close(guide(output, 1.0, 6), conditional)
     torch.testing.assert_close(guide(output, 0.0, 6), unconditional)
     torch.testing.assert_close(guide(output, 3.0, 6), unconditional + 3 * (conditional - unconditional))
+
+
+def test_rescaled_guidance_keeps_the_spread_of_the_prompts_half() -> None:
+    output = torch.randn(4, 6, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    conditional = output.chunk(2)[0][:, :4]
+    axes = (1, 2, 3, 4)
+    torch.testing.assert_close(guide(output, 7.0, 4, rescale=1.0)[:, :4].std(axes), conditional.std(axes))
+    assert (guide(output, 7.0, 4)[:, :4].std(axes) > 2 * conditional.std(axes)).all()
+
+
+def test_guidance_in_an_interval(pipeline: STDiTPipeline) -> None:
+    """A step that is not guided is that of the prompt alone, and costs half."""
+    sizes = []
+    handle = pipeline.transformer.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    partly = pipeline("a cat", generator=seeds(0), guidance_interval=(0.3, 0.7)).frames
+    handle.remove()
+    assert sizes == [1, 2, 1]
+    assert not torch.equal(partly, pipeline("a cat", generator=seeds(0)).frames)
+    with pytest.raises(ValueError, match="guidance_interval"):
+        pipeline("a cat", guidance_interval=(0.7, 0.3))
+
+
+def test_embeddings_stand_in_for_text_and_its_encoder(pipeline: STDiTPipeline) -> None:
+    y, mask, null, null_mask = pipeline.encode_prompt("a cat", "a dog")
+    expected = pipeline("a cat", "a dog", generator=seeds(0)).frames
+    encoder, pipeline.text_encoder = pipeline.text_encoder, None
+    try:
+        found = pipeline(
+            prompt_embeds=y, prompt_attention_mask=mask, negative_prompt_embeds=null,
+            negative_prompt_attention_mask=null_mask, generator=seeds(0),
+        ).frames  # fmt: skip
+        with pytest.raises(ValueError, match="prompt_embeds"):
+            pipeline("a cat")
+    finally:
+        pipeline.text_encoder = encoder
+    assert torch.equal(found, expected)
+
+
+def test_slicing_tiling_and_chunks(pipeline: STDiTPipeline) -> None:
+    whole = pipeline("a cat", generator=seeds(0)).frames
+    torch.testing.assert_close(pipeline("a cat", generator=seeds(0), decode_chunk_size=1).frames, whole)
+    pipeline.enable_vae_slicing()
+    torch.testing.assert_close(pipeline("a cat", generator=seeds(0)).frames, whole)
+    pipeline.disable_vae_slicing()
+    pipeline.enable_vae_tiling()
+    assert pipeline("a cat", generator=seeds(0)).frames.shape == whole.shape
+    pipeline.disable_vae_tiling()
+
+
+def test_given_frames_stay_as_they_are(pipeline: STDiTPipeline) -> None:
+    first = torch.rand(3, 2, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    video = pipeline(["a cat", "a dog"], first_frames=first, generator=seeds(0, 1)).frames
+    assert torch.equal(video[:, :, :2], first.expand(2, -1, -1, -1, -1))
+    assert not torch.equal(video[0, :, 2:], video[1, :, 2:])
+    long = pipeline("a cat", first_frames=first, num_frames=10, window=4, overlap=2, generator=seeds(0)).frames
+    assert long.shape == (1, 3, 10, 32, 32)
+    assert torch.equal(long[0, :, :2], first)
+    with pytest.raises(ValueError, match=r"\[3, K, 32, 32\] expected"):
+        pipeline("a cat", first_frames=first[..., :16])
+    with pytest.raises(ValueError, match="leave nothing to make"):
+        pipeline("a cat", first_frames=first, num_frames=2)
+
+
+def test_a_callback_counts_through_all_windows_and_may_stop(pipeline: STDiTPipeline) -> None:
+    seen = []
+
+    def stop(pipe: Any, i: int, _t: Any, values: dict[str, Any]) -> dict[str, Any]:
+        seen.append((i, pipe.num_timesteps, pipe.guidance_scale))
+        pipe._interrupt = i == 7
+        return values
+
+    pipeline("a cat", num_frames=10, window=4, callback_on_step_end=stop, output_type="latent")
+    assert seen[:8] == [(i, 12, 3.0) for i in range(8)]
+    assert pipeline.num_timesteps == 12
+
+
+def test_offload_hooks_know_of_the_text(pipeline: STDiTPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys and values are computed outside `forward`, before which CPU offload brings the weights."""
+    brought: list[Any] = []
+    hook = SimpleNamespace(pre_forward=brought.append)
+    monkeypatch.setattr(pipeline.transformer, "_hf_hook", hook, raising=False)
+    pipeline("a cat", num_inference_steps=1, output_type="latent")
+    assert brought == [pipeline.transformer]
 
 
 def test_output_types(pipeline: STDiTPipeline) -> None:

@@ -58,7 +58,7 @@ def sample(
         typer.Option("--low-memory", help="Encode the text, free its encoder, sample, decode frame by frame."),
     ] = None,
     text_8bit: Annotated[
-        bool | None, typer.Option("--text-8bit", help="Text encoder in 8 bits (needs torchao).")
+        bool | None, typer.Option("--text-8bit", help="Text encoder in 8 bits (needs bitsandbytes).")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files of the same name.")] = False,
 ) -> None:

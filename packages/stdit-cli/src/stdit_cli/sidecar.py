@@ -11,7 +11,7 @@ from typing import Any
 
 from stdit_cli.request import Job, Settings
 
-PACKAGES = ("stdit-cli", "stdit-model", "stdit-data", "torch", "diffusers", "transformers", "av")
+PACKAGES = ("stdit-cli", "stdit-model", "stdit-data", "diffusers", "transformers", "av")
 
 
 def build(
@@ -42,7 +42,11 @@ def build(
         "checkpoint": weights,
         "used": used,
         "made_on": {"device": device, "threads": torch.get_num_threads(), "machine": platform.machine()},
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            **{name: version(name) for name in PACKAGES},
+        },
     }
 
 

@@ -52,6 +52,7 @@ def write_mp4(path: str | Path, video: Tensor, fps: float, *, crf: int = 17) -> 
             stream.pix_fmt = "yuv420p"
             stream.options = {"crf": str(crf)}
             context = stream.codec_context
+            context.thread_count = 1  # what is written then depends on the frames alone
             context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
             context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
             for picture in pictures:

@@ -6,6 +6,7 @@ Legend: B videos, C latent channels, T frames, H W height and width.
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from diffusers import DDPMScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from stdit_model.given import Level, settle
+from stdit_model.given import Given, Level
 from stdit_model.guidance import acts, guide, prompts_half
 from stdit_model.model import STDiT, TextCache
 
@@ -47,9 +48,11 @@ class Denoiser:
         """
         channels = x.shape[1]
         self.scheduler.set_timesteps(self.steps, device=x.device)
+        given = None if past is None else Given(past, x[:, :, : past.shape[2]], self.settling)
         for i, t in enumerate(self.scheduler.timesteps):
-            if past is not None:
-                x = self._settle(x, past, i, t)
+            if given is not None:
+                estimate = partial(self._epsilon, step=i, t=t)
+                x = given.settle(x, Level.of(self.scheduler, i), estimate, self._noise_like(x))
             output = self.predict(x, i, t)
             if not learns_variance(self.scheduler):
                 output = output[:, :channels]
@@ -77,16 +80,12 @@ class Denoiser:
             output = guide(output, self.guidance_scale, self.guidance_channels or channels, self.guidance_rescale)
         return output
 
-    def _settle(self, x: Tensor, past: Tensor, step: int, t: Tensor) -> Tensor:
-        channels = x.shape[1]
-        return settle(
-            x,
-            past,
-            Level.of(self.scheduler, step),
-            predict=lambda latents: self.predict(latents, step, t)[:, :channels],
-            draw=lambda: randn_tensor(x.shape, generator=self.generator, device=x.device, dtype=x.dtype),
-            rounds=self.settling,
-        )
+    def _epsilon(self, x: Tensor, step: int, t: Tensor) -> Tensor:
+        """`predict` without the variance."""
+        return self.predict(x, step, t)[:, : x.shape[1]]
+
+    def _noise_like(self, x: Tensor) -> Callable[[], Tensor]:
+        return lambda: randn_tensor(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)
 
     def _step(self, output: Tensor, t: Tensor, x: Tensor) -> Tensor:
         """One scheduler step; ancestral samplers draw from the generator."""

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import LocalEntryNotFoundError
+
 from stdit_model.convert import HUB_COMPONENTS
 from stdit_model.errors import WeightsError
 from stdit_model.hub import split_hub_id
@@ -59,12 +62,14 @@ def require(sources: Mapping[str, str | Path]) -> None:
     """
     failures: dict[str, list[str]] = {}
     reasons: dict[str, str] = {}
+    offline = False
     for part, source in sources.items():
         if _folder(part, source) is None:
             repo, inside = _hub_id(part, source)
             try:
-                _fetch(repo, "/".join(filter(None, (inside, _MARKS[part]))))
+                hf_hub_download(repo, "/".join(filter(None, (inside, _MARKS[part]))), local_files_only=offline)
             except (OSError, ValueError) as error:  # the Hub's errors derive from these
+                offline |= isinstance(error, LocalEntryNotFoundError)  # one wait for the network is enough
                 failures.setdefault(repo, []).append(part)
                 reasons[repo] = _reason(error)
     if failures:
@@ -132,12 +137,6 @@ def _hub_id(part: str, source: str | Path) -> tuple[str, str]:
             f"{source}: neither a folder nor a Hub id (owner/name) for the {part.replace('_', ' ')}"
         )
     return found
-
-
-def _fetch(repo: str, file: str) -> None:
-    from huggingface_hub import hf_hub_download
-
-    hf_hub_download(repo, file)
 
 
 def _reason(error: BaseException) -> str:

@@ -158,7 +158,8 @@ class STDiTPipeline(DiffusionPipeline):
                 `prompt`: the text encoder is then not needed.
             negative_prompt_embeds, negative_prompt_attention_mask: likewise; the null caption unless given.
             first_frames: pixels [3, K, H, W] or [B, 3, K, H, W] in [-1, 1] that the videos begin with.
-            settling: with given frames, how often a step's estimate is noised again, see `stdit_model.given`.
+            settling: with given frames, evaluations of the model that each step spends on fitting the new ones to them,
+                see `stdit_model.given`.
             window: frames sampled at once; longer videos are made window by window, each going on from the one
                 before. Without it all frames are sampled together.
             overlap: frames of the past that a window goes on from; half a window unless given.
@@ -196,6 +197,8 @@ class STDiTPipeline(DiffusionPipeline):
         self._guidance_scale, self._num_timesteps, self._interrupt = scale, steps * len(windows), False
         with self.progress_bar(total=self._num_timesteps) as bar:
             for number, (start, stop, known) in enumerate(windows):
+                if self._interrupt:
+                    break
 
                 def after_step(i: int, t: Tensor, x: Tensor, before: int = number * steps) -> Tensor | None:
                     if callback_on_step_end is not None:

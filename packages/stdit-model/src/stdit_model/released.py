@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stdit_model.convert import T5, VAE, clip_size, flow_scheduler, iddpm_scheduler, read
 from stdit_model.errors import WeightsError
@@ -15,12 +15,14 @@ from stdit_model.layouts import recognised
 from stdit_model.lazy import open_checkpoint
 from stdit_model.model import STDiT
 from stdit_model.parts import load_part, require
+from stdit_model.text import encode_captions
 from stdit_model.video_vae import spatial_stride
 
 if TYPE_CHECKING:
     from stdit_model.pipeline import STDiTPipeline
 
 PIXART_GUIDANCE = 4.5  # PixArt-alpha's own default
+TEXT_TOKENS = 120  # of every published one
 
 
 def assemble(
@@ -59,8 +61,6 @@ def assemble(
     tokenizer = tokenizer or (text_encoder if _is_source(text_encoder) else T5)
     sources = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer}
     require({part: source for part, source in sources.items() if _is_source(source)})
-    transformer, found = read(path, num_heads, ema=ema, null_caption=null_caption, **overrides)
-    transformer.to(dtype)
     options: dict[str, dict[str, Any]] = {
         "vae": {},
         "text_encoder": {"dtype": dtype, **(text_encoder_options or {})},
@@ -70,7 +70,11 @@ def assemble(
         part: load_part(part, source, **options[part]) if _is_source(source) else source
         for part, source in sources.items()
     }
-    parts["vae"].to(dtype)
+    if null_caption is None and parts["text_encoder"] is not None and _lacks_null_caption(path):
+        null_caption = encode_captions(parts["tokenizer"], parts["text_encoder"], [""], TEXT_TOKENS)[0][0].float()
+    transformer, found = read(path, num_heads, ema=ema, null_caption=null_caption, **overrides)
+    nn.Module.to(transformer, dtype)  # diffusers' own warns of what it would keep in float32, which is nothing
+    nn.Module.to(parts["vae"], dtype)
     _check_widths(path, transformer, parts["vae"], parts["text_encoder"])
     if scheduler is None:
         scheduler = iddpm_scheduler() if transformer.config.learn_sigma else flow_scheduler()
@@ -82,6 +86,11 @@ def assemble(
 
 def _is_source(part: Any) -> bool:
     return isinstance(part, str | Path)
+
+
+def _lacks_null_caption(path: Path) -> bool:
+    """diffusers' layout of PixArt has none: the empty prompt stands in for it there."""
+    return recognised(open_checkpoint(path)) == "pixart-diffusers"
 
 
 def _image_size(path: Path, transformer: STDiT, stride: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import gc
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +89,10 @@ def load_pipeline(
     if low_memory or text_8bit:
         encoder = None if low_memory else _load_text_encoder(found, text_encoder, dtype, text_8bit)
         options["text_encoder"] = encoder
-        if found.bare or text_encoder:
-            options["tokenizer"] = load_part("tokenizer", _text_source(found, text_encoder))
+        if found.bare:
+            options["tokenizer"] = _text_source(found, text_encoder)
+        elif text_encoder:
+            options["tokenizer"] = load_part("tokenizer", text_encoder)
     if found.bare:
         whole = Path(found.source) if (Path(found.source) / "model_index.json").is_file() else None
         given = {"vae": vae or whole, "text_encoder": text_encoder or whole}
@@ -104,7 +107,7 @@ def load_pipeline(
         pipeline = _from_pretrained(found.source, dtype=dtype, **options)
     pipeline.set_progress_bar_config(disable=True)
     for part in (pipeline.transformer, pipeline.vae, *([] if low_memory or text_8bit else [pipeline.text_encoder])):
-        part.to(dtype)  # what was given, and whatever older diffusers left as it was
+        torch.nn.Module.to(part, dtype)  # what was given, and whatever older diffusers left as it was
     return pipeline if low_memory else pipeline.to(device)
 
 
@@ -148,19 +151,16 @@ def _load_text_encoder(found: Found, text_encoder: str | None, dtype: torch.dtyp
 
 
 def eight_bits() -> Any:
-    """transformers' setting for weights in 8 bits, computed with in the model's dtype.
+    """transformers' setting for weights in 8 bits.
 
     Raises:
-        ConfigError: torchao is not installed.
+        ConfigError: bitsandbytes is not installed.
     """
-    import importlib.util
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError("--text-8bit needs bitsandbytes: pip install bitsandbytes, or take --low-memory alone")
+    from transformers import BitsAndBytesConfig
 
-    if importlib.util.find_spec("torchao") is None:
-        raise ConfigError('--text-8bit needs torchao: uv pip install torchao (or "stdit-model[int8]")')
-    from torchao.quantization import Int8WeightOnlyConfig
-    from transformers import TorchAoConfig
-
-    return TorchAoConfig(Int8WeightOnlyConfig())
+    return BitsAndBytesConfig(load_in_8bit=True)
 
 
 def _from_pretrained(source: str, **options: Any) -> STDiTPipeline:

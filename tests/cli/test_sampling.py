@@ -1,0 +1,199 @@
+"""`stdit sample` beyond the first video: sidecars, prompts from files, formats, given frames, long clips."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from stdit_cli.assets import demo_folder
+from stdit_cli.outputs import plan_jobs, settled
+from stdit_cli.prompt_files import read_prompts
+from stdit_cli.request import Request, Settings, Wanted
+from stdit_cli.sharing import Share
+from stdit_data.animation import write_png
+from stdit_data.shapes import ShapesDataset
+from stdit_data.video import write_mp4
+from stdit_data.whole import read_video
+
+RED = "a red circle staying still"
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_sidecar_tells_all_and_makes_it_again(stdit: Callable, tmp_path: Path) -> None:
+    done = stdit("sample", RED, "--num", "3", "--batch", "2", "--steps", "2", "--guidance-interval", "0.5,1")
+    assert done.code == 0, done
+    made = tmp_path / "videos" / "a-red-circle-staying-still-1.mp4"
+    said = json.loads(made.with_suffix(".json").read_text())
+    assert (said["prompt"], said["seed"], said["batch"]["index"]) == (RED, 1, 1)
+    wanted = {"frames": 16, "size": "64x64", "fps": 8.0, "steps": 2, "guidance": 2.5, "guidance_interval": "0.5,1"}
+    assert wanted.items() <= said["settings"].items()
+    (weights,) = (demo_folder() / "transformer").glob("*.safetensors")
+    assert said["checkpoint"] == {"source": "demo", "sha256": sha256(weights)}
+    assert said["versions"]["torch"] == torch.__version__
+
+    done = stdit("sample", "--from", made, "--out", "again.mp4")  # the video's name stands for the sidecar's
+    assert done.code == 0, done
+    assert sha256(tmp_path / "again.mp4") == sha256(made)
+    assert "warning" not in done.out
+
+    said["checkpoint"]["sha256"] = "0" * 64
+    (tmp_path / "other.json").write_text(json.dumps(said))
+    done = stdit("sample", "--from", "other.json", "--seed", "0", "--steps", "1", "--out", "new.mp4")
+    assert done.code == 0, done
+    again = json.loads((tmp_path / "new.json").read_text())
+    assert (again["seed"], again["settings"]["steps"], again["prompt"]) == (0, 1, RED)
+
+
+def test_other_weights_are_said(stdit: Callable, tmp_path: Path) -> None:
+    assert stdit("sample", RED, "--steps", "1", "--out", "a.mp4").code == 0
+    said = json.loads((tmp_path / "a.json").read_text())
+    said["checkpoint"]["sha256"] = "0" * 64
+    (tmp_path / "a.json").write_text(json.dumps(said))
+    done = stdit("sample", "--from", "a.json", "--out", "b.mp4")
+    assert "other weights" in done.out, done
+    (tmp_path / "a.json").write_text("{}")
+    done = stdit("sample", "--from", "a.json")
+    assert done.code == 2
+    assert "not the sidecar" in done.err
+
+
+def test_the_batch_and_the_number_change_nothing(stdit: Callable, tmp_path: Path) -> None:
+    assert stdit("sample", "a blue bar staying still", RED, "--num", "2", "--batch", "4", "--out", "a",
+                 "--format", "frames").code == 0  # fmt: skip
+    assert stdit("sample", RED, "--seed", "1", "--out", "b", "--format", "frames").code == 0
+    for i in range(16):
+        one, other = (
+            torch.frombuffer(bytearray(Image.open(tmp_path / folder / "a-red-circle-staying-still-1" / f"{i:04d}.png")
+                                       .tobytes()), dtype=torch.uint8).int()
+            for folder in "ab"
+        )  # fmt: skip
+        assert (one - other).abs().max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp", "frames"])
+def test_formats(stdit: Callable, tmp_path: Path, kind: str) -> None:
+    done = stdit("sample", RED, "--steps", "1", "--frames", "4", "--format", kind)
+    assert done.code == 0, done
+    path = tmp_path / "videos" / ("a-red-circle-staying-still-0" + ("" if kind == "frames" else f".{kind}"))
+    count = len(list(path.iterdir())) if kind == "frames" else Image.open(path).n_frames
+    assert count == 4
+    assert (tmp_path / "videos" / "a-red-circle-staying-still-0.json").exists()
+
+
+def test_a_single_frame_is_a_picture_of_any_size(stdit: Callable, tmp_path: Path) -> None:
+    done = stdit("sample", RED, "--steps", "1", "--frames", "1", "--size", "50x71", "--out", "x.png")
+    assert done.code == 0, done
+    assert Image.open(tmp_path / "x.png").size == (71, 50)
+
+
+def test_prompts_from_files(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("one\n\n  two  \n")
+    assert [want.prompt for want in read_prompts(tmp_path / "p.txt")] == ["one", "two"]
+    (tmp_path / "p.csv").write_text('path,Caption,seed\na.mp4,"one, with a comma",7\nb.mp4,two,\n')
+    assert read_prompts(tmp_path / "p.csv") == [Wanted("one, with a comma", 7), Wanted("two")]
+    (tmp_path / "p.jsonl").write_text('{"prompt": "one", "negative": "bad", "seed": 3}\n"two"\n')
+    assert read_prompts(tmp_path / "p.jsonl") == [Wanted("one", 3, "bad"), Wanted("two")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("p.txt", " \n", "no prompts"),
+        ("p.csv", "path,words\na,b\n", "no column prompt"),
+        ("p.csv", "prompt\none\n\"\"\n", "line 3"),
+        ("p.jsonl", '{"prompt": "one"}\n{"prompt": \n', "line 2"),
+        ("p.jsonl", '{"prompt": "one", "seed": -1}\n', "seed -1"),
+        ("p.doc", "one", ".txt, .csv or .jsonl"),
+    ],
+)  # fmt: skip
+def test_faults_of_prompt_files_name_the_line(tmp_path: Path, name: str, text: str, said: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=said):
+        read_prompts(tmp_path / name)
+
+
+def test_names_are_planned_alike_by_every_process(tmp_path: Path) -> None:
+    request = Request([Wanted("a cat"), Wanted("a cat"), Wanted("a dog", seed=5)], Settings(), num=2, out=tmp_path)
+    jobs = plan_jobs(request, "mp4")
+    names = [job.path.name for job in jobs]
+    assert names == ["a-cat-0.mp4", "a-cat-1.mp4", "a-cat-0-2.mp4", "a-cat-1-2.mp4", "a-dog-5.mp4", "a-dog-6.mp4"]
+    shares = [Share(rank, 4, rank).of(jobs) for rank in range(4)]
+    assert sorted(map(len, shares)) == [1, 1, 2, 2]
+    assert sorted(job.path for share in shares for job in share) == sorted(job.path for job in jobs)
+    (tmp_path / "a-cat-0.json").write_text("{}")  # another video's sidecar is not to be replaced either
+    assert settled(jobs[0].path, overwrite=False).name == "a-cat-0-2.mp4"
+    assert settled(jobs[0].path, overwrite=True) == jobs[0].path
+
+
+def test_a_picture_to_begin_with(stdit: Callable, tmp_path: Path) -> None:
+    clip = ShapesDataset(frames=4, height=64, width=64).load(2)
+    write_png(tmp_path / "first.png", clip.video[:, :1])
+    done = stdit("sample", clip.caption, "--image", "first.png", "--steps", "2", "--format", "frames", "--out", "o")
+    assert done.code == 0, done
+    (folder,) = [path for path in (tmp_path / "o").iterdir() if path.is_dir()]
+    files = sorted(folder.iterdir())
+    assert len(files) == 16
+    assert Image.open(files[0]).tobytes() == Image.open(tmp_path / "first.png").tobytes()
+    assert Image.open(files[1]).tobytes() != Image.open(tmp_path / "first.png").tobytes()
+
+
+def test_a_video_to_go_on_from(stdit: Callable, tmp_path: Path) -> None:
+    clip = ShapesDataset(frames=20, height=40, width=64).load(1)
+    write_mp4(tmp_path / "clip.mp4", clip.video, 8, crf=0)
+    arguments = ["--video", "clip.mp4", "--extend", "12", "--steps", "2", "--size", "40x64", "--format", "frames"]
+    done = stdit("sample", clip.caption, *arguments, "--out", "o")
+    assert done.code == 0, done
+    (folder,) = [path for path in (tmp_path / "o").iterdir() if path.is_dir()]
+    assert len(list(folder.iterdir())) == 32
+    given, _ = read_video(str(tmp_path / "clip.mp4"), 40, 64)
+    eleventh = torch.frombuffer(bytearray(Image.open(folder / "0011.png").tobytes()), dtype=torch.uint8)
+    expected = ((given[:, 11] + 1) * 127.5).round().permute(1, 2, 0).flatten()
+    assert (eleventh.float() - expected).abs().max() <= 1
+    said = json.loads((tmp_path / "o" / f"{folder.name}.json").read_text())
+    assert said["settings"]["video"] == str(tmp_path / "clip.mp4")
+    assert said["used"]["frames"] == 32
+    assert said["used"]["sampled"] == "20x48x64"  # the last 8 given frames and 12 new ones, at a size that fits
+
+
+@pytest.mark.parametrize(
+    ("how", "said"), [("windows", "in windows of 16"), ("stretch", "40x64x64"), ("whole", "40x64x64")]
+)
+def test_longer_than_trained(stdit: Callable, tmp_path: Path, how: str, said: str) -> None:
+    done = stdit("sample", RED, "--frames", "40", "--steps", "1", "--long", how, "--settling", "0", "--out", "x.mp4")
+    assert done.code == 0, done
+    assert said in done.out
+    assert read_video(str(tmp_path / "x.mp4"), 64, 64)[0].shape[1] == 40
+
+
+def test_low_memory_changes_nothing(stdit: Callable, tmp_path: Path) -> None:
+    assert stdit("sample", RED, "--steps", "2", "--out", "a.png", "--frames", "1").code == 0
+    assert stdit("sample", RED, "--steps", "2", "--out", "b.png", "--frames", "1", "--low-memory").code == 0
+    assert sha256(tmp_path / "a.png") == sha256(tmp_path / "b.png")
+
+
+def test_finished_videos_survive_an_interruption(
+    stdit: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stdit_cli.studio import Studio
+
+    make, calls = Studio.make, []
+
+    def interrupted(self, batch, on_step):
+        calls.append(batch)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return make(self, batch, on_step)
+
+    monkeypatch.setattr(Studio, "make", interrupted)
+    done = stdit("sample", RED, "--num", "3", "--steps", "1")
+    assert done.code == 130
+    assert "1 of 3 videos" in done.out
+    names = sorted(path.name for path in (tmp_path / "videos").iterdir())
+    assert names == ["a-red-circle-staying-still-0.json", "a-red-circle-staying-still-0.mp4"]
