@@ -1,0 +1,46 @@
+"""One self-contained HTML page: style, tables, and files as data URLs."""
+
+import base64
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }
+h1, h2, h3 { line-height: 1.2 } img { max-width: 100% }
+table { border-collapse: collapse } td, th { border: 1px solid #ccc; padding: .2em .6em; text-align: left }
+tr.differs td { background: #fff4d6 } video { width: 128px; image-rendering: pixelated; background: #eee }
+figure { display: inline-block; margin: .3em; vertical-align: top; width: 128px; font-size: 12px }
+figcaption { color: #555 }
+"""
+
+
+def page(title: str, parts: Sequence[str]) -> str:
+    """The whole page around its parts."""
+    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
+    return f"{head}<body>{''.join(parts)}</body></html>\n"
+
+
+def table(head: Sequence[str], body: str) -> str:
+    """A table of rows made by `row`."""
+    return f"<table><tr>{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr>{body}</table>"
+
+
+def row(cells: Sequence[str], kind: str = "") -> str:
+    """A row of text cells; `kind` is its class."""
+    return f'<tr class="{kind}">{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>'
+
+
+def image(file: Path, alt: str) -> str:
+    """A PNG, within the page."""
+    return f'<img alt="{escape(alt)}" src="{_inline(file, "image/png")}">'
+
+
+def video(file: Path, caption: str = "") -> str:
+    """An mp4 that plays within the page, over its caption."""
+    player = f'<video autoplay loop muted playsinline controls src="{_inline(file, "video/mp4")}"></video>'
+    return f"<figure>{player}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def _inline(file: Path, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
