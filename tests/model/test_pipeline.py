@@ -156,7 +156,7 @@ def test_guidance_in_an_interval(pipeline: STDiTPipeline) -> None:
     """A step that is not guided is that of the prompt alone, and costs half."""
     sizes = []
     handle = pipeline.transformer.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    partly = pipeline("a cat", generator=seeds(0), guidance_interval=(0.3, 0.7)).frames
+    partly = pipeline("a cat", generator=seeds(0), guidance_interval=(0.3, 0.6)).frames
     handle.remove()
     assert sizes == [1, 2, 1]
     assert not torch.equal(partly, pipeline("a cat", generator=seeds(0)).frames)
@@ -167,16 +167,15 @@ def test_guidance_in_an_interval(pipeline: STDiTPipeline) -> None:
 def test_embeddings_stand_in_for_text_and_its_encoder(pipeline: STDiTPipeline) -> None:
     y, mask, null, null_mask = pipeline.encode_prompt("a cat", "a dog")
     expected = pipeline("a cat", "a dog", generator=seeds(0)).frames
-    encoder, pipeline.text_encoder = pipeline.text_encoder, None
-    try:
-        found = pipeline(
-            prompt_embeds=y, prompt_attention_mask=mask, negative_prompt_embeds=null,
-            negative_prompt_attention_mask=null_mask, generator=seeds(0),
-        ).frames  # fmt: skip
-        with pytest.raises(ValueError, match="prompt_embeds"):
-            pipeline("a cat")
-    finally:
-        pipeline.text_encoder = encoder
+    without = {**pipeline.components, "text_encoder": None, "tokenizer": None}
+    bare = STDiTPipeline(**without, num_frames=4, height=32, width=32, num_inference_steps=3, guidance_scale=3.0)
+    bare.set_progress_bar_config(disable=True)
+    found = bare(
+        prompt_embeds=y, prompt_attention_mask=mask, negative_prompt_embeds=null,
+        negative_prompt_attention_mask=null_mask, generator=seeds(0),
+    ).frames  # fmt: skip
+    with pytest.raises(ValueError, match="prompt_embeds"):
+        bare("a cat")
     assert torch.equal(found, expected)
 
 
