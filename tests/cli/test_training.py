@@ -1,0 +1,86 @@
+"""`stdit train` and the commands around it, as a user types them: signals, schedules, plans, reports, exports."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from stdit_cli.main import with_resumed_run
+from stdit_cli.progress import TrainingBar, figures
+
+TINY = [
+    "--batch", "2", "--set", "data.clips=4", "--set", "data.frames=2", "--set", "data.height=16", "--set",
+    "data.width=16", "--set", "sampling.steps=1", "--set", "model.depth=1", "--set", "model.hidden_size=16",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_is_obeyed_and_told(
+    stdit: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    stepped = TrainingBar.stepped
+
+    def stop(self, step: int, progress: float, values: dict) -> None:
+        stepped(self, step, progress, values)
+        if step == 2:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(TrainingBar, "stepped", stop)
+    done = stdit("train", *TINY, "--steps", "4", "--out", "my run")
+    assert done.code == code, done
+    assert "stopped at step 2, saved. Go on with: stdit train --resume 'my run'" in done.out
+    monkeypatch.setattr(TrainingBar, "stepped", stepped)
+    done = stdit("train", "--resume", "my run")
+    assert done.code == 0, done
+    assert "going on from my run/checkpoints/step-000002" in done.out
+
+    done = stdit("export", "my run", "out", "--raw", "--step", "2")
+    assert (done.code, done.out) == (0, "out: the weights of step 2\n")
+    assert json.loads((tmp_path / "out" / "model_index.json").read_text())["num_frames"] == 2
+    assert "not empty" in stdit("export", "my run", "out").err
+    assert "no checkpoint of step 3; there are 2, 4" in stdit("export", "my run", "out2", "--step", "3").err
+    done = stdit("report", "my run", "--out", "seen")
+    assert (done.code, done.out) == (0, "seen/loss.png\nseen/report.html\n")
+    assert "not a run folder" in stdit("report", "out").err
+
+
+def test_a_bare_resume_means_the_newest() -> None:
+    assert with_resumed_run(["stdit", "train", "--resume"]) == ["stdit", "train", "--resume", "newest"]
+    assert with_resumed_run(["train", "--resume", "--steps", "3"]) == ["train", "--resume", "newest", "--steps", "3"]
+    assert with_resumed_run(["train", "--resume", "runs/a"]) == ["train", "--resume", "runs/a"]
+
+
+def test_plan(stdit: Callable) -> None:
+    done = stdit("plan", "--stage", "64x512", "--gpus", "8", "--gpu", "h200")
+    assert done.code == 0, done
+    assert "759,620,768" in done.out
+    assert "sharded (FSDP2)" in done.out
+    assert "of 989 TFLOP/s" in done.out
+    assert "h100" in stdit("plan", "--gpu", "h10").err
+
+
+def test_doctor(stdit: Callable) -> None:
+    done = stdit("doctor")
+    assert done.code == 0, done
+    for word in ("device", "bfloat16", "torch 2", "HF_HUB_OFFLINE", "64x512"):
+        assert word in done.out
+
+
+def test_a_schedule_and_its_stages_by_name(stdit: Callable) -> None:
+    assert "unknown schedule" in stdit("train", "--schedule", "shape-progressive").err
+    done = stdit("train", "--schedule", "shapes-progressive", "--set", "8x46/steps=3")
+    assert (done.code, "did you mean 8x64" in done.err) == (2, True)
+    assert "--schedule shapes-progressive" in stdit("stages").out
+
+
+def test_what_stands_beside_the_bar() -> None:
+    values = {
+        "loss": 0.5, "samples_per_second": 2.0, "tokens_per_second": 81920.0, "mfu": 0.414, "memory_gib": 61.2,
+        "data_wait": 0.03,
+    }  # fmt: skip
+    assert figures(values, 3725.0) == (
+        "loss 0.5000  2.0 samples/s  81.9k tokens/s  MFU 41%  61.2 GiB  data 3%  1:02:05 left"
+    )
