@@ -1,10 +1,11 @@
 """What reading a cache costs: the loader beside a plain sequential read of the same files, and its share of a step.
 
     uv run python benchmarks/latents.py read [--gib 2]
-    uv run python benchmarks/latents.py step [--steps 8]
+    uv run python benchmarks/latents.py step [--steps 8] [--side 256]
 
 Both make a cache of random numbers in the shapes of a published stage: latents of 16x256x256 clips (256 KiB each) and
-120 T5-XXL tokens (960 KiB each), in shards of 256 MiB. Prints Markdown.
+120 T5-XXL tokens (960 KiB each), in shards of 256 MiB. Smaller frames (--side) make shorter steps that read nearly as
+much, so the loader has less time. Prints Markdown.
 """
 
 import argparse
@@ -25,14 +26,14 @@ from stdit_data.latents import LatentDataset
 from stdit_data.loader import ClipLoader
 from stdit_data.shapes import ShapesDataset
 
-LATENT, TOKENS, WIDTH = (4, 16, 32, 32), 120, 4096
+CHANNELS, FRAMES, TOKENS, WIDTH = 4, 16, 120, 4096
 
 
 class Clips:
     """Stands in for clips that would be decoded: the job needs their number and shape alone."""
 
-    def __init__(self, length: int) -> None:
-        self.inner = ShapesDataset(frames=16, height=256, width=256, length=length)
+    def __init__(self, length: int, side: int) -> None:
+        self.inner = ShapesDataset(frames=FRAMES, height=side, width=side, length=length)
         self.blank = self.inner.load(0)
 
     def __len__(self) -> int:
@@ -51,17 +52,17 @@ class Clips:
         return self.blank
 
 
-def make(folder: Path, clips: int, *, text: bool = True) -> Path:
-    """A cache of random numbers (which no file system can compress or share)."""
-    dataset, numbers = Clips(clips), torch.Generator().manual_seed(0)
-    shape = (1, 2 * LATENT[0], *LATENT[1:])
-    video = VideoEncoder(lambda _: torch.randn(shape, generator=numbers), lambda _: LATENT, {"source": "none"})
+def make(folder: Path, clips: int, side: int = 256) -> Path:
+    """A cache of random numbers."""
+    dataset, numbers = Clips(clips, side), torch.Generator().manual_seed(0)
+    latent = (CHANNELS, FRAMES, side // 8, side // 8)
+    moments = torch.randn(1, 2 * CHANNELS, *latent[1:], generator=numbers)
+    video = VideoEncoder(lambda _: moments.roll(1), lambda _: latent, {"source": "none"})
     about = {"source": "random", "hash": "0" * 16, "samples": clips}
     video_job(dataset, str(folder), video, {}, about).run()
-    if text:
-        states = torch.randn(TOKENS, WIDTH, generator=numbers)
-        encoder = TextEncoder(lambda texts: [states] * len(texts), str, WIDTH, TOKENS, {"source": "none"})
-        text_job([dataset.caption(i) for i in range(clips)], str(folder), encoder, about).run()
+    states = torch.randn(TOKENS, WIDTH, generator=numbers)
+    encoder = TextEncoder(lambda texts: [states] * len(texts), str, WIDTH, TOKENS, {"source": "none"})
+    text_job([dataset.caption(i) for i in range(clips)], str(folder), encoder, about).run()
     return folder
 
 
@@ -116,7 +117,7 @@ def read(gib: float, rounds: int, where: Path | None) -> None:
             print(f"| {state} | {plain:.0f} | {window:.0f} | {full:.0f} | {window / plain:.2f} |", flush=True)
 
 
-def step(steps: int, batch: int, where: Path | None) -> None:
+def step(steps: int, batch: int, side: int, where: Path | None) -> None:
     """Seconds that a B/2 step waits for its batch, of all its seconds; the files are dropped from memory first."""
     from stdit_model import STDiT
     from stdit_model.presets import preset
@@ -128,7 +129,7 @@ def step(steps: int, batch: int, where: Path | None) -> None:
     model = STDiT(**preset("B/2"), caption_channels=WIDTH, model_max_length=TOKENS).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5)
     with tempfile.TemporaryDirectory(dir=where) as folder:
-        cache = make(Path(folder), batch * (steps + 4))
+        cache = make(Path(folder), batch * (steps + 4), side)
         forget(cache)
         gc.collect()
         loader = ClipLoader(LatentDataset(str(cache)), global_batch=batch, seed=0, workers=2)
@@ -137,7 +138,7 @@ def step(steps: int, batch: int, where: Path | None) -> None:
             started = time.perf_counter()
             (micro,) = batches
             moments = micro.video.to(device)
-            x0 = moments[:, : LATENT[0]].float() * 0.18215
+            x0 = moments[:, :CHANNELS].float() * 0.18215
             y = torch.stack([text.float() for text in micro.texts or []]).to(device)
             mask = torch.ones(y.shape[:2], device=device)
             level = torch.rand(len(y), device=device)
@@ -153,7 +154,9 @@ def step(steps: int, batch: int, where: Path | None) -> None:
         loader.close()
     # the first step waits for the first batch, whatever the loader
     share = sum(waits[1:]) / sum(times[1:])
-    print(f"{machine()}, {device}; B/2, {batch} clips of 16x256x256 a step, {steps} steps after the first\n")
+    print(
+        f"{machine()}, {device}; B/2, {batch} clips of {FRAMES}x{side}x{side} a step, {steps} steps after the first\n"
+    )
     print("| a step, s | of it waiting, ms | share | first batch, ms |\n|---:|---:|---:|---:|")
     mean, waited = statistics.mean(times[1:]), 1000 * statistics.mean(waits[1:])
     print(f"| {mean:.2f} | {waited:.2f} | {100 * share:.3f} % | {1000 * waits[0]:.0f} |")
@@ -182,11 +185,12 @@ def main() -> None:
     two = commands.add_parser("step")
     two.add_argument("--steps", type=int, default=8)
     two.add_argument("--batch", type=int, default=2)
+    two.add_argument("--side", type=int, default=256, help="pixels of a frame")
     args = parser.parse_args()
     if args.command == "read":
         read(args.gib, args.rounds, args.where)
     else:
-        step(args.steps, args.batch, args.where)
+        step(args.steps, args.batch, args.side, args.where)
 
 
 if __name__ == "__main__":

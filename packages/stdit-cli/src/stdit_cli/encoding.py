@@ -41,7 +41,7 @@ def encode(
     video_only: Annotated[bool, typer.Option("--video-only", help="Latents alone.")] = False,
     text_only: Annotated[bool, typer.Option("--text-only", help="Text embeddings alone.")] = False,
     dtype: Annotated[Dtype, typer.Option(help="As stored.")] = Dtype.bfloat16,
-    shard_mb: Annotated[float, typer.Option(min=0.01, help="Megabytes (2^20 bytes) of a shard.")] = 256,
+    shard_mb: Annotated[float, typer.Option(min=1e-4, help="Megabytes (2^20 bytes) of a shard.")] = 256,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that read clips.")] = None,
     chunk: Annotated[int, typer.Option(min=1, help="Frames that an image VAE takes at once.")] = 16,
     tiling: Annotated[bool, typer.Option("--tiling", help="The VAE goes through large frames in tiles.")] = False,

@@ -87,7 +87,7 @@ def _contents(url: str, part: Part) -> list[tuple[str, str]]:
         spread = f"{pc.min(tokens)} to {pc.max(tokens)}, {pc.mean(tokens).as_py():.1f} on average" if len(rows) else "-"
         return [("captions", str(len(rows))), ("tokens", spread)]
     bad = rows.filter(pc.is_valid(rows["reason"]))
-    lines = [("entries", f"{len(rows) - len(bad)} of {len(pc.unique(rows['sample']))} clips")]
+    lines = [("entries", f"{len(rows) - len(bad)}, of {len(pc.unique(rows['sample']))} clips")]
     if len(bad):
         first = f"{bad['source'][0]}: {bad['reason'][0]} (in {cache.shard_name(bad['shard'][0].as_py())})"
         lines.append(("not readable", f"{len(bad)}, the first: {first}"))
