@@ -32,11 +32,12 @@ def run_build(
         overrides |= {"minutes": minutes, "steps": 10**6}
     config = load_stage("demo", overrides | ({"steps": steps} if steps else {}))
     vae_config = AutoencoderConfig(seed=seed, size=config.data.height)
-    vae_config = replace(vae_config, steps=vae_steps) if vae_steps else vae_config
+    vae_config = replace(vae_config, steps=vae_steps, decoder_steps=vae_steps) if vae_steps else vae_config
 
     columns = (TextColumn("VAE"), BarColumn(), MofNCompleteColumn(), TextColumn("error {task.fields[error]:.5f}"))
     with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
-        task = bar.add_task("", total=vae_config.steps, error=float("nan"), visible=not (parts / "vae").exists())
+        total = vae_config.steps + vae_config.decoder_steps
+        task = bar.add_task("", total=total, error=float("nan"), visible=not (parts / "vae").exists())
         build_parts(
             parts,
             vae_config,

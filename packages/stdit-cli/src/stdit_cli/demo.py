@@ -8,7 +8,9 @@ import typer
 
 def build_demo(
     out: Annotated[Path, typer.Argument(help="Folder to build in; what is done there already is kept.")],
-    vae_steps: Annotated[int | None, typer.Option(min=1, help="Steps of the VAE.")] = None,
+    vae_steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of the VAE, and again of its decoder alone.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the transformer.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Time budget of the transformer, in place of steps.")] = None,
     prompts: Annotated[int, typer.Option(min=1, help="Prompts of each split that the scores are of.")] = 200,

@@ -165,6 +165,8 @@ class ShapesDataset:
         length: clips an epoch. Indices beyond it exist too, the set has no end.
         seed: another seed is another set of clips.
         fps: frames a second that the clips are meant to be played at.
+        spread: how far from the middle of the frame, at most, a shape is half-way through its clip, as a share of the
+            frame: as a camera would frame it. 0.5 is anywhere.
     """
 
     def __init__(
@@ -177,6 +179,7 @@ class ShapesDataset:
         length: int = 8192,
         seed: int = 0,
         fps: float = 8.0,
+        spread: float = 0.15,
     ) -> None:
         if split not in get_args(Split):
             raise DataError(f"unknown split {split!r} of shapes: choose one of {', '.join(get_args(Split))}")
@@ -185,6 +188,7 @@ class ShapesDataset:
         self.length = length
         self.seed = seed
         self.fps = fps
+        self.spread = spread
         self._triples: Sequence[Triple] = triples(split)
 
     def __len__(self) -> int:
@@ -204,21 +208,28 @@ class ShapesDataset:
 
     def about(self) -> dict[str, str | int | float]:
         """What determines every clip."""
-        return {"split": self.split, "length": self.length, "seed": self.seed, "fps": self.fps, **self.size._asdict()}
+        return {
+            "split": self.split,
+            "length": self.length,
+            "seed": self.seed,
+            "fps": self.fps,
+            "spread": self.spread,
+            **self.size._asdict(),
+        }
 
     def scene(self, index: int) -> Scene:
         """What clip `index` shows."""
         rng = np.random.default_rng([self.seed, get_args(Split).index(self.split), index])
         triple = self._triples[int(rng.integers(len(self._triples)))]
         wordings = triple.captions()
-        return Scene(
-            triple=triple,
-            caption=wordings[rng.integers(len(wordings))],
-            x=rng.uniform(),
-            y=rng.uniform(),
-            radius=rng.uniform(0.17, 0.21),
-            speed=rng.uniform(0.025, 0.035),
-        )
+        caption = wordings[rng.integers(len(wordings))]
+        x, y = 0.5 + rng.uniform(-self.spread, self.spread, size=2)
+        radius, speed = rng.uniform(0.17, 0.21), rng.uniform(0.02, 0.03)
+        # (x, y) is where the shape is half-way through the clip; a scene starts with the first frame.
+        dx, dy = MOTIONS[triple.motion]
+        way = speed * min(self.size.height, self.size.width) * (self.size.frames - 1) / 2
+        x, y = (x - dx * way / self.size.width) % 1.0, (y - dy * way / self.size.height) % 1.0
+        return Scene(triple, caption, float(x), float(y), radius, speed)
 
     def load(self, index: int, *, seed: int = 0, epoch: int = 0) -> Clip:
         """Clip `index`; nothing is drawn at random a second time, so `seed` and `epoch` change nothing."""

@@ -16,7 +16,7 @@ COLOUR_DISTANCE = 90.0  # a median foreground colour further than this from ever
 AREA = (0.015, 0.3)  # share of the frame that a shape can cover
 PRESENT = 0.75  # share of frames that must show a shape, and share of steps that must agree with the mean velocity
 MINIMUM_OVERLAP = 0.7  # mean intersection over union with the best template, below which a shape is none of them
-STILL = 0.012  # mean speed per frame below which a shape keeps still; moving ones have 0.025 or more
+STILL = 0.01  # mean speed per frame below which a shape keeps still; moving ones have 0.02 or more
 STEADY = 0.016  # a step further than this from the mean velocity is a jump
 
 

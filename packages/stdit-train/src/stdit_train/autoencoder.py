@@ -18,6 +18,10 @@ from stdit_data.shapes import ShapesDataset
 class AutoencoderConfig:
     """How the VAE is built and trained.
 
+    The first three latent channels are held to the frame at latent size: the error of that counts as much as the
+    error of the reconstruction, and the channels left over carry what a small picture can't tell. Latents that are
+    nearly a picture are far easier to denoise than whatever an encoder comes up with when it is free to choose.
+
     `kl_weight` (times the KL summed over a latent) is small on purpose: at 1e-6 a latent channel collapses. Full
     frames, not crops: GroupNorm statistics of crops differ from those of frames.
     """
@@ -27,7 +31,8 @@ class AutoencoderConfig:
     norm_num_groups: int = 8
     size: int = 64
     batch: int = 8
-    steps: int = 5000
+    steps: int = 1500
+    decoder_steps: int = 3500
     lr: float = 2e-3
     kl_weight: float = 1e-7
     seed: int = 0
@@ -51,34 +56,63 @@ def build_autoencoder(config: AutoencoderConfig) -> AutoencoderKL:
 
 
 def train_autoencoder(config: AutoencoderConfig, on_step: Callable[[int, float], None]) -> AutoencoderKL:
-    """Train on frame i of `shapes` at step i; cosine decay to zero. Returns the VAE with its latent statistics set.
+    """Train both halves, then the decoder alone on what the finished encoder gives (as sd-vae-ft was made).
 
     Args:
         config: sizes and schedule.
-        on_step: called with (step, reconstruction error) after each step.
+        on_step: called with (step, reconstruction error) after each of `config.steps + config.decoder_steps` steps.
+
+    Returns:
+        the VAE with its latent statistics set.
     """
     vae = build_autoencoder(config).train()
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=config.steps, pct_start=0.03)
-    frames = ShapesDataset(frames=1, height=config.size, width=config.size, seed=config.seed)
-    generator = torch.Generator().manual_seed(config.seed)
-    for step in range(config.steps):
+    frames = ShapesDataset(frames=1, height=config.size, width=config.size, seed=config.seed, spread=0.5)
+    _train(vae, config, frames, on_step)
+    mean, std = latent_statistics(vae.eval(), frames)
+    vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
+    return train_decoder(vae, config, frames, on_step)
+
+
+def train_decoder(
+    vae: AutoencoderKL, config: AutoencoderConfig, frames: ShapesDataset, on_step: Callable[[int, float], None]
+) -> AutoencoderKL:
+    """The second phase: the encoder, and with it every latent, stays as it is."""
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+    _train(vae, config, frames, on_step, decoder_alone=True)
+    return vae.eval().requires_grad_(True)
+
+
+def _train(
+    vae: AutoencoderKL,
+    config: AutoencoderConfig,
+    frames: ShapesDataset,
+    on_step: Callable[[int, float], None],
+    decoder_alone: bool = False,
+) -> None:
+    """One phase, its own optimiser and one-cycle rate; frame i of the set is seen at step i // batch."""
+    first = config.steps if decoder_alone else 0
+    steps = config.decoder_steps if decoder_alone else config.steps
+    trained = [parameter for parameter in vae.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=steps, pct_start=0.03)
+    generator = torch.Generator().manual_seed(config.seed + first)
+    for step in range(first, first + steps):
         x_BCHW = _frames(frames, range(step * config.batch, (step + 1) * config.batch))
         with torch.autocast("cpu", torch.bfloat16):  # twice as fast as float32 on CPUs that have it
             posterior = vae.encode(x_BCHW).latent_dist
-            reconstruction = vae.decode(posterior.sample(generator=generator)).sample
-        error = F.mse_loss(reconstruction.float(), x_BCHW)
-        loss = error + config.kl_weight * posterior.kl().mean()
+            z_BChw = posterior.sample(generator=generator)
+            reconstruction = vae.decode(z_BChw).sample
+        loss = error = F.mse_loss(reconstruction.float(), x_BCHW)
+        if not decoder_alone:
+            small = F.adaptive_avg_pool2d(x_BCHW, z_BChw.shape[-2:])
+            loss = error + F.mse_loss(z_BChw[:, :3].float(), small) + config.kl_weight * posterior.kl().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         schedule.step()
         on_step(step + 1, error.item())
-    vae.eval()
-    mean, std = latent_statistics(vae, frames)
-    vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
-    return vae
 
 
 @torch.no_grad()
