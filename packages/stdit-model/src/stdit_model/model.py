@@ -250,6 +250,7 @@ class STDiT(ModelMixin, ConfigMixin):
         mask: Tensor | None = None,
         space_scale: float | None = None,
         time_scale: float | None = None,
+        first_frame: int = 0,
     ) -> Tensor:
         """
         Args:
@@ -258,6 +259,7 @@ class STDiT(ModelMixin, ConfigMixin):
             y: text-encoder states [B, L, caption_channels], or what `encode_text` made of them.
             mask: [B, L], nonzero where a text token takes part; None for all. A `TextCache` has its own.
             space_scale, time_scale: position scales; the configuration's unless given.
+            first_frame: where x starts in its clip, in latent frames, if x is a part of one; a multiple of the patch.
 
         Returns:
             [B, 2C, T, H, W] (epsilon or velocity, then the variance channels), or [B, C, T, H, W] without learn_sigma.
@@ -272,7 +274,8 @@ class STDiT(ModelMixin, ConfigMixin):
         space_scale = self.config.space_scale if space_scale is None else space_scale
         time_scale = self.config.time_scale if time_scale is None else time_scale
         space_SD = spatial_positions(width, grid_h, grid_w, space_scale).to(x.device)
-        time_TD = temporal_positions(width, grid_t, time_scale).to(x.device)
+        start = first_frame // self.config.patch_size[0]
+        time_TD = temporal_positions(width, start + grid_t, time_scale)[start:].to(x.device)
         text = y if isinstance(y, TextCache) else self.encode_text(y, mask)
 
         h = self.x_embedder(x)  # [B, T, S, D]

@@ -13,11 +13,13 @@ class Ema:
     Args:
         model: followed.
         decay: share of the average that a step keeps.
+        average: a float32 model that already equals it, to be used as the copy: a sharded model can't be deep-copied.
     """
 
-    def __init__(self, model: STDiT, decay: float) -> None:
+    def __init__(self, model: STDiT, decay: float, average: STDiT | None = None) -> None:
         self.decay = decay
-        self.model = copy.deepcopy(model).float().eval().requires_grad_(False)
+        average = copy.deepcopy(model).float() if average is None else average
+        self.model = average.eval().requires_grad_(False)
 
     @torch.no_grad()
     def update(self, model: STDiT) -> None:
