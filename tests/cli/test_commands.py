@@ -159,39 +159,6 @@ def test_stages_are_listed(stdit: Callable) -> None:
         assert stage in done.out
 
 
-def test_eval_writes_scores(stdit: Callable, tmp_path: Path) -> None:
-    done = stdit("eval", "--prompts", "4", "--steps", "2", "--out", "scores.json")
-    assert done.code == 0, done
-    scores = json.loads((tmp_path / "scores.json").read_text())
-    assert set(scores["scores"]) == {"seen", "held-out"}
-    assert len(scores["trials"]["held-out"]) == 4
-
-
-def test_ablation_compares_and_resumes(stdit: Callable, tmp_path: Path) -> None:
-    settings = [
-        "--steps",
-        "3",
-        "--set",
-        "global_batch=2",
-        *TINY[4:],
-        "--set",
-        "data.height=32",
-        "--set",
-        "data.width=32",
-    ]
-    done = stdit("ablate", "--variants", "seq,dit", *settings, "--out", "abl")
-    assert done.code == 0, done
-    rows = (tmp_path / "abl" / "ablation.csv").read_text().splitlines()
-    assert [row.split(",")[0] for row in rows] == ["variant", "dit", "seq"]
-    assert (tmp_path / "abl" / "ablation.png").exists()
-    before = (tmp_path / "abl" / "seq-seed0" / "metrics.jsonl").stat().st_mtime_ns
-    assert stdit("ablate", "--variants", "seq,dit", *settings, "--out", "abl").code == 0
-    assert (tmp_path / "abl" / "seq-seed0" / "metrics.jsonl").stat().st_mtime_ns == before
-    done = stdit("ablate", "--variants", "seq", *settings, "--set", "optimizer.lr=1e-4", "--out", "abl")
-    assert done.code == 2
-    assert "other settings" in done.err
-
-
 def test_the_bundled_model_is_small_and_described() -> None:
     files = [path for path in demo_folder().rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 6 * 2**20

@@ -1,80 +1,140 @@
-"""What `stdit ablate` shows: a bar for each run, a table, a plot."""
+"""What `stdit ablate` shows: a bar for each run, a table, a ranking, the files."""
 
+import shlex
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from typer import Exit
 
-from stdit_cli.ablate import QUICK_STEPS
 from stdit_cli.training import INTERRUPTED, TrainingBar, with_demo_parts
-from stdit_train.config import load_stage, parse_overrides
+from stdit_train.config import ConfigError, load_stage, parse_overrides
+
+if TYPE_CHECKING:
+    from stdit_train.ablation import Study
+    from stdit_train.ablation_results import Ranking, Result
+    from stdit_train.arms import Arm
+
+OPTIONS = {"steps": "--steps", "minutes": "--minutes", "seed": "--seeds", "model.variant": "--variants"}
 
 
-def run_ablation(
-    variants: str, seeds: int, steps: int | None, quick: bool, stage: str, out: Path, settings: list[str]
-) -> None:
-    """Train what is not trained yet, then report."""
-    from stdit_train.ablation import Result, ablate, parse_variants, write_csv
-    from stdit_train.report import plot_variants
+@dataclass(frozen=True)
+class Request:
+    """The options of `stdit ablate`."""
 
-    console = Console(highlight=False)
-    chosen = parse_variants(variants)
-    overrides: dict[str, Any] = {}
-    if steps is not None or quick:
-        count = steps or QUICK_STEPS
-        overrides = {
-            "steps": count,
-            "validate_every": max(count // 10, 1),
-            "sample_every": count,
-            "checkpoint_every": max(count // 5, 1),
-            "log_every": 5,
-        }
-        if quick:
-            overrides |= {"data.clips": 8 * count, "optimizer.ema": 0.9}
-    overrides |= parse_overrides(settings)
-    config = with_demo_parts(load_stage(stage, overrides), overrides)
+    variants: str | None
+    varied: list[str]
+    match: str
+    seeds: int
+    steps: int | None
+    minutes: float | None
+    quick: bool
+    prompts: int
+    stage: str
+    out: Path
+    settings: list[str]
 
-    bars: list[TrainingBar] = []
 
-    def watch(variant: str, seed: int) -> TrainingBar:
-        for bar in bars:
-            bar.bar.stop()
-        console.print(f"{variant}, seed {seed}")
-        bars.append(TrainingBar(console, quiet=True))
-        bars[-1].bar.start()
-        return bars[-1]
+def run_ablation(request: Request) -> None:
+    """Train and score what isn't yet, then report."""
+    study = resolved(request)
 
-    try:
-        results, finished = ablate(config, chosen, range(seeds), out, watch)
-    finally:
-        for bar in bars:
-            bar.bar.stop()
+    from stdit_train.ablation import Ablation
+    from stdit_train.ablation_page import QUICK, rankings_of, write_ablation_report
+
+    console, started = Console(highlight=False), time.perf_counter()
+    ablation = Ablation(study, request.out, console.print)
+    with ExitStack() as bars:
+
+        def watch(arm: "Arm", seed: int) -> TrainingBar:
+            bars.close()
+            config = ablation.config(arm, seed)
+            length = f"{config.minutes:.1f} minutes" if config.minutes else f"{config.steps} steps"
+            console.print(f"{arm.name}, seed {seed}: {length}")
+            return bars.enter_context(TrainingBar(console, quiet=True))
+
+        def said(line: str) -> None:
+            bars.close()
+            console.print(line)
+
+        ablation.said = said
+        try:
+            finished = ablation.run(watch)
+        except KeyboardInterrupt:
+            finished = False
+    results = ablation.results()
+    command = shlex.join(["stdit", *sys.argv[1:]])
+    files = write_ablation_report(ablation, results, command, request.quick) if results else []
     if not finished:
         console.print("stopped, saved; the same command goes on from here")
         raise Exit(INTERRUPTED)
+    rankings = rankings_of(ablation, results)
+    console.print(arms_table(results, rankings))
+    for ranking in rankings:
+        console.print(f"by {ranking.measure}: {ranking.line}")
+        for pair in ranking.not_separated:
+            console.print(f"  {pair[0]} and {pair[1]}: not separated")
+    for file in files:
+        console.print(f"{file}")
+    console.print(f"{(time.perf_counter() - started) / 60:.1f} minutes")
+    if request.quick:
+        console.print(QUICK)
 
-    by_variant: dict[str, list[Result]] = {variant: [r for r in results if r.variant == variant] for variant in chosen}
-    table = Table("variant", "parameters", "GFLOPs a step", "seconds a step", "validation loss", "runs")
-    for variant, runs in sorted(by_variant.items(), key=lambda item: mean(r.validation_loss for r in item[1])):
-        losses = [r.validation_loss for r in runs]
-        spread = f" ({min(losses):.4f} to {max(losses):.4f})" if len(losses) > 1 else ""
-        table.add_row(
-            variant,
-            f"{runs[0].parameters:,}",
-            f"{runs[0].step_flops / 1e9:.1f}",
-            f"{mean(r.seconds_per_step for r in runs):.3f}",
-            f"{mean(losses):.4f}{spread}",
-            str(len(runs)),
-        )
-    console.print(table)
-    plot, rows = out / "ablation.png", out / "ablation.csv"
-    plot_variants(
-        {v: [r.curve for r in runs] for v, runs in by_variant.items()}, plot, f"{stage}: {config.steps} steps"
+
+def resolved(request: Request) -> "Study":
+    """What the options ask for, checked before anything is trained."""
+    from stdit_train.arms import MATCHES, make_arms, parse_variants, parse_vary
+
+    if request.match not in MATCHES:
+        raise ConfigError(f"--match {request.match}: choose {', '.join(MATCHES)}")
+    given = parse_overrides(request.settings)
+    for key, option in {
+        "steps": "--steps",
+        "minutes": "--minutes",
+        "seed": "--seeds",
+        "model.variant": "--variants",
+    }.items():
+        if key in given:
+            raise ConfigError(f"--set {key}: {option} is there for that")
+    base = with_demo_parts(load_stage(request.stage, given), given)
+    varied = [parse_vary(text) for text in request.varied]
+    variants = parse_variants(request.variants or (base.model.variant if varied else "dit,seq,parallel,latte"))
+    arms = make_arms(base, variants, varied)
+
+    from stdit_train.ablation import Study
+
+    return Study(
+        base=base,
+        arms=arms,
+        seeds=request.seeds,
+        match=request.match,  # type: ignore[arg-type]  # one of MATCHES
+        steps=request.steps,
+        minutes=request.minutes,
+        prompts=request.prompts,
+        given=given,
     )
-    write_csv(results, rows)
-    console.print(f"{plot}\n{rows}")
-    if quick:
-        console.print("a quick look, not a ranking")
+
+
+def arms_table(results: "list[Result]", rankings: "list[Ranking]") -> Any:
+    """A line an arm, best first."""
+    from statistics import mean
+
+    from stdit_train.ablation_results import LOSS
+
+    measures = [ranking.measure for ranking in rankings]
+    table = Table("arm", "runs", "steps", "parameters", "GFLOPs a step", "seconds a step", *measures)
+    names = list(rankings[0].means) if rankings else list(dict.fromkeys(result.arm for result in results))
+    for name in names:
+        runs = [result for result in results if result.arm == name]
+        cells = [name, str(len(runs)), f"{mean(r.steps for r in runs):.0f}", f"{runs[0].parameters:,}"]
+        cells += [f"{runs[0].step_flops / 1e9:.1f}", f"{mean(r.seconds_per_step for r in runs):.3f}"]
+        for ranking in rankings:
+            digits = 4 if ranking.measure == LOSS else 3
+            cells.append(ranking.means[name].text(digits) if name in ranking.means else "")
+        table.add_row(*cells)
+    return table

@@ -12,34 +12,34 @@ def evaluate(
     checkpoint: Annotated[
         str, typer.Argument(help="Pipeline folder, run folder or hub id; `demo` is bundled.")
     ] = "demo",
-    prompts: Annotated[int, typer.Option(min=1, help="Prompts of each split.")] = 200,
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts of each split, or clips of --data.")] = 200,
     split: Annotated[str, typer.Option(help="seen, held-out or both.")] = "both",
+    data: Annotated[
+        str | None, typer.Option(help="Videos (folder or manifest): their captions as prompts, and compared with.")
+    ] = None,
+    clip: Annotated[
+        str | None, typer.Option(help="CLIP model, as in openai/clip-vit-base-patch32: similarity to the prompt.")
+    ] = None,
+    fvd: Annotated[
+        str | None, typer.Option(help="I3D as TorchScript, or a video model of transformers: Fréchet video distance.")
+    ] = None,
+    vae_clips: Annotated[int, typer.Option(min=0, help="Clips that the VAE encodes and decodes; 0 for none.")] = 32,
     seed: Annotated[int, typer.Option(min=0, help="Which prompts.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write scores, prompts, seeds and readings here as JSON.")] = None,
 ) -> None:
-    """Prompt-following on `shapes`: share of videos that show the colour, shape and motion of their prompt."""
+    """Score a checkpoint: prompt-following on `shapes`, smoothness, the VAE; CLIP similarity and FVD by option."""
     if split not in ("both", *SPLITS):
         raise ValueError(f"--split {split}: choose {', '.join(SPLITS)} or both")
     if out is not None and out.exists():
         raise FileExistsError(f"{out} exists: take another name")
-    from rich.console import Console
+    if out is not None and not out.resolve().parent.is_dir():
+        raise FileNotFoundError(f"--out {out}: there is no folder {out.parent}")
+    from stdit_cli.evaluating import Request, run_evaluation
 
-    from stdit_cli.assets import resolve
-    from stdit_train.loading import load_pipeline
-
-    console = Console(highlight=False)
-    pipeline = load_pipeline(resolve(checkpoint))
     splits = list(SPLITS) if split == "both" else [split]
-    scores = score_splits(console, pipeline, splits, prompts, seed, steps, guidance)
-    console.print(score_table(scores))
-    if out is not None:
-        from stdit_train.evaluate import write_scores
-
-        settings = {"checkpoint": checkpoint, "prompts": prompts, "seed": seed, "steps": steps, "guidance": guidance}
-        write_scores(scores, settings, out)
-        console.print(f"{out}")
+    run_evaluation(Request(checkpoint, prompts, splits, data, clip, fvd, vae_clips, seed, steps, guidance, out))
 
 
 def score_splits(
@@ -50,15 +50,14 @@ def score_splits(
     seed: int = 0,
     steps: int | None = None,
     guidance: float | None = None,
+    measures: Any = None,
 ) -> dict[str, Any]:
-    """Evaluate with a progress bar; scores by the split's name."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+    """Evaluate with a progress bar; scores by the split's name. `measures` makes those of a split."""
+    from stdit_cli.evaluating import progress
     from stdit_train.evaluate import evaluate_pipeline
 
     scores = {}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with progress(console) as bar:
         for name in splits:
             task = bar.add_task(f"{name} prompts", total=count)
 
@@ -72,6 +71,7 @@ def score_splits(
                 seed=seed,
                 steps=steps,
                 guidance=guidance,
+                measures=measures(name) if measures else (),
                 on_progress=advance,
             )
     return scores

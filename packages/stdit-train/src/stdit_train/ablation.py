@@ -1,116 +1,241 @@
-"""The same data, noise, timesteps and steps for every variant: what differs is the architecture alone.
+"""The same data, noise, timesteps and start for every arm: what differs is what is compared, and nothing else.
 
-Each variant-seed is a run folder of its own, so that an interrupted ablation goes on where it was.
+Each arm with each seed is a run folder of its own, so that an interrupted ablation goes on where it was.
 """
 
-import csv
-import statistics
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from stdit_model import STDiT
-from stdit_model.blocks import VARIANTS, Variant
-from stdit_train.checkpoint import list_checkpoints
+import torch
+from torch import Tensor
+
+from stdit_data.clip import ClipDataset
+from stdit_data.latents import LatentDataset
+from stdit_model import STDiT, video_vae
+from stdit_train.ablation_results import SCORES, Result, read_result
+from stdit_train.arms import Arm, Match, estimate_arm, reference_arm, same_start, with_parameters_matched
+from stdit_train.budget import Cost, measure_cost, with_length
+from stdit_train.cached import check_components
 from stdit_train.components import Components, load_components
-from stdit_train.config import ConfigError, TrainConfig, from_dict, set_values, to_dict
+from stdit_train.config import ConfigError, TrainConfig, from_dict, to_dict
 from stdit_train.device import find_device
-from stdit_train.estimate import estimate_run
-from stdit_train.metrics import read_metrics
+from stdit_train.encoded import RememberedLatents
+from stdit_train.initial import load_initial
+from stdit_train.metrics import replace_text
 from stdit_train.run_folder import RunFolder
 from stdit_train.setup import build_datasets, build_model
 from stdit_train.trainer import Trainer, Watcher
 
+FILE = "ablation.json"  # what was asked for, and the settings that followed from it
+
 
 @dataclass(frozen=True)
-class Result:
-    """One finished run."""
+class Study:
+    """What to compare."""
 
-    variant: str
-    seed: int
-    parameters: int
-    step_flops: int
-    seconds_per_step: float
-    validation_loss: float
-    curve: list[tuple[int, float]]  # (step, validation loss)
-
-
-def parse_variants(text: str) -> list[Variant]:
-    """A comma-separated list of variants.
-
-    Raises:
-        ConfigError: one that does not exist, or none.
-    """
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
-        if name not in VARIANTS:
-            raise ConfigError(f"unknown variant {name!r}: choose from {', '.join(VARIANTS)}")
-    if not names:
-        raise ConfigError(f"no variants given: choose from {', '.join(VARIANTS)}")
-    return [variant for variant in VARIANTS if variant in names]
+    base: TrainConfig
+    arms: Sequence[Arm]
+    seeds: int
+    match: Match
+    steps: int | None  # of the reference arm; else as many as fit into `minutes`
+    minutes: float | None
+    prompts: int  # of each split, that every finished run is scored by; 0 for none
+    given: dict[str, Any]  # settings that the user named
 
 
-def ablate(
-    config: TrainConfig,
-    variants: Sequence[Variant],
-    seeds: Sequence[int],
-    folder: Path,
-    watch: Callable[[str, int], Watcher],
-) -> tuple[list[Result], bool]:
-    """Train every variant with every seed, whichever are not done yet.
+class Ablation:
+    """Trains and scores every arm of a study with every seed, whichever are not done yet.
 
     Args:
-        config: of the runs; variant and seed are set for each.
-        variants, seeds: what to compare.
+        study: what to compare.
         folder: of all the runs.
-        watch: gives the watcher of a run.
-
-    Returns:
-        The results so far, and whether all runs are done (an interruption ends it early).
-
-    Raises:
-        ConfigError: the folder holds runs with other settings.
+        said: told what is going on.
     """
-    device = find_device()
-    components: Components | None = None
-    results: list[Result] = []
-    for seed in seeds:
-        for variant in variants:
-            run = RunFolder(folder / f"{variant}-seed{seed}")
-            own = from_dict(set_values(to_dict(config), {"model.variant": variant, "seed": seed}))
-            if not is_finished(run, own):
-                if components is None:
-                    components = load_components(config.data.vae, config.data.text_encoder, device, config.precision)
-                if not _train(own, run, components, watch(variant, seed)):
-                    return results, False
-            results.append(read_result(run, own))
-    return results, True
+
+    def __init__(self, study: Study, folder: Path, said: Callable[[str], None]) -> None:
+        self.study, self.folder, self.said = study, folder, said
+        self.device = find_device()
+        self._components: dict[tuple[str, ...], Components] = {}
+        self._shared: tuple[Any, ClipDataset] | None = None  # the clips of one seed, encoded once for all arms
+        self.arms = self._settled()
+
+    # -- what is run -----------------------------------------------------------------------------------------------
+
+    def _settled(self) -> list[Arm]:
+        """The arms with everything that follows from matching and budget, as saved if there is something saved.
+
+        Raises:
+            ConfigError: the folder holds another ablation.
+        """
+        study, file = self.study, self.folder / FILE
+        request = {"match": study.match, "steps": study.steps, "minutes": study.minutes, "prompts": study.prompts}
+        saved: dict[str, Any] = {"request": request, "arms": {}, "costs": {}}
+        if file.is_file():
+            saved = json.loads(file.read_text())
+            for key, value in request.items():
+                if saved["request"][key] != value:
+                    raise ConfigError(
+                        f"{self.folder} holds an ablation with other settings ({key}: {saved['request'][key]}, now "
+                        f"{value}): choose another folder with --out"
+                    )
+        known = {name: Arm(name, settings) for name, settings in saved["arms"].items()}
+        new = [arm for arm in study.arms if arm.name not in known]
+        if known and new and study.steps is None:
+            raise ConfigError(
+                f"{self.folder} was planned for {', '.join(known)}, without {new[0].name}: choose another folder with "
+                "--out, or give --steps from the start"
+            )
+        if new:
+            planned, costs = self._planned(list(study.arms))
+            known |= {arm.name: arm for arm in planned if arm.name not in known}
+            saved["arms"] = {name: arm.settings for name, arm in known.items()}
+            saved["costs"] = {**{name: asdict(cost) for name, cost in costs.items()}, **saved["costs"]}
+            self.folder.mkdir(parents=True, exist_ok=True)
+            replace_text(file, json.dumps(saved, indent=1) + "\n")
+        return [known[arm.name] for arm in study.arms]
+
+    def _planned(self, arms: list[Arm]) -> tuple[list[Arm], dict[str, Cost]]:
+        study, costs = self.study, dict[str, Cost]()
+        if study.match == "parameters":
+            target = estimate_arm(reference_arm(study.base, arms).config(study.base)).parameters
+            arms = [with_parameters_matched(arm, study.base, target) for arm in arms]
+        if study.steps is None or study.match == "time":
+            for arm in arms:
+                self.said(f"timing a few steps of {arm.name}")
+                costs[arm.name] = measure_cost(arm.config(study.base, 0), self._scratch)
+        splits = 2 if study.prompts else 0
+        length = study.steps, study.minutes, study.seeds, splits * study.prompts
+        return with_length(study.base, arms, study.match, study.given, *length, costs), costs
+
+    def config(self, arm: Arm, seed: int) -> TrainConfig:
+        """Of a run."""
+        return arm.config(self.study.base, seed)
+
+    def run_folder(self, arm: Arm, seed: int) -> RunFolder:
+        """Of a run."""
+        return RunFolder(self.folder / f"{arm.name}-seed{seed}")
+
+    # -- running ---------------------------------------------------------------------------------------------------
+
+    def run(self, watch: Callable[[Arm, int], Watcher]) -> bool:
+        """Train and score what isn't yet; whether all came to its end (an interruption stops it early).
+
+        Args:
+            watch: gives the watcher of a run that is about to be trained.
+
+        Raises:
+            ConfigError: the folder holds runs with other settings.
+        """
+        for seed in range(self.study.seeds):
+            for arm in self.arms:
+                run, config = self.run_folder(arm, seed), self.config(arm, seed)
+                if not is_finished(run, config) and not self._train(arm, seed, watch(arm, seed)):
+                    return False
+                if self.scored and not (run.path / SCORES).exists():
+                    self._score(run)
+        return True
+
+    def results(self) -> list[Result]:
+        """Of all runs that are done, seed by seed."""
+        found = []
+        for seed in range(self.study.seeds):
+            for arm in self.arms:
+                run, config = self.run_folder(arm, seed), self.config(arm, seed)
+                if is_finished(run, config):
+                    found.append(read_result(run, config, arm.name))
+        return found
+
+    @property
+    def scored(self) -> bool:
+        """Whether runs are scored by what their videos show: of `shapes` alone it is known."""
+        return self.study.prompts > 0 and self.study.base.data.source == "shapes"
+
+    def _train(self, arm: Arm, seed: int, watcher: Watcher) -> bool:
+        """One run, from its last checkpoint where it has one; whether it came to its end."""
+        config, run = self.config(arm, seed), self.run_folder(arm, seed)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        if not run.config_file.exists():
+            run.create(config)
+        trainer = self._trainer(seed, config, run, watcher)
+        checkpoint = run.latest_checkpoint()
+        if checkpoint is not None:
+            trainer.resume(checkpoint)
+        return trainer.train().finished
+
+    def _trainer(self, seed: int, config: TrainConfig, run: RunFolder, watcher: Watcher) -> Trainer:
+        components = self._parts(config)
+        model, share = same_start(
+            lambda c: self._model(c, self._parts(c)), [self.config(a, seed) for a in self.arms], config
+        )
+        if config.init is not None:
+            watcher.said(load_initial(model, config.init))
+        run.note(same_start=round(share, 4))
+        dataset, validation, prompts = self._datasets(config, components)
+        return Trainer(
+            config, run, model.to(self.device), components, dataset, validation, prompts, self.device, watcher
+        )
+
+    def _scratch(self, config: TrainConfig, run: RunFolder) -> Trainer:
+        """A trainer to time, which leaves nothing behind."""
+        components = self._parts(config)
+        dataset, validation, prompts = self._datasets(config, components)
+        model = self._model(config, components).to(self.device)
+        return Trainer(config, run, model, components, dataset, validation, prompts, self.device, _Silent())
+
+    @staticmethod
+    def _model(config: TrainConfig, components: Components) -> STDiT:
+        return build_model(config, components.vae.config.latent_channels, components.text_encoder.config.d_model)
+
+    def _parts(self, config: TrainConfig) -> Components:
+        key = (config.data.vae, config.data.text_encoder, config.precision)
+        if key not in self._components:
+            self._components[key] = load_components(
+                config.data.vae, config.data.text_encoder, self.device, config.precision
+            )
+        return self._components[key]
+
+    def _datasets(
+        self, config: TrainConfig, components: Components
+    ) -> tuple[ClipDataset, ClipDataset | None, list[str]]:
+        """As for any run, but clips that are remembered as latents are encoded once for all arms that share them."""
+        dataset, validation, prompts = build_datasets(config)
+        if isinstance(dataset, LatentDataset):
+            check_components(dataset, components)
+        elif config.data.remember_latents:
+            key = (config.seed, config.data)
+            if self._shared is None or self._shared[0] != key:
+                self._shared = key, _remembered(dataset, components, config, self.device)
+            dataset = self._shared[1]
+        return dataset, validation, prompts
+
+    def _score(self, run: RunFolder) -> None:
+        """Prompt-following of a finished run, with the same prompts and noise for all."""
+        from stdit_train.evaluate import evaluate_pipeline, write_scores
+        from stdit_train.loading import load_pipeline
+
+        self.said(f"{run.path.name}: sampling {self.study.prompts} seen and {self.study.prompts} held-out prompts")
+        pipeline = load_pipeline(str(run.path))
+        splits: dict[str, Any] = {"seen": "train", "held-out": "heldout"}
+        scores = {name: evaluate_pipeline(pipeline, split, self.study.prompts) for name, split in splits.items()}
+        settings = {"checkpoint": str(run.path), "prompts": self.study.prompts, "seed": 0}
+        write_scores(scores, settings, run.path / SCORES)
 
 
-def _train(config: TrainConfig, run: RunFolder, components: Components, watcher: Watcher) -> bool:
-    """One run, from its last checkpoint where it has one; whether it came to its end."""
-    device = find_device()
-    dataset, validation, prompts = build_datasets(config)
-    model = shared_start(config, components).to(device)
-    trainer = Trainer(config, run, model, components, dataset, validation, prompts, device, watcher)
-    checkpoint = run.latest_checkpoint()
-    if checkpoint is not None:
-        trainer.resume(checkpoint)
-    elif not run.config_file.exists():
-        run.create(config)
-    return trainer.train().finished
+def _remembered(
+    dataset: ClipDataset, components: Components, config: TrainConfig, device: torch.device
+) -> RememberedLatents:
+    def encode(video: Tensor) -> Tensor:
+        return video_vae.encode_moments(components.vae, video.to(device)).cpu()
 
-
-def shared_start(config: TrainConfig, components: Components) -> STDiT:
-    """A model whose parameters equal those of every other variant of this seed wherever they have the same name.
-
-    seq has every parameter that any variant has, so all are copied from a seq model.
-    """
-    sizes = components.vae.config.latent_channels, components.text_encoder.config.d_model
-    model = build_model(config, *sizes)
-    reference = build_model(replace(config, model=replace(config.model, variant="seq")), *sizes).state_dict()
-    model.load_state_dict({name: reference[name] for name in model.state_dict()})
-    return model
+    data = config.data
+    shape = video_vae.latent_shape(components.vae, data.frames, data.height, data.width)
+    remembered = RememberedLatents(dataset, encode, shape[1:])
+    remembered.moments = True  # type: ignore[attr-defined]  # the trainer need not remember them a second time
+    return remembered
 
 
 def is_finished(run: RunFolder, config: TrainConfig) -> bool:
@@ -129,32 +254,14 @@ def is_finished(run: RunFolder, config: TrainConfig) -> bool:
             f"{run.path} holds a run with other settings ({key}: {theirs[key]}, now {ours[key]}): "
             "choose another folder with --out"
         )
-    finished = [path for path in list_checkpoints(run.checkpoints) if path.name == f"step-{config.steps:06d}"]
-    return bool(finished) and (run.pipeline / "model_index.json").exists()
+    return run.finished and (run.pipeline / "model_index.json").exists()
 
 
-def read_result(run: RunFolder, config: TrainConfig) -> Result:
-    """What a finished run came to; the step time is the median over its logged steps."""
-    rows = read_metrics(run.metrics_file)
-    curve = [(int(row["step"]), row["validation_loss"]) for row in rows if "validation_loss" in row]
-    rates = [row["samples_per_second"] for row in rows if "samples_per_second" in row]
-    estimate = estimate_run(replace(config, micro_batch=config.micro_batch or config.global_batch))
-    return Result(
-        variant=config.model.variant,
-        seed=config.seed,
-        parameters=estimate.parameters,
-        step_flops=estimate.step_flops,
-        seconds_per_step=config.global_batch / statistics.median(rates),
-        validation_loss=curve[-1][1],
-        curve=curve,
-    )
+class _Silent:
+    """A watcher that tells nobody."""
 
+    def started(self, step: int, steps: int) -> None: ...
 
-def write_csv(results: Sequence[Result], file: Path) -> None:
-    """One line a run."""
-    with file.open("w", newline="") as target:
-        writer = csv.writer(target)
-        writer.writerow(["variant", "seed", "parameters", "flops_per_step", "seconds_per_step", "validation_loss"])
-        for r in results:
-            measured = f"{r.seconds_per_step:.4f}", f"{r.validation_loss:.5f}"
-            writer.writerow((r.variant, r.seed, r.parameters, r.step_flops, *measured))
+    def stepped(self, step: int, progress: float, values: dict[str, float]) -> None: ...
+
+    def said(self, line: str) -> None: ...

@@ -8,7 +8,7 @@ from stdit_train.metrics import read_metrics
 
 def plot_losses(metrics_file: Path, output: Path, title: str) -> None:
     """Training loss (raw and smoothed) and validation loss over steps."""
-    figure, axes = _figure(7, 4)
+    figure, axes = new_figure(7, 4)
     rows = read_metrics(metrics_file)
     training = [(row["step"], row["loss"]) for row in rows if "loss" in row]
     validation = [(row["step"], row["validation_loss"]) for row in rows if "validation_loss" in row]
@@ -35,7 +35,7 @@ def plot_runs(metrics: dict[str, list[dict[str, float]]], output: Path) -> None:
         output: PNG file.
     """
     validated = any("validation_loss" in row for rows in metrics.values() for row in rows)
-    figure, axes = _figure(12 if validated else 7, 4.2, 2 if validated else 1)
+    figure, axes = new_figure(12 if validated else 7, 4.2, 2 if validated else 1)
     panels = list(axes) if validated else [axes]
     top: list[float] = []
     for i, (name, rows) in enumerate(metrics.items()):
@@ -70,7 +70,7 @@ def smooth(values: list[float], share: float = 0.95) -> list[float]:
     return smoothed
 
 
-def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+def new_figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
     """A figure that belongs to no window system and no global state, and its axes (an array for several columns)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -78,23 +78,3 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     return figure, figure.subplots(1, columns)
-
-
-def plot_variants(curves: dict[str, list[list[tuple[int, float]]]], output: Path, title: str) -> None:
-    """Validation loss over steps, a colour for each variant, a line for each seed.
-
-    Args:
-        curves: for each variant, the (step, loss) points of each seed.
-        output: PNG file.
-        title: above the plot.
-    """
-    figure, axes = _figure(7, 4)
-    for i, (variant, runs) in enumerate(curves.items()):
-        for j, points in enumerate(runs):
-            label = variant if j == 0 else None
-            axes.plot(*zip(*points, strict=True), color=f"C{i}", marker="o", markersize=3, linewidth=1.2, label=label)
-    axes.set(xlabel="step", ylabel="validation loss (EMA)", title=title)
-    axes.legend(frameon=False)
-    axes.grid(alpha=0.25)
-    figure.tight_layout()
-    figure.savefig(output, dpi=120)

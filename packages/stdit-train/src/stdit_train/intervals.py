@@ -1,0 +1,82 @@
+"""Means with 95 % intervals, and differences of paired runs: what the seeds can tell apart, and what they can't."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its 95 % interval; a single value has none."""
+
+    mean: float
+    half: float | None  # of the interval's width; None with fewer than two values
+    count: int
+
+    @property
+    def low(self) -> float | None:
+        """The interval's lower end."""
+        return None if self.half is None else self.mean - self.half
+
+    @property
+    def high(self) -> float | None:
+        """The interval's upper end."""
+        return None if self.half is None else self.mean + self.half
+
+    @property
+    def separated(self) -> bool:
+        """Whether the interval leaves zero out: of a difference, that the two are told apart."""
+        return self.half is not None and abs(self.mean) > self.half
+
+    def text(self, digits: int = 4) -> str:
+        """As in 0.1234 ± 0.0012; without an interval the mean alone."""
+        return f"{self.mean:.{digits}f}" + ("" if self.half is None else f" ± {self.half:.{digits}f}")
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """The mean of independent values with Student's 95 % interval.
+
+    Raises:
+        ValueError: no values.
+    """
+    if not values:
+        raise ValueError("no values: expected at least one")
+    count = len(values)
+    if count < 2:
+        return Interval(values[0], None, count)
+    return Interval(mean(values), t_quantile(count - 1) * stdev(values) / math.sqrt(count), count)
+
+
+def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> Interval:
+    """The mean of first - second over the seeds that both have: what is common to a seed's runs cancels.
+
+    Raises:
+        ValueError: no seed in common.
+    """
+    return mean_interval([first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())])
+
+
+def t_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:
+    """t with P(|T| <= t) = confidence, for Student's distribution of so many degrees of freedom; by bisection."""
+    low, high = 0.0, 1.0
+    while _t_within(high, freedom) < confidence:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _t_within(middle, freedom) < confidence else (low, middle)
+    return high
+
+
+def _t_within(t: float, freedom: int) -> float:
+    """P(|T| <= t), the finite series for whole degrees of freedom (Abramowitz & Stegun 26.7.3 and 26.7.4)."""
+    angle = math.atan(t / math.sqrt(freedom))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = freedom % 2
+    total, term = 0.0, cosine if odd else 1.0
+    for k in range(1 + odd, freedom, 2):
+        total += term
+        term *= cosine**2 * k / (k + 1)
+    return 2 / math.pi * (angle + sine * total) if odd else sine * total

@@ -1,0 +1,102 @@
+"""`stdit ablate`: the same start and data, resuming, the report; what a user can get wrong."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from stdit_train.metrics import read_metrics
+
+TINY = ["--set", "global_batch=2", "--set", "data.clips=4", "--set", "data.frames=4", "--set", "sampling.steps=2"]
+TINY += ["--set", "data.height=32", "--set", "data.width=32", "--set", "model.depth=1", "--set", "model.hidden_size=32"]
+TINY += ["--set", "log_every=1"]
+
+
+def test_arms_are_compared_resumed_and_reported(stdit: Callable, tmp_path: Path) -> None:
+    command = [
+        "ablate",
+        "--variants",
+        "seq,dit",
+        "--steps",
+        "3",
+        "--seeds",
+        "2",
+        "--prompts",
+        "1",
+        *TINY,
+        "--out",
+        "abl",
+    ]
+    done = stdit(*command)
+    assert done.code == 0, done
+    folder = tmp_path / "abl"
+    with (folder / "runs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["arm"], row["seed"]) for row in rows] == [("dit", "0"), ("seq", "0"), ("dit", "1"), ("seq", "1")]
+    assert all(0 <= float(row["seen_all"]) <= 1 for row in rows)
+    with (folder / "differences.csv").open() as file:
+        pairs = list(csv.DictReader(file))
+    assert {pair["measure"] for pair in pairs} == {"validation loss", "seen", "held-out"}
+    losses = {(row["arm"], row["seed"]): float(row["validation_loss"]) for row in rows}
+    pair = pairs[0]
+    mean = sum(losses[pair["better"], seed] - losses[pair["worse"], seed] for seed in "01") / 2
+    assert float(pair["difference"]) == pytest.approx(mean, abs=2e-6)
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/png;base64") == 2
+    assert page.count("data:video/mp4;base64") == 2 * 4  # four prompts of each arm
+    assert 'src="http' not in page and "<link" not in page  # nothing to be fetched
+    assert "not separated" in page
+    for name in ("curves.png", "final.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+
+    # Models begin by predicting zero, so the first loss tells clips, noise and timesteps alone.
+    first = {
+        run: read_metrics(folder / run / "metrics.jsonl")[0]["loss"] for run in ("dit-seed0", "seq-seed0", "dit-seed1")
+    }
+    assert first["dit-seed0"] == first["seq-seed0"] != first["dit-seed1"]
+
+    before = (folder / "seq-seed0" / "metrics.jsonl").stat().st_mtime_ns
+    shutil.rmtree(folder / "dit-seed1")  # as if it had not been reached yet
+    assert stdit(*command).code == 0
+    assert (folder / "seq-seed0" / "metrics.jsonl").stat().st_mtime_ns == before
+    with (folder / "runs.csv").open() as file:
+        again = {(row["arm"], row["seed"]): float(row["validation_loss"]) for row in csv.DictReader(file)}
+    assert again == losses  # the run that was made anew came to the same
+
+    done = stdit(*command, "--set", "optimizer.lr=1e-4")
+    assert (done.code, "other settings" in done.err) == (2, True), done
+    done = stdit(*command, "--match", "flops")
+    assert (done.code, "match: steps, now flops" in done.err) == (2, True), done
+
+
+def test_a_quick_look_says_so_and_plans_its_steps(stdit: Callable, tmp_path: Path) -> None:
+    options = ["--vary", "objective.caption_dropout=0.0,0.5", "--quick", "--minutes", "0.1", "--prompts", "0"]
+    done = stdit("ablate", *options, *TINY, "--out", "abl")
+    assert done.code == 0, done
+    assert done.out.splitlines()[-1] == "a quick look, not a ranking"
+    plan = json.loads((tmp_path / "abl" / "ablation.json").read_text())
+    assert set(plan["arms"]) == {"caption_dropout=0.0", "caption_dropout=0.5"}
+    assert len({arm["steps"] for arm in plan["arms"].values()}) == 1
+    assert "a quick look, not a ranking" in (tmp_path / "abl" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--match", "speed"], ["--match speed", "parameters"]),
+        (["--vary", "objective.name"], ["key=a,b,c"]),
+        (["--vary", "objective.nam=iddpm,flow"], ["objective.name"]),
+        (["--vary", "objective.name=iddpm,flaw"], ["objective.name", "flow"]),
+        (["--set", "seed=3"], ["--seeds"]),
+        (["--steps", "5", "--minutes", "1"], ["--steps", "--minutes"]),
+    ],
+)
+def test_what_can_be_mistyped(stdit: Callable, tmp_path: Path, options: list[str], words: list[str]) -> None:
+    done = stdit("ablate", *options)
+    assert done.code == 2
+    assert "Traceback" not in done.err
+    assert all(word in done.err for word in words), done.err
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,56 @@
+"""`stdit eval`: what it writes, on `shapes` and on a user's clips; what a user can get wrong."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from stdit_data.shapes import ShapesDataset
+from stdit_data.video import write_mp4
+
+
+def test_eval_writes_scores(stdit: Callable, tmp_path: Path) -> None:
+    done = stdit("eval", "--prompts", "4", "--steps", "2", "--vae-clips", "3", "--out", "scores.json")
+    assert done.code == 0, done
+    written = json.loads((tmp_path / "scores.json").read_text())
+    assert set(written["scores"]) == {"seen", "held-out"}
+    assert len(written["trials"]["held-out"]) == 4
+    measures = written["measures"]["seen"]
+    assert set(measures) == {"change", "flicker", "VAE PSNR (dB)", "VAE SSIM"}
+    assert measures["VAE PSNR (dB)"]["mean"] > 25  # the demo's VAE knows its world
+    assert measures["VAE SSIM"]["low"] < measures["VAE SSIM"]["mean"] < 1
+    assert len(written["prompts"]["seen"]) == 4
+    for word in ("flicker", "VAE PSNR"):
+        assert word in done.out
+
+
+def test_captions_of_clips_are_prompts(stdit: Callable, tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    clips = ShapesDataset(frames=52)
+    for i in range(3):
+        write_mp4(tmp_path / "clips" / f"{i}.mp4", clips.load(i).video, 8.0)
+        (tmp_path / "clips" / f"{i}.txt").write_text(clips.caption(i))
+    done = stdit("eval", "--data", "clips", "--prompts", "2", "--steps", "2", "--out", "scores.json")
+    assert done.code == 0, done
+    written = json.loads((tmp_path / "scores.json").read_text())
+    assert [seed for _, seed in written["prompts"]["data"]] == [0, 1]
+    assert written["measures"]["data"]["VAE PSNR (dB)"]["count"] == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--split", "new"], ["--split new", "held-out"]),
+        (["--clip", "./nowhere"], ["--clip ./nowhere", "openai/clip"]),
+        (["--fvd", "i3d.pt"], ["--fvd i3d.pt", "no such file"]),
+        (["--out", "nowhere/scores.json"], ["no folder nowhere"]),
+        (["--data", "empty"], ["empty"]),
+    ],
+)
+def test_what_can_be_mistyped(stdit: Callable, tmp_path: Path, options: list[str], words: list[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    done = stdit("eval", *options)
+    assert done.code == 2
+    assert "Traceback" not in done.err
+    assert all(word in done.err for word in words), done.err
