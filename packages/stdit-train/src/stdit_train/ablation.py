@@ -4,6 +4,7 @@ Each arm with each seed is a run folder of its own, so that an interrupted ablat
 """
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -98,7 +99,7 @@ class Ablation:
         return [known[arm.name] for arm in study.arms]
 
     def _planned(self, arms: list[Arm]) -> tuple[list[Arm], dict[str, Cost]]:
-        study, costs = self.study, dict[str, Cost]()
+        study, costs, started = self.study, dict[str, Cost](), time.perf_counter()
         if study.match == "parameters":
             target = estimate_arm(reference_arm(study.base, arms).config(study.base)).parameters
             arms = [with_parameters_matched(arm, study.base, target) for arm in arms]
@@ -107,7 +108,8 @@ class Ablation:
                 self.said(f"timing a few steps of {arm.name}")
                 costs[arm.name] = measure_cost(arm.config(study.base, 0), self._scratch)
         splits = 2 if study.prompts else 0
-        length = study.steps, study.minutes, study.seeds, splits * study.prompts
+        minutes = study.minutes and study.minutes - (time.perf_counter() - started) / 60  # what timing has left
+        length = study.steps, minutes, study.seeds, splits * study.prompts
         return with_length(study.base, arms, study.match, study.given, *length, costs), costs
 
     def config(self, arm: Arm, seed: int) -> TrainConfig:

@@ -9,7 +9,7 @@ from stdit_train.ablation import Ablation
 from stdit_train.ablation_plots import plot_curves, plot_final
 from stdit_train.ablation_results import HELD_OUT, LOSS, SEEN, Ranking, Result, rank, write_csv, write_differences
 from stdit_train.arms import Arm, loss_is_comparable
-from stdit_train.intervals import mean_interval
+from stdit_train.intervals import Interval, mean_interval
 from stdit_train.page import image, page, row, table, video
 from stdit_train.report_page import flat, sampled_prompts, settings_table
 
@@ -71,44 +71,50 @@ def _ranking(ranking: Ranking, quick: bool) -> str:
     apart = ", ".join(f"{a} and {b}" for a, b in ranking.not_separated)
     seeds = min(interval.count for interval in ranking.means.values())
     why = f" ({seeds} seed has no interval)" if seeds < 2 else ""
-    lines = f"<p>By {ranking.measure} ({direction}): <strong>{escape(ranking.line)}</strong>"
+    name = ranking.measure if ranking.measure == LOSS else f"{ranking.measure} prompts"
+    lines = f"<p>By {name} ({direction}): <strong>{escape(ranking.line)}</strong>"
     lines += f"<br>Not separated{why}: {escape(apart)}." if apart else "<br>All pairs are separated."
     return lines + (f" {QUICK.capitalize()}." if quick else "") + "</p>"
 
 
 def _arms(ablation: Ablation, results: Sequence[Result]) -> str:
-    head = ["arm", "runs", "steps", "parameters", "same start", "GFLOPs a step", "TFLOPs in all", "seconds a step"]
-    head += ["step memory, MiB (formula)", "process memory, GiB", LOSS, f"{SEEN}: all right", f"{HELD_OUT}: all right"]
-    head += ["colour", "shape", "motion"]
-    body = ""
+    """What each arm costs, and what it comes to."""
+    costs, outcomes = "", ""
     for arm in ablation.arms:
         runs = [result for result in results if result.arm == arm.name]
         if not runs:
             continue
-        first = runs[0]
-        cells = [arm.name, str(len(runs)), f"{mean(r.steps for r in runs):,.0f}", f"{first.parameters:,}"]
-        cells += [f"{first.same_start:.0%}", f"{first.step_flops / 1e9:.2f}"]
-        cells += [f"{mean(r.steps for r in runs) * first.step_flops / 1e12:.1f}"]
+        first, steps = runs[0], mean(r.steps for r in runs)
+        cells = [arm.name, str(len(runs)), f"{steps:,.0f}", f"{first.parameters:,}", f"{first.same_start:.0%}"]
+        cells += [f"{first.step_flops / 1e9:.3g}", f"{steps * first.step_flops / 1e12:.3g}"]
         cells += [f"{mean(r.seconds_per_step for r in runs):.3f}", f"{first.step_memory / 2**20:,.0f}"]
-        cells += [f"{max(r.process_memory for r in runs):.2f}"]
+        costs += row([*cells, f"{max(r.process_memory for r in runs):.2f}"])
+        cells = [arm.name]
         for measure in (LOSS, SEEN, HELD_OUT):
             values = [value for r in runs if (value := r.measure(measure)) is not None]
             cells.append(mean_interval(values).text(4 if measure == LOSS else 3) if values else "")
         for aspect in ("colour", "shape", "motion"):
             values = [r.shares[SEEN][aspect] for r in runs if SEEN in r.shares]
             cells.append(f"{mean(values):.3f}" if values else "")
-        body += row(cells)
-    return table(head, body) + "<p>colour, shape and motion are shares of seen prompts. GFLOPs are by formula.</p>"
+        outcomes += row(cells)
+    head = ["arm", "runs", "steps", "parameters", "same start", "GFLOPs a step", "TFLOPs in all", "seconds a step"]
+    head += ["step memory, MiB", "process memory, GiB"]
+    shown = ["arm", LOSS, f"{SEEN}: all right", f"{HELD_OUT}: all right", "seen: colour", "seen: shape", "seen: motion"]
+    note = "FLOPs and step memory are by formula; process memory is the most that was measured."
+    return f"{table(head, costs)}<p>{note}</p>{table(shown, outcomes)}"
 
 
 def _differences(ranking: Ranking) -> str:
-    digits = 4 if ranking.measure == LOSS else 3
     body = ""
     for (better, worse), found in ranking.differences.items():
         verdict = "separated" if found.separated else "not separated"
-        cells = [f"{better} - {worse}", found.text(digits), str(found.count), verdict]
+        cells = [f"{better} - {worse}", _difference(found), str(found.count), verdict]
         body += row(cells, "differs" if found.separated else "")
     return f"<h3>{escape(ranking.measure)}</h3>" + table(["pair", "difference", "seeds", ""], body)
+
+
+def _difference(found: Interval) -> str:
+    return f"{found.mean:.3g}" + ("" if found.half is None else f" ± {found.half:.2g}")
 
 
 def _begun(ablation: Ablation) -> list[Arm]:

@@ -19,7 +19,8 @@ from stdit_train.trainer import Trainer
 TIMED_STEPS = 4
 LEAST_STEPS = 20
 VALIDATIONS = 10
-SHARE = 0.85  # of the budget that is planned with: what is saved, loaded and drawn takes the rest
+SHARE = 0.9  # of the budget that is planned with
+RUN_SECONDS = 4.0  # what saving, loading and drawing plots take in each run
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,9 @@ def _fitting(
     costs: Mapping[str, Cost],
 ) -> int:
     """Steps of the reference arm that fit; each clip is drawn and encoded once for all arms of a seed."""
-    fixed = seeds * sum(VALIDATIONS * costs[a.name].validation + (prompts + 4) * costs[a.name].prompt for a in arms)
-    clip = max(costs[arm.name].clip for arm in arms)
+    found = [costs[arm.name] for arm in arms]
+    fixed = seeds * sum(RUN_SECONDS + VALIDATIONS * cost.validation + (prompts + 4) * cost.prompt for cost in found)
+    clip = max(cost.clip for cost in found)
     training = seeds * sum(costs[arm.name].step * share[arm.name] for arm in arms)
     epoch = base.data.clips / base.global_batch  # steps in which every clip is new
     drawing = seeds * clip * base.global_batch * max(share.values())
