@@ -13,15 +13,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from stdit_model import STDiT
 from stdit_model.convert import flow_scheduler, iddpm_scheduler
 from stdit_model.denoise import Denoiser
+from stdit_train.checkpoint import checkpoint_name, finish_write, load_checkpoint, named_tensors
 from stdit_train.config import ObjectiveConfig
 from stdit_train.ema import Ema
-from stdit_train.mesh import Grouping, build_mesh
+from stdit_train.mesh import Grouping, build_mesh, mean_over_processes
 from stdit_train.objective import training_loss
 from stdit_train.optim import clip_gradients
 from stdit_train.parallelize import gathered, parallel_model
@@ -39,14 +41,15 @@ def arguments(variant: str, **changes: Any) -> dict[str, Any]:
 
 def grouping(how: str) -> Grouping:
     world = dist.get_world_size()
-    return {
-        "fsdp": Grouping(world),
-        "dp": Grouping(world, replicate=world),
-        "hsdp": Grouping(world, replicate=2),
-        "sp": Grouping(world, sequence=world),
-        "sp2": Grouping(world, sequence=2),  # FSDP x SP
-        "hsdp-sp2": Grouping(world, replicate=2, sequence=2),
-    }[how]
+    settings = {
+        "fsdp": {},
+        "dp": {"replicate": world},
+        "hsdp": {"replicate": 2},
+        "sp": {"sequence": world},
+        "sp2": {"sequence": 2},  # FSDP x SP
+        "hsdp-sp2": {"replicate": 2, "sequence": 2},
+    }
+    return Grouping(world, **settings[how])
 
 
 def weights(settings: dict[str, Any], seed: int = 0) -> dict[str, Tensor]:
@@ -57,8 +60,8 @@ def weights(settings: dict[str, Any], seed: int = 0) -> dict[str, Tensor]:
     return {name: 0.1 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
-def batch(frames: int = FRAMES) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(7)
+def batch(frames: int = FRAMES, seed: int = 7) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
     mask = torch.ones(BATCH, 7)
     mask[1, 3:] = mask[2, 1:] = 0
     return {
@@ -168,7 +171,7 @@ def train(variant: str, how: str, *options: str) -> dict[str, float]:
         expected, expected_keys = without_key_biases(state(one))
         results[name] = apart(found, expected)
         results[f"{name}.key_biases"] = max(float((found_keys[n] - e).abs().max()) for n, e in expected_keys.items())
-    results["moved"] = apart(state(one), {n: start[n] for n, _ in one.named_parameters()})
+        results[f"{name}.moved"] = apart(state(one), {n: start[n] for n, _ in one.named_parameters()})
     return results
 
 
@@ -190,7 +193,7 @@ def sample(variant: str, how: str, sampler: str) -> dict[str, float]:
             text = model.encode_text(y, torch.cat([samples["mask"]] * 2))
             denoiser = Denoiser(model, scheduler, text, 4, generator, guidance_scale=3.0)
             videos.append(denoiser(samples["noise"], None, lambda i, t, x: x))
-    return {"video": apart({"": videos[0]}, {"": videos[1]})}
+    return {"video": apart({"": videos[0]}, {"": videos[1]}), "moved": apart({"": videos[1]}, {"": samples["noise"]})}
 
 
 def rest(variant: str, how: str) -> dict[str, float]:
@@ -247,6 +250,34 @@ def _bfloat16(settings: Any, mesh: Any, ours: Any, samples: Any, start: dict[str
         "bf16.gradients": float((flat[0] - flat[1]).norm() / flat[1].norm()),
         "bf16.stored_in": float(next(many.parameters()).dtype == torch.float32),
     }
+
+
+def resume(folder: str, how: str, first: str, last: str) -> dict[str, float]:
+    """Go on from step `first`'s checkpoint in `folder` (from fresh weights if 0) to `last`, and save; the losses."""
+    settings = arguments("seq")
+    mesh = build_mesh(grouping(how), CPU)
+    model, average = parallel_model(settings, mesh, CPU), parallel_model(settings, mesh, CPU)
+    fill(model, weights(settings).items())
+    copy_shards(model, average)
+    ema = Ema(model, 0.9, average)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5, weight_decay=0.0, fused=True)
+    if int(first):
+        load_checkpoint(Path(folder) / checkpoint_name(int(first)), "run", model, ema.model, [optimizer])
+    losses = {}
+    for step in range(int(first), int(last)):
+        samples = share(batch(seed=step), mesh.data_rank, mesh.grouping.data)
+        optimizer.zero_grad()
+        loss = loss_of(model, samples)
+        loss.backward()
+        optimizer.step()
+        ema.update(model)
+        losses |= mean_over_processes({f"loss.{step}": loss.item()}, CPU)
+    final = Path(folder) / checkpoint_name(int(last))
+    dcp.save(named_tensors(model, ema.model, [optimizer]), checkpoint_id=final.with_suffix(".partial") / "tensors")
+    if dist.get_rank() == 0:
+        finish_write(final.with_suffix(".partial"), final, {"run": "run", "optimizers": ["AdamW"]})
+    dist.barrier()
+    return losses | {"average": sum(float(value.double().norm()) for value in state(ema.model).values())}
 
 
 def work(rank: int, processes: int, out: str, cases: list[str]) -> None:

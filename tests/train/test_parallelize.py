@@ -41,7 +41,7 @@ def check_training(numbers: Numbers) -> None:
         assert numbers[name] < LIMIT, (name, numbers)
     assert numbers["sgd.key_biases"] < 1e-6
     assert numbers["adamw.key_biases"] < KEY_BIASES
-    assert numbers["moved"] > 10 * numbers["adamw"]  # else the weights agree for want of training
+    assert min(numbers["sgd.moved"], numbers["adamw.moved"]) > 10 * LIMIT  # else they agree for want of training
     for name in ("gathered", "scattered", "summed", "exchanged"):
         assert numbers[f"counted.{name}"] == numbers[f"paper.{name}"], name
 
@@ -54,7 +54,7 @@ def test_two_processes(measure: Callable[[int, list[str]], dict[str, list[Number
         assert numbers["held"] == 0.5
         assert numbers["counted.exchanged"] > 0
     for numbers in results["sample:seq:sp:iddpm"]:
-        assert numbers["video"] < LIMIT
+        assert numbers["video"] < LIMIT < numbers["moved"]
     for numbers in results["rest:seq:fsdp"]:
         check_rest(numbers)
     assert results["rest:seq:fsdp"][0]["gathered"] < LIMIT
@@ -92,10 +92,26 @@ def test_four_processes(measure: Callable[[int, list[str]], dict[str, list[Numbe
             check_training(numbers)
     for case in sampling:
         for numbers in results[case]:
-            assert numbers["video"] < LIMIT, case
+            assert numbers["video"] < LIMIT < numbers["moved"], case
     for case in others:
         for numbers in results[case]:
             check_rest(numbers)
+
+
+@pytest.mark.slow
+def test_checkpoints_load_on_any_number_of_processes(
+    measure: Callable[[int, list[str]], dict[str, list[Numbers]]], tmp_path: Path
+) -> None:
+    """1 -> 2 -> 4 -> 1 processes: the losses, and the average, of a run on one."""
+    found: Numbers = {}
+    for processes, case in ((1, "fsdp:0:2"), (2, "sp:2:4"), (4, "sp2:4:6"), (1, "fsdp:6:8")):
+        ((numbers, *others),) = measure(processes, [f"resume:{tmp_path}:{case}"]).values()
+        assert all(other == numbers for other in others)
+        found |= numbers
+    ((expected,),) = measure(1, [f"resume:{tmp_path / 'whole'}:fsdp:0:8"]).values()
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=LIMIT), name
 
 
 @pytest.mark.slow
