@@ -121,15 +121,15 @@ def state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def train(variant: str, how: str, *options: str) -> dict[str, float]:
-    """Losses, gradients and weights after three steps. Options: checkpointing, compiled, patch2, even."""
+    """Losses, gradients and weights after three steps. Options: checkpointing, patch2, even."""
     settings = arguments(variant, **({"patch_size": (2, 2, 2)} if "patch2" in options else {}))
     samples = batch(6 if {"patch2", "even"} & set(options) else FRAMES)
-    flags = {name: name in options for name in ("checkpointing", "compiled")}
+    checkpointing = "checkpointing" in options
     mesh = build_mesh(grouping(how), CPU)
     start = weights(settings)
 
     def parallel() -> STDiT:
-        model = parallel_model(settings, mesh, CPU, **flags)
+        model = parallel_model(settings, mesh, CPU, checkpointing=checkpointing)
         fill(model, start.items())
         return model
 

@@ -114,13 +114,6 @@ def test_checkpoints_load_on_any_number_of_processes(
         assert found[name] == pytest.approx(value, rel=LIMIT), name
 
 
-@pytest.mark.slow
-def test_compiled_blocks(measure: Callable[[int, list[str]], dict[str, list[Numbers]]]) -> None:
-    for ranks in measure(2, ["train:seq:fsdp:compiled", "train:seq:sp:compiled:checkpointing"]).values():
-        for numbers in ranks:
-            check_training(numbers)
-
-
 def test_groups_that_do_not_fit_are_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="replicate is 3, which does not divide 8 processes: take 1 or 2 or 4 or 8"):
         Grouping(8, replicate=3)

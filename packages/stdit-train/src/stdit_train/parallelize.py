@@ -1,7 +1,7 @@
 """What is put on a single-device model from outside before it is trained, and in which order.
 
 Sequence parallelism changes what an attention computes, so it goes on first; then activation checkpointing; then
-torch.compile, which sees both; then sharding (FSDP2), whose hooks surround each block.
+sharding (FSDP2), whose hooks surround each block.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,6 @@ def parallel_model(
     *,
     dtype: torch.dtype | None = None,
     checkpointing: bool = False,
-    compiled: bool = False,
 ) -> STDiT:
     """An STDiT over the processes of a mesh, of which no process ever holds the whole.
 
@@ -41,7 +40,6 @@ def parallel_model(
         dtype: that weights are gathered and computed in (bfloat16); gradients are summed in float32 all the same.
             None is float32. Inputs are not cast: timesteps would be rounded. Call the model under autocast then.
         checkpointing: keep each block's input alone for the backward.
-        compiled: torch.compile each block.
     """
     with torch.device("meta"):
         model = STDiT(**arguments)
@@ -49,8 +47,6 @@ def parallel_model(
         share_clips(model, mesh.sequence)
     if checkpointing:
         checkpoint_activations(model)
-    if compiled:
-        compile_blocks(model)
     shard(model, mesh, dtype)
     model.to_empty(device=device)
     return model
@@ -60,12 +56,6 @@ def checkpoint_activations(model: STDiT) -> None:
     """Keep only each block's input for the backward and compute the rest anew (Chen et al. 2016)."""
     for block in model.blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
-
-
-def compile_blocks(model: STDiT) -> None:
-    """torch.compile each block's forward; blocks of one kind share what was compiled."""
-    for block in model.blocks:
-        block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
 
 
 def shard(model: STDiT, mesh: Mesh, dtype: torch.dtype | None = None) -> None:
