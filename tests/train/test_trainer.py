@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stdit_model import STDiTPipeline
-from stdit_train.checkpoint import list_checkpoints
+from stdit_train.checkpoint import list_checkpoints, load_checkpoint
 from stdit_train.config import ConfigError, TrainConfig, from_dict, set_values, to_dict
 from stdit_train.metrics import read_metrics
 from stdit_train.run_folder import RunFolder, free_run_folder, newest_run
@@ -166,5 +166,10 @@ def test_run_folders_are_numbered(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_model_is_refused(small: TrainConfig, tmp_path: Path) -> None:
     start(small, tmp_path / "run")[0].train()
     other, _ = start(changed(small, model__depth=1), tmp_path / "other")
+    run = RunFolder(tmp_path / "run")
+    checkpoint = run.latest_checkpoint()
+    assert checkpoint is not None
+    with pytest.raises(ConfigError, match="is of another run"):
+        other.resume(checkpoint)
     with pytest.raises(ConfigError, match="does not fit this model"):
-        other.resume(RunFolder(tmp_path / "run").latest_checkpoint())
+        load_checkpoint(checkpoint, run.id, other.model, other.ema.model, other.optimizers)

@@ -112,7 +112,7 @@ def resolved(request: Request) -> "Study":
         base=base,
         arms=arms,
         seeds=request.seeds,
-        match=request.match,  # type: ignore[arg-type]  # one of MATCHES
+        match=request.match,  # one of MATCHES
         steps=request.steps,
         minutes=request.minutes,
         prompts=request.prompts,

@@ -15,8 +15,10 @@ Match = Literal["steps", "parameters", "flops", "time"]
 MATCHES: tuple[Match, ...] = get_args(Match)
 CLOSE_ENOUGH = 0.02  # of the parameters that another depth may miss before another width is taken
 # Settings that change what the validation loss measures: arms that differ in them are compared by their videos.
-_OTHER_LOSS = ("objective.name", "objective.shift", "objective.min_snr", "data.source", "data.vae", "data.frames")
-_OTHER_LOSS += ("data.height", "data.width")
+_OTHER_LOSS = (
+    *("objective.name", "objective.shift", "objective.min_snr", "data.source", "data.vae"),
+    *("data.frames", "data.height", "data.width"),
+)
 
 
 @dataclass(frozen=True)
