@@ -101,7 +101,8 @@ def test_files_of_a_url_are_copied_and_few_are_kept(tmp_path: Path) -> None:
         strict=True,
     ):
         assert torch.equal(batches[0].video, expected[0].video)
-        assert len(list((tmp_path / "copies" / "video").glob("*.safetensors"))) <= 4
+        # four are kept; the reader and the thread that reads ahead may each hold one more for a moment
+        assert len(list((tmp_path / "copies" / "video").glob("*.safetensors"))) <= 6
     assert not list((tmp_path / "copies").rglob("*.part"))
 
 
