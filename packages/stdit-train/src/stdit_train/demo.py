@@ -1,5 +1,6 @@
 """Builds the bundled demo model from nothing: VAE, text side, transformer, scores, model card."""
 
+import json
 import platform
 import shutil
 from collections.abc import Callable
@@ -40,6 +41,10 @@ def publish(source: Path, destination: Path) -> None:
     for part in (pipeline.transformer, pipeline.vae, pipeline.text_encoder):
         part.to(torch.bfloat16)
     pipeline.save_pretrained(destination)
+    for file in (destination / "model_index.json", *destination.glob("*/config.json")):
+        content = json.loads(file.read_text())
+        if content.pop("_name_or_path", None) is not None:  # where it was built says nothing to anybody else
+            file.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def write_card(folder: Path, config: TrainConfig, steps: int, seconds: float, scores: dict[str, Scores]) -> None:
