@@ -50,7 +50,8 @@ def write_mp4(path: str | Path, video: Tensor, fps: float, *, crf: int = 17) -> 
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(65535))
             stream.height, stream.width = pictures.shape[1:3]
             stream.pix_fmt = "yuv420p"
-            stream.options = {"crf": str(crf)}
+            # Without macroblock trees: their AVX-512 code writes one of several files for the same small frames.
+            stream.options = {"crf": str(crf), "x264-params": "mbtree=0"}
             context = stream.codec_context
             context.thread_count = 1  # what is written then depends on the frames alone
             context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
