@@ -165,8 +165,8 @@ class ShapesDataset:
         length: clips an epoch. Indices beyond it exist too, the set has no end.
         seed: another seed is another set of clips.
         fps: frames a second that the clips are meant to be played at.
-        spread: how far from the middle of the frame, at most, a shape is half-way through its clip, as a share of the
-            frame: as a camera would frame it. 0.5 is anywhere.
+        spread: how far from the middle of the frame, at most, a shape starts, as a share of the frame: as a camera
+            would frame it. 0.5 is anywhere.
     """
 
     def __init__(
@@ -225,10 +225,6 @@ class ShapesDataset:
         caption = wordings[rng.integers(len(wordings))]
         x, y = 0.5 + rng.uniform(-self.spread, self.spread, size=2)
         radius, speed = rng.uniform(0.17, 0.21), rng.uniform(0.02, 0.03)
-        # (x, y) is where the shape is half-way through the clip; a scene starts with the first frame.
-        dx, dy = MOTIONS[triple.motion]
-        way = speed * min(self.size.height, self.size.width) * (self.size.frames - 1) / 2
-        x, y = (x - dx * way / self.size.width) % 1.0, (y - dy * way / self.size.height) % 1.0
         return Scene(triple, caption, float(x), float(y), radius, speed)
 
     def load(self, index: int, *, seed: int = 0, epoch: int = 0) -> Clip:
