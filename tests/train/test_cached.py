@@ -1,5 +1,6 @@
 """Training from a cache of latents and texts: equal to clips, resumed to the bit, refused when it doesn't fit."""
 
+import json
 import os
 import shutil
 import signal
@@ -12,11 +13,14 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderKLCogVideoX
 
 from stdit_data.latents import LatentDataset
-from stdit_model import video_vae
+from stdit_model import STDiTPipeline, video_vae
+from stdit_train import cached_texts
 from stdit_train.cached import with_cached_parts
 from stdit_train.caching import Encoding, Process, decode_entries, open_jobs, this_process
+from stdit_train.components import load_text_encoder
 from stdit_train.config import ConfigError, TrainConfig, from_dict, set_values, to_dict
 from stdit_train.demo_text import build_text_encoder
+from stdit_train.estimate import estimate_run
 from stdit_train.run_folder import RunFolder
 from stdit_train.setup import build_trainer
 from stdit_train.trainer import Trainer
@@ -164,6 +168,51 @@ def test_latents_alone_train_with_a_live_text_encoder(small: TrainConfig, tmp_pa
     expected = trained(small, tmp_path / "clips")[1]
     config = changed(small, data__source=cache, data__remember_latents=False)
     assert trained(config, tmp_path / "cached")[1] == expected
+
+
+def test_the_text_encoder_is_not_loaded(
+    small: TrainConfig, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps, validation, samples and the pipeline that is left behind: all without it, as with it."""
+    small = changed(small, validate_every=3, sample_every=3)
+    losses = trained(changed(small, data__remember_latents=False), tmp_path / "clips")[1]
+    cache = encode(small, tmp_path / "cache", dtype="float32")
+    config = changed(small, data__source=cache, data__remember_latents=False)
+
+    real = load_text_encoder
+    loaded: list[str] = []
+    monkeypatch.setattr(cached_texts, "load_text_encoder", lambda *given: loaded.append(given[0]) or real(*given))
+    trainer, watcher = start(config, tmp_path / "named")  # validation's captions are not in the cache
+    assert loaded == [str(parts)]
+    assert (trainer.components.text_encoder, trainer.components.tokenizer) == (None, None)
+    trainer.train()
+    torch.testing.assert_close(watcher.losses, losses, rtol=1e-5, atol=0)
+    lines = [(tmp_path / run / "metrics.jsonl").read_text().splitlines() for run in ("clips", "named")]
+    mine, theirs = ([json.loads(line) for line in some if "validation_loss" in line] for some in lines)
+    assert len(mine) == 2
+    for a, b in zip(mine, theirs, strict=True):
+        assert a["validation_loss"] == pytest.approx(b["validation_loss"], rel=1e-4)
+    for run in ("clips", "named"):
+        made = STDiTPipeline.from_pretrained(tmp_path / run / "pipeline")
+        video = made("a red circle", generator=torch.Generator().manual_seed(0)).frames
+        assert video.shape == (1, 3, 4, 16, 16)
+    assert estimate_run(config).memory["VAE and text encoder"] < estimate_run(small).memory["VAE and text encoder"]
+
+
+def test_not_even_looked_at_when_nothing_names_another(
+    small: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor need it be on this machine: the pipeline then has it by name."""
+    cache = encode(small, tmp_path / "cache")
+    about = tmp_path / "cache" / "video" / "about.json"  # as if made of videos: no validation
+    about.write_text(about.read_text().replace('"source": "shapes"', '"source": "videos"'))
+    config = changed(small, data__source=cache, data__remember_latents=False, data__text_encoder=NAMES["text_encoder"])
+    monkeypatch.setattr(cached_texts, "load_text_encoder", None)
+    trained(config, tmp_path / "run")
+    assert list((tmp_path / "run" / "samples").glob("*.mp4"))
+    index = json.loads((tmp_path / "run" / "pipeline" / "model_index.json").read_text())
+    assert index["_hub_components"] == {"text_encoder": "the text encoder", "tokenizer": "the text encoder"}
+    assert index["text_encoder"] == [None, None]
 
 
 def test_a_temporal_vae(small: TrainConfig, parts: Path, tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ class LatentDataset:
 
     Attributes:
         about, about_text: what the parts were made with; the latter None where there is no text part.
+        texts: the text part, or None.
         buckets: the clips' shapes in frames and pixels, and those of their latents.
 
     Raises:
@@ -73,9 +74,9 @@ class LatentDataset:
         self.window = window or self.about["shards"]
         self._videos = ShardFiles(files.join(url, "video"), self.window + AHEAD + 1, _part(copies, "video"))
         # Texts are in the order of the clips, so those of a window lie together; they may be larger than its latents.
-        self._texts = CachedTexts(url, keep=4 * self.window, copies=copies) if self.about_text is not None else None
-        if self._texts is not None:
-            self._texts.check(caption.as_py() for caption in pc.unique(rows["caption"]))
+        self.texts = CachedTexts(url, keep=4 * self.window, copies=copies) if self.about_text is not None else None
+        if self.texts is not None:
+            self.texts.check(caption.as_py() for caption in pc.unique(rows["caption"]))
         weights = rows["weight"].take(self._row[0])
         self.weights = None if weights.null_count == len(weights) else weights.to_pylist()
         self._epoch_shards = lru_cache(maxsize=4)(self._find_epoch_shards)
@@ -115,7 +116,7 @@ class LatentDataset:
             raise ClipError(entry["source"], f"{entry['reason']} (when it was encoded)")
         self._expect(entry["shard"], seed, epoch)
         moments = self._videos.tensor(entry["shard"], entry["key"])
-        text = self._texts(entry["caption"]) if self._texts is not None else None
+        text = self.texts(entry["caption"]) if self.texts is not None else None
         span = (entry["start"], entry["end"])
         return Clip(moments, entry["caption"], index, entry["fps"], span, text, self._buckets[row])
 

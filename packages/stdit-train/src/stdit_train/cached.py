@@ -59,6 +59,12 @@ def open_cached(config: TrainConfig) -> LatentDataset:
     return dataset
 
 
+def cached_text_width(config: TrainConfig) -> int | None:
+    """Width of the texts of a run's cache; None without a cache of texts."""
+    about = read_about(config.data.source, "text") if is_cached(config) else None
+    return about["text_encoder"]["width"] if about is not None else None
+
+
 def validation_of(dataset: LatentDataset, config: TrainConfig) -> ShapesDataset | None:
     """Clips to validate on: those of `shapes`, where it is what the cache was made of."""
     if dataset.about["manifest"]["source"].split(":")[0] != "shapes":
@@ -75,22 +81,31 @@ def cached_prompts(dataset: LatentDataset, count: int) -> list[str]:
 
 
 def check_components(dataset: LatentDataset, components: Components) -> None:
-    """Looks whether the run's VAE, its scale and its text encoder are those of the cache.
+    """Looks whether the run's VAE, its scale and, where it has one, its text encoder are those of the cache.
 
     Raises:
         ConfigError: another one; the message names both.
     """
-    mine = {
-        "vae": (about_vae(components.vae, components.vae_source), dataset.about),
-        "text_encoder": (about_text_encoder(components.text_encoder, components.text_source), dataset.about_text),
-    }
-    for key, (asked, about) in mine.items():
-        if about is None:
-            continue
-        there, (what, option) = about[key], SAID[key]
-        for fact in ("class", "hash", "scale"):
-            if fact in there and there[fact] != asked[fact]:
-                raise ConfigError(
-                    f"{dataset.url} was encoded with the {what} {there['source']} ({fact} {there[fact]}), this run has "
-                    f"{asked['source']} ({fact} {asked[fact]}): leave {option} out, or encode anew"
-                )
+    _compare(dataset, "vae", dataset.about, about_vae(components.vae, components.vae_source))
+    if components.text_encoder is not None:
+        check_text_encoder(dataset, components.text_encoder, components.text_source)
+
+
+def check_text_encoder(dataset: LatentDataset, encoder: Any, source: str) -> None:
+    """Looks whether a text encoder is that of the cache, where it has texts.
+
+    Raises:
+        ConfigError: another one.
+    """
+    if dataset.about_text is not None:
+        _compare(dataset, "text_encoder", dataset.about_text, about_text_encoder(encoder, source))
+
+
+def _compare(dataset: LatentDataset, key: str, about: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    there, (what, option) = about[key], SAID[key]
+    for fact in ("class", "hash", "scale"):
+        if fact in there and there[fact] != asked[fact]:
+            raise ConfigError(
+                f"{dataset.url} was encoded with the {what} {there['source']} ({fact} {there[fact]}), this run has "
+                f"{asked['source']} ({fact} {asked[fact]}): leave {option} out, or encode anew"
+            )

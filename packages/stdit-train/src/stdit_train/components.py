@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,16 +11,25 @@ from stdit_model.convert import iddpm_scheduler
 from stdit_model.text import encode_captions
 from stdit_train.config import ConfigError, ObjectiveConfig
 
+if TYPE_CHECKING:
+    from stdit_train.cached_texts import KnownTexts
+
 
 @dataclass
 class Components:
     """What stays fixed in training."""
 
     vae: Any
-    text_encoder: Any
+    text_encoder: Any  # None, like the tokenizer, where there are `texts`
     tokenizer: Any
     vae_source: str
     text_source: str
+    texts: "KnownTexts | None" = None  # what the text encoder would make of every caption that is needed
+
+    @property
+    def caption_channels(self) -> int:
+        """Width of the text encoder."""
+        return self.text_encoder.config.d_model if self.texts is None else self.texts.width
 
 
 def load_components(vae: str, text_encoder: str, device: torch.device, precision: str) -> Components:
@@ -66,13 +75,18 @@ def load_text_encoder(source: str, device: torch.device, precision: str, **optio
     from transformers import AutoTokenizer, T5EncoderModel
 
     quiet_libraries()
-    dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
+    dtype = text_dtype(precision)
     location = _location(source, "text_encoder")
     encoder = _load(T5EncoderModel, location, "text encoder", "--text-encoder", dtype=dtype, **options)
     if "device_map" not in options:  # else it is placed already
         encoder = encoder.to(device)
     tokenizer = _load(AutoTokenizer, _location(source, "tokenizer"), "tokenizer", "--text-encoder")
     return tokenizer, encoder.eval().requires_grad_(False)
+
+
+def text_dtype(precision: str) -> torch.dtype:
+    """Of the text encoder, and its states, in a run of this precision."""
+    return torch.bfloat16 if precision.startswith("bf16") else torch.float32
 
 
 def quiet_libraries() -> None:
@@ -124,6 +138,8 @@ class TextMemory:
         """States [B, L, Dc] and mask [B, L]."""
         if self._given and all(caption in self._given for caption in captions):
             return self._pad([self._given[caption] for caption in captions])
+        if self.components.texts is not None:
+            return self._pad([self.components.texts(caption) for caption in captions])
         new = [caption for caption in dict.fromkeys(captions) if caption not in self._known]
         if len(self._known) + len(new) > self.limit:
             self._known.clear()
@@ -136,7 +152,8 @@ class TextMemory:
         return torch.stack(states), torch.stack(masks)
 
     def _pad(self, texts: list[Tensor]) -> tuple[Tensor, Tensor]:
-        dtype = self.components.text_encoder.dtype
+        known = self.components.texts
+        dtype = self.components.text_encoder.dtype if known is None else known.dtype
         states = torch.zeros(len(texts), self.max_length, texts[0].shape[-1], dtype=dtype)
         mask = torch.zeros(len(texts), self.max_length, dtype=torch.long)
         for i, text in enumerate(texts):

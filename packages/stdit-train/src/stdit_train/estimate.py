@@ -82,7 +82,8 @@ def estimate_run(
 def _estimate(config: TrainConfig, micro_batch: int, processes: int, sharded: bool) -> Estimate:
     assumed: list[str] = []
     channels, stride, vae_parameters = _vae(config.data.vae, assumed)
-    caption_channels, text_parameters = _text_encoder(config.data.text_encoder, assumed)
+    cached = _cached_text(config)
+    caption_channels, text_parameters = cached or _text_encoder(config.data.text_encoder, assumed)
     model = model_arguments(config, channels, caption_channels)
     latent = (channels, config.data.frames, config.data.height // stride, config.data.width // stride)
     patch = config.model.patch_size
@@ -220,6 +221,16 @@ def _vae(source: str, assumed: list[str]) -> tuple[int, int, int]:
     if source not in _KNOWN_VAES:
         assumed.append(f"the VAE {source} is not here: sizes of sd-vae-ft taken")
     return _KNOWN_VAES.get(source, _KNOWN_VAES["stabilityai/sd-vae-ft-ema"])
+
+
+def _cached_text(config: TrainConfig) -> tuple[int, int] | None:
+    """Caption width, and that no text encoder is kept, of a run from a cache with texts."""
+    if config.data.source == "shapes":
+        return None
+    from stdit_train.cached import cached_text_width
+
+    width = cached_text_width(config)
+    return None if width is None else (width, 0)
 
 
 def _text_encoder(source: str, assumed: list[str]) -> tuple[int, int]:

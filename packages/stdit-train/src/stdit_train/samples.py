@@ -9,7 +9,8 @@ import torch
 from stdit_data.sheet import contact_sheet
 from stdit_data.video import write_mp4
 from stdit_model import STDiT, STDiTPipeline
-from stdit_train.components import Components, build_scheduler
+from stdit_train.cached_texts import add_text_encoder
+from stdit_train.components import Components, TextMemory, build_scheduler
 from stdit_train.config import TrainConfig
 from stdit_train.metrics import replace_text
 
@@ -39,7 +40,11 @@ def draw_samples(
     """One video a prompt with fixed seeds, as mp4 and as a contact sheet; returns the sheet's path."""
     pipeline = build_pipeline(model, components, config)
     generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
-    output: Any = pipeline(prompts, generator=generators)
+    wanted: dict[str, Any] = {"prompt": prompts}
+    if components.texts is not None:
+        y, mask = TextMemory(components, model.config.model_max_length)(prompts)
+        wanted = {"prompt_embeds": y, "prompt_attention_mask": mask}
+    output: Any = pipeline(**wanted, generator=generators)
     videos = output.frames
     folder.mkdir(parents=True, exist_ok=True)
     replace_text(folder / "prompts.txt", "".join(" ".join(prompt.split()) + "\n" for prompt in prompts))
@@ -56,6 +61,8 @@ def save_pipeline(folder: Path, model: STDiT, components: Components, config: Tr
     shutil.rmtree(partial, ignore_errors=True)
     try:
         build_pipeline(model, components, config).save_pretrained(partial)
+        if components.texts is not None:
+            add_text_encoder(partial, components.text_source)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

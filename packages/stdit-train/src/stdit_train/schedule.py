@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from stdit_train.cached import is_cached
 from stdit_train.components import Components, load_components
 from stdit_train.config import ConfigError, TrainConfig, from_dict, like, set_values, stage_values, to_dict
 from stdit_train.device import find_device
@@ -112,9 +113,9 @@ def train_stages(stages: Sequence[Stage], watch: Callable[[int, Stage], Watcher]
         if not stage.run.finished or len(stages) == 1:
             config = stage.fitted
             parts = config.data.vae, config.data.text_encoder, config.precision
-            if parts not in loaded:
+            if not is_cached(config) and parts not in loaded:
                 loaded = {parts: load_components(parts[0], parts[1], device, config.precision)}
-            trainer = open_trainer(stage.config, config, stage.run, watch(number, stage), loaded[parts], previous)
+            trainer = open_trainer(stage.config, config, stage.run, watch(number, stage), loaded.get(parts), previous)
             outcome = trainer.train()
             if not outcome.finished:
                 return number, outcome

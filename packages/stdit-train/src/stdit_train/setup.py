@@ -10,7 +10,8 @@ from stdit_data.latents import LatentDataset
 from stdit_data.shapes import ShapesDataset, triples
 from stdit_model import STDiT
 from stdit_train.cached import cached_prompts, check_components, is_cached, open_cached, validation_of
-from stdit_train.components import Components, load_components
+from stdit_train.cached_texts import open_components
+from stdit_train.components import Components
 from stdit_train.config import TrainConfig
 from stdit_train.device import find_device
 from stdit_train.estimate import model_arguments
@@ -58,10 +59,10 @@ def build_trainer(
     device = find_device()
     dataset, validation, prompts = build_datasets(config)
     if components is None:
-        components = load_components(config.data.vae, config.data.text_encoder, device, config.precision)
+        components = open_components(config, dataset, validation, prompts, device)
     if isinstance(dataset, LatentDataset):
         check_components(dataset, components)
-    model = build_model(config, components.vae.config.latent_channels, components.text_encoder.config.d_model)
+    model = build_model(config, components.vae.config.latent_channels, components.caption_channels)
     if config.init is not None:
         watcher.said(load_initial(model, config.init))
     return Trainer(config, run, model.to(device), components, dataset, validation, prompts, device, watcher)
