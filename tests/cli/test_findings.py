@@ -47,6 +47,7 @@ def made(arm: str, seed: int, loss: float | None, share: float | None, **more: A
         "machine": "a machine",
         "written": "2026-01-01",
         "settings": [],
+        "prompts": 40,
         **more,
     }
 
