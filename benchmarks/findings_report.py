@@ -2,6 +2,7 @@
 
 import json
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -13,6 +14,7 @@ from stdit_train.intervals import Interval, paired_difference
 from stdit_train.metrics import replace_text
 
 LOSS, ASPECTS, ALL = "validation loss", "aspects right, seen", "all right, seen"
+WIDTH = 118  # of a line of text
 MEASURES = (LOSS, ASPECTS, ALL)
 Results = Mapping[str, Mapping[int, Mapping[str, Any]]]  # of arm and seed, as `findings.py` wrote them
 
@@ -76,7 +78,7 @@ def page(results: Results, folder: str) -> str:
 
 def section(question: Question, results: Results) -> str:
     """One question: its arms, their differences, what follows."""
-    lines = [f"## {question.title}", "", question.about, ""]
+    lines = [f"## {question.title}", "", *textwrap.wrap(question.about, WIDTH), ""]
     there = [arm for arm in _with_images(question, results) if arm in results]
     if not there:
         command = f"--only {question.name}"
@@ -90,7 +92,8 @@ def section(question: Question, results: Results) -> str:
             f"{verdict(difference, measure)} |"
             for measure, difference in found.items()
         ]
-        conclusions.append(f"- {conclusion(contrast, question, results)}")
+        said = conclusion(contrast, question, results)
+        conclusions += textwrap.wrap(said, WIDTH, initial_indent="- ", subsequent_indent="  ")
     if rows:
         lines += ["", "| difference | of | mean | seeds | the first is |", "|---|---|---:|---:|---|", *rows]
     return "\n".join([*lines, "", *conclusions, ""])
@@ -180,18 +183,19 @@ def conclusion(contrast: Contrast, question: Question, results: Results) -> str:
     found = differences(contrast, question, results)
     if not found:
         return f"{contrast.says}: {'; '.join(broken) or 'not run yet'}."
-    verdicts = {measure: verdict(difference, measure) for measure, difference in found.items()}
-    said = ", ".join(f"{verdicts[measure]} by {measure} ({_signed(found[measure])})" for measure in found)
-    told = {said for said in verdicts.values() if said in ("better", "worse")}
     if all(difference.half is None for difference in found.values()):
-        end = "with one seed nothing follows"
-    elif not told:
-        end = "whether it holds here can't be told"
+        return f"{contrast.says}: {'; '.join([*broken, 'one seed, of which nothing follows'])}."
+    verdicts = {measure: verdict(difference, measure) for measure, difference in found.items()}
+    told = {word for word in verdicts.values() if word in ("better", "worse")}
+    if not told:
+        summary = "not distinguishable here"
     elif len(told) == 2:
-        end = "the measures disagree"
+        summary = "the measures disagree"
     else:
-        end = "as expected" if told == {contrast.expected} else "against the expectation"
-    return f"{contrast.says}: {'; '.join([*broken, said])}: {end}."
+        (word,) = told
+        summary = f"{word}, {'as expected' if word == contrast.expected else 'against the expectation'}"
+    details = ", ".join(f"{verdicts[measure]} by {measure} ({_signed(found[measure])})" for measure in found)
+    return f"{contrast.says}: **{summary}** ({'; '.join([*broken, details])})."
 
 
 def _signed(difference: Interval) -> str:

@@ -80,7 +80,7 @@ def test_a_difference_that_the_seeds_tell_apart(findings, tmp_path: Path) -> Non
     assert "| noisy - base | validation loss | +0.1067 ± 0.0143 | 3 | worse |" in text
     assert "| noisy - base | all right, seen | -0.1000 ± 0.0000 | 3 | worse |" in text
     assert "worse by validation loss (+0.1067 ± 0.0143)" in text
-    assert text.rstrip().endswith(": as expected.")
+    assert "Noisy captions against clean ones: **worse, as expected** (" in text
     assert (
         "| base | what base is | 3 | 10 | 2.00 | 3.00 | 30 | 0.6000 (0.5000 to 0.7000) | 0.60 (0.50 to 0.70) |" in text
     )
@@ -90,26 +90,26 @@ def test_the_other_way_is_said_as_well(findings, tmp_path: Path) -> None:
     page = reported(findings, written(tmp_path, {"base": [(0.6, None)] * 3, "noisy": [(0.5, None)] * 3}))
     text = part(page, "Noisy captions")
     assert "| noisy - base | validation loss | -0.1000 ± 0.0000 | 3 | better |" in text
-    assert text.rstrip().endswith(": against the expectation.")
+    assert "Noisy captions against clean ones: **better, against the expectation** (" in text
 
 
 def test_what_the_seeds_do_not_tell_apart(findings, tmp_path: Path) -> None:
     base, noisy = [(0.5, 0.5), (0.6, 0.5), (0.7, 0.5)], [(0.7, 0.6), (0.6, 0.4), (0.5, 0.5)]
     text = part(reported(findings, written(tmp_path, {"base": base, "noisy": noisy})), "Noisy captions")
     assert text.count("| not distinguishable |") == 3
-    assert text.rstrip().endswith(": whether it holds here can't be told.")
+    assert "Noisy captions against clean ones: **not distinguishable here** (" in text
 
 
 def test_measures_that_disagree(findings, tmp_path: Path) -> None:
     base, noisy = [(0.5, 0.5)] * 3, [(0.6, 0.7)] * 3
     text = part(reported(findings, written(tmp_path, {"base": base, "noisy": noisy})), "Noisy captions")
-    assert text.rstrip().endswith(": the measures disagree.")
+    assert "Noisy captions against clean ones: **the measures disagree** (" in text
 
 
 def test_one_seed_concludes_nothing(findings, tmp_path: Path) -> None:
     text = part(reported(findings, written(tmp_path, {"base": [(0.5, 0.5)], "noisy": [(0.9, 0.1)]})), "Noisy captions")
     assert "one seed, no interval" in text
-    assert text.rstrip().endswith(": with one seed nothing follows.")
+    assert text.rstrip().endswith("Noisy captions against clean ones: one seed, of which nothing follows.")
 
 
 def test_losses_of_two_objectives_are_not_compared(findings, tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_nothing_run_yet(findings, tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_arms_have_equal_compute(findings) -> None:
-    arms = findings.make_arms(70.0)
+    arms = findings.make_arms(findings.MINUTES)
     flops = {name: arm.flops for name, arm in arms.items()}
     assert flops["patch-222"] == pytest.approx(flops["base"], rel=0.01)
     assert flops["latte"] == pytest.approx(flops["base"], rel=0.01)
