@@ -4,15 +4,19 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
 
 from stdit_data import cache
 from stdit_data.latents import LatentDataset
+from stdit_data.shapes import ShapesDataset
+from stdit_data.video import write_mp4
 
 SMALL = ["--set", "data.clips=6", "--frames", "4", "--height", "16", "--width", "16"]
 TRAIN = ["--steps", "2", "--batch", "2", "--set", "sampling.steps=2", "--set", "model.depth=1"]
@@ -115,19 +119,69 @@ def test_sizes(stdit: Callable) -> None:
     assert "2.5 MiB" in stdit("data", "sizes", "--clips", "10").out  # ten clips of 16x256x256
 
 
+STDIT = [sys.executable, "-c", "from stdit_cli.main import main; main()"]
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def stamps(folder: Path) -> dict[Path, tuple[int, int]]:
+    """When each shard was written, and as which file."""
+    found = {path: path.stat() for path in folder.rglob("*.safetensors")}
+    return {path: (stat.st_mtime_ns, stat.st_ino) for path, stat in found.items()}
+
+
+def write_clips(folder: Path, count: int) -> str:
+    folder.mkdir()
+    for index in range(count):
+        clip = ShapesDataset(frames=20, height=64, width=64, length=count).load(index)
+        write_mp4(folder / f"{index:02d}.mp4", clip.video, 8.0)
+        (folder / f"{index:02d}.txt").write_text(clip.caption)
+    return str(folder)
+
+
 @pytest.mark.slow
-def test_killed_on_the_command_line(tmp_path: Path) -> None:
-    """SIGKILL while `stdit data encode` runs; the same command goes on, and what is done stays as it is."""
-    command = [sys.executable, "-c", "from stdit_cli.main import main; main()", "data", "encode", "shapes", "cache"]
-    command += ["--set", "data.clips=400", "--video-only", "--shard-mb", "0.0625"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment)
-    while len(cache.list_shards(str(tmp_path / "cache"), "video")) < 3:
-        assert process.poll() is None
-    process.kill()
-    process.wait()
-    there = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache" / "video").glob("*.safetensors")}
-    assert len(there) < 100
-    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
-    assert all(path.stat().st_mtime_ns == stamp for path, stamp in there.items())
-    assert len(LatentDataset(str(tmp_path / "cache"))) == 400
+@pytest.mark.parametrize("source", ["shapes", "videos"])
+def test_killed_on_the_command_line(source: str, tmp_path: Path) -> None:
+    """SIGKILL at four moments; the same command goes on, what is done stays as it is, and nothing is torn."""
+    clips = "shapes" if source == "shapes" else write_clips(tmp_path / "clips", 20)
+    settings = ["data.clips=120"] if source == "shapes" else ["data.interval=1"]
+    command = [*STDIT, "data", "encode", clips, "cache", "--variants", "1" if source == "shapes" else "6"]
+    command += ["--shard-mb", "0.0625", "--set", *settings]
+    out = tmp_path / "cache"
+    before: dict[Path, tuple[int, int]] = {}
+    for more, delay in ((1, 0.0), (2, 0.011), (5, 0.023), (3, 0.005)):
+        process = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+        while len(stamps(out)) < len(before) + more:
+            assert process.poll() is None
+        time.sleep(delay)
+        process.kill()
+        process.wait()
+        after = stamps(out)
+        assert before.items() <= after.items()
+        for path in after:
+            with safe_open(path, "pt") as shard:
+                assert all(shard.get_tensor(name).isfinite().all() for name in shard.keys())  # noqa: SIM118
+        before = after
+    assert 11 <= len(before) < 30
+    subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, check=True)
+    assert before.items() <= stamps(out).items()
+    assert len(LatentDataset(str(out))) == (120 if source == "shapes" else 20)
+    command[command.index("cache")] = "whole"
+    subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, check=True)
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_two_processes_under_torchrun(tmp_path: Path) -> None:
+    """Each makes its share, both at once, and together what one makes."""
+    rest = ["--set", "data.clips=40", "--shard-mb", "0.0625"]
+    alone = [*STDIT, "data", "encode", "shapes", "alone", *rest]
+    subprocess.run(alone, cwd=tmp_path, env=ENVIRONMENT, check=True)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    shared = [*torchrun, *STDIT, "data", "encode", "shapes", "shared", *rest]
+    done = subprocess.run(shared, cwd=tmp_path, env=ENVIRONMENT, check=True, capture_output=True, text=True)
+    assert "rank 0 of 2" in done.stdout
+    assert contents(tmp_path / "shared") == contents(tmp_path / "alone")

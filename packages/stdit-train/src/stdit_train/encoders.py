@@ -1,5 +1,6 @@
 """VAE and text encoder as the functions that `stdit_data.encoding` takes; loading them where memory is short."""
 
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,6 +113,7 @@ def _options(loading: TextLoading, memory: str | None, folder: Path | None) -> d
 
         if find_spec("bitsandbytes") is None:
             raise ConfigError("--text-loading 8bit needs bitsandbytes: pip install bitsandbytes, or take offload")
+        logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)  # else a line for every layer: what it casts
         from transformers import BitsAndBytesConfig
 
         return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True), "device_map": "auto"}
