@@ -13,6 +13,8 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderKLCogVideoX
 
 from stdit_data.latents import LatentDataset
+from stdit_data.shapes import ShapesDataset
+from stdit_data.video import write_mp4
 from stdit_model import STDiTPipeline, video_vae
 from stdit_train import cached_texts
 from stdit_train.cached import with_cached_parts
@@ -92,6 +94,23 @@ def test_in_bfloat16_it_is_close(small: TrainConfig, tmp_path: Path) -> None:
     pixels = trained(changed(plain, data__remember_latents=False), tmp_path / "pixels")[1]
     cached = trained(changed(plain, data__remember_latents=False, data__source=cache), tmp_path / "cached")[1]
     torch.testing.assert_close(torch.tensor(cached), torch.tensor(pixels), rtol=1e-2, atol=0)
+
+
+def test_videos_read_without_randomness_train_as_their_cache_does(small: TrainConfig, tmp_path: Path) -> None:
+    """Files are decoded and encoded in every epoch; in float32 only the VAE's batch size rounds differently."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for index in range(6):
+        clip = ShapesDataset(frames=12, height=32, width=32, length=6).load(index)
+        write_mp4(folder / f"{index}.mp4", clip.video, 8.0)
+        (folder / f"{index}.txt").write_text(clip.caption)
+    settings = {"data__source": str(folder), "data__place": "center", "data__remember_latents": False}
+    clips = changed(small, **settings, optimizer__name="adamw", global_batch=3)
+    losses = trained(clips, tmp_path / "clips")[1]
+    cache = encode(clips, tmp_path / "cache", dtype="float32")
+    cached = trained(changed(clips, data__source=cache), tmp_path / "cached")[1]
+    assert len(set(losses)) == len(losses) == 6
+    torch.testing.assert_close(cached, losses, rtol=1e-5, atol=0)
 
 
 def test_resuming_on_a_cache_is_exact(small: TrainConfig, tmp_path: Path) -> None:
@@ -239,9 +258,7 @@ def test_a_temporal_vae(small: TrainConfig, parts: Path, tmp_path: Path) -> None
     videos, lines = decode_entries(cache, str(folder), 2, seed=0)
     assert [tuple(video.shape) for video in videos] == [(3, 9, 16, 16)] * 2
     assert "tokens" in lines[0]
-    expected = video_vae.encode_moments(
-        vae, __import__("stdit_data.shapes").shapes.ShapesDataset(frames=9, height=16, width=16).load(0).video[None]
-    )
+    expected = video_vae.encode_moments(vae, ShapesDataset(frames=9, height=16, width=16).load(0).video[None])
     assert torch.equal(clip.video, expected[0].bfloat16())
     losses = trained(changed(config, data__source=cache, data__remember_latents=False, steps=2), tmp_path / "run")[1]
     assert len(losses) == 2
