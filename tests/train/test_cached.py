@@ -93,7 +93,7 @@ def test_in_bfloat16_it_is_close(small: TrainConfig, tmp_path: Path) -> None:
     cache = encode(plain, tmp_path / "cache")
     pixels = trained(changed(plain, data__remember_latents=False), tmp_path / "pixels")[1]
     cached = trained(changed(plain, data__remember_latents=False, data__source=cache), tmp_path / "cached")[1]
-    torch.testing.assert_close(torch.tensor(cached), torch.tensor(pixels), rtol=1e-2, atol=0)
+    torch.testing.assert_close(torch.tensor(cached), torch.tensor(pixels), rtol=1e-3, atol=0)
 
 
 def test_videos_read_without_randomness_train_as_their_cache_does(small: TrainConfig, tmp_path: Path) -> None:
