@@ -12,6 +12,7 @@ import pytest
 from stdit_train.config import ConfigError, TrainConfig, from_dict, load_stage, set_values, to_dict
 from stdit_train.estimate import estimate_run, refusal
 from stdit_train.hardware import DEVICES, known_device
+from stdit_train.mesh import Grouping
 from stdit_train.planning import SHARE_OF_PEAK, find_device_kind, plan_stage
 
 # Two steps under the profiler, in a process of their own: prints the most that the CPU's allocator had given out.
@@ -72,11 +73,16 @@ def test_measured_memory(small: TrainConfig, tmp_path: Path, settings: dict) -> 
 def test_processes_share() -> None:
     config = load_stage("16x256")
     alone = estimate_run(config, 2**50)
-    copies, shards = (estimate_run(config, 2**50, 8, sharded) for sharded in (False, True))
+    copies, shards = (estimate_run(config, 2**50, Grouping(8, replicate)) for replicate in (8, 1))
     assert (alone.micro_batch, copies.micro_batch, copies.accumulation) == (512, 64, 1)
-    assert shards.memory["optimizer"] == alone.memory["optimizer"] // 8 == copies.memory["optimizer"] // 8
+    assert shards.memory["optimizer"] == pytest.approx(alone.memory["optimizer"] / 8, rel=1e-3)
+    assert copies.memory["optimizer"] == alone.memory["optimizer"]
+    clips = replace(config, micro_batch=8)
+    whole, shared = (estimate_run(clips, 2**50, Grouping(8, sequence=sequence)) for sequence in (1, 2))
+    assert (shared.accumulation, whole.accumulation) == (16, 8)
+    assert shared.memory["activations"] == pytest.approx(whole.memory["activations"] / 2, rel=0.1)
     with pytest.raises(ConfigError, match="7 processes can't share a batch of 512"):
-        estimate_run(config, 2**50, 7)
+        estimate_run(config, 2**50, Grouping(7))
 
 
 def test_what_cannot_fit_is_told_what_to_change() -> None:
@@ -90,7 +96,15 @@ def test_a_plan_is_flops_over_peak() -> None:
     config = load_stage("16x256")
     plan = plan_stage(config, DEVICES["h100"], 1)[0]
     assert plan.seconds_per_step == pytest.approx(plan.estimate.step_flops / (989e12 * SHARE_OF_PEAK))
-    assert [way.how for way in plan_stage(config, DEVICES["a100"], 4)] == ["a copy on each", "sharded (FSDP2)"]
+    ways = {way.how: way for way in plan_stage(config, DEVICES["a100"], 16)}
+    assert list(ways) == [
+        "a copy on each", "sharded (FSDP2)", "a sharded copy on each node (HSDP)", "sharded, 2 to a clip",
+    ]  # fmt: skip
+    copies, shards, nodes, clips = ways.values()
+    assert (copies.sent.gathered, copies.sent.exchanged, shards.sent.summed) == (0, 0, 0)
+    assert nodes.sent.summed > 0 < nodes.sent.gathered
+    assert clips.sent.exchanged > 0
+    assert copies.estimate.total_memory > nodes.estimate.total_memory > shards.estimate.total_memory
     with pytest.raises(ConfigError, match=r"unknown device 'h10'.*h100"):
         find_device_kind("h10")
 

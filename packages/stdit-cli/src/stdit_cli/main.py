@@ -79,6 +79,7 @@ def with_resumed_run(arguments: list[str]) -> list[str]:
 def main() -> None:
     """Run the command line. --debug is understood anywhere on it."""
     debug = "--debug" in sys.argv
+    number = int(os.environ.get("RANK", "0"))  # of this process, where torchrun started several
     sys.argv = with_resumed_run([argument for argument in sys.argv if argument != "--debug"])
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -87,11 +88,18 @@ def main() -> None:
     except KeyboardInterrupt:
         if debug:
             raise
-        print("stdit: interrupted", file=sys.stderr)
+        if number == 0:
+            print("stdit: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except (ValueError, OSError) as error:
         if debug:
             raise
         message = " ".join(str(error).split()) or type(error).__name__
-        print(f"stdit: {message}", file=sys.stderr)
+        print(f"stdit: {f'process {number}: ' if number else ''}{message}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def work(arguments: list[str]) -> None:
+    """The command line `arguments` in a process that `stdit train --nproc` started."""
+    sys.argv = arguments
+    main()

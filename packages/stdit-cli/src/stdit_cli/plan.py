@@ -34,6 +34,12 @@ def plan(
             console.print(f"\n{way.how}:")
         for line in describe(way.estimate):
             console.print(line)
+        if gpus > 1:
+            sent = way.sent
+            console.print(
+                f"sends        {sent.total / 1e9:.3g} GB a step from each: weights {sent.gathered / 1e9:.3g}, "
+                f"gradients {(sent.scattered + sent.summed) / 1e9:.3g}, clips {sent.exchanged / 1e9:.3g}"
+            )
         total = clock(way.seconds_per_step * config.steps)
         console.print(
             f"time         {way.seconds_per_step:.3g} s a step, {total} in all, if {SHARE_OF_PEAK:.0%} of "

@@ -31,6 +31,10 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Of weights, order and noise.")] = None,
     vae: Annotated[str | None, typer.Option(help="VAE: a folder, hub id, or `demo`.")] = None,
     text_encoder: Annotated[str | None, typer.Option(help="T5 encoder: a folder, hub id, or `demo`.")] = None,
+    nproc: Annotated[
+        int, typer.Option(min=1, help="Processes on this machine, one a GPU; several machines take torchrun.")
+    ] = 1,
+    profile: Annotated[bool, typer.Option("--profile", help="Trace three steps into the run's profile/.")] = False,
     wandb: Annotated[str | None, typer.Option(metavar="PROJECT", help="Log to Weights & Biases as well.")] = None,
     setting: Annotated[
         list[str] | None,
@@ -59,6 +63,7 @@ def train(
         "data.vae": vae,
         "data.text_encoder": text_encoder,
         "wandb": wandb,
+        "profile": 3 if profile else None,
     }
     given = {key: value for key, value in named.items() if value is not None}
-    run_training(Request(stage, schedule, given, setting or [], out, RUNS, resume, dry_run, force))
+    run_training(Request(stage, schedule, given, setting or [], out, RUNS, resume, dry_run, force, nproc))

@@ -1,10 +1,12 @@
 """What `stdit train` shows: lines before the run, a progress bar along it, a summary after it."""
 
+import os
 import shlex
+import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from typer import Exit
@@ -13,6 +15,9 @@ from stdit_cli.assets import resolve
 from stdit_cli.progress import TrainingBar
 from stdit_train.config import ConfigError, TrainConfig, from_dict, load_stage, parse_overrides, set_values, to_dict
 from stdit_train.run_folder import RunFolder, free_run_folder, newest_run
+
+if TYPE_CHECKING:
+    from stdit_train.processes import Processes
 
 __all__ = ["INTERRUPTED", "Request", "TrainingBar", "run_training", "with_demo_parts"]
 INTERRUPTED = 130
@@ -33,30 +38,50 @@ class Request:
     resume: str | None
     dry_run: bool
     force: bool
+    nproc: int = 1
 
 
 def run_training(request: Request) -> None:
-    """Resolve the configuration, check that it fits, train, and say what came out."""
+    """Resolve the configuration, check that it fits, train, and say what came out.
+
+    Every process of a run comes here; the first decides what they do, prints and writes.
+    """
+    from stdit_train.distributed import join
+
     console = Console(highlight=False)
     overrides = {**request.named, **parse_overrides(request.settings)}
-    folder, name, configs = resolved(request, overrides)
     if request.dry_run:
-        for config in configs:
-            show_plan(console, config)
+        for config in resolved(request, overrides)[2]:
+            show_plan(console, config, request.nproc)
         return
+    if request.nproc > 1 and "RANK" not in os.environ:
+        code = launched(console, request, overrides)
+    else:
+        with join() as processes:
+            console.quiet = not processes.first
+            code = trained(console, request, overrides, processes)
+    if code:
+        raise Exit(code)
 
+
+def trained(console: Console, request: Request, overrides: dict[str, Any], processes: "Processes") -> int:
+    """This process's part of a run, or of a schedule; the exit code."""
     from stdit_train.saving import RunEnded
     from stdit_train.schedule import Stage, stage_folder, train_stages, write_schedule
 
-    runs = [RunFolder(folder)] if name is None else [stage_folder(folder, i, c) for i, c in enumerate(configs, 1)]
-    if request.resume is None:
-        RunFolder(folder).check_free()
-    fits = [fitted(console, config, run, request.force) for config, run in zip(configs, runs, strict=True)]
-    stages = [Stage(*parts) for parts in zip(configs, fits, runs, strict=True)]
-    if name is not None:
-        console.print(f"schedule {name}: {', then '.join(config.stage for config in configs)}")
-        write_schedule(folder, name, configs)
+    def prepare() -> tuple[Path, str | None, list[Stage]]:
+        folder, name, configs = resolved(request, overrides)
+        runs = [RunFolder(folder)] if name is None else [stage_folder(folder, i, c) for i, c in enumerate(configs, 1)]
+        if request.resume is None:
+            RunFolder(folder).check_free()
+        pairs = list(zip(configs, runs, strict=True))
+        fits = [fitted(console, config, run, request.force, processes.count) for config, run in pairs]
+        if name is not None:
+            console.print(f"schedule {name}: {', then '.join(config.stage for config in configs)}")
+            write_schedule(folder, name, configs)
+        return folder, name, [Stage(*parts) for parts in zip(configs, fits, runs, strict=True)]
 
+    folder, name, stages = processes.decided(prepare)
     with ExitStack() as bars:
 
         def watch(number: int, stage: Stage) -> TrainingBar:
@@ -67,19 +92,39 @@ def run_training(request: Request) -> None:
             return bars.enter_context(TrainingBar(console))
 
         try:
-            number, outcome = train_stages(stages, watch)
+            number, outcome = train_stages(stages, watch, processes)
         except RunEnded as error:
             bars.close()
             console.print(f"stdit: {error}")
-            console.print(f"go on with: {resume_command(folder)}")
+            console.print(f"go on with: {resume_command(folder, request.nproc)}")
             raise Exit(ENDED) from error
-    run = runs[number - 1]
+    run = stages[number - 1].run
     if outcome is not None and not outcome.finished:
-        console.print(f"stopped at step {outcome.step}, saved. Go on with: {resume_command(folder)}")
-        raise Exit(128 + outcome.signal if outcome.signal else INTERRUPTED)
+        console.print(f"stopped at step {outcome.step}, saved. Go on with: {resume_command(folder, request.nproc)}")
+        return 128 + outcome.signal if outcome.signal else INTERRUPTED
     steps = f"{outcome.step} steps" if outcome else "nothing left to do"
     console.print(f"done: {steps}. Losses in {run.loss_plot}, samples in {run.samples}")
     console.print(f'try it: stdit sample "a red circle moving left" --checkpoint {run.path}')
+    return 0
+
+
+def launched(console: Console, request: Request, overrides: dict[str, Any]) -> int:
+    """The same in several processes, once it is known that the run can be shared by them; the exit code."""
+    from stdit_cli.main import work
+    from stdit_train.distributed import grouping_of
+    from stdit_train.launch import launch
+
+    folder, _, configs = resolved(request, overrides)
+    if request.resume is None:
+        RunFolder(folder).check_free()
+    for config in configs:
+        grouping_of(config, request.nproc)
+    ended = launch(request.nproc, work, sys.argv)
+    if ended.said is not None:
+        print(f"stdit: {ended.said}", file=sys.stderr)
+        if folder.exists():
+            console.print(f"go on with: {resume_command(folder, request.nproc)}")
+    return ended.code
 
 
 def resolved(request: Request, overrides: dict[str, Any]) -> tuple[Path, str | None, list[TrainConfig]]:
@@ -103,9 +148,9 @@ def resolved(request: Request, overrides: dict[str, Any]) -> tuple[Path, str | N
     return folder, None, [from_dict(set_values(RunFolder(folder).read_config(), overrides))]
 
 
-def resume_command(folder: Path) -> str:
+def resume_command(folder: Path, nproc: int = 1) -> str:
     """What goes on with a run."""
-    return f"stdit train --resume {shlex.quote(str(folder))}"
+    return f"stdit train --resume {shlex.quote(str(folder))}" + (f" --nproc {nproc}" if nproc > 1 else "")
 
 
 def with_demo_parts(config: TrainConfig, overrides: dict[str, Any]) -> TrainConfig:
@@ -140,35 +185,43 @@ def announce(console: Console, config: TrainConfig, run: RunFolder) -> None:
     console.print(f"run folder: {run.path}")
 
 
-def show_plan(console: Console, config: TrainConfig) -> None:
-    """The resolved configuration and what the run takes."""
+def show_plan(console: Console, config: TrainConfig, nproc: int = 1) -> None:
+    """The resolved configuration and what the run takes, on each process."""
     import json
 
+    from stdit_train.distributed import grouping_of
     from stdit_train.estimate import available_memory, describe, estimate_run, refusal
 
     available = available_memory()
-    estimate = estimate_run(config, available)
+    estimate = estimate_run(config, available, grouping_of(config, nproc))
     console.print_json(json.dumps(to_dict(config)))
     for line in describe(estimate):
         console.print(line)
     console.print(refusal(estimate, available) or "fits here")
 
 
-def fitted(console: Console, config: TrainConfig, run: RunFolder, force: bool) -> TrainConfig:
+def fitted(console: Console, config: TrainConfig, run: RunFolder, force: bool, processes: int = 1) -> TrainConfig:
     """The configuration with the micro-batch that fits here, or that the run has had so far; refused, before anything
     is allocated, if none does."""
+    from stdit_train.distributed import grouping_of
     from stdit_train.estimate import available_memory, estimate_run, refusal, with_micro_batch
 
     available = available_memory()
     if config.micro_batch is None:
         config = replace(config, micro_batch=run.notes().get("micro_batch"))
-    estimate = estimate_run(config, available)
+    grouping = grouping_of(config, processes)
+    estimate = estimate_run(config, available, grouping)
     message = refusal(estimate, available)
     if message and not force:
         raise ConfigError(f"{message} (--force starts all the same)")
     if message:
         console.print(f"warning: {message}; started all the same")
-    if estimate.micro_batch < config.global_batch:
+    if processes > 1:
+        console.print(
+            f"{processes} processes: {grouping.replicate} x the weights in {grouping.shard} shards, "
+            f"{grouping.sequence} to a clip; batch {config.global_batch} shared by {grouping.data}"
+        )
+    if estimate.accumulation > 1:
         parts = config.global_batch // estimate.micro_batch
         console.print(
             f"stage {config.stage}: batch {config.global_batch} as {parts} parts of {estimate.micro_batch}, accumulated"

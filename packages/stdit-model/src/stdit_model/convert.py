@@ -35,7 +35,20 @@ def read(
     null_caption: Tensor | None = None,
     **overrides: Any,
 ) -> tuple[STDiT, Weights]:
-    """A model from whatever layout this is, in the file's own dtype: a saved STDiT, a pipeline, Open-Sora v1, PixArt.
+    """A model from whatever layout this is, in the file's own dtype; see `find`."""
+    found = find(path_or_hub_id, num_heads, ema=ema, null_caption=null_caption, **overrides)
+    return build(STDiT, found, dtype=None), found
+
+
+def find(
+    path_or_hub_id: str | Path,
+    num_heads: int | None = None,
+    *,
+    ema: bool = False,
+    null_caption: Tensor | None = None,
+    **overrides: Any,
+) -> Weights:
+    """Weights of whatever layout this is, not read yet: a saved STDiT, a pipeline, Open-Sora v1, PixArt.
 
     Args:
         num_heads, overrides: as in `STDiT.from_open_sora` and `STDiT.from_pixart`; not for a saved STDiT.
@@ -58,7 +71,7 @@ def read(
         found = pixart_weights(path, num_heads, ema=ema, null_caption=null_caption, **overrides)
     if layout == "stdit" and (ema or null_caption is not None):
         raise WeightsError(f"{path}: {LAYOUT_NAMES['stdit']}: ema and null_caption are for PixArt's layouts")
-    return build(STDiT, found, dtype=None), found
+    return found
 
 
 def read_null_caption(path: str | Path) -> Tensor:

@@ -56,21 +56,27 @@ def named_tensors(model: nn.Module, ema: nn.Module, optimizers: Iterable[Optimiz
     return tensors
 
 
-def begin_write(partial: Path, tensors: Mapping[str, Tensor], *, asynchronous: bool) -> Future[Any] | None:
-    """Write tensors into a new folder `partial`; asynchronously, they are copied first and a future is returned.
+def begin_write(
+    partial: Path, tensors: Mapping[str, Tensor], *, asynchronous: bool, group: dist.ProcessGroup | None = None
+) -> Future[Any] | None:
+    """Write tensors into an empty folder `partial`; asynchronously, they are copied first and a future is returned.
+
+    Args:
+        partial: the folder.
+        tensors: by name; of shards every process writes its own.
+        asynchronous: whether to return at once.
+        group: of the processes, for messages of their own beside the step's.
 
     Raises:
         OSError: the disk is full, or what else the system says.
     """
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     alone = not dist.is_initialized()
     writer = dcp.FileSystemWriter(partial / _TENSORS, sync_files=True)
     try:
         if asynchronous:
-            saving = dcp.async_save(dict(tensors), storage_writer=writer, no_dist=alone)
+            saving = dcp.async_save(dict(tensors), storage_writer=writer, process_group=group, no_dist=alone)
             return saving if isinstance(saving, Future) else saving.upload_completion
-        dcp.save(dict(tensors), storage_writer=writer, no_dist=alone)
+        dcp.save(dict(tensors), storage_writer=writer, process_group=group, no_dist=alone)
     except dcp.CheckpointException as error:
         raise root_cause(error) from error
     return None
@@ -143,15 +149,26 @@ def newest_whole(folder: Path, run_id: str, said: Callable[[str], None]) -> Path
 
 
 def load_checkpoint(
-    path: Path, run_id: str, model: nn.Module, ema: nn.Module, optimizers: list[Optimizer]
+    path: Path,
+    run_id: str,
+    model: nn.Module,
+    ema: nn.Module,
+    optimizers: list[Optimizer],
+    decided: Callable[[Callable[[], Any]], Any] = lambda decide: decide(),
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Restore everything in place; returns the state and the tensors that are none of theirs.
+
+    Args:
+        path: of the checkpoint.
+        run_id: whose it must be.
+        model, ema, optimizers: to be filled, on as many processes as there are now.
+        decided: `Processes.decided`, so that only one process looks whether all is whole.
 
     Raises:
         CheckpointError: torn, or of another run.
         ConfigError: of another model or optimiser.
     """
-    state = verify(path, run_id)
+    state = decided(lambda: verify(path, run_id))
     kinds = [type(optimizer).__name__ for optimizer in optimizers]
     if state["optimizers"] != kinds:
         trained = " and ".join(state["optimizers"])

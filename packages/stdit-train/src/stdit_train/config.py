@@ -19,6 +19,7 @@ from stdit_data.errors import DataError
 from stdit_model.blocks import Variant
 
 PrecisionName = Literal["fp32", "bf16", "bf16-weights", "fp16"]
+Checkpointing = bool | Literal["selective"]
 
 
 class ConfigError(ValueError):
@@ -130,7 +131,11 @@ class TrainConfig:
     seed: int = 0
     minutes: float | None = None  # a time budget: the schedule is fitted to it
     precision: PrecisionName = "bf16"  # see stdit_train.precision
-    activation_checkpointing: bool = False
+    activation_checkpointing: Checkpointing = False  # see stdit_train.parallelize.outfit
+    compile: bool = False  # each block with torch.compile
+    replicate: int = 1  # of many processes: copies of the weights, each in shards; 0 for one on each process
+    sequence: int = 1  # of many processes: that share each clip
+    profile: int = 0  # steps to trace, after two to warm up, into profile/ of the run's folder
     log_every: int = 10
     timestep_bins: int = 4  # equal parts of 0..1000 that the loss is logged by
     validate_every: int = 1000
@@ -279,12 +284,16 @@ def _check(config: TrainConfig) -> None:
         "keep_checkpoints": config.keep_checkpoints,
         "max_skipped": config.max_skipped,
         "timestep_bins": config.timestep_bins,
+        "sequence": config.sequence,
         "micro_batch": 1 if config.micro_batch is None else config.micro_batch,
         "keep_every": 1 if config.keep_every is None else config.keep_every,
     }
     for key, value in positive.items():
         if value < 1:
             raise ConfigError(f"{key} is {value}: expected at least 1")
+    for key, value in {"replicate": config.replicate, "profile": config.profile}.items():
+        if value < 0:
+            raise ConfigError(f"{key} is {value}: expected at least 0")
     if config.objective.min_snr is not None and config.objective.name != "iddpm":
         raise ConfigError("objective.min_snr weights epsilon's error: it goes with objective.name=iddpm only")
     if config.optimizer.clip <= 0:

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from stdit_data.buckets import Bucket
 from stdit_data.clip import Clip, ClipDataset
+from stdit_model import video_vae
 
 
 class RememberedLatents:
@@ -43,3 +45,12 @@ class RememberedLatents:
             clip = replace(clip, video=self.encode(clip.video[None])[0].to(torch.bfloat16))
             self._clips[index] = clip
         return replace(clip, video=clip.video.float())
+
+
+def remembered(dataset: ClipDataset, vae: Any, device: torch.device, shape: tuple[int, int, int]) -> RememberedLatents:
+    """A dataset whose clips a VAE on a device encodes, to latents of `shape` (T', H', W')."""
+
+    def encode(video: Tensor) -> Tensor:
+        return video_vae.encode_moments(vae, video.to(device)).cpu()
+
+    return RememberedLatents(dataset, encode, shape)

@@ -1,13 +1,17 @@
 """What a run takes, before anything is allocated: parameters, tokens, FLOPs, memory."""
 
+import inspect
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stdit_model import flops
 from stdit_model.presets import preset
 from stdit_train.config import ConfigError, TrainConfig
+
+if TYPE_CHECKING:
+    from stdit_train.mesh import Grouping
 
 GIB = 2**30
 HEADROOM = 0.9  # share of the memory that a run may plan with
@@ -29,13 +33,14 @@ class Estimate:
     micro_batch: int
     memory: dict[str, int]
     assumed: list[str]  # components whose sizes were not to be seen and are taken for the published ones
-    processes: int = 1  # that share the global batch
-    sharded: bool = False  # they share weights, gradients, optimiser and EMA too (FSDP2)
+    caption_channels: int = 0
+    processes: int = 1
+    data_ranks: int = 1  # that the global batch is divided by
 
     @property
     def accumulation(self) -> int:
         """Micro-batches of a step, on each process."""
-        return self.config.global_batch // self.processes // self.micro_batch
+        return self.config.global_batch // self.data_ranks // self.micro_batch
 
     @property
     def total_memory(self) -> int:
@@ -49,28 +54,26 @@ class Estimate:
         return lasting + (max(passing) if self.accumulation == 1 else sum(passing))
 
 
-def estimate_run(
-    config: TrainConfig, available: int | None = None, processes: int = 1, sharded: bool = False
-) -> Estimate:
+def estimate_run(config: TrainConfig, available: int | None = None, grouping: "Grouping | None" = None) -> Estimate:
     """Estimate one step of a run.
 
     Args:
         config: of the run. Without a micro-batch, the largest divisor of a process's share that fits is taken.
         available: bytes that there are; `available_memory()` unless given.
-        processes: that share the global batch.
-        sharded: they share weights, gradients, optimiser and EMA too.
+        grouping: of many processes, and what they share; one process unless given.
 
     Raises:
         ConfigError: the processes don't divide the global batch.
     """
     available = available_memory() if available is None else available
-    if config.global_batch % processes:
-        raise ConfigError(f"{processes} processes can't share a batch of {config.global_batch}: --set global_batch=...")
-    share = config.global_batch // processes
+    ranks = grouping.data if grouping is not None else 1
+    if config.global_batch % ranks:
+        raise ConfigError(f"{ranks} processes can't share a batch of {config.global_batch}: --set global_batch=...")
+    share = config.global_batch // ranks
     if config.micro_batch is not None:
-        return _estimate(config, min(config.micro_batch, share), processes, sharded)
+        return _estimate(config, min(config.micro_batch, share), grouping)
     divisors = [n for n in range(share, 0, -1) if share % n == 0]
-    estimates = (_estimate(config, micro, processes, sharded) for micro in divisors)
+    estimates = (_estimate(config, micro, grouping) for micro in divisors)
     smallest = None
     for smallest in estimates:
         if smallest.total_memory <= HEADROOM * available:
@@ -79,7 +82,7 @@ def estimate_run(
     return smallest
 
 
-def _estimate(config: TrainConfig, micro_batch: int, processes: int, sharded: bool) -> Estimate:
+def _estimate(config: TrainConfig, micro_batch: int, grouping: "Grouping | None") -> Estimate:
     assumed: list[str] = []
     channels, stride, vae_parameters = _vae(config.data.vae, assumed)
     cached = _cached_text(config)
@@ -92,16 +95,28 @@ def _estimate(config: TrainConfig, micro_batch: int, processes: int, sharded: bo
     half = config.precision != "fp32"
     itemsize = 2 if half else 4
     states = 2 if config.optimizer.name == "adamw" else 1  # of most parameters
-    checkpointing = config.activation_checkpointing
-    held = count.total // processes if sharded else count.total
-    memory = {
-        "weights": 4 * held + (2 * count.total if half else 0),  # autocast, too, keeps a copy in half precision
-        "gradients": 4 * held,
-        "optimizer": 4 * states * held,
-        "EMA": 4 * held,
-        "activations": flops.activation_bytes(model, (micro_batch, *latent), None, itemsize, checkpointing),
-        "VAE and text encoder": 4 * vae_parameters + itemsize * text_parameters,
-    }
+    checkpointing = config.activation_checkpointing is True  # selective: less than without, and no products twice
+    shape = (micro_batch, *latent)
+    if grouping is None or grouping.processes == 1:
+        memory = {
+            "weights": 4 * count.total + (2 * count.total if half else 0),  # autocast, too, keeps a copy in half
+            "gradients": 4 * count.total,
+            "optimizer": 4 * states * count.total,
+            "EMA": 4 * count.total,
+            "activations": flops.activation_bytes(model, shape, None, itemsize, checkpointing),
+        }
+    else:
+        from stdit_train import placement
+
+        part = placement.memory(all_arguments(model), grouping, shape, itemsize=itemsize, checkpointing=checkpointing)
+        memory = {
+            "weights": part["weights"] + part["gathered"],
+            "gradients": part["gradients"],
+            "optimizer": part["optimizer"] * states // 2,
+            "EMA": part["average"],
+            "activations": part["activations"],
+        }
+    memory["VAE and text encoder"] = 4 * vae_parameters + itemsize * text_parameters
     return Estimate(
         config=config,
         parameters=count.total,
@@ -112,9 +127,18 @@ def _estimate(config: TrainConfig, micro_batch: int, processes: int, sharded: bo
         micro_batch=micro_batch,
         memory=memory,
         assumed=assumed,
-        processes=processes,
-        sharded=sharded,
+        caption_channels=caption_channels,
+        processes=grouping.processes if grouping is not None else 1,
+        data_ranks=grouping.data if grouping is not None else 1,
     )
+
+
+def all_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    """STDiT's constructor arguments with the defaults of those that are not given."""
+    from stdit_model import STDiT
+
+    known = inspect.signature(STDiT.__init__).parameters
+    return {name: arguments.get(name, known[name].default) for name in known if name != "self"}
 
 
 def model_arguments(config: TrainConfig, latent_channels: int, caption_channels: int) -> dict[str, Any]:
@@ -175,7 +199,10 @@ def describe(estimate: Estimate) -> list[str]:
     """The estimate in lines for people."""
     config = estimate.config
     c, t, h, w = estimate.latent
-    shared = f" on each of {estimate.processes}" if estimate.processes > 1 else ""
+    shared = ""
+    if estimate.processes > 1:
+        together = estimate.processes // estimate.data_ranks
+        shared = f" on each of {estimate.data_ranks}" + (f" groups of {together} processes" if together > 1 else "")
     lines = [
         f"parameters   {estimate.parameters:,} ({estimate.temporal_parameters:,} of them temporal attention)",
         f"latents      {c}x{t}x{h}x{w}, {estimate.tokens:,} tokens a sample",

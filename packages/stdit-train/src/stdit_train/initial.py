@@ -3,8 +3,10 @@
 from pathlib import Path
 
 from stdit_model import STDiT
-from stdit_model.convert import read
+from stdit_model.convert import find
+from stdit_model.weights import NULL_CAPTION, Weights, saved_weights
 from stdit_train.config import ConfigError
+from stdit_train.shards import fill, stored
 
 _SIZES = (
     "hidden_size",
@@ -19,10 +21,10 @@ _SIZES = (
 
 
 def load_initial(model: STDiT, source: str) -> str:
-    """Fill a model with weights and say in one line what was done.
+    """Fill a model with weights, a tensor at a time, and say in one line what was done.
 
     Args:
-        model: of the run.
+        model: of the run, whole or in shards.
         source: run folder (its EMA weights), pipeline or model folder, .pth or .safetensors file, or hub id. An image
             model (PixArt) gives every variant what it has; the temporal attention keeps its start.
 
@@ -35,23 +37,24 @@ def load_initial(model: STDiT, source: str) -> str:
         folder = folder / "pipeline"
     if (folder / "transformer").is_dir():
         folder = folder / "transformer"
-    image = False
-    if (folder / "config.json").is_file() and not folder.is_file() and "STDiT" in (folder / "config.json").read_text():
-        loaded = STDiT.from_pretrained(folder)
+    if (folder / "config.json").is_file() and "STDiT" in (folder / "config.json").read_text():
+        found = saved_weights(folder)
     else:
-        loaded, found = read(source, num_heads=model.config.num_heads)
-        image = any(".attn_temp." in name for name in found.new)
-    _compare(model, loaded, source, image)
-    weights = loaded.state_dict()
-    model.load_state_dict({name: weights[name] for name in model.state_dict()})
-    kind = "an image model; the temporal attention starts anew" if image else f"a {loaded.config.variant} model"
+        found = find(source, num_heads=model.config.num_heads)
+    image = any(".attn_temp." in name for name in found.new)
+    _compare(model, found, source, image)
+    known = model.state_dict().keys()
+    fill(model, ((name, tensor) for name, tensor in stored(found) if not image or name in known), partly=True)
+    kind = "an image model; the temporal attention starts anew" if image else f"a {found.config['variant']} model"
+    if NULL_CAPTION in found.new:
+        kind += "; it has no null caption, which starts at random"
     return f"starting from {source}: {kind}"
 
 
-def _compare(model: STDiT, loaded: STDiT, source: str, image: bool) -> None:
+def _compare(model: STDiT, found: Weights, source: str, image: bool) -> None:
     names = [*_SIZES, "model_max_length"] + ([] if image else ["variant"])
     for name in names:
-        theirs, ours = loaded.config[name], model.config[name]
+        theirs, ours = found.config.get(name, model.config[name]), model.config[name]
         theirs, ours = (tuple(v) if isinstance(v, list) else v for v in (theirs, ours))  # patch sizes, from JSON
         if theirs != ours:
             raise ConfigError(

@@ -3,11 +3,14 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from stdit_train.config import ConfigError
+from stdit_train.config import ConfigError, TrainConfig, to_dict
+
+if TYPE_CHECKING:
+    from stdit_train.run_folder import RunFolder
 
 
 class Metrics:
@@ -49,6 +52,16 @@ class Metrics:
             self._wandb.finish()
 
 
+class NoMetrics:
+    """Metrics of a process that writes none."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 class TimestepBins:
     """Mean loss by timestep, since it was last asked for.
 
@@ -83,6 +96,12 @@ class TimestepBins:
         """Go on from `state_dict`; other bins start anew."""
         if len(state["sums"]) == len(self.sums):
             self.sums, self.counts = list(state["sums"]), list(state["counts"])
+
+
+def open_metrics(run: "RunFolder", config: TrainConfig, step: int) -> Metrics:
+    """All that a run is to write, from a step on."""
+    wandb = wandb_run(config.wandb, run.id, run.path.name, run.path, to_dict(config)) if config.wandb else None
+    return Metrics(run.metrics_file, run.tensorboard, step, wandb)
 
 
 def wandb_run(project: str, run_id: str, name: str, folder: Path, settings: Mapping[str, Any]) -> Any:

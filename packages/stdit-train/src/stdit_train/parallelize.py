@@ -1,7 +1,7 @@
 """What is put on a single-device model from outside before it is trained, and in which order.
 
-Sequence parallelism changes what an attention computes, so it goes on first; then activation checkpointing; then
-sharding (FSDP2), whose hooks surround each block.
+Sequence parallelism changes what an attention computes, so it goes on first; then activation checkpointing, then
+compilation, block by block; then sharding (FSDP2), whose hooks surround each block.
 """
 
 from collections.abc import Callable
@@ -12,12 +12,24 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from stdit_model import STDiT
 from stdit_model.model import TextCache
+from stdit_train.config import Checkpointing
 from stdit_train.mesh import Mesh
 from stdit_train.sequence_parallel import share_clips
+
+_aten = torch.ops.aten
+PRODUCTS = {  # what selective checkpointing keeps: dear to compute, and no larger than what it was computed from
+    _aten.mm,
+    _aten.addmm,
+    _aten.bmm,
+    _aten._scaled_dot_product_flash_attention,
+    _aten._scaled_dot_product_efficient_attention,
+    _aten._scaled_dot_product_cudnn_attention,
+    _aten._scaled_dot_product_flash_attention_for_cpu,
+}
 
 
 def parallel_model(
@@ -26,7 +38,8 @@ def parallel_model(
     device: torch.device,
     *,
     dtype: torch.dtype | None = None,
-    checkpointing: bool = False,
+    checkpointing: Checkpointing = False,
+    compiled: bool = False,
 ) -> STDiT:
     """An STDiT over the processes of a mesh, of which no process ever holds the whole.
 
@@ -39,23 +52,41 @@ def parallel_model(
         device: of this process's shards.
         dtype: that weights are gathered and computed in (bfloat16); gradients are summed in float32 all the same.
             None is float32. Inputs are not cast: timesteps would be rounded. Call the model under autocast then.
-        checkpointing: keep each block's input alone for the backward.
+        checkpointing, compiled: see `outfit`.
     """
     with torch.device("meta"):
         model = STDiT(**arguments)
     if mesh.sequence is not None:
         share_clips(model, mesh.sequence)
-    if checkpointing:
-        checkpoint_activations(model)
+    outfit(model, checkpointing, compiled)
     shard(model, mesh, dtype)
     model.to_empty(device=device)
     return model
 
 
-def checkpoint_activations(model: STDiT) -> None:
-    """Keep only each block's input for the backward and compute the rest anew (Chen et al. 2016)."""
+def outfit(model: STDiT, checkpointing: Checkpointing = False, compiled: bool = False) -> None:
+    """Put checkpointing and compilation on a model's blocks.
+
+    Args:
+        model: as it is trained, not sharded yet.
+        checkpointing: True keeps only each block's input for the backward and computes the rest anew (Chen et al.
+            2016); "selective" keeps the results of matrix products and attention too, and computes only the rest anew.
+        compiled: each block by itself, with torch.compile.
+    """
+    options = {"context_fn": _keep_products} if checkpointing == "selective" else {}
     for block in model.blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+        if checkpointing:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False, **options)  # type: ignore[method-assign]
+        if compiled:
+            block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
+
+
+def _keep_products() -> Any:
+    return create_selective_checkpoint_contexts(
+        lambda _context, operation, *_args, **_kwargs: (
+            CheckpointPolicy.MUST_SAVE if operation.overloadpacket in PRODUCTS else CheckpointPolicy.PREFER_RECOMPUTE
+        )
+    )
 
 
 def shard(model: STDiT, mesh: Mesh, dtype: torch.dtype | None = None) -> None:
@@ -87,7 +118,8 @@ def _encoding_text(
     """STDiT.forward, which within FSDP's own hooks must not go through the hooks of `encode_text` again."""
     if not isinstance(y, TextCache):
         y, mask = encode_text(y, mask), None
-    return forward(x, timestep, y, mask, **options)
+    output = forward(x, timestep, y, mask, **options)
+    return output.clone() if output._is_view() else output  # an in-place change of a view would pass FSDP's hooks by
 
 
 def gathered(model: STDiT) -> dict[str, Tensor]:

@@ -31,14 +31,15 @@ class Precision:
         model: the float32 masters.
         name: one of the above.
         device: of the model.
+        sharded: its weights are gathered for each use, in bfloat16 for both kinds of bf16: no copy is needed.
 
     Attributes:
         module: what is to be called in training.
     """
 
-    def __init__(self, model: STDiT, name: PrecisionName, device: torch.device) -> None:
+    def __init__(self, model: STDiT, name: PrecisionName, device: torch.device, sharded: bool = False) -> None:
         self.masters, self.name, self.device = model, name, device
-        copied = name == "bf16-weights"
+        copied = name == "bf16-weights" and not sharded
         self.module = copy.deepcopy(model).to(torch.bfloat16) if copied else model
         self._scaler = torch.amp.GradScaler(device.type) if name == "fp16" else None
 

@@ -35,9 +35,12 @@ def build_pipeline(model: STDiT, components: Components, config: TrainConfig) ->
 
 
 def draw_samples(
-    model: STDiT, components: Components, config: TrainConfig, prompts: list[str], folder: Path, step: int
-) -> Path:
-    """One video a prompt with fixed seeds, as mp4 and as a contact sheet; returns the sheet's path."""
+    model: STDiT, components: Components, config: TrainConfig, prompts: list[str], folder: Path | None, step: int
+) -> Path | None:
+    """One video a prompt with fixed seeds, as mp4 and as a contact sheet; returns the sheet's path.
+
+    Without a folder nothing is written: many processes sample together, and one of them writes.
+    """
     pipeline = build_pipeline(model, components, config)
     generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
     wanted: dict[str, Any] = {"prompt": prompts}
@@ -46,6 +49,8 @@ def draw_samples(
         wanted = {"prompt_embeds": y, "prompt_attention_mask": mask}
     output: Any = pipeline(**wanted, generator=generators)
     videos = output.frames
+    if folder is None:
+        return None
     folder.mkdir(parents=True, exist_ok=True)
     replace_text(folder / "prompts.txt", "".join(" ".join(prompt.split()) + "\n" for prompt in prompts))
     for i, video in enumerate(videos):

@@ -2,8 +2,9 @@
 
 import errno
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from stdit_train.checkpoint import (
     root_cause,
     verify,
 )
+from stdit_train.processes import Processes
 from stdit_train.run_folder import RunFolder
 
 
@@ -31,22 +33,26 @@ MARGIN = 16 * 2**20  # bytes that a checkpoint takes beside its tensors, with ro
 
 
 class Saver:
-    """The checkpoints of one run.
+    """The checkpoints of one run. Every process writes its shards; the first does the rest.
 
     Args:
         run: whose they are.
         keep: how many of the newest are kept.
         keep_every: those of every so many steps are kept as well; None for none.
         asynchronous: write while training goes on, from a copy of the tensors.
+        processes: of the run.
     """
 
-    def __init__(self, run: RunFolder, keep: int, keep_every: int | None, asynchronous: bool) -> None:
+    def __init__(
+        self, run: RunFolder, keep: int, keep_every: int | None, asynchronous: bool, processes: Processes
+    ) -> None:
         self.run, self.folder, self.keep, self.keep_every = run, run.checkpoints, keep, keep_every
-        self.asynchronous = asynchronous
+        self.asynchronous, self.processes = asynchronous, processes
         self._pending: Future[None] | None = None
         self._finisher = ThreadPoolExecutor(1, "checkpoint")
-        for leftover in self.folder.glob(".step-*"):  # of a run that was killed
-            shutil.rmtree(leftover, ignore_errors=True)
+        if processes.first:
+            for leftover in self.folder.glob(".step-*"):  # of a run that was killed
+                shutil.rmtree(leftover, ignore_errors=True)
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], *, last: bool = False) -> None:
         """Save a step; one that is there already, whole, is left alone. The last is on disk when this returns.
@@ -57,19 +63,19 @@ class Saver:
         """
         self.wait()
         final = self.folder / checkpoint_name(step)
-        if self._is_whole(final):
+        if self.processes.decided(lambda: self._is_whole(final)):
             return
         partial = self.folder / f".{final.name}.partial"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._check_space(tensors)
-            writing = begin_write(partial, tensors, asynchronous=self.asynchronous and not last)
+            self.processes.together(lambda: self._prepare(partial, tensors))
+            group = self.processes.checkpointing_group
+            writing = begin_write(partial, tensors, asynchronous=self.asynchronous and not last, group=group)
             if writing is not None:
                 self._pending = self._finisher.submit(self._seal_later, writing, partial, final, dict(state))
                 return
-            self._seal(partial, final, state)
+            self.processes.together(lambda: self._seal(partial, final, state))
         except BaseException as error:
-            shutil.rmtree(partial, ignore_errors=True)
+            self._discard(partial)
             raise self._explained(error) from error
 
     def wait(self) -> None:
@@ -81,7 +87,7 @@ class Saver:
         pending, self._pending = self._pending, None
         if pending is not None:
             try:
-                pending.result()
+                self.processes.together(pending.result)
             except BaseException as error:
                 raise self._explained(error) from error
 
@@ -95,10 +101,16 @@ class Saver:
             writing.result()
             self._seal(partial, final, state)
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+            self._discard(partial)
             raise
 
+    def _discard(self, partial: Path) -> None:
+        if self.processes.first:
+            shutil.rmtree(partial, ignore_errors=True)
+
     def _seal(self, partial: Path, final: Path, state: Mapping[str, Any]) -> None:
+        if not self.processes.first:
+            return
         finish_write(partial, final, {"run": self.run.id, **state})
         for old in list_checkpoints(self.folder)[: -self.keep]:
             if not self.keep_every or int(old.name[5:]) % self.keep_every:
@@ -115,11 +127,32 @@ class Saver:
             return False
         return True
 
+    def _prepare(self, partial: Path, tensors: Mapping[str, Tensor]) -> None:
+        """An empty folder to write into, on a disk with room for it."""
+        if not self.processes.first:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._check_space(tensors)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+
     def _check_space(self, tensors: Mapping[str, Tensor]) -> None:
         needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) + MARGIN
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise OSError(errno.ENOSPC, f"a checkpoint takes {needed / 2**20:.0f} MiB, {free / 2**20:.0f} MiB are free")
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """A disk that is full within is said, whatever was being written."""
+        try:
+            yield
+        except RunEnded:
+            raise
+        except Exception as error:
+            if is_full(error):
+                raise disk_full(error, self.newest()) from error
+            raise
 
     def _explained(self, error: BaseException) -> BaseException:
         if isinstance(error, dcp.CheckpointException):

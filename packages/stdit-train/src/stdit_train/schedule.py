@@ -6,6 +6,7 @@ A schedule's folder holds schedule.json and a run folder for each stage: 1-16x25
 import json
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,11 +14,11 @@ from typing import Any, NamedTuple
 from stdit_train.cached import is_cached
 from stdit_train.components import Components, load_components
 from stdit_train.config import ConfigError, TrainConfig, from_dict, like, set_values, stage_values, to_dict
-from stdit_train.device import find_device
 from stdit_train.metrics import replace_text
+from stdit_train.processes import Processes
 from stdit_train.run_folder import RunFolder
 from stdit_train.setup import open_trainer
-from stdit_train.watching import Outcome, Watcher
+from stdit_train.watching import Outcome, Unwatched, Watcher
 
 FILE = "schedule.json"
 
@@ -94,12 +95,15 @@ def stage_folder(folder: Path, number: int, config: TrainConfig) -> RunFolder:
     return RunFolder(folder / f"{number}-{config.stage}")
 
 
-def train_stages(stages: Sequence[Stage], watch: Callable[[int, Stage], Watcher]) -> tuple[int, Outcome | None]:
+def train_stages(
+    stages: Sequence[Stage], watch: Callable[[int, Stage], Watcher], processes: Processes | None = None
+) -> tuple[int, Outcome | None]:
     """Train what is not done yet, each stage from its last checkpoint where it has one.
 
     Args:
         stages: in order.
         watch: gives the watcher of a stage, numbered from 1.
+        processes: that train together; this one unless given.
 
     Returns:
         The number of the stage that ended last, and how; None where all had been done before.
@@ -107,15 +111,17 @@ def train_stages(stages: Sequence[Stage], watch: Callable[[int, Stage], Watcher]
     Raises:
         RunEnded: a stage can't go on.
     """
-    device, loaded = find_device(), dict[tuple[str, str, str], Components]()
+    processes = processes or Processes()
+    device, loaded = processes.device(), dict[tuple[str, str, str], Components]()
     outcome, previous = None, None
     for number, stage in enumerate(stages, start=1):
-        if not stage.run.finished or len(stages) == 1:
+        if len(stages) == 1 or not processes.decided(partial(getattr, stage.run, "finished")):
             config = stage.fitted
             parts = config.data.vae, config.data.text_encoder, config.precision
             if not is_cached(config) and parts not in loaded:
                 loaded = {parts: load_components(parts[0], parts[1], device, config.precision)}
-            trainer = open_trainer(stage.config, config, stage.run, watch(number, stage), loaded.get(parts), previous)
+            watcher = watch(number, stage) if processes.first else Unwatched()
+            trainer = open_trainer(stage.config, config, stage.run, watcher, loaded.get(parts), previous, processes)
             outcome = trainer.train()
             if not outcome.finished:
                 return number, outcome

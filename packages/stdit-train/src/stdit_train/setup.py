@@ -1,6 +1,7 @@
 """From a configuration to a trainer: device, components, model, clips."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,13 +14,13 @@ from stdit_train.cached import cached_prompts, check_components, is_cached, open
 from stdit_train.cached_texts import open_components
 from stdit_train.components import Components
 from stdit_train.config import TrainConfig
-from stdit_train.device import find_device
 from stdit_train.estimate import model_arguments
 from stdit_train.initial import load_initial
 from stdit_train.noisy_captions import NoisyCaptions
+from stdit_train.processes import Processes
 from stdit_train.run_folder import RunFolder
 from stdit_train.trainer import Trainer
-from stdit_train.watching import Watcher
+from stdit_train.watching import Unwatched, Watcher
 
 SAMPLED_PROMPTS = 4  # drawn along the way
 
@@ -53,19 +54,37 @@ def build_datasets(config: TrainConfig) -> tuple[ClipDataset, ClipDataset | None
 
 
 def build_trainer(
-    config: TrainConfig, run: RunFolder, watcher: Watcher, components: Components | None = None
+    config: TrainConfig,
+    run: RunFolder,
+    watcher: Watcher,
+    components: Components | None = None,
+    processes: Processes | None = None,
 ) -> Trainer:
-    """Everything a run needs, on the best device here. The run's folder must exist."""
-    device = find_device()
+    """Everything a run needs, on the best device here. The run's folder must exist.
+
+    Args:
+        config: of the run.
+        run: its folder.
+        watcher: told what happens.
+        components: VAE and text encoder; loaded unless given.
+        processes: that train together (`stdit_train.distributed.join`); this one unless given.
+
+    Raises:
+        ConfigError: what does not fit.
+    """
+    processes = (processes or Processes()).grouped(config)
+    device = processes.device()
     dataset, validation, prompts = build_datasets(config)
     if components is None:
         components = open_components(config, dataset, validation, prompts, device)
     if isinstance(dataset, LatentDataset):
         check_components(dataset, components)
-    model = build_model(config, components.vae.config.latent_channels, components.caption_channels)
+    arguments = model_arguments(config, components.vae.config.latent_channels, components.caption_channels)
+    model = processes.model(arguments, config)
     if config.init is not None:
-        watcher.said(load_initial(model, config.init))
-    return Trainer(config, run, model.to(device), components, dataset, validation, prompts, device, watcher)
+        line = load_initial(model, config.init)
+        watcher.said(line)
+    return Trainer(config, run, model, components, dataset, validation, prompts, device, watcher, processes)
 
 
 def open_trainer(
@@ -75,6 +94,7 @@ def open_trainer(
     watcher: Watcher,
     components: Components | None = None,
     previous: RunFolder | None = None,
+    processes: Processes | None = None,
 ) -> Trainer:
     """The trainer of a new run, or of one that goes on from its last whole checkpoint, or from nothing if it has none.
 
@@ -86,30 +106,40 @@ def open_trainer(
         watcher: told what happens.
         components: VAE and text encoder; loaded unless given.
         previous: the run whose weights and average a new one starts with.
+        processes: that train together; this one unless given. All call this, and the first writes.
 
     Raises:
         ConfigError: settings, components, weights or checkpoints that don't fit.
     """
-    begun = run.config_file.exists()
-    if not begun:
-        run.check_free()
-    micro_batch = run.notes().get("micro_batch", fitted.micro_batch) if begun else fitted.micro_batch
+    processes = processes or Processes()
+    watcher = watcher if processes.first else Unwatched()
+
+    def begin() -> tuple[bool, int | None, Path | None]:
+        if not run.config_file.exists():
+            run.check_free()
+            return False, fitted.micro_batch, None
+        return True, run.notes().get("micro_batch", fitted.micro_batch), run.latest_checkpoint(watcher.said)
+
+    begun, micro_batch, checkpoint = processes.decided(begin)
     if config.micro_batch is None:
         fitted = replace(fitted, micro_batch=micro_batch)
-    checkpoint = run.latest_checkpoint(watcher.said) if begun else None
     initial = config.init if checkpoint is None else None
-    trainer = build_trainer(replace(fitted, init=initial), run, watcher, components)
+    trainer = build_trainer(replace(fitted, init=initial), run, watcher, components, processes)
     if checkpoint is not None:
         trainer.resume(checkpoint)
         watcher.said(f"going on from {checkpoint}")
     elif previous is not None:
         trainer.hand_on(previous)
         watcher.said(f"starting with the weights of {previous.path}")
-    if begun:
-        run.write_config(config)
-        if checkpoint is None:
-            watcher.said(f"{run.path} has no checkpoint yet: from the beginning")
-    else:
-        run.create(config)
-    run.note(micro_batch=fitted.micro_batch)
+    if begun and checkpoint is None:
+        watcher.said(f"{run.path} has no checkpoint yet: from the beginning")
+
+    def record() -> None:
+        if begun:
+            run.write_config(config)
+        else:
+            run.create(config)
+        run.note(micro_batch=fitted.micro_batch)
+
+    processes.decided(record)
     return trainer

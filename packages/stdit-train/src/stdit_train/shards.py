@@ -1,46 +1,74 @@
 """Values for the weights of a sharded model: fresh, from a file, or from another sharded model.
 
-No process holds more than a block (fresh) or a tensor (a file) of the whole at a time.
+No process holds more than a tensor of the whole at a time.
 """
 
-import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stdit_model import STDiT
-from stdit_model.blocks import mixings
 from stdit_model.errors import WeightsError, few
 from stdit_model.weights import Weights
 
 
 def fresh(arguments: Mapping[str, Any], seed: int) -> Iterator[tuple[str, Tensor]]:
-    """Initial weights by name, a function of the seed alone, however many processes there are.
+    """The weights that `torch.manual_seed(seed)` and then STDiT's constructor give, by name, a tensor at a time.
 
-    They are drawn with STDiT's own initialisation, a block (latte: a pair of blocks) at a time.
+    The model is built without memory, and of every random number that it asks for the generator's state is noted: so
+    each tensor can be drawn by itself later, to the bit.
 
     Args:
         arguments: STDiT's.
         seed: of the run.
     """
-    known = inspect.signature(STDiT.__init__).parameters
-    depth, variant = (arguments.get(name, known[name].default) for name in ("depth", "variant"))
-    kinds = len(set(mixings(variant, depth)))
-    for first in range(0, depth, kinds):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        with _Noting() as noting, torch.device("meta"):
+            model = STDiT(**arguments)
+    for name, tensor in model.state_dict().items():
+        yield name, tensor if tensor.device.type == "cpu" else noting.value(tensor)
+
+
+class _Noting(TorchDispatchMode):
+    """While a model is built on the meta device: how each of its tensors got its values.
+
+    New random tensors are small (tables, the null caption) and made at once; those filled in place are drawn into a
+    passing copy, for the generator to move on, and can be drawn again.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._filled: dict[int, tuple[Any, tuple[Any, ...], Tensor]] = {}  # by storage, which views share
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.ops.aten.randn.default, torch.ops.aten.rand.default):
+            return func(*args, **{**kwargs, "device": torch.device("cpu")})
+        if func in _FILLING and args[0].is_meta:
+            place = args[0].untyped_storage()._cdata
+            self._filled[place] = (func, (args[0].shape, *args[1:]), torch.get_rng_state())
+            func(torch.empty(args[0].shape, device="cpu"), *args[1:])
+        return func(*args, **kwargs)
+
+    def value(self, tensor: Tensor) -> Tensor:
+        """What the last filling of a tensor of the model put into it."""
+        func, (shape, *rest), state = self._filled[tensor.untyped_storage()._cdata]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(np.random.SeedSequence([seed, first]).generate_state(1)[0]))
-            part = STDiT(**{**arguments, "depth": min(kinds, depth - first)})
-        for name, tensor in part.state_dict().items():
-            head, _, rest = name.partition(".")
-            if head == "blocks":
-                number, _, leaf = rest.partition(".")
-                yield f"blocks.{first + int(number)}.{leaf}", tensor
-            elif first == 0:
-                yield name, tensor
+            torch.set_rng_state(state)
+            return func(torch.empty(shape), *rest).view(tensor.shape)
+
+
+_FILLING = (
+    torch.ops.aten.uniform_.default,
+    torch.ops.aten.normal_.default,
+    torch.ops.aten.zero_.default,
+    torch.ops.aten.fill_.Scalar,
+)
 
 
 def stored(weights: Weights) -> Iterator[tuple[str, Tensor]]:

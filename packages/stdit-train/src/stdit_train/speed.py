@@ -11,7 +11,7 @@ class Speed:
     Args:
         samples: a step.
         tokens: a sample.
-        flops: of a step, forward and backward, without recomputation (the "model FLOPs" of MFU).
+        flops: this device's of a step, forward and backward, without recomputation (the "model FLOPs" of MFU).
         precision: of the run.
         device: where it runs.
     """

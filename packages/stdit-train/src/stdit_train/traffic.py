@@ -33,6 +33,10 @@ class Traffic:
         """All of them."""
         return sum(getattr(self, field.name) for field in fields(self))
 
+    def times(self, count: int) -> "Traffic":
+        """Of so many micro-batches."""
+        return Traffic(*(count * getattr(self, field.name) for field in fields(self)))
+
 
 def traffic(
     arguments: Mapping[str, Any],

@@ -6,25 +6,32 @@ import torch
 from torch import Tensor
 
 from stdit_data.clip import ClipDataset
+from stdit_train.processes import Processes
 
 VALIDATION_CLIPS = 64
 
 
 def validation_loss(
-    dataset: ClipDataset, batch: int, loss: Callable[[Tensor, list[str], list[int], Tensor], Tensor]
+    dataset: ClipDataset,
+    batch: int,
+    loss: Callable[[Tensor, list[str], list[int], Tensor], Tensor],
+    processes: Processes,
 ) -> float:
     """Mean loss over the first clips of a dataset, which repeats where it is shorter.
 
     Args:
         dataset: clips.
-        batch: clips at once.
+        batch: clips at once, over all processes.
         loss: of (video [b, ...], captions, which of the clips, levels [b] in 0..1), as [b].
+        processes: share the clips; where these can't be shared evenly, some are computed twice and counted once.
     """
+    share, batch = -(-VALIDATION_CLIPS // processes.data_ranks), max(1, batch // processes.data_ranks)
+    own = [index % VALIDATION_CLIPS for index in range(processes.data_rank * share, (processes.data_rank + 1) * share)]
     losses = []
-    for start in range(0, VALIDATION_CLIPS, batch):
-        indices = list(range(start, min(start + batch, VALIDATION_CLIPS)))
+    for start in range(0, share, batch):
+        indices = own[start : start + batch]
         clips = [dataset.load(index % len(dataset), seed=0, epoch=0) for index in indices]
         video = torch.stack([clip.video for clip in clips])
         level = (torch.tensor(indices) + 0.5) / VALIDATION_CLIPS
         losses.append(loss(video, [clip.caption for clip in clips], indices, level))
-    return torch.cat(losses).mean().item()
+    return processes.joined(torch.cat(losses).cpu())[:VALIDATION_CLIPS].mean().item()

@@ -17,6 +17,19 @@ class Watcher(Protocol):
         """Something worth a line."""
 
 
+class Unwatched:
+    """Nobody is told."""
+
+    def started(self, step: int, steps: int) -> None:
+        """Nothing."""
+
+    def stepped(self, step: int, progress: float, values: dict[str, float]) -> None:
+        """Nothing."""
+
+    def said(self, line: str) -> None:
+        """Nothing."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a run ended."""

@@ -1,0 +1,45 @@
+"""A trace of a few steps, for chrome://tracing or https://ui.perfetto.dev."""
+
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch.profiler import ProfilerActivity, profile, schedule
+
+WARM_UP = 2  # steps that are run first, untraced
+
+
+class Profile:
+    """While entered, traces some steps into `folder`/trace-N.json, N being the process.
+
+    Args:
+        folder: made when there is something to write.
+        steps: how many; 0 for none.
+        process: number of this one.
+    """
+
+    def __init__(self, folder: Path, steps: int, process: int = 0) -> None:
+        self.file = folder / f"trace-{process}.json"
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+        plan = schedule(wait=0, warmup=WARM_UP, active=steps, repeat=1) if steps else None
+        self._profiler: Any = plan and profile(
+            activities=activities, schedule=plan, on_trace_ready=self._write, record_shapes=True
+        )
+
+    def __enter__(self) -> Self:
+        if self._profiler:
+            self._profiler.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._profiler:
+            self._profiler.__exit__(*error)
+
+    def step(self) -> None:
+        """A step is done."""
+        if self._profiler:
+            self._profiler.step()
+
+    def _write(self, profiler: Any) -> None:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        profiler.export_chrome_trace(str(self.file))

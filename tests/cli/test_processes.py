@@ -1,0 +1,83 @@
+"""`stdit train --nproc` as a user types it: stopping, dying, going on, refusing."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+TINY = [
+    "--batch", "4", "--set", "data.clips=8", "--set", "data.frames=4", "--set", "data.height=32", "--set",
+    "data.width=32", "--set", "sampling.steps=1", "--set", "model.depth=1", "--set", "model.hidden_size=16",
+    "--set", "checkpoint_every=2", "--set", "log_every=1",
+]  # fmt: skip
+
+
+def test_what_does_not_fit_is_refused_before_anything_starts(stdit: Callable) -> None:
+    done = stdit("train", *TINY, "--nproc", "3")
+    assert (done.code, done.out) == (2, "")
+    assert "global batch of 4 is not a multiple of the 3 data-parallel ranks" in done.err
+    done = stdit("train", *TINY, "--nproc", "8", "--set", "sequence=8")
+    assert "8 processes a clip, but it has 4 frames of tokens" in done.err
+    done = stdit("train", *TINY, "--nproc", "2", "--set", "precision=fp16")
+    assert "precision=fp16 is for one process" in done.err
+    assert not Path("runs").exists()
+
+
+def started(*arguments: str) -> subprocess.Popen[str]:
+    """The command, training on two processes; waits until steps are logged in ./run."""
+    command = [sys.executable, "-m", "stdit_cli", "train", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics, before = Path("run/metrics.jsonl"), lines_of(Path("run/metrics.jsonl"))
+    while process.poll() is None and (not metrics.exists() or lines_of(metrics) < before + 4):
+        time.sleep(0.1)
+    assert process.poll() is None, process.communicate()
+    return process
+
+
+def lines_of(file: Path) -> int:
+    return len(file.read_text().splitlines()) if file.exists() else 0
+
+
+def workers(process: subprocess.Popen[str]) -> list[int]:
+    """Of a launcher: its children that train."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(pid) for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_dying_stopping_and_going_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of two is killed: the other ends within a minute. Resumed and told to stop: both do, after their step."""
+    monkeypatch.chdir(tmp_path)
+    process = started(*TINY, "--steps", "100000", "--out", "run", "--nproc", "2")
+    both = workers(process)
+    assert len(both) == 2
+    os.kill(both[1], signal.SIGKILL)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "process 1 was ended by SIGKILL (out of memory?), and the others after it" in err
+    assert "Traceback" not in err
+    assert "go on with: stdit train --resume run --nproc 2" in out
+    assert not any(Path(f"/proc/{pid}").exists() for pid in both)
+
+    process = started("--resume", "run", "--nproc", "2")
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (143, "")
+    assert "going on from run/checkpoints/step-" in out
+    assert "saved. Go on with: stdit train --resume run --nproc 2" in out
+    assert out.count("going on from") == 1  # one prints
+
+    last = max(int(path.name[5:]) for path in Path("run/checkpoints").glob("step-*"))
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "stdit_cli",
+        "train", "--resume", "run", "--set", f"steps={last + 2}",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert f"done: {last + 2} steps" in done.stdout
