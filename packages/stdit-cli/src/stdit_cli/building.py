@@ -15,7 +15,7 @@ from stdit_train.config import load_stage
 from stdit_train.demo import build_parts, publish, write_card
 from stdit_train.loading import load_pipeline
 from stdit_train.run_folder import RunFolder
-from stdit_train.setup import build_trainer
+from stdit_train.setup import open_trainer
 
 
 def run_build(
@@ -44,13 +44,8 @@ def run_build(
             config.model.model_max_length,
             lambda step, error: bar.update(task, completed=step, error=error),
         )
-    checkpoint = run.latest_checkpoint()
-    if checkpoint is None and not run.config_file.exists():
-        run.create(config)
     with TrainingBar(console) as watcher:
-        trainer = build_trainer(config, run, watcher)
-        if checkpoint is not None:
-            trainer.resume(checkpoint)
+        trainer = open_trainer(config, config, run, watcher)
         outcome = trainer.train()
     if not outcome.finished:
         console.print("stopped, saved; the same command goes on from here")

@@ -181,7 +181,8 @@ def announce(console: Console, config: TrainConfig, run: RunFolder) -> None:
     if bundled:
         options = {"VAE": "--vae", "text encoder": "--text-encoder"}
         others = " and ".join(options[name] for name in bundled)
-        console.print(f"with the demo's {' and '.join(bundled)}; {others} takes another")
+        take = "take others" if len(bundled) > 1 else "takes another"
+        console.print(f"with the demo's {' and '.join(bundled)}; {others} {take}")
     console.print(f"run folder: {run.path}")
 
 
