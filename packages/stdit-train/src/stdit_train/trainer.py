@@ -210,13 +210,13 @@ class Trainer:
                 batches = next(steps)
                 waited = time.perf_counter() - started
                 values = self.train_step(batches)
+                profile.step()
                 (seconds,) = self.processes.largest(time.perf_counter() - started)
                 self.elapsed += seconds
                 samples = sum(len(batch.indices) for batch in batches) * self.processes.data_ranks
                 values |= speed(samples, self.scorer.shape(batches[0])).figures(seconds, waited)
                 self.watcher.stepped(self.step, self.progress, values)
                 self._now_and_then(metrics, values, finished=self.progress >= 1.0)
-                profile.step()
                 signal = self._signal(interrupts)
             self.loader.close()
             self._save(last=True)
