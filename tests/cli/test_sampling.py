@@ -13,7 +13,7 @@ from stdit_cli.assets import demo_folder
 from stdit_cli.outputs import plan_jobs, settled
 from stdit_cli.prompt_files import read_prompts
 from stdit_cli.request import Request, Settings, Wanted
-from stdit_cli.sharing import Share
+from stdit_cli.sharing import Share, in_turns
 from stdit_data.animation import write_png
 from stdit_data.shapes import ShapesDataset
 from stdit_data.video import write_mp4
@@ -127,6 +127,7 @@ def test_names_are_planned_alike_by_every_process(tmp_path: Path) -> None:
     shares = [Share(rank, 4, rank).of(jobs) for rank in range(4)]
     assert sorted(map(len, shares)) == [1, 1, 2, 2]
     assert sorted(job.path for share in shares for job in share) == sorted(job.path for job in jobs)
+    assert in_turns(shares) == jobs  # the contact sheet is in the order of the prompts
     (tmp_path / "a-cat-0.json").write_text("{}")  # another video's sidecar is not to be replaced either
     assert settled(jobs[0].path, overwrite=False).name == "a-cat-0-2.mp4"
     assert settled(jobs[0].path, overwrite=True) == jobs[0].path

@@ -12,6 +12,7 @@ def plan(
     setting: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, as global_batch=64.")
     ] = None,
+    sampling: Annotated[bool, typer.Option("--sampling", help="Also what making one such clip takes.")] = False,
 ) -> None:
     """Parameters, FLOPs, memory and time of a stage, from formulas and stated peak rates; nothing is allocated."""
     from rich.console import Console
@@ -46,3 +47,8 @@ def plan(
             f"{way.peak / 1e12:.3g} TFLOP/s are reached; VAE and text encoder not in it"
         )
         console.print("fits" if way.fits else refusal(way.estimate, device.memory) or "")
+    if sampling:
+        from stdit_train.sampling_memory import describe_phases, plan_sampling
+
+        for line in describe_phases(plan_sampling(config), device.memory):
+            console.print(line)

@@ -1,7 +1,10 @@
 """Several processes at one command, as torchrun starts them: each makes its share of the videos."""
 
 import os
+from datetime import timedelta
 from typing import Any, NamedTuple
+
+PATIENCE = timedelta(days=7)  # of those that are done first
 
 
 class Share(NamedTuple):
@@ -32,14 +35,20 @@ def find_share() -> Share:
 
 
 def gather(share: Share, mine: list[Any]) -> list[Any] | None:
-    """Everybody's items on rank 0, in the order of the ranks; None on the others."""
+    """Everybody's items on rank 0, in the order in which `Share.of` dealt them out; None on the others."""
     if share.world == 1:
         return mine
     import torch.distributed as dist
 
     if not dist.is_initialized():
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=PATIENCE)
     lists: list[Any] | None = [None] * share.world if share.rank == 0 else None
     dist.gather_object(mine, lists)
     dist.destroy_process_group()
-    return None if lists is None else [item for part in lists for item in part]
+    return None if lists is None else in_turns(lists)
+
+
+def in_turns(parts: list[list[Any]]) -> list[Any]:
+    """The first of each, the second of each, and so on."""
+    longest = max(map(len, parts), default=0)
+    return [part[i] for i in range(longest) for part in parts if i < len(part)]

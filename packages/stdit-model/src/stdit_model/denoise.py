@@ -5,7 +5,7 @@ Legend: B videos, C latent channels, T frames, H W height and width.
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -61,6 +61,10 @@ class Denoiser:
                 break
             x = replaced
         return x if past is None else torch.cat([past, x[:, :, past.shape[2] :]], dim=2)
+
+    def unguided(self, batch: int) -> "Denoiser":
+        """The same by the prompts alone, for so many videos."""
+        return replace(self, guidance_scale=1.0, text=prompts_half(self.text, batch))
 
     def predict(self, x: Tensor, step: int, t: Tensor) -> Tensor:
         """Epsilon or velocity, guided, and the variance where the model has one: [B, C or 2C, T, H, W] float32.

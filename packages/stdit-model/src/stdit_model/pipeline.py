@@ -130,6 +130,7 @@ class STDiTPipeline(DiffusionPipeline):
         settling: int = 3,
         window: int | None = None,
         overlap: int | None = None,
+        guide_going_on: bool = False,
         space_scale: float | None = None,
         time_scale: float | None = None,
         output_type: str = "pt",
@@ -163,6 +164,8 @@ class STDiTPipeline(DiffusionPipeline):
             window: frames sampled at once; longer videos are made window by window, each going on from the one
                 before. Without it all frames are sampled together.
             overlap: frames of the past that a window goes on from; half a window unless given.
+            guide_going_on: guide windows that go on from two or more frames, too. By default these lead alone: the
+                prompt's guidance pulls away from them, to where such videos usually begin.
             space_scale, time_scale: position scales; the model's own unless given.
             output_type: "pt", [B, 3, T, H, W] float32 in [-1, 1]; "np", [B, T, H, W, 3] float32 in [0, 1];
                 "pil", a list of images for each video; "latent", [B, C, T, H, W].
@@ -208,7 +211,8 @@ class STDiTPipeline(DiffusionPipeline):
                     return None if self._interrupt else x
 
                 past = made[:, :, start : start + known] if made is not None and known else None
-                x = denoise(noise[:, :, start:stop], past, after_step)
+                led = known > 1 and not guide_going_on
+                x = (denoise.unguided(len(noise)) if led else denoise)(noise[:, :, start:stop], past, after_step)
                 made = x if made is None else torch.cat([made, x[:, :, known:]], dim=2)
         assert made is not None
 
