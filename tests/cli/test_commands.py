@@ -38,7 +38,7 @@ def test_a_red_circle(stdit: Callable, tmp_path: Path) -> None:
     video, codec, pixel_format, fps = read_mp4(tmp_path / "videos" / "a-red-circle-moving-left-0.mp4")
     assert (tuple(video.shape), codec, pixel_format, fps) == ((3, 16, 64, 64), "h264", "yuv420p", 8.0)
     reading = analyse(video)
-    assert (reading.colour, reading.shape) == ("red", "circle")
+    assert (reading.colour, reading.shape, reading.motion) == ("red", "circle", "left")
 
 
 def test_the_same_seed_is_the_same_video(stdit: Callable, tmp_path: Path) -> None:
