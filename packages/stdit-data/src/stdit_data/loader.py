@@ -6,6 +6,7 @@ micro-batches of equal size, so any number of ranks trains on the same samples i
 
 from __future__ import annotations
 
+import atexit
 import weakref
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
@@ -21,6 +22,9 @@ from stdit_data.reading import Batch, Share, read_ahead
 from stdit_data.rejects import Rejects
 
 __all__ = ["Batch", "ClipLoader"]
+
+# Loaders with reading threads: a thread that computes while the interpreter shuts down would end the process by abort.
+_open: weakref.WeakSet[ClipLoader] = weakref.WeakSet()
 
 HINTS = {
     "fingerprint": "the global batch, the buckets or the weights have changed",
@@ -115,6 +119,7 @@ class ClipLoader:
         self.close()
         steps = self._steps()
         self._reading = weakref.ref(steps)
+        _open.add(self)
         return steps
 
     def close(self) -> None:
@@ -123,6 +128,7 @@ class ClipLoader:
         if reading is not None:
             reading.close()
         self._reading = None
+        _open.discard(self)
 
     def state_dict(self) -> dict[str, int]:
         """The position after the last step yielded, as integers fit for JSON; the same on every rank."""
@@ -176,6 +182,12 @@ class ClipLoader:
                     raise done.fault
                 self._epoch, self._batch, self._step = done.plan.epoch, done.plan.batch + 1, self._step + 1
                 yield done.batches
+
+
+@atexit.register
+def _close_all() -> None:
+    for loader in list(_open):
+        loader.close()
 
 
 def _share(bucket: Bucket, size: int, world_size: int, limit: int | Mapping[Bucket, int] | None) -> Share:
