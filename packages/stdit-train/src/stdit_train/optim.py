@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
 from stdit_model import STDiT
 from stdit_train.config import OptimizerConfig
+from stdit_train.muon import Muon
 
 
 def build_optimizers(model: STDiT, config: OptimizerConfig) -> list[Optimizer]:
