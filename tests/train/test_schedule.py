@@ -46,7 +46,7 @@ class Stopper:
 
 
 def test_the_schedules() -> None:
-    assert schedule_names() == ["open-sora-1.0", "shapes-progressive"]
+    assert schedule_names() == ["demo", "open-sora-1.0", "shapes-progressive"]
     published = load_schedule("open-sora-1.0", {"init": "pixart.pth", "16x256-hq/data.source": "hq.csv"})
     assert [config.stage for config in published] == ["16x256", "16x256-hq", "16x512", "64x512"]
     assert [config.init for config in published] == ["pixart.pth", None, None, None]

@@ -1,5 +1,6 @@
 """What `stdit build-demo` does: parts, transformer, scores, publication."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,26 +12,26 @@ from typer import Exit
 from stdit_cli.evaluate import SPLITS, score_splits, score_table
 from stdit_cli.training import INTERRUPTED, TrainingBar
 from stdit_train.autoencoder import AutoencoderConfig
-from stdit_train.config import load_stage
 from stdit_train.demo import build_parts, publish, write_card
 from stdit_train.loading import load_pipeline
-from stdit_train.run_folder import RunFolder
-from stdit_train.setup import open_trainer
+from stdit_train.schedule import Stage, load_schedule, stage_folder, train_stages
 
 
 def run_build(
     out: Path, vae_steps: int | None, steps: int | None, minutes: float | None, prompts: int, seed: int
 ) -> None:
-    """Build in `out`: parts/, run/, demo/."""
+    """Build in `out`: parts/, run/ (of the schedule `demo`), demo/."""
     console = Console(highlight=False)
     final = out / "demo"
     if final.exists():
         raise FileExistsError(f"{final} is built already: remove it, or name another folder")
-    parts, run = out / "parts", RunFolder(out / "run")
-    overrides: dict[str, Any] = {"seed": seed, "data.vae": str(parts), "data.text_encoder": str(parts)}
+    parts = out / "parts"
+    overrides: dict[str, Any] = {"data.vae": str(parts), "data.text_encoder": str(parts)}
+    overrides |= {"learn/seed": seed, "go-on/seed": seed + 1}  # of clips and noise; the weights are handed on
     if minutes is not None:
-        overrides |= {"minutes": minutes, "steps": 10**6}
-    config = load_stage("demo", overrides | ({"steps": steps} if steps else {}))
+        overrides |= {"steps": 10**6, "learn/minutes": minutes / 3, "go-on/minutes": minutes * 2 / 3}
+    configs = load_schedule("demo", overrides | ({"steps": steps} if steps else {}))
+    config = configs[-1]
     vae_config = AutoencoderConfig(seed=seed, size=config.data.height)
     vae_config = replace(vae_config, steps=vae_steps, decoder_steps=vae_steps) if vae_steps else vae_config
 
@@ -44,17 +45,24 @@ def run_build(
             config.model.model_max_length,
             lambda step, error: bar.update(task, completed=step, error=error),
         )
-    with TrainingBar(console) as watcher:
-        trainer = open_trainer(config, config, run, watcher)
-        outcome = trainer.train()
-    if not outcome.finished:
+    runs = [stage_folder(out / "run", number, config) for number, config in enumerate(configs, start=1)]
+    stages = [Stage(config, config, run) for config, run in zip(configs, runs, strict=True)]
+    with ExitStack() as bars:
+
+        def watch(number: int, stage: Stage) -> TrainingBar:
+            bars.close()
+            console.print(f"transformer, {number} of {len(stages)}: {stage.config.stage}")
+            return bars.enter_context(TrainingBar(console))
+
+        _, outcome = train_stages(stages, watch)
+    if outcome is not None and not outcome.finished:
         console.print("stopped, saved; the same command goes on from here")
         raise Exit(INTERRUPTED)
 
     candidate = out / ".demo.partial"
-    publish(run.pipeline, candidate)
+    publish(runs[-1].pipeline, candidate)
     scores = score_splits(console, load_pipeline(str(candidate)), list(SPLITS), prompts)
-    write_card(candidate, config, outcome.step, trainer.elapsed, scores)
+    write_card(candidate, configs, [run.reached() for run in runs], minutes, scores)
     candidate.rename(final)
     console.print(score_table(scores))
     console.print(f"{final}")

@@ -25,15 +25,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from stdit_model.diffusion import add_noise
+
 SHARE = 0.2  # of a step's noise that the given frames are seen under
 NOISY = 0.5  # above this noise the new frames are noised afresh, below it the given ones are corrected
 
 
 class Level(NamedTuple):
-    """A step's noise: x = signal * clean + noise * epsilon."""
+    """A step's noise: x = signal * clean + noise * epsilon. In training each clip has its own, [B, 1, 1, 1, 1]."""
 
-    signal: float
-    noise: float
+    signal: float | Tensor
+    noise: float | Tensor
     flow: bool  # the model predicts epsilon - clean, and signal = 1 - noise; else epsilon, and the squares add up to 1
 
     @classmethod
@@ -44,6 +46,19 @@ class Level(NamedTuple):
             return cls(1.0 - sigma, sigma, True)
         alpha_bar = float(scheduler.alphas_cumprod[int(scheduler.timesteps[step])])
         return cls(alpha_bar**0.5, (1.0 - alpha_bar) ** 0.5, False)
+
+    @classmethod
+    def of_flow(cls, sigma: Tensor) -> "Level":
+        """Of rectified flow at sigma [B] in 0..1."""
+        sigma = sigma.float()[:, None, None, None, None]
+        return cls(1.0 - sigma, sigma, True)
+
+    @classmethod
+    def of_iddpm(cls, timestep: Tensor) -> "Level":
+        """Of timesteps [B] in 0..999."""
+        one = torch.ones(len(timestep), 1, 1, 1, 1, device=timestep.device)
+        zero = torch.zeros_like(one)
+        return cls(add_noise(one, zero, timestep), add_noise(zero, one, timestep), False)
 
     def noised(self, clean: Tensor, epsilon: Tensor, share: float = 1.0) -> Tensor:
         """Clean latents under a share of this noise, with the signal that belongs to it."""
@@ -94,7 +109,7 @@ class Given:
             latents = self._seen(x, level)
             estimate = level.clean(latents, predict(latents))[:, :, : self.frames.shape[2]]
             tried.append((self.correction, self.frames - estimate))
-            self.correction = accelerated(tried, level.signal)
+            self.correction = accelerated(tried, float(level.signal))
         return self._seen(x, level)
 
     def _seen(self, x: Tensor, level: Level) -> Tensor:

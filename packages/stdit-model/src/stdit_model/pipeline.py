@@ -40,6 +40,7 @@ class STDiTPipeline(DiffusionPipeline):
             epsilon models.
         num_frames, height, width, fps: the clips that the checkpoint was trained on, the defaults of a call.
         num_inference_steps, guidance_scale: the defaults of a call.
+        settling: likewise; 0 for a model that was trained to go on from given frames.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -59,6 +60,7 @@ class STDiTPipeline(DiffusionPipeline):
         fps: float = 8,
         num_inference_steps: int = 100,
         guidance_scale: float = 7.0,
+        settling: int = 3,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -71,6 +73,7 @@ class STDiTPipeline(DiffusionPipeline):
             fps=fps,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
+            settling=settling,
         )
 
     @classmethod
@@ -127,7 +130,7 @@ class STDiTPipeline(DiffusionPipeline):
         negative_prompt_embeds: Tensor | None = None,
         negative_prompt_attention_mask: Tensor | None = None,
         first_frames: Tensor | None = None,
-        settling: int = 3,
+        settling: int | None = None,
         window: int | None = None,
         overlap: int | None = None,
         guide_going_on: bool = False,
@@ -160,7 +163,7 @@ class STDiTPipeline(DiffusionPipeline):
             negative_prompt_embeds, negative_prompt_attention_mask: likewise; the null caption unless given.
             first_frames: pixels [3, K, H, W] or [B, 3, K, H, W] in [-1, 1] that the videos begin with.
             settling: with given frames, evaluations of the model that each step spends on fitting the new ones to them,
-                see `stdit_model.given`.
+                see `stdit_model.given`; the checkpoint's own number unless given.
             window: frames sampled at once; longer videos are made window by window, each going on from the one
                 before. Without it all frames are sampled together.
             overlap: frames of the past that a window goes on from; half a window unless given.
@@ -193,7 +196,8 @@ class STDiTPipeline(DiffusionPipeline):
         steps = num_inference_steps or config.num_inference_steps
         denoise = Denoiser(
             self.transformer, self.scheduler, self._cache_text(*embeds), steps, generator, scale, guidance_rescale,
-            guidance_interval, guidance_channels, space_scale, time_scale, settling,
+            guidance_interval, guidance_channels, space_scale, time_scale,
+            config.settling if settling is None else settling,
         )  # fmt: skip
         windows = self._windows(noise, made, window, overlap)
 

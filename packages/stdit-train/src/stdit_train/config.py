@@ -67,6 +67,7 @@ class DataConfig:
     tokens: int | None = None  # of a step: the batch of each bucket is what fits, in place of global_batch
     fps: float = 8.0  # at which samples are played
     clips: int = 8192  # of shapes, per epoch
+    spread: float = 0.15  # of shapes: how far from the middle, at most, a shape starts; 0.5 is anywhere in the frame
     caption_noise: float = 0.0  # share of clips that get the caption of another, to see what bad captions do
     remember_latents: bool = False  # encode each clip once and keep its latents in memory
     window: int = 16  # of a cache: shards that are shuffled together; 0 for all, which is the order of the clips
@@ -88,6 +89,7 @@ class ObjectiveConfig:
     logit_std: float = 1.0
     min_snr: float | None = None  # iddpm: epsilon's error is weighted by min(SNR, this) / SNR; 5 in the paper
     caption_dropout: float = 0.1
+    given: float = 0.0  # share of clips whose first frames are given, for a model that goes on from such
 
 
 @dataclass(frozen=True)
@@ -302,6 +304,7 @@ def _check(config: TrainConfig) -> None:
     for key, share in (
         ("data.max_reject_share", config.data.max_reject_share),
         ("objective.caption_dropout", config.objective.caption_dropout),
+        ("objective.given", config.objective.given),
         ("data.caption_noise", config.data.caption_noise),
         ("optimizer.decay", config.optimizer.decay),
         ("optimizer.ema", config.optimizer.ema),
@@ -315,6 +318,8 @@ def _check_data(data: DataConfig) -> None:
     for key, (value, low) in least.items():
         if value is not None and value < low:
             raise ConfigError(f"{key} is {value}: expected at least {low}")
+    if not 0 <= data.spread <= 0.5:
+        raise ConfigError(f"data.spread is {data.spread}: expected 0 (the middle) to 0.5 (anywhere in the frame)")
     if data.target_fps is not None and not 0 < data.target_fps < math.inf:
         raise ConfigError(f"data.target_fps is {data.target_fps}: expected a rate above 0")
     for bucket in data.buckets:

@@ -47,14 +47,34 @@ def publish(source: Path, destination: Path) -> None:
             file.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def write_card(folder: Path, config: TrainConfig, steps: int, seconds: float, scores: dict[str, Scores]) -> None:
-    """README.md beside the published weights."""
+def write_card(
+    folder: Path,
+    configs: list[TrainConfig],
+    reached: list[tuple[int, float]],
+    minutes: float | None,
+    scores: dict[str, Scores],
+) -> None:
+    """README.md beside the published weights; for the arguments see `model_card`."""
     pipeline = STDiTPipeline.from_pretrained(folder)
-    (folder / "README.md").write_text(model_card(pipeline, config, steps, seconds, scores))
+    (folder / "README.md").write_text(model_card(pipeline, configs, reached, minutes, scores))
 
 
-def model_card(pipeline: Any, config: TrainConfig, steps: int, seconds: float, scores: dict[str, Scores]) -> str:
-    """Data, command, seed, steps, hardware, scores."""
+def model_card(
+    pipeline: Any,
+    configs: list[TrainConfig],
+    reached: list[tuple[int, float]],
+    minutes: float | None,
+    scores: dict[str, Scores],
+) -> str:
+    """Data, command, seed, steps, hardware, scores.
+
+    Args:
+        pipeline: what is described.
+        configs: of the transformer's runs, in order.
+        reached: their steps and seconds.
+        minutes: the budget of all of them, if they had one.
+        scores: by split.
+    """
 
     def count(part: torch.nn.Module) -> str:
         return f"{sum(parameter.numel() for parameter in part.parameters()):,}"
@@ -65,9 +85,10 @@ def model_card(pipeline: Any, config: TrainConfig, steps: int, seconds: float, s
         + " |"
         for split, found in scores.items()
     )
-    data = config.data
+    config, data = configs[0], configs[0].data
     size = f"{data.frames} frames of {data.height}x{data.width}"
-    schedule = f"{steps} steps of {config.global_batch} clips, {seconds / 60:.0f} minutes"
+    lengths = (f"{steps} steps ({seconds / 60:.0f} minutes)" for steps, seconds in reached)
+    schedule = f"{' and then '.join(lengths)} of {config.global_batch} clips"
     parts = [
         (f"transformer: STDiT ({config.model.variant}), rectified flow", count(pipeline.transformer), schedule),
         ("vae: AutoencoderKL, 8x down", count(pipeline.vae), "single frames of the set"),
@@ -77,7 +98,7 @@ def model_card(pipeline: Any, config: TrainConfig, steps: int, seconds: float, s
     table = "\n".join(f"| {part} | {size} | {how} |" for part, size, how in parts)
     held_out, seen = len(triples("heldout")), len(triples("train"))
     hardware = f"{platform.machine()} CPU, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    budget = f" --minutes {config.minutes:g}" if config.minutes else ""
+    budget = f" --minutes {minutes:g}" if minutes else ""
     return f"""# The demo model
 
 Text to video of coloured shapes, {size} pixels at {data.fps:g} frames a second. It exists so that every part

@@ -15,7 +15,7 @@ from stdit_model import video_vae
 class RememberedLatents:
     """Wraps a dataset in which nothing is drawn at random: `load` gives VAE moments in place of pixels.
 
-    Each clip is encoded when it is first asked for (in the loader's threads) and kept in memory as bfloat16, so that
+    Each clip is encoded when it is first asked for and kept in memory as bfloat16, so that
     an epoch after the first costs no drawing, decoding or encoding.
 
     Args:

@@ -15,6 +15,7 @@ from stdit_model.diffusion import (
     iddpm_loss,
     shift_sigma,
 )
+from stdit_model.given import SHARE, Level
 from stdit_train.config import ObjectiveConfig
 
 
@@ -46,6 +47,24 @@ def min_snr_weight(timestep: Tensor, gamma: float) -> Tensor:
     return snr.clamp(max=gamma) / snr
 
 
+def given_frames(draws: Tensor, share: float, frames: int) -> Tensor:
+    """Which frames are given, [b, T] bool: in a share of the clips the first ones, as many as you like but all.
+
+    Args:
+        draws: [b, 2], uniform in 0..1: whether, and how many.
+        share: of the clips.
+        frames: T.
+    """
+    count_b = (1 + (draws[:, 1] * (frames - 1)).long()).clamp(max=frames - 1)
+    count_b = torch.where(draws[:, 0] < share, count_b, 0)
+    return torch.arange(frames) < count_b[:, None]
+
+
+def show_given(x_t: Tensor, x0: Tensor, noise: Tensor, level: Level, given: Tensor) -> Tensor:
+    """Noisy latents with the given frames as a sampler shows them: under a small share of the noise, see `given`."""
+    return torch.where(given[:, None, :, None, None], level.noised(x0, noise, SHARE), x_t)
+
+
 def training_loss(
     model: STDiT,
     config: ObjectiveConfig,
@@ -55,6 +74,7 @@ def training_loss(
     y: Tensor,
     mask: Tensor,
     drop: Tensor | None = None,
+    given: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Loss terms, each [b].
 
@@ -65,16 +85,22 @@ def training_loss(
         level: [b] in 0..1, becomes the timestep (see `place_levels`).
         y, mask: text-encoder states [b, L, Dc] and mask [b, L].
         drop: [b] bool, captions to swap for the null caption; it keeps the caption's mask (Open-Sora 1.0).
+        given: [b, T] bool, frames that are shown nearly clean, to go on from; they count for nothing.
     """
     if drop is not None:
         y = torch.where(drop[:, None, None], model.null_caption(*y.shape[:2]).to(y), y)
+    counts = None if given is None else ~given
     if config.name == "flow":
         sigma = shift_sigma(level, config.shift)
-        output = model(flow_interpolate(x0, noise, sigma), sigma * NUM_TIMESTEPS, y, mask)
-        return flow_loss(output, x0, noise)
+        x_t = flow_interpolate(x0, noise, sigma)
+        if given is not None:
+            x_t = show_given(x_t, x0, noise, Level.of_flow(sigma), given)
+        return flow_loss(model(x_t, sigma * NUM_TIMESTEPS, y, mask), x0, noise, counts)
     timestep = (level * NUM_TIMESTEPS).long().clamp(max=NUM_TIMESTEPS - 1)
-    output = model(add_noise(x0, noise, timestep), timestep, y, mask)
-    terms = iddpm_loss(output, x0, noise, timestep)
+    x_t = add_noise(x0, noise, timestep)
+    if given is not None:
+        x_t = show_given(x_t, x0, noise, Level.of_iddpm(timestep), given)
+    terms = iddpm_loss(model(x_t, timestep, y, mask), x0, noise, timestep, counts)
     if config.min_snr is not None:
         terms["loss"] = min_snr_weight(timestep, config.min_snr) * terms["mse"] + terms["vb"]
     return terms

@@ -96,6 +96,14 @@ class RunFolder:
         """
         return newest_whole(self.checkpoints, self.id, said)
 
+    def reached(self) -> tuple[int, float]:
+        """Steps done, and the seconds that they took, as of the last checkpoint; zeros before the first."""
+        checkpoint = self.latest_checkpoint()
+        if checkpoint is None:
+            return 0, 0.0
+        state = json.loads((checkpoint / "state.json").read_text())
+        return state["step"], state["elapsed"]
+
 
 def free_run_folder(root: Path, name: str) -> Path:
     """`root/name`, or `root/name-2` and so on: the first that does not exist yet."""

@@ -12,7 +12,7 @@ from stdit_model import STDiT, video_vae
 from stdit_train.components import Components, TextMemory
 from stdit_train.config import TrainConfig
 from stdit_train.nonfinite import blame
-from stdit_train.objective import place_levels, timestep_of, training_loss
+from stdit_train.objective import given_frames, place_levels, timestep_of, training_loss
 from stdit_train.precision import Precision
 from stdit_train.processes import Processes
 from stdit_train.randomness import draw
@@ -53,8 +53,9 @@ class Scorer:
         level = place_levels(draws.level, config)
         drop = (draws.drop < config.caption_dropout).to(self.device) if config.caption_dropout else None
         x0 = self._latents(batch, draws.posterior)
+        given = given_frames(draws.given, config.given, x0.shape[2]).to(self.device) if config.given else None
         self.text.give(batch.captions, batch.texts)
-        terms = self._score(self.precision.module, x0, draws.noise, level, batch.captions, drop)
+        terms = self._score(self.precision.module, x0, draws.noise, level, batch.captions, drop, given)
         return timestep_of(level, config), terms
 
     def shape(self, batch: Batch) -> tuple[int, ...]:
@@ -88,12 +89,19 @@ class Scorer:
         return blame(self.precision.module, inputs, lambda: self.loss(batch)[1]["loss"].mean())
 
     def _score(
-        self, model: STDiT, x0: Tensor, noise: Tensor, level: Tensor, captions: list[str], drop: Tensor | None = None
+        self,
+        model: STDiT,
+        x0: Tensor,
+        noise: Tensor,
+        level: Tensor,
+        captions: list[str],
+        drop: Tensor | None = None,
+        given: Tensor | None = None,
     ) -> dict[str, Tensor]:
         y, mask = (tensor.to(self.device) for tensor in self.text(captions))
         noise, level = noise.to(self.device), level.to(self.device)
         with self.precision.autocast():
-            return training_loss(model, self.config.objective, x0, noise, level, y, mask, drop=drop)
+            return training_loss(model, self.config.objective, x0, noise, level, y, mask, drop, given)
 
     def _latents(self, batch: Batch, noise: Tensor) -> Tensor:
         """A posterior sample of the micro-batch, normalised: [b, C, T, H, W]."""

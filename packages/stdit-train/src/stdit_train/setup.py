@@ -39,10 +39,10 @@ def build_datasets(config: TrainConfig) -> tuple[ClipDataset, ClipDataset | None
         return cached, validation_of(cached, config), cached_prompts(cached, SAMPLED_PROMPTS)
     if data.source == "shapes":
         size: dict[str, Any] = {"frames": data.frames, "height": data.height, "width": data.width, "fps": data.fps}
-        train: ClipDataset = ShapesDataset(length=data.clips, seed=config.seed, **size)
+        train: ClipDataset = ShapesDataset(length=data.clips, seed=config.seed, spread=data.spread, **size)
         if data.caption_noise:
             train = NoisyCaptions(train, data.caption_noise, config.seed)
-        validation = ShapesDataset(split="val", length=64, **size)
+        validation = ShapesDataset(split="val", length=64, spread=data.spread, **size)
         seen, held_out = triples("train"), triples("heldout")
         shown = [seen[0], seen[100], held_out[5], held_out[17]]
         return train, validation, [triple.captions()[0] for triple in shown]

@@ -89,7 +89,10 @@ class Trainer:
             seed=config.seed,
             rank=processes.data_rank,
             world_size=processes.data_ranks,
-            workers=config.data.workers,
+            # Clips that are encoded when they are asked for share the device with the step: threads that read ahead
+            # would only take turns with it, on a CPU at half the speed.
+            workers=0 if config.data.remember_latents else config.data.workers,
+            prefetch=0 if config.data.remember_latents else 2,
             rejects=run.rejects_file,
             pin_memory=device.type == "cuda",
         )
