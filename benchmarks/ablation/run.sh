@@ -3,10 +3,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 out="${1:-runs/ranking}"
-steps="${STEPS:-6000}" sweep_steps="${SWEEP_STEPS:-1000}" seeds="${SEEDS:-6}" prompts="${PROMPTS:-100}"
+steps="${STEPS:-3000}" sweep_steps="${SWEEP_STEPS:-1000}" seeds="${SEEDS:-6}" prompts="${PROMPTS:-50}"
+size=(--set data.frames=8 --set data.height=48 --set data.width=48 --set model.hidden_size=64)
 read -ra more <<<"${MORE:-}" # further options, to try the script on a small scale
 
-ablate() { uv run --no-sync stdit ablate "${more[@]}" "$@"; }
+ablate() { uv run --no-sync stdit ablate "${size[@]}" "${more[@]}" "$@"; }
 published=(--set objective.name=iddpm --set optimizer.name=adamw --set optimizer.decay=0.0 --set optimizer.ema=0.999
     --set sampling.steps=50)
 
