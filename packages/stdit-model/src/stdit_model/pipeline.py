@@ -15,10 +15,11 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from stdit_model import video_vae
+from stdit_model.conveniences import Conveniences, as_frames
 from stdit_model.denoise import Denoiser
-from stdit_model.model import STDiT, TextCache
+from stdit_model.model import STDiT
 from stdit_model.parts import check_parts, named_parts
-from stdit_model.text import encode_captions
+from stdit_model.prompting import Prompting
 from stdit_model.windows import Window, plan_windows
 
 
@@ -29,7 +30,7 @@ class STDiTPipelineOutput(BaseOutput):
     frames: Any
 
 
-class STDiTPipeline(DiffusionPipeline):
+class STDiTPipeline(Prompting, Conveniences, DiffusionPipeline):
     """Text to video with an STDiT, any diffusers scheduler, a VAE and a T5-style text encoder.
 
     Args:
@@ -226,71 +227,9 @@ class STDiTPipeline(DiffusionPipeline):
             video = video_vae.decode(self.vae, made, decode_chunk_size)
             if first_frames is not None:  # as they were given, not as they come out of the VAE
                 video[:, :, : first_frames.shape[-3]] = first_frames.to(video)
-            frames = _as(output_type, video)
+            frames = as_frames(output_type, video)
         self.maybe_free_model_hooks()
         return STDiTPipelineOutput(frames) if return_dict else (frames,)
-
-    @property
-    def guidance_scale(self) -> float:
-        """Of the call under way, for callbacks."""
-        return self._guidance_scale
-
-    @property
-    def num_timesteps(self) -> int:
-        """Steps of the call under way, all windows together."""
-        return self._num_timesteps
-
-    @property
-    def interrupt(self) -> bool:
-        """A callback may set `pipeline._interrupt = True`: sampling ends after that step."""
-        return self._interrupt
-
-    def encode_prompt(
-        self,
-        prompt: str | Sequence[str] | None,
-        negative_prompt: str | Sequence[str] | None = None,
-        num_videos_per_prompt: int = 1,
-        do_classifier_free_guidance: bool = True,
-        prompt_embeds: Tensor | None = None,
-        prompt_attention_mask: Tensor | None = None,
-        negative_prompt_embeds: Tensor | None = None,
-        negative_prompt_attention_mask: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Prompts to states [B, L, Dc] and mask [B, L] of the text encoder, and the same of what guidance moves from.
-
-        What is given as embeddings stays as it is. The null caption, which stands in where there is no negative
-        prompt, has the mask of its prompt, as in training with caption dropout.
-
-        Returns:
-            prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask (both None
-            without guidance), each video's on its own line.
-
-        Raises:
-            ValueError: an empty prompt, or neither prompt nor embeddings.
-        """
-        length = self.transformer.config.model_max_length
-        if prompt_embeds is None or prompt_attention_mask is None:
-            prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
-            if not prompts or not all(p.strip() for p in prompts):
-                raise ValueError("the prompt is empty: say what the video should show")
-            prompt_embeds, prompt_attention_mask = self._encode(prompts, length)
-        y = prompt_embeds.repeat_interleave(num_videos_per_prompt, dim=0)
-        mask = prompt_attention_mask.repeat_interleave(num_videos_per_prompt, dim=0)
-        if not do_classifier_free_guidance:
-            return y, mask, None, None
-        if negative_prompt_embeds is not None and negative_prompt_attention_mask is not None:
-            negative_y, negative_mask = negative_prompt_embeds, negative_prompt_attention_mask
-        elif negative_prompt is None:
-            return y, mask, self.transformer.null_caption(len(y), y.shape[1]).to(y), mask
-        else:
-            negatives = [negative_prompt] if isinstance(negative_prompt, str) else list(negative_prompt)
-            negative_y, negative_mask = self._encode(negatives, length)
-        repeat, rest = divmod(len(y), len(negative_y))
-        if rest:
-            raise ValueError(
-                f"{len(negative_y)} negative prompts for {len(y)} videos: give one, or one for each prompt"
-            )
-        return y, mask, negative_y.repeat_interleave(repeat, dim=0), negative_mask.repeat_interleave(repeat, dim=0)
 
     def prepare_latents(
         self,
@@ -306,22 +245,6 @@ class STDiTPipeline(DiffusionPipeline):
             raise ValueError(f"latents of shape {list(shape)} expected, not {list(latents.shape)}")
         return latents.to(device) * getattr(self.scheduler, "init_noise_sigma", 1.0)
 
-    def enable_vae_slicing(self) -> None:
-        """Decode frame by frame, for less memory."""
-        self.vae.enable_slicing()
-
-    def disable_vae_slicing(self) -> None:
-        """Decode `decode_chunk_size` frames at once again."""
-        self.vae.disable_slicing()
-
-    def enable_vae_tiling(self) -> None:
-        """Decode large frames tile by tile, for less memory; tiles are blended where they meet."""
-        self.vae.enable_tiling()
-
-    def disable_vae_tiling(self) -> None:
-        """Decode frames whole again."""
-        self.vae.disable_tiling()
-
     def _check(self, output_type: str, interval: tuple[float, float], rescale: float) -> None:
         if output_type not in ("pt", "np", "pil", "latent"):
             raise ValueError(f"unknown output_type {output_type!r}: choose pt, np, pil or latent")
@@ -329,23 +252,6 @@ class STDiTPipeline(DiffusionPipeline):
             raise ValueError(f"guidance_interval {interval}: expected two shares of the steps, as in (0.1, 0.7)")
         if not 0.0 <= rescale <= 1.0:
             raise ValueError(f"guidance_rescale {rescale}: expected 0 to 1")
-
-    def _encode(self, prompts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
-        if self.text_encoder is None or self.tokenizer is None:
-            raise ValueError("this pipeline has no text encoder: give prompt_embeds and prompt_attention_mask")
-        return encode_captions(self.tokenizer, self.text_encoder, prompts, length)
-
-    def _cache_text(
-        self, y: Tensor, mask: Tensor, negative_y: Tensor | None, negative_mask: Tensor | None
-    ) -> TextCache:
-        """The text's keys and values of every block, computed once for all steps."""
-        if negative_y is not None and negative_mask is not None:
-            y, mask = torch.cat([y, negative_y.to(y)]), torch.cat([mask, negative_mask.to(mask)])
-        hook = getattr(self.transformer, "_hf_hook", None)
-        if hook is not None:  # of CPU offload, which knows of `forward` alone
-            hook.pre_forward(self.transformer)
-        device = self._execution_device
-        return self.transformer.encode_text(y.to(device, self.transformer.dtype), mask.to(device))
 
     def _encode_first(self, first_frames: Tensor, batch: int, clip: tuple[int, int, int]) -> Tensor:
         """Given pixels as latents, the posterior's mean: [B, C, K, H, W]."""
@@ -370,18 +276,6 @@ class STDiTPipeline(DiffusionPipeline):
 
         length = latent_frames(window)
         return plan_windows(total, known, length, length // 2 if overlap is None else latent_frames(overlap))
-
-
-def _as(output_type: str, video: Tensor) -> Any:
-    """A decoded video [B, 3, T, H, W] in [-1, 1] as the caller wants it."""
-    if output_type == "pt":
-        return video
-    array = (video / 2 + 0.5).permute(0, 2, 3, 4, 1).cpu().numpy()
-    if output_type == "np":
-        return array
-    from PIL import Image
-
-    return [[Image.fromarray(frame) for frame in clip] for clip in (array * 255).round().astype("uint8")]
 
 
 STDiTPipeline.__module__ = "stdit_model"
