@@ -15,6 +15,7 @@ TINY = [
     "data.width=32", "--set", "sampling.steps=1", "--set", "model.depth=1", "--set", "model.hidden_size=16",
     "--set", "checkpoint_every=2", "--set", "log_every=1",
 ]  # fmt: skip
+PATIENCE = 300  # seconds, for a machine that has other things to do
 
 
 def test_what_does_not_fit_is_refused_before_anything_starts(stdit: Callable) -> None:
@@ -28,14 +29,29 @@ def test_what_does_not_fit_is_refused_before_anything_starts(stdit: Callable) ->
     assert not Path("runs").exists()
 
 
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command runs in an empty folder. Where Python may not write bytecode, it may here: a dozen processes would
+    compile the libraries anew, minutes in all."""
+    monkeypatch.chdir(tmp_path)
+    if sys.dont_write_bytecode:
+        monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+        monkeypatch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path.parent / "bytecode"))
+
+
 def started(*arguments: str) -> subprocess.Popen[str]:
-    """The command, training on two processes; waits until steps are logged in ./run."""
+    """The command, training on two processes, a session of its own; waits until steps are logged in ./run."""
     command = [sys.executable, "-m", "stdit_cli", "train", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     metrics, before = Path("run/metrics.jsonl"), lines_of(Path("run/metrics.jsonl"))
-    while process.poll() is None and (not metrics.exists() or lines_of(metrics) < before + 4):
+    end = time.monotonic() + PATIENCE
+    while process.poll() is None and time.monotonic() < end and lines_of(metrics) < before + 4:
         time.sleep(0.1)
-    assert process.poll() is None, process.communicate()
+    if process.poll() is not None or lines_of(metrics) < before + 4:
+        process.kill()
+        pytest.fail(f"no steps after {PATIENCE} s: {process.communicate()}")
     return process
 
 
@@ -51,9 +67,9 @@ def workers(process: subprocess.Popen[str]) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_dying_stopping_and_going_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("folder")
+def test_dying_stopping_and_going_on() -> None:
     """One of two is killed: the other ends within a minute. Resumed and told to stop: both do, after their step."""
-    monkeypatch.chdir(tmp_path)
     process = started(*TINY, "--steps", "100000", "--out", "run", "--nproc", "2")
     both = workers(process)
     assert len(both) == 2
@@ -67,17 +83,41 @@ def test_dying_stopping_and_going_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     process = started("--resume", "run", "--nproc", "2")
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=120)
-    assert (process.returncode, err) == (143, "")
+    out, err = process.communicate(timeout=PATIENCE)
+    assert_stopped(process.returncode, 143, out, err)
     assert "going on from run/checkpoints/step-" in out
-    assert "saved. Go on with: stdit train --resume run --nproc 2" in out
     assert out.count("going on from") == 1  # one prints
 
-    last = max(int(path.name[5:]) for path in Path("run/checkpoints").glob("step-*"))
+    last = last_checkpoint()
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "stdit_cli",
         "train", "--resume", "run", "--set", f"steps={last + 2}",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert f"done: {last + 2} steps" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.usefixtures("folder")
+def test_ctrl_c() -> None:
+    """As a terminal sends it: to everything that runs in it."""
+    process = started(*TINY, "--steps", "100000", "--out", "run", "--nproc", "2")
+    both = workers(process)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert_stopped(process.returncode, 130, out, err)
+    assert last_checkpoint() >= 4
+    assert not any(Path(f"/proc/{pid}").exists() for pid in both)
+
+
+def assert_stopped(code: int, expected: int, out: str, err: str) -> None:
+    assert (code, err) == (expected, ""), (out, err)
+    assert out.count("stopping after this step") == 1
+    assert out.count("saved. Go on with: stdit train --resume run --nproc 2") == out.count("--resume") == 1
+    assert f"stopped at step {last_checkpoint()}, saved" in out
+
+
+def last_checkpoint() -> int:
+    return max(int(path.name[5:]) for path in Path("run/checkpoints").glob("step-*"))

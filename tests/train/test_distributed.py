@@ -138,5 +138,7 @@ def test_what_does_not_fit_is_refused(small: TrainConfig) -> None:
         grouping_of(replace(small, precision="fp16"), 2)
     assert grouping_of(replace(small, replicate=0), 4).shard == 1
     assert grouping_of(replace(small, sequence=2, replicate=3), 1).processes == 1  # of no matter to one
+    published = grouping_of(load_stage("360x512", {}), 8)  # two to a clip
+    assert (published.sequence, published.data, published.shard) == (2, 4, 8)
     with pytest.raises(ConfigError, match="sequence is 0: expected at least 1"):
         load_stage("demo", {"sequence": 0})

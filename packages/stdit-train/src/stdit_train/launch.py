@@ -54,12 +54,18 @@ def launch(count: int, work: Callable[..., None], *arguments: Any) -> Ended:
         max_restarts=0,
         signals_to_handle="SIGHUP",  # the others are passed on: a run stops after its step, however long that takes
     )
-    before = {number: signal.signal(number, _pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    passed_on: set[int] = set()
+
+    def pass_on(number: int, _frame: object) -> None:
+        passed_on.add(number)
+        _pass_on(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         elastic_launch(config, _work)(work, *arguments)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        return _ended(rank, failure)
+        return _ended(rank, failure, passed_on)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -75,16 +81,18 @@ def _work(work: Callable[..., None], *arguments: Any) -> None:
         raise
 
 
-def _pass_on(number: int, _frame: object) -> None:
+def _pass_on(number: int) -> None:
     children = multiprocessing.active_children()
     if not children:
-        raise KeyboardInterrupt
+        raise SystemExit(128 + number)
     for child in children:
         if child.pid is not None:
             os.kill(child.pid, number)
 
 
-def _ended(rank: int, failure: Any) -> Ended:
+def _ended(rank: int, failure: Any, passed_on: set[int]) -> Ended:
+    if -failure.exitcode in passed_on:  # told to stop at once
+        return Ended(128 - failure.exitcode, None)
     if failure.exitcode < 0:
         name = signal.Signals(-failure.exitcode).name
         hint = " (out of memory?)" if name == "SIGKILL" else ""
