@@ -43,6 +43,19 @@ def test_a_shape_starts_near_the_middle(frames: int, height: int, width: int) ->
     assert np.abs(first - 0.5).max() > 0.13  # and uses what it may
 
 
+def test_later_clips_are_cut_out_of_longer_videos() -> None:
+    plain, mixed = ShapesDataset(frames=2), ShapesDataset(frames=2, later=0.25)
+    scenes = [mixed.scene(i) for i in range(1200)]
+    later = [scene for scene in scenes if scene.start]
+    assert 0.2 < len(later) / len(scenes) < 0.3
+    assert min(scene.x for scene in later) < 0.05 and max(scene.y for scene in later) > 0.95  # it has got anywhere
+    assert all(scene == plain.scene(i) for i, scene in enumerate(scenes) if not scene.start)
+    index = next(i for i, scene in enumerate(scenes) if scene.start)
+    start, stop = mixed.load(index).span
+    assert start == scenes[index].start / 8 > 0 and stop == pytest.approx(start + 1 / 8)
+    assert mixed.about() != plain.about()
+
+
 def test_a_spread_of_one_half_is_anywhere() -> None:
     dataset = ShapesDataset(frames=1, spread=0.5)
     first = np.stack([centers(dataset, i)[0] for i in range(500)])

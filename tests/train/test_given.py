@@ -74,7 +74,7 @@ def test_a_run_whose_model_goes_on_from_given_frames(small: TrainConfig, tmp_pat
     """Micro-batches change nothing, and the pipeline that it leaves needs no settling."""
     losses = []
     for micro in (4, 1):
-        values = {"objective.given": 0.7, "data.spread": 0.5, "micro_batch": micro, "steps": 3}
+        values = {"objective.given": 0.7, "data.later": 0.5, "micro_batch": micro, "steps": 3}
         run = RunFolder(tmp_path / str(micro))
         config = from_dict(set_values(to_dict(small), values))
         run.create(config)
@@ -86,6 +86,19 @@ def test_a_run_whose_model_goes_on_from_given_frames(small: TrainConfig, tmp_pat
     pipeline.set_progress_bar_config(disable=True)
     video = pipeline("a red circle", num_frames=10, window=4, overlap=2, num_inference_steps=1).frames
     assert video.shape == (1, 3, 10, 16, 16)
+
+
+def test_given_frames_of_later_clips_alone(small: TrainConfig, tmp_path: Path) -> None:
+    values = {"objective.given": 1.0, "objective.given_of": "later", "data.later": 0.5, "data.clips": 40}
+    config = from_dict(set_values(to_dict(small), values))
+    run = RunFolder(tmp_path / "run")
+    run.create(config)
+    trainer = build_trainer(config, run, Unwatched())
+    (batch,) = next(iter(trainer.loader))
+    later = torch.tensor([start > 0 for start in batch.starts or ()])
+    assert 0 < later.sum() < len(later)
+    mine = trainer.scorer._given(batch, torch.rand(len(later), 2), 4)
+    assert mine is not None and torch.equal(mine.any(1), later) and not mine.all(1).any()
 
 
 def test_shares_and_spreads_that_make_no_sense(small: TrainConfig) -> None:

@@ -35,6 +35,7 @@ class Batch:
     step: int  # optimiser steps before this one, since the run began
     repeats: int  # slots of this micro-batch that repeat another sample because their own can't be read
     texts: list[Tensor] | None = None  # [L, D] each, without padding, where the dataset has cached them
+    starts: list[float] | None = None  # seconds from the first frame of each clip's video to the clip's
 
     def pin_memory(self) -> Batch:
         """The same with `video` in pinned memory."""
@@ -176,4 +177,5 @@ def _stack(plan: GlobalBatch, step: int, reads: list[Read]) -> Batch:
         step=step,
         repeats=sum(read.reject is not None for read in reads),
         texts=texts if len(texts) == len(clips) else None,
+        starts=[clip.span[0] for clip in clips],
     )

@@ -34,6 +34,8 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (245, 245, 245),
 }
 
+LONGEST = 256  # frames before a clip that is cut out of a longer video, at most
+
 _DIAGONAL = math.sqrt(0.5)
 MOTIONS: dict[str, tuple[float, float]] = {  # unit vectors
     "still": (0.0, 0.0),
@@ -135,6 +137,7 @@ class Scene:
     y: float  # 0..1 of the frame's height
     radius: float
     speed: float
+    start: int = 0  # frames of the video that the clip is cut from, before it
 
 
 def render(scene: Scene, frames: int, height: int, width: int) -> Tensor:
@@ -167,6 +170,7 @@ class ShapesDataset:
         fps: frames a second that the clips are meant to be played at.
         spread: how far from the middle of the frame, at most, a shape starts, as a share of the frame: as a camera
             would frame it. 0.5 is anywhere.
+        later: share of the clips that are cut out of a longer video, in which the shape has got anywhere.
     """
 
     def __init__(
@@ -180,6 +184,7 @@ class ShapesDataset:
         seed: int = 0,
         fps: float = 8.0,
         spread: float = 0.15,
+        later: float = 0.0,
     ) -> None:
         if split not in get_args(Split):
             raise DataError(f"unknown split {split!r} of shapes: choose one of {', '.join(get_args(Split))}")
@@ -189,6 +194,7 @@ class ShapesDataset:
         self.seed = seed
         self.fps = fps
         self.spread = spread
+        self.later = later
         self._triples: Sequence[Triple] = triples(split)
 
     def __len__(self) -> int:
@@ -214,6 +220,7 @@ class ShapesDataset:
             "seed": self.seed,
             "fps": self.fps,
             "spread": self.spread,
+            **({"later": self.later} if self.later else {}),
             **self.size._asdict(),
         }
 
@@ -225,11 +232,14 @@ class ShapesDataset:
         caption = wordings[rng.integers(len(wordings))]
         x, y = 0.5 + rng.uniform(-self.spread, self.spread, size=2)
         radius, speed = rng.uniform(0.17, 0.21), rng.uniform(0.02, 0.03)
-        return Scene(triple, caption, float(x), float(y), radius, speed)
+        start = 0
+        if self.later and rng.random() < self.later:
+            (x, y), start = rng.uniform(size=2), int(rng.integers(1, LONGEST))
+        return Scene(triple, caption, float(x), float(y), radius, speed, start)
 
     def load(self, index: int, *, seed: int = 0, epoch: int = 0) -> Clip:
         """Clip `index`; nothing is drawn at random a second time, so `seed` and `epoch` change nothing."""
         scene = self.scene(index)
         video = render(scene, self.size.frames, self.size.height, self.size.width)
-        span = (0.0, (self.size.frames - 1) / self.fps)
+        span = (scene.start / self.fps, (scene.start + self.size.frames - 1) / self.fps)
         return Clip(video=video, caption=scene.caption, index=index, fps=self.fps, span=span)

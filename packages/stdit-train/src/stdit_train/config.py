@@ -68,6 +68,7 @@ class DataConfig:
     fps: float = 8.0  # at which samples are played
     clips: int = 8192  # of shapes, per epoch
     spread: float = 0.15  # of shapes: how far from the middle, at most, a shape starts; 0.5 is anywhere in the frame
+    later: float = 0.0  # of shapes: share of clips that are cut out of a longer video, the shape anywhere
     caption_noise: float = 0.0  # share of clips that get the caption of another, to see what bad captions do
     remember_latents: bool = False  # encode each clip once and keep its latents in memory
     window: int = 16  # of a cache: shards that are shuffled together; 0 for all, which is the order of the clips
@@ -90,6 +91,7 @@ class ObjectiveConfig:
     min_snr: float | None = None  # iddpm: epsilon's error is weighted by min(SNR, this) / SNR; 5 in the paper
     caption_dropout: float = 0.1
     given: float = 0.0  # share of clips whose first frames are given, for a model that goes on from such
+    given_of: Literal["any", "later"] = "any"  # which clips: all, or those that begin after their video's first frame
 
 
 @dataclass(frozen=True)
@@ -305,6 +307,7 @@ def _check(config: TrainConfig) -> None:
         ("data.max_reject_share", config.data.max_reject_share),
         ("objective.caption_dropout", config.objective.caption_dropout),
         ("objective.given", config.objective.given),
+        ("data.later", config.data.later),
         ("data.caption_noise", config.data.caption_noise),
         ("optimizer.decay", config.optimizer.decay),
         ("optimizer.ema", config.optimizer.ema),

@@ -53,10 +53,20 @@ class Scorer:
         level = place_levels(draws.level, config)
         drop = (draws.drop < config.caption_dropout).to(self.device) if config.caption_dropout else None
         x0 = self._latents(batch, draws.posterior)
-        given = given_frames(draws.given, config.given, x0.shape[2]).to(self.device) if config.given else None
+        given = self._given(batch, draws.given, x0.shape[2])
         self.text.give(batch.captions, batch.texts)
         terms = self._score(self.precision.module, x0, draws.noise, level, batch.captions, drop, given)
         return timestep_of(level, config), terms
+
+    def _given(self, batch: Batch, draws: Tensor, frames: int) -> Tensor | None:
+        """Which frames are given, [b, T], on the device; None where none ever is."""
+        config = self.config.objective
+        if not config.given:
+            return None
+        given = given_frames(draws, config.given, frames)
+        if config.given_of == "later":
+            given &= torch.tensor([start > 0 for start in batch.starts or [0.0] * len(given)])[:, None]
+        return given.to(self.device)
 
     def shape(self, batch: Batch) -> tuple[int, ...]:
         """Of the latents of a micro-batch's clips: C, T, H, W."""

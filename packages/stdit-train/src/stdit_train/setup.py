@@ -39,7 +39,9 @@ def build_datasets(config: TrainConfig) -> tuple[ClipDataset, ClipDataset | None
         return cached, validation_of(cached, config), cached_prompts(cached, SAMPLED_PROMPTS)
     if data.source == "shapes":
         size: dict[str, Any] = {"frames": data.frames, "height": data.height, "width": data.width, "fps": data.fps}
-        train: ClipDataset = ShapesDataset(length=data.clips, seed=config.seed, spread=data.spread, **size)
+        train: ClipDataset = ShapesDataset(
+            length=data.clips, seed=config.seed, spread=data.spread, later=data.later, **size
+        )
         if data.caption_noise:
             train = NoisyCaptions(train, data.caption_noise, config.seed)
         validation = ShapesDataset(split="val", length=64, spread=data.spread, **size)
