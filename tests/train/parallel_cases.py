@@ -8,6 +8,7 @@ import copy
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,56 @@ def train(variant: str, how: str, *options: str) -> dict[str, float]:
         results[f"{name}.key_biases"] = max(float((found_keys[n] - e).abs().max()) for n, e in expected_keys.items())
         results[f"{name}.moved"] = apart(state(one), {n: start[n] for n, _ in one.named_parameters()})
     return results
+
+
+def blocks(variant: str, how: str) -> dict[str, float]:
+    """Block by block: this process's tokens after it, and their gradients there."""
+    settings, samples = arguments(variant), batch()
+    mesh = build_mesh(grouping(how), CPU)
+    many, one = parallel_model(settings, mesh, CPU), STDiT(**settings)
+    results = {}
+    seen: list[list[Tensor]] = [[], []]
+    for model, part, outputs in zip(
+        (many, one), (share(samples, mesh.data_rank, mesh.grouping.data), samples), seen, strict=True
+    ):
+        fill(model, weights(settings).items())
+        for block in model.blocks:
+            block.register_forward_hook(lambda _block, _inputs, x_BTSD, kept=outputs: kept.append(x_BTSD))
+        loss = loss_of(model, part)
+        gradients = torch.autograd.grad(loss, outputs)
+        outputs[:] = [*(tokens.detach() for tokens in outputs), *gradients]
+    sharing = mesh.grouping.sequence
+    frames = -(-FRAMES // sharing)
+    start = 0 if mesh.sequence is None else dist.get_rank(mesh.sequence) * frames
+    times = mesh.grouping.data * sharing  # a process's loss is a mean over fewer samples, and `sharing` have the same
+    for i, (mine, of_all) in enumerate(zip(*seen, strict=True)):
+        expected = of_all.chunk(mesh.grouping.data)[mesh.data_rank][:, start : start + frames]
+        if i >= len(model.blocks):
+            expected = expected * times
+        results[str(i)] = apart({"": mine[:, : expected.shape[1]]}, {"": expected})
+    return results
+
+
+def compiled(variant: str, how: str, backend: str, *options: str) -> dict[str, float]:
+    """Three steps with compiled blocks against three without, over the processes. Options: checkpointing, selective."""
+    settings, mesh = arguments(variant, depth=2), build_mesh(grouping(how), CPU)
+    checkpointing: Any = "selective" if "selective" in options else "checkpointing" in options
+    ours = share(batch(), mesh.data_rank, mesh.grouping.data)
+    torch.compile = partial(torch.compile, backend=backend)
+    graphs, losses, states = [0], [], []
+    for compiling in (False, True):
+        torch._dynamo.reset()
+        model = parallel_model(settings, mesh, CPU, checkpointing=checkpointing, compiled=compiling)
+        fill(model, weights(settings).items())
+        losses.append(steps(model, lambda parameters: torch.optim.SGD(parameters, lr=0.1), ours))
+        states.append(state(model))
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    return {
+        "loss": max(abs(mine / other - 1) for mine, other in zip(*losses, strict=True)),
+        "weights": apart(states[1], states[0]),
+        "moved": apart(states[0], {name: weights(settings)[name] for name in states[0]}),
+        "graphs": float(graphs[2]),
+    }
 
 
 def sample(variant: str, how: str, sampler: str) -> dict[str, float]:

@@ -48,17 +48,38 @@ def check_training(numbers: Numbers) -> None:
 
 def test_two_processes(measure: Callable[[int, list[str]], dict[str, list[Numbers]]]) -> None:
     """Sharded weights and shared clips, neither frames (5) nor positions (9) even; bytes as on paper."""
-    results = measure(2, ["train:seq:sp", "sample:seq:sp:iddpm", "rest:seq:fsdp"])
+    results = measure(2, ["train:seq:sp", "blocks:seq:sp", "sample:seq:sp:iddpm", "rest:seq:fsdp"])
     for numbers in results["train:seq:sp"]:
         check_training(numbers)
         assert numbers["held"] == 0.5
         assert numbers["counted.exchanged"] > 0
+    for numbers in results["blocks:seq:sp"]:
+        check_blocks(numbers)
     for numbers in results["sample:seq:sp:iddpm"]:
         assert numbers["video"] < LIMIT < numbers["moved"]
     for numbers in results["rest:seq:fsdp"]:
         check_rest(numbers)
     assert results["rest:seq:fsdp"][0]["gathered"] < LIMIT
     assert results["rest:seq:fsdp"][1]["gathered"] == 0.0  # tensors: only the first process has them
+
+
+def check_blocks(numbers: Numbers) -> None:
+    assert len(numbers) == 2 * 3  # tokens after each of three blocks, and their gradients
+    assert max(numbers.values()) < LIMIT, numbers
+
+
+def check_compiled(numbers: Numbers) -> None:
+    assert numbers["graphs"] > 0  # something was compiled
+    assert max(numbers["loss"], numbers["weights"]) < LIMIT < numbers["moved"], numbers
+
+
+@pytest.mark.slow
+def test_compiled_blocks_in_shards(measure: Callable[[int, list[str]], dict[str, list[Numbers]]]) -> None:
+    """Losses and weights of three steps with compiled blocks are those without, in shards and with shared clips."""
+    ways = ["seq:fsdp:inductor:checkpointing", "seq:sp:inductor", "dit:sp:aot_eager:selective"]
+    for ranks in measure(2, [f"compiled:{way}" for way in ways]).values():
+        for numbers in ranks:
+            check_compiled(numbers)
 
 
 def check_rest(numbers: Numbers) -> None:
@@ -86,7 +107,8 @@ def test_four_processes(measure: Callable[[int, list[str]], dict[str, list[Numbe
     training = [f"train:{variant}:{how}" for how in ("fsdp", "dp", "hsdp", "sp", "sp2", "hsdp-sp2")]
     sampling = [f"sample:{variant}:{how}:{sampler}" for how in ("sp", "sp2", "hsdp") for sampler in ("iddpm", "flow")]
     others = [f"rest:{variant}:{how}" for how in ("sp2", "hsdp")]
-    results = measure(4, [*training, *sampling, *others])
+    blocks = [f"blocks:{variant}:{how}" for how in ("fsdp", "hsdp", "sp2", "hsdp-sp2")]
+    results = measure(4, [*training, *sampling, *others, *blocks])
     for case in training:
         for numbers in results[case]:
             check_training(numbers)
@@ -96,6 +118,9 @@ def test_four_processes(measure: Callable[[int, list[str]], dict[str, list[Numbe
     for case in others:
         for numbers in results[case]:
             check_rest(numbers)
+    for case in blocks:
+        for numbers in results[case]:
+            check_blocks(numbers)
 
 
 @pytest.mark.slow

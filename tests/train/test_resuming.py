@@ -234,6 +234,20 @@ def test_a_disk_that_fills_up(
     assert_same(resumed, expected)
 
 
+def test_ctrl_c_while_a_checkpoint_is_written(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one, that is, which doesn't wait: it comes out as it went in, and leaves nothing behind."""
+
+    def interrupted(_descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        open_trainer(config, config, RunFolder(tmp_path / "run"), Silent()).train()
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
 def test_a_disk_without_room_is_not_written_to(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -99,11 +99,11 @@ def finish_write(partial: Path, final: Path, state: Mapping[str, Any]) -> None:
     _sync_folder(final.parent)
 
 
-def root_cause(error: BaseException) -> Exception:
-    """What torch.distributed.checkpoint wraps in its own BaseException."""
-    failures = getattr(error, "failures", None)
-    cause = next(iter(failures.values()))[0] if failures else error
-    return cause if isinstance(cause, Exception) else RuntimeError(str(cause))
+def root_cause(error: BaseException) -> Exception | KeyboardInterrupt:
+    """What torch.distributed.checkpoint wraps in its own BaseException; Ctrl-C too."""
+    causes = [failure[0] for failure in (getattr(error, "failures", None) or {}).values()] or [error]
+    cause = next((cause for cause in causes if isinstance(cause, KeyboardInterrupt)), causes[0])
+    return cause if isinstance(cause, (Exception, KeyboardInterrupt)) else RuntimeError(str(cause))
 
 
 def verify(path: Path, run_id: str) -> dict[str, Any]:

@@ -54,10 +54,10 @@ def launch(count: int, work: Callable[..., None], *arguments: Any) -> Ended:
         max_restarts=0,
         signals_to_handle="SIGHUP",  # the others are passed on: a run stops after its step, however long that takes
     )
-    passed_on: set[int] = set()
+    passed_on: list[int] = []
 
     def pass_on(number: int, _frame: object) -> None:
-        passed_on.add(number)
+        passed_on.append(number)
         _pass_on(number)
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -90,9 +90,9 @@ def _pass_on(number: int) -> None:
             os.kill(child.pid, number)
 
 
-def _ended(rank: int, failure: Any, passed_on: set[int]) -> Ended:
-    if -failure.exitcode in passed_on:  # told to stop at once
-        return Ended(128 - failure.exitcode, None)
+def _ended(rank: int, failure: Any, passed_on: list[int]) -> Ended:
+    if len(passed_on) > 1 or -failure.exitcode in passed_on:  # told to stop at once, wherever they were
+        return Ended(128 + passed_on[-1], None)
     if failure.exitcode < 0:
         name = signal.Signals(-failure.exitcode).name
         hint = " (out of memory?)" if name == "SIGKILL" else ""
