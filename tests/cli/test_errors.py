@@ -46,6 +46,8 @@ def check(done, *said: str) -> None:
         (["sample", "x", "--guidance-interval", "0.5"], ["--guidance-interval 0.5", "0.1,0.7"]),
         (["sample", "x", "--guidance-rescale", "2"], ["--guidance-rescale", "0 to 1"]),
         (["sample", "x", "--image", "none.png"], ["--image none.png", "no such file"]),
+        (["sample", "x", "--image", "none.png", "--frames", "1"], ["--image and --frames 1"]),
+        (["sample", "x", "--guidance", "nan"], ["--guidance nan", "a number"]),
         (["sample", "x", "--extend", "8"], ["--extend", "--video"]),
         (["sample", "x", "--frames", "32", "--overlap", "16"], ["overlap of 16", "1 to 15"]),
         (["sample", "x", "--format", "avi"], ["--format avi", "mp4, gif"]),
@@ -55,7 +57,14 @@ def check(done, *said: str) -> None:
         (["sample", "x", "--vae", "./none"], ["./none", "vae"]),
         (["sample", "x", "--text-encoder", "none/such"], ["none/such", "hf download", "--text-encoder"]),
         (["sample", "x", "--text-8bit"], ["--text-8bit", "bitsandbytes"]),
-        (["sample", "x", "--checkpoint", "none/such/weights.pth"], ["none/such/weights.pth", "Hub"]),
+        (
+            ["sample", "x", "--text-8bit", "--low-memory", "--vae", "./none"],
+            ["bitsandbytes"],
+        ),  # before any other part
+        (
+            ["sample", "x", "--checkpoint", "none/such/weights.pth"],
+            ["hf download none/such weights.pth --local-dir such", "name it such/weights.pth"],
+        ),
         (["sample", "a red circle", "--checkpoint", "./none"], ["./none"]),
         (["sample", "a red circle", "--checkpoint", "none/such"], ["none/such", "--checkpoint"]),
         (["sample", "a red circle", "--sampler", "ddpm"], ["ddpm", "euler"]),

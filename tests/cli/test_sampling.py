@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from stdit_cli import sidecar
 from stdit_cli.assets import demo_folder
 from stdit_cli.outputs import plan_jobs, settled
 from stdit_cli.prompt_files import read_prompts
@@ -64,6 +65,55 @@ def test_other_weights_are_said(stdit: Callable, tmp_path: Path) -> None:
     assert "not the sidecar" in done.err
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (["settings"], [], "not the sidecar"),
+        (["batch"], {}, "not the sidecar"),
+        (["batch", "index"], 7, "not the sidecar"),
+        (["made_on"], None, "not the sidecar"),
+        (["prompt"], 5, "not the sidecar"),
+        (["settings", "steps"], "x", "steps 'x' is no setting: expected int"),
+        (["settings", "size"], 64, "size 64 is no setting: expected str"),
+        (["settings", "nonsense"], 1, "does not know: nonsense"),
+    ],
+)
+def test_a_garbled_sidecar_is_told(stdit: Callable, tmp_path: Path, path: list[str], value: object, said: str) -> None:
+    content: dict = {
+        "prompt": RED, "negative": None, "seed": 0, "settings": {"steps": 1},
+        "batch": {"index": 0, "videos": [{"prompt": RED, "negative": None, "seed": 0}]},
+        "checkpoint": {"source": "demo", "sha256": ""}, "used": {},
+        "made_on": {"device": "cpu", "threads": 1}, "versions": {},
+    }  # fmt: skip
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    assert sidecar.read(tmp_path / "a.json") == content
+    *inner, last = path
+    place = content
+    for key in inner:
+        place = place[key]
+    place[last] = value
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    done = stdit("sample", "--from", "a.json")
+    assert done.code == 2, done
+    assert said in done.err
+
+
+def test_one_of_a_batch_is_made_again_with_little_memory(stdit: Callable, tmp_path: Path) -> None:
+    small = ["--frames", "1", "--steps", "1", "--low-memory"]
+    assert stdit("sample", RED, "a blue bar staying still", "--batch", "2", *small, "--out", "a").code == 0
+    done = stdit("sample", "--from", "a/a-blue-bar-staying-still-0.png", "--out", "b.png")
+    assert done.code == 0, done
+    assert sha256(tmp_path / "b.png") == sha256(tmp_path / "a" / "a-blue-bar-staying-still-0.png")
+
+
+def test_another_picture_under_the_same_name_is_said(stdit: Callable, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "first.png")
+    assert stdit("sample", RED, "--image", "first.png", "--frames", "2", "--steps", "1", "--out", "a.mp4").code == 0
+    Image.new("RGB", (64, 64), "blue").save(tmp_path / "first.png")
+    done = stdit("sample", "--from", "a.json", "--out", "b.mp4")
+    assert "the image that it goes on from has changed" in done.out, done
+
+
 def test_the_batch_and_the_number_change_nothing(stdit: Callable, tmp_path: Path) -> None:
     assert stdit("sample", "a blue bar staying still", RED, "--num", "2", "--batch", "4", "--out", "a",
                  "--format", "frames").code == 0  # fmt: skip
@@ -98,6 +148,8 @@ def test_prompts_from_files(tmp_path: Path) -> None:
     assert [want.prompt for want in read_prompts(tmp_path / "p.txt")] == ["one", "two"]
     (tmp_path / "p.csv").write_text('path,Caption,seed\na.mp4,"one, with a comma",7\nb.mp4,two,\n')
     assert read_prompts(tmp_path / "p.csv") == [Wanted("one, with a comma", 7), Wanted("two")]
+    (tmp_path / "p.csv").write_text('\ufeffprompt,seed\n"one\nline",7\n', encoding="utf-8")
+    assert read_prompts(tmp_path / "p.csv") == [Wanted("one\nline", 7)]
     (tmp_path / "p.jsonl").write_text('{"prompt": "one", "negative": "bad", "seed": 3}\n"two"\n')
     assert read_prompts(tmp_path / "p.jsonl") == [Wanted("one", 3, "bad"), Wanted("two")]
 
@@ -110,6 +162,9 @@ def test_prompts_from_files(tmp_path: Path) -> None:
         ("p.csv", "prompt\none\n\"\"\n", "line 3"),
         ("p.jsonl", '{"prompt": "one"}\n{"prompt": \n', "line 2"),
         ("p.jsonl", '{"prompt": "one", "seed": -1}\n', "seed -1"),
+        ("p.jsonl", '{"prompt": "one", "seed": 1.5}\n', "seed 1.5"),
+        ("p.jsonl", '{"prompt": "one", "seed": 9223372036854775808}\n', "from 0 to 9223372036854775807"),
+        ("p.csv", "prompt\none, two\n", "line 2: more values .* quotes"),
         ("p.doc", "one", ".txt, .csv or .jsonl"),
     ],
 )  # fmt: skip

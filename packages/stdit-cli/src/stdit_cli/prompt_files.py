@@ -2,10 +2,11 @@
 
 import csv
 import json
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from stdit_cli.request import Wanted
+from stdit_cli.request import SEED_MAX, Wanted
 
 NAMES = ("prompt", "caption", "text")  # of the column or key that holds the prompt
 
@@ -40,15 +41,21 @@ def _lines(path: Path, text: str) -> list[Wanted]:
 
 
 def _csv(path: Path, text: str) -> list[Wanted]:
-    rows = csv.DictReader(text.splitlines())
+    rows = csv.DictReader(StringIO(text, newline=""))  # a quoted prompt may go on on the next line
     names = {name.strip().lower(): name for name in rows.fieldnames or () if name}
     if not any(name in names for name in NAMES):
         raise ValueError(
             f"--prompts {path}: no column {' or '.join(NAMES)} in its header ({', '.join(names) or 'empty'})"
         )
-    return [
-        _wanted(path, rows.line_num, {short: row[name] for short, name in names.items()}) for row in rows
-    ]  # line_num is that of the row just read
+    wanted = []
+    for row in rows:
+        if row.get(None):  # where DictReader puts what has no column
+            raise ValueError(
+                f"--prompts {path}, line {rows.line_num}: more values than the header has; put quotes around a prompt "
+                "that has commas"
+            )
+        wanted.append(_wanted(path, rows.line_num, {short: row[name] for short, name in names.items()}))
+    return wanted
 
 
 def _jsonl(path: Path, text: str) -> list[Wanted]:
@@ -71,11 +78,13 @@ def _wanted(path: Path, number: int, values: Any) -> Wanted:
         raise ValueError(f"--prompts {path}, line {number}: no {' or '.join(NAMES)}")
     seed, negative = values.get("seed"), values.get("negative")
     try:
-        seed = None if seed in (None, "") else int(seed)
+        seed = None if seed in (None, "") else int(seed if isinstance(seed, int) else str(seed))
     except (TypeError, ValueError):
         seed = -1
-    if seed is not None and seed < 0:
-        raise ValueError(f"--prompts {path}, line {number}: seed {values['seed']!r}: expected a whole number from 0")
+    if seed is not None and not 0 <= seed <= SEED_MAX:
+        raise ValueError(
+            f"--prompts {path}, line {number}: seed {values['seed']!r}: expected a whole number from 0 to {SEED_MAX}"
+        )
     if negative is not None and not isinstance(negative, str):
         raise ValueError(f"--prompts {path}, line {number}: negative {negative!r}: expected text")
     return Wanted(prompt.strip(), seed, negative or None)

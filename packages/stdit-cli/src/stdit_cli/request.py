@@ -1,11 +1,13 @@
 """What `stdit sample` was asked for, and each video of it as a job. Plain data: no heavy imports."""
 
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 FORMATS = ("mp4", "gif", "webp", "png", "frames")
+SEED_MAX = 2**63 - 1  # of torch's generators
 LONG = ("windows", "stretch", "whole")
 
 
@@ -53,10 +55,14 @@ class Settings:
         parse_interval(self.guidance_interval)
         if not 0.0 <= self.guidance_rescale <= 1.0:
             raise ValueError(f"--guidance-rescale {self.guidance_rescale}: expected 0 to 1")
+        if self.guidance is not None and not math.isfinite(self.guidance):
+            raise ValueError(f"--guidance {self.guidance}: expected a number")
         if self.long not in LONG:
             raise ValueError(f"--long {self.long}: choose {', '.join(LONG)}")
         if self.image is not None and self.video is not None:
             raise ValueError("--image and --video: give one of the two to go on from")
+        if self.image is not None and self.frames == 1:
+            raise ValueError("--image and --frames 1: the picture is the first frame, which leaves nothing to make")
         if self.extend is not None and self.video is None:
             raise ValueError("--extend says how many frames to add to --video: give that too")
         if self.video is not None and self.frames is not None:

@@ -26,7 +26,7 @@ def sample(
     format: Annotated[str | None, typer.Option(help="mp4, gif, webp, png (one frame) or frames (a folder).")] = None,
     num: Annotated[int | None, typer.Option(min=1, help="Videos of each prompt.")] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Of each prompt's first video; the next ones count up.")
+        int | None, typer.Option(min=0, max=2**63 - 1, help="Of each prompt's first video; the next ones count up.")
     ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Videos made at once.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Frames; the checkpoint's unless given.")] = None,

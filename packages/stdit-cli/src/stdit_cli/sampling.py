@@ -35,10 +35,10 @@ def run_sampling(request: Request) -> None:
     kind = video_format(request, studio.frames)
     jobs = plan_jobs(request, kind)
     sha256 = studio.weights_sha256()
-    for line in [*outside(studio, jobs), *differences(request, studio, sha256)] if share.rank == 0 else ():
+    settings, used = studio.record()
+    for line in [*outside(studio, jobs), *differences(request, studio, sha256, used)] if share.rank == 0 else ():
         console.print(line)
 
-    settings, used = studio.record()
     weights = {"source": settings.checkpoint, "sha256": sha256}
     mine = list(batches(share.of(jobs), request))
     count = sum(len(batch) for batch, _ in mine) if request.recorded is None else 1
@@ -88,16 +88,25 @@ def batches(jobs: list[Job], request: Request) -> Iterator[tuple[list[Job], list
             yield batch, list(range(len(batch)))
 
 
-def differences(request: Request, studio: Any, sha256: str) -> Iterator[str]:
+def differences(request: Request, studio: Any, sha256: str, used: dict[str, Any]) -> Iterator[str]:
     """A line where a recorded video will not come out the same."""
     recorded = request.recorded
     if recorded is None:
         return
+    for name in ("image", "video"):
+        key = f"{name}_sha256"
+        if recorded["used"].get(key) != used.get(key):
+            yield f"warning: the {name} that it goes on from has changed since; it will differ"
     if recorded["checkpoint"]["sha256"] != sha256:
         yield "warning: this checkpoint has other weights than the video was made with; it will differ"
     device = str(studio.pipeline.device)
     if recorded["made_on"]["device"] != device:
         yield f"warning: made on {recorded['made_on']['device']}, now on {device}; it will differ a little"
+    import torch
+
+    then, now = recorded["versions"].get("torch"), torch.__version__
+    if then != now:
+        yield f"warning: made with torch {then}, now {now}; it may differ a little"
 
 
 def thumbnails(video: Any) -> Any:

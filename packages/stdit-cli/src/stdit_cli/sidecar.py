@@ -11,6 +11,17 @@ from typing import Any
 
 from stdit_cli.request import Job, Settings
 
+VIDEO: dict[str, Any] = {"prompt": str, "negative": str | None, "seed": int}
+# What is read back of a sidecar.
+SHAPE: dict[str, Any] = {
+    **VIDEO,
+    "settings": dict,
+    "batch": {"index": int, "videos": [VIDEO]},
+    "checkpoint": {"sha256": str},
+    "used": dict,
+    "made_on": {"device": str, "threads": int},
+    "versions": dict,
+}
 PACKAGES = ("stdit-cli", "stdit-model", "stdit-data", "diffusers", "transformers", "av")
 
 
@@ -66,21 +77,38 @@ def read(path: Path) -> dict[str, Any]:
     """
     from stdit_cli.outputs import sidecar_path
 
-    file = path if path.suffix == ".json" else sidecar_path(path)
+    file = path if path.suffix == ".json" or not path.name else sidecar_path(path)
     if not file.is_file():
         raise FileNotFoundError(f"--from {file}: no such file; `stdit sample` writes one beside each video")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"--from {file}: not JSON ({error})") from error
-    expected = {"prompt", "seed", "settings", "batch", "checkpoint", "made_on"}
-    if not isinstance(content, dict) or expected - content.keys():
+    if not _fits(content, SHAPE) or not 0 <= content["batch"]["index"] < len(content["batch"]["videos"]):
         raise ValueError(f"--from {file}: not the sidecar of a video of `stdit sample`")
     known = {field.name for field in fields(Settings)}
     unknown = sorted(content["settings"].keys() - known)
     if unknown:
         raise ValueError(f"--from {file}: a setting that this version does not know: {', '.join(unknown)}")
+    for field in fields(Settings):
+        if not _fits(value := content["settings"].get(field.name, field.default), field.type):
+            raise ValueError(f"--from {file}: {field.name} {value!r} is no setting: expected {_said(field.type)}")
     return content
+
+
+def _fits(value: Any, shape: Any) -> bool:
+    """Whether a value of JSON has the keys and types of a shape: a type, a list of one shape, or shapes by key."""
+    if isinstance(shape, dict):
+        return isinstance(value, dict) and all(key in value and _fits(value[key], shape[key]) for key in shape)
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(_fits(item, shape[0]) for item in value)
+    if isinstance(value, int) and not isinstance(value, bool) and isinstance(0.0, shape):
+        return True  # JSON writers may drop a zero fraction
+    return isinstance(value, shape) and (not isinstance(value, bool) or shape is bool)
+
+
+def _said(kind: Any) -> str:
+    return str(getattr(kind, "__name__", kind)).replace("None", "null")
 
 
 def sha256(files: Iterable[Path]) -> str:

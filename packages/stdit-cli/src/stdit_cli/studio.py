@@ -90,11 +90,12 @@ class Studio:
         source = resolve(self.settings.checkpoint)
         settings = self.settings
         add_text_encoder(self.pipeline, source, text_encoder=settings.text_encoder, text_8bit=settings.text_8bit)
-        for wanted in request.wanted:
-            negative = request.negative if wanted.negative is None else wanted.negative
-            for text in (wanted.prompt, negative):
-                if text is not None:
-                    self._text(text)
+        texts = [text for wanted in request.wanted for text in (wanted.prompt, wanted.negative)]
+        if request.recorded is not None:  # what was made together with it is made again, too
+            texts += [video[name] for video in request.recorded["batch"]["videos"] for name in ("prompt", "negative")]
+        for text in (*texts, request.negative):
+            if text is not None:
+                self._text(text)
         free_text_encoder(self.pipeline)
 
     def _text(self, text: str) -> tuple[Tensor, Tensor]:

@@ -53,10 +53,13 @@ def local_path(path_or_hub_id: str | Path, subfolder: str | None = None, **optio
         patterns = [folder + file for folder in folders for file in files]
         folder = Path(snapshot_download(repo, allow_patterns=patterns, **options)) / inside
     except (OSError, ValueError) as error:  # the Hub's errors derive from these
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        folder_name = repo.split("/")[1]
+        fetch = f"hf download {repo} {inside}".rstrip() if inside.endswith(_WEIGHTS) else f"hf download {repo}"
         raise WeightsError(
-            f"{name}: no such file or folder here, and the Hub did not give it ({reason}); check the name, the "
-            "network, and HF_HUB_OFFLINE"
+            f"{name}: no such file or folder here, and the Hub did not give it ({reason}); check the name, the network "
+            f"and HF_HUB_OFFLINE; or where there is a network `{fetch} --local-dir {folder_name}`, bring that here and "
+            f"name it {'/'.join(filter(None, (folder_name, inside)))}"
         ) from error
     if not folder.is_dir() or not any(folder.rglob("diffusion_pytorch_model*")):
         raise WeightsError(

@@ -78,9 +78,11 @@ def load_pipeline(
         low_memory: leave the text encoder out, see `add_text_encoder`, and everything in main memory.
 
     Raises:
-        ConfigError: it can't be found or, offline, not be fetched.
+        ConfigError: it can't be found or, offline, not be fetched; 8 bits without bitsandbytes, told first of all.
         WeightsError: a part of it can't.
     """
+    if text_8bit:
+        eight_bits()  # else told only when its turn comes, after minutes of loading
     found = find_pipeline(checkpoint)
     device = find_device()
     dtype = _dtype(device)
