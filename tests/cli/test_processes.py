@@ -102,13 +102,23 @@ def test_dying_stopping_and_going_on() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.usefixtures("folder")
 def test_ctrl_c() -> None:
-    """As a terminal sends it: to everything that runs in it."""
+    """As a terminal sends it: to everything that runs in it. The second doesn't wait for the step, or the save."""
     process = started(*TINY, "--steps", "100000", "--out", "run", "--nproc", "2")
     both = workers(process)
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=PATIENCE)
     assert_stopped(process.returncode, 130, out, err)
     assert last_checkpoint() >= 4
+    assert not any(Path(f"/proc/{pid}").exists() for pid in both)
+
+    process = started("--resume", "run", "--nproc", "2")
+    both = workers(process)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.stdout is not None
+    assert any("once more to stop at once" in line for line in process.stdout)  # reads up to there
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, err.replace("stdit: interrupted\n", "")) == (130, "")
     assert not any(Path(f"/proc/{pid}").exists() for pid in both)
 
 
