@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,31 @@ def test_any_number_of_processes(config: TrainConfig, tmp_path: Path, optimizer:
         found |= samples_of(ranks, how.get("sequence", 1) if processes > 1 else 1)
     assert found == samples_of(expected)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+FAILING = """
+    from stdit_train.launch import launch
+
+    def work():
+        from stdit_train.distributed import join
+        with join() as processes:
+            if processes.number == 1:
+                raise ZeroDivisionError("in the second")
+            processes.largest(1.0)
+
+    if __name__ == "__main__":
+        print(*launch(2, work).__dict__.values())
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_is_named_with_its_error(tmp_path: Path) -> None:
+    """The other one, which waits for it, ends without a word."""
+    (tmp_path / "failing.py").write_text(textwrap.dedent(FAILING))
+    command = [sys.executable, str(tmp_path / "failing.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.stdout.startswith("1 process 1 failed: ZeroDivisionError: in the second\nTraceback"), done
+    assert "process 0" not in done.stdout + done.stderr
 
 
 def test_fresh_weights_are_those_of_one_process() -> None:
