@@ -33,7 +33,7 @@ def test_a_sidecar_tells_all_and_makes_it_again(stdit: Callable, tmp_path: Path)
     made = tmp_path / "videos" / "a-red-circle-staying-still-1.mp4"
     said = json.loads(made.with_suffix(".json").read_text())
     assert (said["prompt"], said["seed"], said["batch"]["index"]) == (RED, 1, 1)
-    wanted = {"frames": 16, "size": "64x64", "fps": 8.0, "steps": 2, "guidance": 2.5, "guidance_interval": "0.5,1"}
+    wanted = {"frames": 16, "size": "64x64", "fps": 8.0, "steps": 2, "guidance": 1.7, "guidance_interval": "0.5,1"}
     assert wanted.items() <= said["settings"].items()
     (weights,) = (demo_folder() / "transformer").glob("*.safetensors")
     assert said["checkpoint"] == {"source": "demo", "sha256": sha256(weights)}
