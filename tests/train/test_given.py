@@ -102,6 +102,7 @@ def test_given_frames_of_later_clips_alone(small: TrainConfig, tmp_path: Path) -
 
 
 def test_shares_and_spreads_that_make_no_sense(small: TrainConfig) -> None:
-    for key, value in {"objective.given": 1.5, "data.spread": 0.6}.items():
-        with pytest.raises(ConfigError, match=key):
-            from_dict(set_values(to_dict(small), {key: value}))
+    nothing_later: dict[str, object] = {"objective.given": 1.0, "objective.given_of": "later"}
+    for values in ({"objective.given": 1.5}, {"data.spread": 0.6}, nothing_later):
+        with pytest.raises(ConfigError, match=list(values)[-1]):
+            from_dict(set_values(to_dict(small), values))

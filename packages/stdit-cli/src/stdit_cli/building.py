@@ -12,7 +12,7 @@ from typer import Exit
 from stdit_cli.evaluate import SPLITS, score_splits, score_table
 from stdit_cli.training import INTERRUPTED, TrainingBar
 from stdit_train.autoencoder import AutoencoderConfig
-from stdit_train.demo import build_parts, publish, write_card
+from stdit_train.demo import build_parts, model_card, publish
 from stdit_train.loading import load_pipeline
 from stdit_train.schedule import Stage, load_schedule, stage_folder, train_stages
 
@@ -61,8 +61,10 @@ def run_build(
 
     candidate = out / ".demo.partial"
     publish(runs[-1].pipeline, candidate)
-    scores = score_splits(console, load_pipeline(str(candidate)), list(SPLITS), prompts)
-    write_card(candidate, configs, [run.reached() for run in runs], minutes, scores)
+    pipeline = load_pipeline(str(candidate))
+    scores = score_splits(console, pipeline, list(SPLITS), prompts)
+    card = model_card(pipeline, configs, [run.reached() for run in runs], minutes, scores)
+    (candidate / "README.md").write_text(card)
     candidate.rename(final)
     console.print(score_table(scores))
     console.print(f"{final}")

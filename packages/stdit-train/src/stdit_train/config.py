@@ -300,6 +300,9 @@ def _check(config: TrainConfig) -> None:
             raise ConfigError(f"{key} is {value}: expected at least 0")
     if config.objective.min_snr is not None and config.objective.name != "iddpm":
         raise ConfigError("objective.min_snr weights epsilon's error: it goes with objective.name=iddpm only")
+    given, data = config.objective, config.data
+    if given.given and given.given_of == "later" and data.source == "shapes" and not data.later:
+        raise ConfigError("objective.given_of=later: no clip of `shapes` is a later one unless data.later is above 0")
     if config.optimizer.clip <= 0:
         raise ConfigError(f"optimizer.clip is {config.optimizer.clip}: expected a norm above 0 (inf clips nothing)")
     _check_data(config.data)

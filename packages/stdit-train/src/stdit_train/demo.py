@@ -47,18 +47,6 @@ def publish(source: Path, destination: Path) -> None:
             file.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def write_card(
-    folder: Path,
-    configs: list[TrainConfig],
-    reached: list[tuple[int, float]],
-    minutes: float | None,
-    scores: dict[str, Scores],
-) -> None:
-    """README.md beside the published weights; for the arguments see `model_card`."""
-    pipeline = STDiTPipeline.from_pretrained(folder)
-    (folder / "README.md").write_text(model_card(pipeline, configs, reached, minutes, scores))
-
-
 def model_card(
     pipeline: Any,
     configs: list[TrainConfig],

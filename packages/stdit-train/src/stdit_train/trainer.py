@@ -18,7 +18,7 @@ from stdit_train.checkpoint import load_checkpoint, load_weights, named_tensors
 from stdit_train.components import Components
 from stdit_train.config import TrainConfig
 from stdit_train.ema import Ema
-from stdit_train.encoded import remembered
+from stdit_train.encoded import RememberedLatents, remembered
 from stdit_train.interrupts import Interrupts
 from stdit_train.metrics import Metrics, NoMetrics, TimestepBins, open_metrics
 from stdit_train.optim import build_optimizers, clip_gradients, learning_rate_factor, set_learning_rate
@@ -83,16 +83,17 @@ class Trainer:
         for bucket in config.data.buckets:
             video_vae.latent_shape(components.vae, *parse_bucket(bucket))  # refuses sizes that don't fit the VAE
         self.validation = validation
+        # Clips that are encoded when they are asked for share the device with the step: threads that read ahead would
+        # only take turns with it, on a CPU at half the speed.
+        lazily = isinstance(dataset, RememberedLatents)
         self.loader = ClipLoader(
             dataset,
             **loader_settings(config),
             seed=config.seed,
             rank=processes.data_rank,
             world_size=processes.data_ranks,
-            # Clips that are encoded when they are asked for share the device with the step: threads that read ahead
-            # would only take turns with it, on a CPU at half the speed.
-            workers=0 if config.data.remember_latents else config.data.workers,
-            prefetch=0 if config.data.remember_latents else 2,
+            workers=0 if lazily else config.data.workers,
+            prefetch=0 if lazily else 2,
             rejects=run.rejects_file,
             pin_memory=device.type == "cuda",
         )
