@@ -11,7 +11,6 @@ import os
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -22,12 +21,13 @@ from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from stdit_data import color, files
-from stdit_data.buckets import Bucket, choose_bucket
+from stdit_data.buckets import Bucket
 from stdit_data.clip import Clip
-from stdit_data.errors import ClipError, DataError
+from stdit_data.errors import DataError
+from stdit_data.facts import completed, fitting_bucket, known_short
 from stdit_data.interlaced import OneField
 from stdit_data.manifest import Entry, Manifest, read_manifest
-from stdit_data.probe import Probe, probe, read_image, reading
+from stdit_data.probe import read_image, reading
 from stdit_data.sampling import Sampling, Short, default_sampling, take
 from stdit_data.stream import VideoStream
 from stdit_data.transforms import Fit, may_flip, normalise
@@ -77,6 +77,24 @@ class VideoDataset:
     def caption(self, index: int) -> str:
         """A sample's caption, without reading its file."""
         return self.entries[index].caption
+
+    def subset(self, indices: Sequence[int], *, plain: bool = False) -> VideoDataset:
+        """Some of the samples, in this order.
+
+        Args:
+            indices: their places here.
+            plain: draw nothing at random: the middle of each video and picture, never mirrored.
+        """
+        return VideoDataset(
+            self.manifest,
+            [self.entries[index] for index in indices],
+            [self._buckets[index] for index in indices],
+            self.samplings,
+            crop="center" if plain else self.crop,
+            flip=self.flip and not plain,
+            place="center" if plain else self.place,
+            stream=self.stream,
+        )
 
     def load(self, index: int, *, seed: int, epoch: int) -> Clip:
         """Reads a sample; where it starts, its crop and its mirroring are drawn from (seed, epoch, index).
@@ -165,8 +183,8 @@ def open_videos(
     manifest = read_manifest(str(source), root=root)
     entries = _captioned(manifest, empty_captions)
     if len(shapes) > 1:
-        entries = _with_facts(manifest, entries, stream, workers, lengths=len({shape.frames for shape in shapes}) > 1)
-    kept = [entry for entry in entries if short == "hold" or not _known_short(entry, least)]
+        entries = completed(manifest, entries, stream, workers, lengths=len({shape.frames for shape in shapes}) > 1)
+    kept = [entry for entry in entries if short == "hold" or not known_short(entry, least)]
     if not kept:
         need = math.ceil(least.span(entries[0].fps or 30))
         raise DataError(
@@ -175,7 +193,7 @@ def open_videos(
         )
     if len(kept) < len(entries):
         log.warning("%s: %d of %d clips left out, too short", source, len(entries) - len(kept), len(entries))
-    chosen = [_choose(entry, samplings) for entry in kept]
+    chosen = [fitting_bucket(entry, samplings) for entry in kept]
     if len(shapes) > 1:
         shares = ", ".join(f"{bucket}: {count}" for bucket, count in sorted(Counter(chosen).items()))
         log.info("%s: clips per bucket %s", source, shares)
@@ -188,17 +206,6 @@ def open_videos(
         flip=flip,
         place=place,
         stream=stream,
-    )
-
-
-def with_facts(entry: Entry, facts: Probe) -> Entry:
-    """The entry with what a probe found where it says nothing itself."""
-    return replace(
-        entry,
-        fps=entry.fps or facts.fps or None,
-        width=entry.width or facts.width,
-        height=entry.height or facts.height,
-        num_frames=entry.num_frames or facts.frames,
     )
 
 
@@ -252,55 +259,3 @@ def _captioned(manifest: Manifest, empty_captions: bool) -> list[Entry]:
         f"{manifest.url}: {len(empty)} of {len(manifest.entries)} clips have no caption, the first {empty[0].path}; "
         f"{where}, or set empty_captions to train without"
     )
-
-
-def _with_facts(
-    manifest: Manifest, entries: list[Entry], stream: int | None, workers: int, *, lengths: bool
-) -> list[Entry]:
-    def complete(entry: Entry) -> Entry:
-        known = entry.width and entry.height and (not lengths or (entry.num_frames and entry.fps))
-        if known:
-            return entry
-        try:
-            return with_facts(entry, probe(manifest.locate(entry), stream=stream))
-        except ClipError:
-            return entry
-
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        return list(pool.map(complete, entries))
-
-
-def _frames_within(entry: Entry) -> int | None:
-    """Frames of an entry's cut as far as the manifest tells."""
-    fps = entry.fps
-    if entry.num_frames is None and entry.cut.end is None and entry.cut.end_frame is None:
-        return None
-    if fps is None and (entry.start is not None or entry.end is not None):
-        return None
-    return entry.cut.frames(fps or 1.0, entry.num_frames or 2**62)
-
-
-def _known_short(entry: Entry, sampling: Sampling) -> bool:
-    within = _frames_within(entry)
-    if files.is_image(entry.path) or within is None or (sampling.fps and entry.fps is None):
-        return False
-    return within < sampling.span(entry.fps or 1.0)
-
-
-def _choose(entry: Entry, samplings: Mapping[Bucket, Sampling]) -> Bucket:
-    shapes = list(samplings)
-    if len(shapes) == 1:
-        return shapes[0]
-    if not entry.width or not entry.height:
-        return shapes[0]
-    if files.is_image(entry.path):
-        frames = 1
-    else:
-        within = _frames_within(entry)
-        fitting = [
-            shape.frames
-            for shape, sampling in samplings.items()
-            if within is not None and sampling.span(entry.fps or 1.0) <= within
-        ]
-        frames = max(fitting, default=0)
-    return choose_bucket(shapes, frames, entry.height, entry.width)

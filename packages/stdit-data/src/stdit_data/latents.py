@@ -5,8 +5,10 @@ C latent channels, T frames, H W latent height and width, L text tokens, D width
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -79,7 +81,23 @@ class LatentDataset:
             self.texts.check(caption.as_py() for caption in pc.unique(rows["caption"]))
         weights = rows["weight"].take(self._row[0])
         self.weights = None if weights.null_count == len(weights) else weights.to_pylist()
+        self._ahead = AHEAD
         self._epoch_shards = lru_cache(maxsize=4)(self._find_epoch_shards)
+
+    def subset(self, indices: Sequence[int], *, ahead: bool = True) -> LatentDataset:
+        """Some of the samples, in this order; the files are shared with this one.
+
+        Args:
+            indices: their places here.
+            ahead: read the shards that follow in an epoch's order ahead; not for a few samples out of many shards.
+        """
+        part = copy.copy(self)
+        part._row, part.samples = self._row[:, indices], len(indices)
+        part.identity = zlib.crc32(np.asarray(indices, dtype="<i8").tobytes(), self.identity)
+        part.weights = None if self.weights is None else [self.weights[index] for index in indices]
+        part._ahead = AHEAD if ahead else 0
+        part._epoch_shards = lru_cache(maxsize=4)(part._find_epoch_shards)
+        return part
 
     def __len__(self) -> int:
         return self.samples
@@ -87,6 +105,10 @@ class LatentDataset:
     def bucket(self, index: int) -> Bucket:
         """The clip's shape in frames and pixels."""
         return self._buckets[self._row[0, index]]
+
+    def path(self, index: int) -> str:
+        """The path or URL of the file that a sample was encoded from."""
+        return self.rows["source"][int(self._row[0, index])].as_py()
 
     def caption(self, index: int) -> str:
         """A sample's caption."""
@@ -114,7 +136,8 @@ class LatentDataset:
         entry = self.rows.slice(row, 1).to_pylist()[0]
         if entry["key"] is None:
             raise ClipError(entry["source"], f"{entry['reason']} (when it was encoded)")
-        self._expect(entry["shard"], seed, epoch)
+        if self._ahead:
+            self._expect(entry["shard"], seed, epoch)
         moments = self._videos.tensor(entry["shard"], entry["key"])
         text = self.texts(entry["caption"]) if self.texts is not None else None
         span = (entry["start"], entry["end"])
@@ -124,7 +147,7 @@ class LatentDataset:
         """Has the shards that follow in the epoch read ahead."""
         following = self._epoch_shards(seed, epoch)
         place = following[0][shard]
-        self._videos.expect(following[1][place : place + 1 + AHEAD])
+        self._videos.expect(following[1][place : place + 1 + self._ahead])
 
     def _find_epoch_shards(self, seed: int, epoch: int) -> tuple[dict[int, int], list[int]]:
         numbers = np.unique(self.shards(epoch)).tolist()

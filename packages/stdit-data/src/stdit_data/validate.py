@@ -16,8 +16,8 @@ import torch
 
 from stdit_data import files
 from stdit_data.clip import ClipDataset
-from stdit_data.dataset import with_facts
 from stdit_data.errors import ClipError, DataError
+from stdit_data.facts import with_facts
 from stdit_data.manifest import Entry, Manifest
 from stdit_data.probe import Probe, probe, reading
 from stdit_data.sampling import Sampling, take

@@ -65,11 +65,23 @@ def cached_text_width(config: TrainConfig) -> int | None:
     return about["text_encoder"]["width"] if about is not None else None
 
 
-def validation_of(dataset: LatentDataset, config: TrainConfig) -> ShapesDataset | None:
-    """Clips to validate on: those of `shapes`, where it is what the cache was made of."""
-    if dataset.about["manifest"]["source"].split(":")[0] != "shapes":
-        return None
+def is_of_shapes(dataset: LatentDataset) -> bool:
+    """Whether `shapes` is what the cache was made of."""
+    return dataset.about["manifest"]["source"].split(":")[0] == "shapes"
+
+
+def validation_of_shapes(config: TrainConfig) -> ShapesDataset:
+    """Clips of `shapes` to validate on, for a cache of it.
+
+    Raises:
+        ConfigError: the run names others.
+    """
     data = config.data
+    if data.validation or data.validation_source is not None:
+        raise ConfigError(
+            f"{data.source} is a cache of `shapes`, which has validation clips: leave data.validation and "
+            "data.validation_source out"
+        )
     size = {"frames": data.frames, "height": data.height, "width": data.width}
     return ShapesDataset(split="val", length=64, fps=data.fps, **size)
 

@@ -22,7 +22,7 @@ from stdit_model.text import encode_captions
 from stdit_train.cached import check_text_encoder
 from stdit_train.components import Components, load_components, load_text_encoder, load_vae, text_dtype
 from stdit_train.config import TrainConfig
-from stdit_train.validation import VALIDATION_CLIPS
+from stdit_train.validation import VALIDATION_CLIPS, ValidationClips
 
 INDEX = "model_index.json"
 
@@ -115,6 +115,8 @@ def _captions(validation: ClipDataset | None) -> list[str]:
     """Those of the clips that the validation loss is measured on."""
     if validation is None:
         return []
+    if isinstance(validation, ValidationClips):
+        return validation.captions
     known: Any = validation
     return [known.caption(index) for index in range(min(VALIDATION_CLIPS, len(validation)))]
 

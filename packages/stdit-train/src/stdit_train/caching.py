@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,8 @@ def open_jobs(config: TrainConfig, names: dict[str, str], encoding: Encoding, pr
     data, device = config.data, _device(process)
     if data.source != "shapes" and is_cache(data.source):
         raise ConfigError(f"{data.source} is a cache already: encode clips, or `shapes`")
-    dataset: Any = build_datasets(config)[0]
+    everything = replace(data, validation=0.0, validation_source=None)  # a cache is parted when it is trained from
+    dataset: Any = build_datasets(replace(config, data=everything))[0]
     manifest = manifest_about(data.source, dataset)
     transform = {name: getattr(data, name) for name in TRANSFORM} | {"buckets": list(data.buckets)}
     share: dict[str, Any] = {

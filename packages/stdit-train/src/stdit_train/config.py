@@ -62,6 +62,8 @@ class DataConfig:
     stream: int | None = None  # which video stream of a file, from 0; FFmpeg's best unless set
     root: str | None = None  # folder that a manifest's relative paths start from; the manifest's own unless set
     empty_captions: bool = False  # train on videos without a caption
+    validation: float = 0.0  # share of the videos that is kept out of training, for the validation loss
+    validation_source: str | None = None  # or a folder, manifest or cache of its own for that
     max_reject_share: float = 0.1  # of the clips may be unreadable before the run stops
     buckets: tuple[str, ...] = ()  # shapes to sort videos into, as in "16x256x256"; frames x height x width unless set
     tokens: int | None = None  # of a step: the batch of each bucket is what fits, in place of global_batch
@@ -311,6 +313,7 @@ def _check(config: TrainConfig) -> None:
         ("objective.caption_dropout", config.objective.caption_dropout),
         ("objective.given", config.objective.given),
         ("data.later", config.data.later),
+        ("data.validation", config.data.validation),
         ("data.caption_noise", config.data.caption_noise),
         ("optimizer.decay", config.optimizer.decay),
         ("optimizer.ema", config.optimizer.ema),
@@ -335,5 +338,13 @@ def _check_data(data: DataConfig) -> None:
             raise ConfigError(f"data.buckets: {error}") from None
     if data.tokens is not None and not data.buckets:
         raise ConfigError("data.tokens shares a step out to data.buckets: name these too, or set global_batch instead")
+    if data.validation == 1.0:
+        raise ConfigError("data.validation is 1: nothing would be left to train on")
+    if data.validation and data.validation_source is not None:
+        raise ConfigError(
+            "data.validation holds clips out of data.source, data.validation_source names others: set one"
+        )
+    if data.source == "shapes" and (data.validation or data.validation_source is not None):
+        raise ConfigError("data.validation and data.validation_source are for videos: `shapes` has validation clips")
     if data.source == "shapes" and data.buckets:
         raise ConfigError("data.buckets are for videos (--data): `shapes` is drawn at one size")

@@ -47,8 +47,10 @@ class RememberedLatents:
         return replace(clip, video=clip.video.float())
 
 
-def remembered(dataset: ClipDataset, vae: Any, device: torch.device, shape: tuple[int, int, int]) -> RememberedLatents:
-    """A dataset whose clips a VAE on a device encodes, to latents of `shape` (T', H', W')."""
+def remembered(dataset: ClipDataset, vae: Any, device: torch.device, shape: tuple[int, int, int]) -> ClipDataset:
+    """A dataset whose clips a VAE on a device encodes, to latents of `shape` (T', H', W'); a cache stays as it is."""
+    if getattr(dataset, "moments", False):
+        return dataset
 
     def encode(video: Tensor) -> Tensor:
         return video_vae.encode_moments(vae, video.to(device)).cpu()

@@ -10,16 +10,26 @@ from stdit_data.clip import ClipDataset
 from stdit_data.latents import LatentDataset
 from stdit_data.shapes import ShapesDataset, triples
 from stdit_model import STDiT
-from stdit_train.cached import cached_prompts, check_components, is_cached, open_cached, validation_of
+from stdit_train.cached import (
+    cached_prompts,
+    check_components,
+    is_cached,
+    is_of_shapes,
+    open_cached,
+    validation_of_shapes,
+)
 from stdit_train.cached_texts import open_components
 from stdit_train.components import Components
 from stdit_train.config import TrainConfig
 from stdit_train.estimate import model_arguments
+from stdit_train.held_out import parted
 from stdit_train.initial import load_initial
 from stdit_train.noisy_captions import NoisyCaptions
 from stdit_train.processes import Processes
 from stdit_train.run_folder import RunFolder
 from stdit_train.trainer import Trainer
+from stdit_train.validation import ValidationClips
+from stdit_train.videos import open_clips
 from stdit_train.watching import Unwatched, Watcher
 
 SAMPLED_PROMPTS = 4  # drawn along the way
@@ -32,11 +42,18 @@ def build_model(config: TrainConfig, latent_channels: int, caption_channels: int
 
 
 def build_datasets(config: TrainConfig) -> tuple[ClipDataset, ClipDataset | None, list[str]]:
-    """Clips to train on, clips to validate on (`shapes` alone has them), and prompts to sample along the way."""
+    """Clips to train on, clips to validate on (None for none), and prompts to sample along the way.
+
+    Raises:
+        ConfigError, DataError: no such clips, or settings that don't fit them.
+    """
     data = config.data
     if is_cached(config):
         cached = open_cached(config)
-        return cached, validation_of(cached, config), cached_prompts(cached, SAMPLED_PROMPTS)
+        if is_of_shapes(cached):
+            return cached, validation_of_shapes(config), cached_prompts(cached, SAMPLED_PROMPTS)
+        encoded, held = parted(cached, data)
+        return encoded, held, cached_prompts(encoded, SAMPLED_PROMPTS)
     if data.source == "shapes":
         size: dict[str, Any] = {"frames": data.frames, "height": data.height, "width": data.width, "fps": data.fps}
         train: ClipDataset = ShapesDataset(
@@ -48,11 +65,9 @@ def build_datasets(config: TrainConfig) -> tuple[ClipDataset, ClipDataset | None
         seen, held_out = triples("train"), triples("heldout")
         shown = [seen[0], seen[100], held_out[5], held_out[17]]
         return train, validation, [triple.captions()[0] for triple in shown]
-    from stdit_train.videos import open_clips
-
-    videos = open_clips(data)
+    videos, held = parted(open_clips(data), data)
     captions = [entry.caption for entry in videos.entries if entry.caption][:SAMPLED_PROMPTS]
-    return videos, None, captions or [""]
+    return videos, held, captions or [""]
 
 
 def build_trainer(
@@ -79,14 +94,23 @@ def build_trainer(
     dataset, validation, prompts = build_datasets(config)
     if components is None:
         components = open_components(config, dataset, validation, prompts, device)
-    if isinstance(dataset, LatentDataset):
-        check_components(dataset, components)
+    watcher.said(_about(validation))
+    for clips in (dataset, validation.dataset if isinstance(validation, ValidationClips) else None):
+        if isinstance(clips, LatentDataset):
+            check_components(clips, components)
     arguments = model_arguments(config, components.vae.config.latent_channels, components.caption_channels)
     model = processes.model(arguments, config)
     if config.init is not None:
         line = load_initial(model, config.init)
         watcher.said(line)
     return Trainer(config, run, model, components, dataset, validation, prompts, device, watcher, processes)
+
+
+def _about(validation: ClipDataset | None) -> str:
+    """What a run is validated on, as a line."""
+    if validation is None:
+        return "no validation loss: --set data.validation=0.02, say, would keep that share of the videos for it"
+    return f"validation loss: of {len(validation)} clips that are not trained on"
 
 
 def open_trainer(

@@ -73,12 +73,11 @@ class Trainer:
         self.optimizers = build_optimizers(model, config.optimizer)
         self.precision = Precision(model, config.precision, device, processes.sharded)
         processes.outfit(self.precision.module, config)
-        cached = getattr(dataset, "moments", False)
-        encoded = cached or config.data.remember_latents
+        encoded = getattr(dataset, "moments", False) or config.data.remember_latents
         self.scorer = Scorer(config, components, self.precision, device, encoded, processes)
         if encoded:
             size = self.scorer.latent_shape[1:]
-            dataset = dataset if cached else remembered(dataset, components.vae, device, size)
+            dataset = remembered(dataset, components.vae, device, size)
             validation = validation and remembered(validation, components.vae, device, size)
         for bucket in config.data.buckets:
             video_vae.latent_shape(components.vae, *parse_bucket(bucket))  # refuses sizes that don't fit the VAE

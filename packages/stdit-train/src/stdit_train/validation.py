@@ -1,14 +1,67 @@
 """The validation loss: fixed clips, fixed noise, evenly spread timesteps."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from stdit_data.clip import ClipDataset
+from stdit_data.buckets import Bucket
+from stdit_data.clip import Clip, ClipDataset
+from stdit_data.errors import ClipError, DataError
 from stdit_train.processes import Processes
 
+log = logging.getLogger(__name__)
+
 VALIDATION_CLIPS = 64
+
+
+class ValidationClips:
+    """A `ClipDataset` of the clips that a run of videos is validated on: the first 64 of those given.
+
+    As many again stand in for clips that can't be read, so that a broken file costs no run, and the loss is the same
+    on every machine that finds the same files broken.
+
+    Args:
+        dataset: nothing in it drawn at random; also `caption(index)`.
+        indices: of its clips, all of one shape.
+    """
+
+    def __init__(self, dataset: Any, indices: Sequence[int]) -> None:
+        self.dataset, self.moments = dataset, getattr(dataset, "moments", False)
+        self.own = list(indices[:VALIDATION_CLIPS])
+        self.spare = list(indices[VALIDATION_CLIPS : 2 * VALIDATION_CLIPS])
+        self._told: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self.own)
+
+    def bucket(self, index: int) -> Bucket:
+        """Their shape."""
+        return self.dataset.bucket(self.own[index])
+
+    @property
+    def captions(self) -> list[str]:
+        """Of all that may be read."""
+        return [self.dataset.caption(index) for index in (*self.own, *self.spare)]
+
+    def load(self, index: int, *, seed: int, epoch: int) -> Clip:
+        """A clip, or the one that stands in for it.
+
+        Raises:
+            DataError: not one can be read.
+        """
+        failed: ClipError | None = None
+        for candidate in (self.own[index], *self.spare[index : index + 1], *self.own, *self.spare):
+            try:
+                return self.dataset.load(candidate, seed=0, epoch=0)
+            except ClipError as error:
+                failed = error
+                if candidate not in self._told:
+                    self._told.add(candidate)
+                    log.warning("of the validation clips another stands in for %s", error)
+        raise DataError(f"none of the {len(self)} validation clips can be read, the last: {failed}")
 
 
 def validation_loss(
