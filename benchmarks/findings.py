@@ -23,7 +23,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
 import torch
-from findings_questions import MINUTES, QUESTIONS, Arm, Question, make_arms, needed_arms
+from findings_questions import MINUTES, PROMPTS, QUESTIONS, SEEDS, Arm, Question, make_arms, needed_arms
 from findings_report import write_report
 
 from stdit_data.cache import INDEX
@@ -39,7 +39,6 @@ from stdit_train.run_folder import RunFolder
 from stdit_train.saving import RunEnded
 from stdit_train.schedule import Stage, stage_folder, train_stages
 
-PROMPTS = 40  # seen ones that a finished run is scored by, and half as many held-out ones
 INTERRUPTED = 130
 
 
@@ -238,7 +237,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--only", nargs="+", choices=names, default=usual, metavar="QUESTION", help=f"{', '.join(names)}; all but demo"
     )
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--minutes", type=float, default=MINUTES, help="for all questions and three seeds, about")
     parser.add_argument(
         "--prompts", type=int, default=PROMPTS, help="to score a run by, and half as many held-out ones"

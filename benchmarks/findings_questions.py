@@ -15,6 +15,8 @@ from stdit_train.config import TrainConfig, load_stage
 from stdit_train.schedule import load_schedule
 
 MINUTES = 75.0  # for everything, three seeds, on one thread of the machine that findings.md names
+SEEDS = 3
+PROMPTS = 40  # seen ones that a finished run is scored by, and half as many held-out ones
 STEPS = 700  # of the arm `base` then; all others follow from it
 SIDE = 48  # pixels; the smallest size at which the demo's VAE keeps shapes legible
 WIDTH = 64  # of the model, in place of the demo's 96: what it can learn in a minute or two, it learns sooner

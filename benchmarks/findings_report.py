@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from findings_questions import QUESTIONS, Contrast, Question
+from findings_questions import DEMO_STEPS, MINUTES, PROMPTS, QUESTIONS, SEEDS, STEPS, Contrast, Question
 
 from stdit_train.intervals import Interval, paired_difference
 from stdit_train.metrics import replace_text
@@ -24,7 +24,7 @@ Findings of Open-Sora 1.0's report, on the embedded world `shapes` with models t
 models behave on this world; a finding that does not show here may still hold at the report's size, and one that does is
 no proof for it.
 
-    uv run python benchmarks/findings.py {folder}{options}
+{commands}
     uv run python benchmarks/findings.py report {folder}
 
 The runs are those of `stdit train`, from a cache of latents that all seeds share. Unless a line says otherwise: 8
@@ -61,11 +61,7 @@ def read_results(folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
 def page(results: Results, folder: str) -> str:
     """The whole of findings.md."""
     runs = [run for seeds in results.values() for run in seeds.values()]
-    if any(arm in results for question in QUESTIONS if question.extra for arm in question.arms):
-        extra = "\n    uv run python benchmarks/findings.py {folder} --only demo --seeds 1"
-    else:
-        extra = ""
-    parts = [INTRODUCTION.format(folder=folder, options=extra.format(folder=folder))]
+    parts = [INTRODUCTION.format(folder=folder, commands="\n".join(commands(results, folder)))]
     if runs:
         machines = ", ".join(sorted({run["machine"] for run in runs}))
         minutes = sum(run["seconds"] for run in runs) / 60
@@ -74,6 +70,32 @@ def page(results: Results, folder: str) -> str:
         parts.append(f"{len(runs)} runs on {machines}; {minutes:.0f} minutes of training steps, {span}.\n")
     parts += [section(question, results) for question in QUESTIONS]
     return "\n".join(parts)
+
+
+def commands(results: Results, folder: str) -> list[str]:
+    """What made the runs: one command for the usual questions, and one for each that is run only where it is named."""
+    asked = [("", [question for question in QUESTIONS if not question.extra])]
+    asked += [(f" --only {question.name}", [question]) for question in QUESTIONS if question.extra]
+    lines = []
+    for only, questions in asked:
+        names = {arm for question in questions for arm in question.arms}
+        runs = [run for arm in names for run in results.get(arm, {}).values()]
+        if runs or not only:
+            lines.append(f"    uv run python benchmarks/findings.py {folder}{only}{_options(runs)}")
+    return lines
+
+
+def _options(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Those of `findings.py` that these runs were made with, where they aren't the usual ones."""
+    given = ""
+    scale = {"base": STEPS, "demo-flow": DEMO_STEPS, "demo-iddpm": DEMO_STEPS}
+    for minutes in {MINUTES * run["steps"][0] / scale[run["arm"]] for run in runs if run["arm"] in scale} - {MINUTES}:
+        given += f" --minutes {minutes:g}"
+    seeds = max((run["seed"] for run in runs), default=SEEDS - 1) + 1
+    given += f" --seeds {seeds}" if seeds != SEEDS else ""
+    for prompts in {run["prompts"] for run in runs} - {PROMPTS}:
+        given += f" --prompts {prompts}"
+    return given
 
 
 def section(question: Question, results: Results) -> str:

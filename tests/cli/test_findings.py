@@ -209,3 +209,15 @@ def test_end_to_end_and_resumed(findings, tmp_path: Path) -> None:
     assert (again["validation_loss"], again["shares"]) == (first["validation_loss"], first["shares"])
     assert all(file.stat().st_mtime_ns == stamp for file, stamp in before.items() if file != noisy)
     assert "3-D patches" in reported(findings, tmp_path)
+
+
+def test_the_page_names_the_commands_that_made_the_runs(findings, tmp_path: Path) -> None:
+    usual = [(0.5, 0.5)] * 3
+    page = reported(findings, written(tmp_path / "a", {"base": usual}, steps=[700]))
+    assert f"findings.py {tmp_path / 'a'}\n" in page
+    assert "--minutes" not in page
+    folder = written(tmp_path / "b", {"base": usual[:2]}, steps=[1400], prompts=100)
+    written(folder, {"demo-flow": usual[:1]}, steps=[3000])
+    page = reported(findings, folder)
+    assert f"findings.py {folder} --minutes 150 --seeds 2 --prompts 100\n" in page
+    assert f"findings.py {folder} --only demo --seeds 1\n" in page
