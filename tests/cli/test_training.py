@@ -1,15 +1,20 @@
 """`stdit train` and the commands around it, as a user types them: signals, schedules, plans, reports, exports."""
 
+import io
 import json
 import os
+import re
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from stdit_cli import progress
 from stdit_cli.main import with_resumed_run
-from stdit_cli.progress import TrainingBar, figures
+from stdit_cli.progress import TrainingBar, figures, plain_console
 
 TINY = [
     "--batch", "2", "--set", "data.clips=4", "--set", "data.frames=2", "--set", "data.height=16", "--set",
@@ -84,3 +89,40 @@ def test_what_stands_beside_the_bar() -> None:
     assert figures(values, 3725.0) == (
         "loss 0.5000  2.0 samples/s  81.9k tokens/s  MFU 41%  61.2 GiB  data 3%  1:02:05 left"
     )
+    assert figures(values, 3725.0, room=42) == "loss 0.5000  2.0 samples/s  1:02:05 left"
+    assert figures(values, 3725.0, room=5) == "loss 0.5000"
+
+
+def test_a_bar_fits_a_narrow_terminal_and_a_file_gets_whole_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {
+        "loss": 0.5, "samples_per_second": 2000.0, "tokens_per_second": 81920.0, "memory_gib": 61.2, "data_wait": 0.03,
+    }  # fmt: skip
+    out = io.StringIO()
+    console = Console(file=out, width=80, force_terminal=True, color_system=None, legacy_windows=False)
+    with TrainingBar(console) as bar:
+        bar.started(0, 30_000)
+        bar.stepped(12_345, 0.4, values)
+    bars = [line for line in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "\n", out.getvalue()).split() if line]
+    assert " ".join(bars).endswith("12345/30000 loss 0.5000 2000.0 samples/s ? left 0:00:00")
+
+    out = io.StringIO()
+    console = plain_console()
+    console.file, console.width = out, 20
+    monkeypatch.setattr(progress, "TOLD_EVERY", 0.0)
+    with TrainingBar(console) as bar:
+        bar.started(0, 30_000)
+        bar.said("samples in runs/[b]a folder/of a long name")
+        bar.stepped(12_345, 0.4, values)
+    assert out.getvalue().splitlines()[:2] == [
+        "samples in runs/[b]a folder/of a long name",
+        "step 12345 of 30000: loss 0.5000  2000.0 samples/s  81.9k tokens/s  61.2 GiB  data 3%  ? left",
+    ]
+
+
+def test_without_wandb_nothing_is_made(stdit: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    done = stdit("train", *TINY, "--steps", "2", "--wandb", "videos", "--out", "run")
+    assert (done.code, done.err) == (
+        2, "stdit: --wandb: wandb is not installed: run `uv pip install wandb`, or install stdit-cli[wandb]\n"
+    )  # fmt: skip
+    assert not list(tmp_path.iterdir())

@@ -1,7 +1,6 @@
 """The parts of a step: timesteps and weights, precisions, and what happens to a step that is not finite."""
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -184,12 +183,3 @@ def test_what_comes_from_outside_is_blamed_first() -> None:
     good = torch.ones(1, 2)
     assert blame(layer, {"the latents": good}, lambda: layer(good).sum()) is None
     assert blame(layer, {"the latents": good}, lambda: layer(good).sum() * math.nan).startswith("the loss itself")
-
-
-def test_wandb_is_asked_for_by_name(small: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    trainer, _ = start(replace(small, wandb="videos"), tmp_path / "run")
-    with pytest.raises(ConfigError, match="pip install wandb"):
-        trainer.train()

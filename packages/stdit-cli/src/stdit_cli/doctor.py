@@ -5,14 +5,13 @@ from pathlib import Path
 
 def doctor() -> None:
     """Show device, memory, bf16, compiler, versions, disk and hub, and which stages can be trained here."""
-    from rich.console import Console
-
     from stdit_cli.assets import demo_folder
+    from stdit_cli.progress import plain_console
     from stdit_cli.training import with_demo_parts
     from stdit_train.config import load_stage, stage_names
     from stdit_train.doctor import examine, stages_that_fit
 
-    console = Console(highlight=False)
+    console = plain_console()
     for name, fact in examine(Path.cwd()).items():
         console.print(f"{name:<10} {fact}")
     console.print(

@@ -14,11 +14,10 @@ def export(
     half: Annotated[bool, typer.Option("--half", help="The transformer in bfloat16.")] = False,
 ) -> None:
     """Write what `stdit sample --checkpoint OUT` loads."""
-    from rich.console import Console
-
+    from stdit_cli.progress import plain_console
     from stdit_train.export import export_run
     from stdit_train.run_folder import RunFolder
 
     saved = export_run(RunFolder(run), RunFolder(out), raw=raw, step=step, half=half)
     kind = "weights" if raw else "average weights (EMA)"
-    Console(highlight=False).print(f"{out}: the {kind} of step {saved}")
+    plain_console().print(f"{out}: the {kind} of step {saved}")

@@ -15,15 +15,13 @@ def plan(
     sampling: Annotated[bool, typer.Option("--sampling", help="Also what making one such clip takes.")] = False,
 ) -> None:
     """Parameters, FLOPs, memory and time of a stage, from formulas and stated peak rates; nothing is allocated."""
-    from rich.console import Console
-
-    from stdit_cli.progress import clock
+    from stdit_cli.progress import clock, plain_console
     from stdit_cli.training import with_demo_parts
     from stdit_train.config import load_stage, parse_overrides
     from stdit_train.estimate import describe, refusal
     from stdit_train.planning import SHARE_OF_PEAK, find_device_kind, plan_stage
 
-    console = Console(highlight=False)
+    console = plain_console()
     overrides = parse_overrides(setting or [])
     config = load_stage(stage, overrides)
     if stage == "demo":

@@ -1,5 +1,6 @@
 """The progress bar of a training run: a `Watcher`."""
 
+import time
 from typing import Any
 
 from rich.console import Console
@@ -7,6 +8,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 SMOOTHING = 0.98  # share of a smoothed loss that a step keeps
 RATE_SMOOTHING = 0.95
+TOLD_EVERY = 60.0  # seconds between lines where there is no terminal to draw a bar on
+WIDE = 100  # columns of a terminal from which on the bar is long
+
+
+def plain_console() -> Console:
+    """For lines: brackets in paths are no markup, and what goes into a file is not broken at 80 columns."""
+    console = Console(highlight=False, markup=False)
+    console.soft_wrap = not console.is_terminal
+    return console
 
 
 class TrainingBar:
@@ -14,11 +24,12 @@ class TrainingBar:
 
     def __init__(self, console: Console, quiet: bool = False) -> None:
         self.quiet = quiet  # no lines above the bar
+        self.bar_width = 20 if console.width >= WIDE else 10
         self.bar = Progress(
             TextColumn("training"),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=self.bar_width),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", markup=False),
             TimeElapsedColumn(),
             console=console,
         )
@@ -34,6 +45,7 @@ class TrainingBar:
     def started(self, step: int, steps: int) -> None:
         """Show the bar."""
         self.task = self.bar.add_task("", total=steps, completed=step, figures="")
+        self.steps, self.told = steps, time.monotonic()
         self.first: tuple[float, float] | None = None  # progress and time of the first step
         self.smooth: dict[str, float] = {}
 
@@ -48,7 +60,12 @@ class TrainingBar:
             self.first = progress, elapsed
         done = progress - self.first[0]
         left = (elapsed - self.first[1]) * (1.0 - progress) / done if done > 0 else None
-        self.bar.update(self.task, completed=step, figures=figures(self.smooth, left))
+        beside = len("training  / 00:00:00  ") + self.bar_width + 2 * len(str(self.steps))
+        shown = figures(self.smooth, left, self.bar.console.width - beside)
+        self.bar.update(self.task, completed=step, figures=shown)
+        if not self.bar.console.is_terminal and time.monotonic() - self.told >= TOLD_EVERY:
+            self.told = time.monotonic()
+            self.said(f"step {step} of {self.steps}: {figures(self.smooth, left)}")
 
     def said(self, line: str) -> None:
         """A line above the bar."""
@@ -57,16 +74,20 @@ class TrainingBar:
         self.bar.console.print(line)
 
 
-def figures(values: dict[str, Any], left: float | None) -> str:
-    """What stands beside the bar."""
-    parts = [f"loss {values['loss']:.4f}"] if "loss" in values else []
-    parts.append(f"{values['samples_per_second']:.1f} samples/s")
-    parts.append(f"{short(values['tokens_per_second'])} tokens/s")
+def figures(values: dict[str, Any], left: float | None, room: float = float("inf")) -> str:
+    """What stands beside the bar, in at most `room` characters: what matters least is left out."""
+    parts = {"left": f"{clock(left)} left", "samples": f"{values['samples_per_second']:.1f} samples/s"}
+    if "loss" in values:
+        parts = {"loss": f"loss {values['loss']:.4f}"} | parts
     if "mfu" in values:
-        parts.append(f"MFU {values['mfu']:.0%}")
-    parts.append(f"{values['memory_gib']:.1f} GiB")
-    parts.append(f"data {values['data_wait']:.0%}")
-    return "  ".join([*parts, f"{clock(left)} left"])
+        parts["mfu"] = f"MFU {values['mfu']:.0%}"
+    parts["memory"] = f"{values['memory_gib']:.1f} GiB"
+    parts["data"] = f"data {values['data_wait']:.0%}"
+    parts["tokens"] = f"{short(values['tokens_per_second'])} tokens/s"
+    while len(parts) > 1 and len("  ".join(parts.values())) > room:
+        parts.popitem()
+    order = ("loss", "samples", "tokens", "mfu", "memory", "data", "left")
+    return "  ".join(parts[name] for name in order if name in parts)
 
 
 def short(number: float) -> str:

@@ -11,9 +11,8 @@ def report(
     out: Annotated[Path, typer.Option(help="Folder of loss.png and report.html.")] = Path("report"),
 ) -> None:
     """Overlay loss curves and write one self-contained HTML page with sampled videos and settings."""
-    from rich.console import Console
-
+    from stdit_cli.progress import plain_console
     from stdit_train.report_page import write_report
 
     for file in write_report(runs, out):
-        Console(highlight=False).print(f"{file}")
+        plain_console().print(f"{file}")

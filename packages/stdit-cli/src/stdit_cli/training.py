@@ -12,7 +12,7 @@ from rich.console import Console
 from typer import Exit
 
 from stdit_cli.assets import resolve
-from stdit_cli.progress import TrainingBar
+from stdit_cli.progress import TrainingBar, plain_console
 from stdit_train.config import ConfigError, TrainConfig, from_dict, load_stage, parse_overrides, set_values, to_dict
 from stdit_train.run_folder import RunFolder, free_run_folder, newest_run
 
@@ -48,7 +48,7 @@ def run_training(request: Request) -> None:
     """
     from stdit_train.distributed import join
 
-    console = Console(highlight=False)
+    console = plain_console()
     overrides = {**request.named, **parse_overrides(request.settings)}
     if request.dry_run:
         for config in resolved(request, overrides)[2]:
@@ -66,6 +66,7 @@ def run_training(request: Request) -> None:
 
 def trained(console: Console, request: Request, overrides: dict[str, Any], processes: "Processes") -> int:
     """This process's part of a run, or of a schedule; the exit code."""
+    from stdit_train.metrics import check_wandb
     from stdit_train.saving import RunEnded
     from stdit_train.schedule import Stage, stage_folder, train_stages, write_schedule
 
@@ -74,6 +75,7 @@ def trained(console: Console, request: Request, overrides: dict[str, Any], proce
         runs = [RunFolder(folder)] if name is None else [stage_folder(folder, i, c) for i, c in enumerate(configs, 1)]
         if request.resume is None:
             RunFolder(folder).check_free()
+        check_wandb(next((config.wandb for config in configs if config.wandb), None))
         pairs = list(zip(configs, runs, strict=True))
         fits = [fitted(console, config, run, request.force, processes.count) for config, run in pairs]
         if name is not None:
@@ -96,15 +98,18 @@ def trained(console: Console, request: Request, overrides: dict[str, Any], proce
         except RunEnded as error:
             bars.close()
             console.print(f"stdit: {error}")
-            console.print(f"go on with: {resume_command(folder, request.nproc)}")
+            console.print(f"go on with: {resume_command(folder, request.nproc)}", soft_wrap=True)
             raise Exit(ENDED) from error
     run = stages[number - 1].run
     if outcome is not None and not outcome.finished:
-        console.print(f"stopped at step {outcome.step}, saved. Go on with: {resume_command(folder, request.nproc)}")
+        command = resume_command(folder, request.nproc)
+        console.print(f"stopped at step {outcome.step}, saved. Go on with: {command}", soft_wrap=True)
         return 128 + outcome.signal if outcome.signal else INTERRUPTED
     steps = f"{outcome.step} steps" if outcome else "nothing left to do"
     console.print(f"done: {steps}. Losses in {run.loss_plot}, samples in {run.samples}")
-    console.print(f'try it: stdit sample "a red circle moving left" --checkpoint {run.path}')
+    console.print(
+        f'try it: stdit sample "a red circle moving left" --checkpoint {shlex.quote(str(run.path))}', soft_wrap=True
+    )
     return 0
 
 
@@ -123,7 +128,7 @@ def launched(console: Console, request: Request, overrides: dict[str, Any]) -> i
     if ended.said is not None:
         print(f"stdit: {ended.said}", file=sys.stderr)
         if folder.exists():
-            console.print(f"go on with: {resume_command(folder, request.nproc)}")
+            console.print(f"go on with: {resume_command(folder, request.nproc)}", soft_wrap=True)
     return ended.code
 
 

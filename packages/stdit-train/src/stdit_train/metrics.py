@@ -104,17 +104,61 @@ def open_metrics(run: "RunFolder", config: TrainConfig, step: int) -> Metrics:
     return Metrics(run.metrics_file, run.tensorboard, step, wandb)
 
 
+def check_wandb(project: str | None) -> None:
+    """That a run can log to this project of Weights & Biases (None for none), before anything is made for it.
+
+    Asks for the key where there is a terminal and nobody is signed in.
+
+    Raises:
+        ConfigError: wandb isn't installed, or nobody is signed in.
+    """
+    if project is None:
+        return
+    wandb = _wandb()
+    if wandb.setup().settings.mode in ("offline", "dryrun", "disabled"):
+        return
+    try:
+        wandb.login()
+    except wandb.Error as error:
+        raise _wandb_refused(error) from error
+
+
 def wandb_run(project: str, run_id: str, name: str, folder: Path, settings: Mapping[str, Any]) -> Any:
     """Start, or go on with, this run in Weights & Biases; signed in and online or not as wandb itself is set.
 
     Raises:
-        ConfigError: wandb isn't installed.
+        ConfigError: wandb isn't installed, or refuses.
     """
+    wandb = _wandb()
+    quiet = wandb.Settings(console="off")  # a progress bar is no log
+    try:
+        return wandb.init(
+            project=project,
+            id=run_id,
+            name=name,
+            dir=str(folder),
+            config=dict(settings),
+            resume="allow",
+            settings=quiet,
+        )
+    except wandb.Error as error:
+        raise _wandb_refused(error) from error
+
+
+def _wandb() -> Any:
     try:
         import wandb
     except ImportError as error:
-        raise ConfigError("--wandb: wandb is not installed; install it with `pip install wandb`") from error
-    return wandb.init(project=project, id=run_id, name=name, dir=str(folder), config=dict(settings), resume="allow")
+        raise ConfigError(
+            "--wandb: wandb is not installed: run `uv pip install wandb`, or install stdit-cli[wandb]"
+        ) from error
+    return wandb
+
+
+def _wandb_refused(error: Exception) -> ConfigError:
+    return ConfigError(
+        f"--wandb: {error} Or set WANDB_MODE=offline, which logs into the run's folder, for `wandb sync`."
+    )
 
 
 def read_metrics(file: Path) -> list[dict[str, float]]:
