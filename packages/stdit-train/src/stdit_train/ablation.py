@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from stdit_data.clip import ClipDataset
 from stdit_data.latents import LatentDataset
@@ -23,7 +22,7 @@ from stdit_train.cached import check_components
 from stdit_train.components import Components, load_components
 from stdit_train.config import ConfigError, TrainConfig, from_dict, to_dict
 from stdit_train.device import find_device
-from stdit_train.encoded import RememberedLatents
+from stdit_train.encoded import remembered
 from stdit_train.initial import load_initial
 from stdit_train.metrics import replace_text
 from stdit_train.run_folder import RunFolder
@@ -210,7 +209,9 @@ class Ablation:
         elif config.data.remember_latents:
             key = (config.seed, config.data)
             if self._shared is None or self._shared[0] != key:
-                self._shared = key, _remembered(dataset, components, config, self.device)
+                size = (config.data.frames, config.data.height, config.data.width)
+                shape = video_vae.latent_shape(components.vae, *size)[1:]
+                self._shared = key, remembered(dataset, components.vae, self.device, shape)
             dataset = self._shared[1]
         return dataset, validation, prompts
 
@@ -225,19 +226,6 @@ class Ablation:
         scores = {name: evaluate_pipeline(pipeline, split, self.study.prompts) for name, split in splits.items()}
         settings = {"checkpoint": str(run.path), "prompts": self.study.prompts, "seed": 0}
         write_scores(scores, settings, run.path / SCORES)
-
-
-def _remembered(
-    dataset: ClipDataset, components: Components, config: TrainConfig, device: torch.device
-) -> RememberedLatents:
-    def encode(video: Tensor) -> Tensor:
-        return video_vae.encode_moments(components.vae, video.to(device)).cpu()
-
-    data = config.data
-    shape = video_vae.latent_shape(components.vae, data.frames, data.height, data.width)
-    remembered = RememberedLatents(dataset, encode, shape[1:])
-    remembered.moments = True  # type: ignore[attr-defined]  # the trainer need not remember them a second time
-    return remembered
 
 
 def is_finished(run: RunFolder, config: TrainConfig) -> bool:

@@ -24,6 +24,8 @@ class RememberedLatents:
         shape: (T', H', W').
     """
 
+    moments = True  # what a clip's video is
+
     def __init__(self, dataset: ClipDataset, encode: Callable[[Tensor], Tensor], shape: tuple[int, int, int]) -> None:
         self.dataset = dataset
         self.encode = encode
@@ -48,7 +50,10 @@ class RememberedLatents:
 
 
 def remembered(dataset: ClipDataset, vae: Any, device: torch.device, shape: tuple[int, int, int]) -> ClipDataset:
-    """A dataset whose clips a VAE on a device encodes, to latents of `shape` (T', H', W'); a cache stays as it is."""
+    """A dataset whose clips a VAE on a device encodes, to latents of `shape` (T', H', W').
+
+    One that gives latents already, a cache for instance, stays as it is.
+    """
     if getattr(dataset, "moments", False):
         return dataset
 
