@@ -67,7 +67,11 @@ def page(results: Results, folder: str) -> str:
         minutes = sum(run["seconds"] for run in runs) / 60
         dates = sorted({run["written"] for run in runs})
         span = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-        parts.append(f"{len(runs)} runs on {machines}; {minutes:.0f} minutes of training steps, {span}.\n")
+        told = (
+            f"{len(runs)} runs on {machines}; {minutes:.0f} minutes of training steps, {span}. Runs may have shared "
+            "the machine with each other and with other work, so times are not compared."
+        )
+        parts += [textwrap.fill(told, WIDTH), ""]
     parts += [section(question, results) for question in QUESTIONS]
     return "\n".join(parts)
 
@@ -128,10 +132,8 @@ def _with_images(question: Question, results: Results) -> list[str]:
 
 def arms_table(names: Sequence[str], results: Results) -> list[str]:
     """A line an arm."""
-    head = (
-        "| arm | what | seeds | steps | TFLOPs | Mtokens | seconds | loss | all | colour | shape | motion | held-out |"
-    )
-    lines = [head, "|---|---|---" + "|---:" * 10 + "|"]
+    head = "| arm | what | seeds | steps | TFLOPs | Mtokens | loss | all | colour | shape | motion | held-out |"
+    lines = [head, "|---|---|---" + "|---:" * 9 + "|"]
     for name in names:
         runs = list(results[name].values())
         first = runs[0]
@@ -141,11 +143,7 @@ def arms_table(names: Sequence[str], results: Results) -> list[str]:
         if ended:
             about += f"; {len(ended)} of {len(runs)} ended early: not finite"
         cells = [name, about, str(len(runs)), " + ".join(map(str, first["steps"]))]
-        cells += [
-            f"{first['flops'] / 1e12:.2f}",
-            f"{first['tokens'] / 1e6:.2f}",
-            f"{mean(r['seconds'] for r in runs):.0f}",
-        ]
+        cells += [f"{first['flops'] / 1e12:.2f}", f"{first['tokens'] / 1e6:.2f}"]
         cells.append(_spread([run["validation_loss"] for run in runs], 4))
         for split, aspect in (*(("seen", a) for a in ("all", "colour", "shape", "motion")), ("held-out", "all")):
             cells.append(_spread([run["shares"].get(split, {}).get(aspect) for run in runs], 2))
