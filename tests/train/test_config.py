@@ -1,5 +1,7 @@
 """Stages, overrides, and what a wrong one says."""
 
+import math
+
 import pytest
 
 from stdit_train.config import ConfigError, from_dict, load_stage, parse_overrides, stage_names, to_dict
@@ -50,6 +52,15 @@ def test_overrides_are_toml_or_text() -> None:
         ({"model.variant": "dot"}, "model.variant"),
         ({"objective.caption_dropout": 1.5}, "caption_dropout is 1.5"),
         ({"data": 3}, "unknown setting 'data'"),
+        ({"minutes": 0}, "minutes is 0"),
+        ({"optimizer.lr": math.nan}, "optimizer.lr is nan: expected at least 0"),
+        ({"optimizer.betas": [1.5, 0.9]}, "optimizer.betas are"),
+        ({"optimizer.clip": math.nan}, "optimizer.clip is nan"),
+        ({"model.num_heads": 0}, "model.num_heads is 0"),
+        ({"model.patch_size": [1, 0, 2]}, "model.patch_size is"),
+        ({"model.space_scale": 0}, "model.space_scale is 0"),
+        ({"data.fps": 0}, "data.fps is 0"),
+        ({"sampling.guidance": math.nan}, "sampling.guidance is nan"),
     ],
 )
 def test_a_wrong_setting_is_named(overrides: dict, said: str) -> None:

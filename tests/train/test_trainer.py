@@ -13,7 +13,7 @@ from stdit_train.checkpoint import list_checkpoints, load_checkpoint
 from stdit_train.config import ConfigError, TrainConfig, from_dict, set_values, to_dict
 from stdit_train.metrics import read_metrics
 from stdit_train.run_folder import RunFolder, free_run_folder, newest_run
-from stdit_train.setup import build_trainer
+from stdit_train.setup import build_trainer, open_trainer
 from stdit_train.trainer import Trainer
 
 
@@ -173,3 +173,10 @@ def test_a_checkpoint_of_another_model_is_refused(small: TrainConfig, tmp_path: 
         other.resume(checkpoint)
     with pytest.raises(ConfigError, match="does not fit this model"):
         load_checkpoint(checkpoint, run.id, other.model, other.ema.model, other.optimizers)
+
+
+def test_patches_that_do_not_divide_are_refused_before_anything_is_written(small: TrainConfig, tmp_path: Path) -> None:
+    config = changed(small, model__patch_size=[3, 2, 2])
+    with pytest.raises(ConfigError, match=r"patch_size 3x2x2 does not divide .* 4x2x2"):
+        open_trainer(config, config, RunFolder(tmp_path / "run"), Silent())
+    assert not (tmp_path / "run").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import reduce
 from typing import TYPE_CHECKING
 
 from stdit_data.buckets import parse_bucket
@@ -13,68 +14,60 @@ if TYPE_CHECKING:
     from stdit_train.config import DataConfig, TrainConfig
 
 
+AT_LEAST_ONE = (
+    "steps", "global_batch", "micro_batch", "sequence", "log_every", "validate_every", "sample_every",
+    "checkpoint_every", "keep_checkpoints", "keep_every", "max_skipped", "timestep_bins", "model.depth",
+    "model.hidden_size", "model.num_heads", "model.model_max_length", "data.frames", "data.height", "data.width",
+    "data.clips", "data.interval", "data.tokens", "sampling.steps",
+)  # fmt: skip
+AT_LEAST_ZERO = (
+    "replicate", "profile", "seed", "data.stream", "data.workers", "data.window", "optimizer.lr", "optimizer.muon_lr",
+    "optimizer.weight_decay", "optimizer.muon_weight_decay", "optimizer.warmup", "sampling.guidance",
+)  # fmt: skip
+ABOVE_ZERO = (
+    "minutes", "model.space_scale", "model.time_scale", "data.fps", "data.target_fps", "objective.shift",
+    "objective.logit_std", "objective.min_snr",
+)  # fmt: skip
+SHARES = (
+    "data.max_reject_share", "data.later", "data.validation", "data.caption_noise", "objective.caption_dropout",
+    "objective.given", "optimizer.decay", "optimizer.ema",
+)  # fmt: skip
+
+
 def check(config: TrainConfig) -> None:
     """Looks at what a type alone can't say.
 
     Raises:
         ConfigError: the first setting that makes no sense; the message names it.
     """
-    positive = {
-        "steps": config.steps,
-        "global_batch": config.global_batch,
-        "data.frames": config.data.frames,
-        "data.height": config.data.height,
-        "data.width": config.data.width,
-        "data.clips": config.data.clips,
-        "sampling.steps": config.sampling.steps,
-        "log_every": config.log_every,
-        "validate_every": config.validate_every,
-        "sample_every": config.sample_every,
-        "checkpoint_every": config.checkpoint_every,
-        "keep_checkpoints": config.keep_checkpoints,
-        "max_skipped": config.max_skipped,
-        "timestep_bins": config.timestep_bins,
-        "sequence": config.sequence,
-        "micro_batch": 1 if config.micro_batch is None else config.micro_batch,
-        "keep_every": 1 if config.keep_every is None else config.keep_every,
-    }
-    for key, value in positive.items():
-        if value < 1:
-            raise ConfigError(f"{key} is {value}: expected at least 1")
-    for key, value in {"replicate": config.replicate, "profile": config.profile}.items():
-        if value < 0:
-            raise ConfigError(f"{key} is {value}: expected at least 0")
+    ranges = (
+        (AT_LEAST_ONE, "at least 1", lambda value: value >= 1),
+        (AT_LEAST_ZERO, "at least 0", lambda value: 0 <= value < math.inf),
+        (ABOVE_ZERO, "a number above 0", lambda value: 0 < value < math.inf),
+        (SHARES, "a number from 0 to 1", lambda value: 0 <= value <= 1),
+    )
+    for keys, expected, fits in ranges:
+        for key in keys:
+            value = reduce(getattr, key.split("."), config)
+            if value is not None and not fits(value):
+                raise ConfigError(f"{key} is {value}: expected {expected}")
+    if min(config.model.patch_size) < 1:
+        raise ConfigError(f"model.patch_size is {list(config.model.patch_size)}: expected three numbers from 1")
+    if not all(0 <= beta < 1 for beta in config.optimizer.betas):
+        raise ConfigError(f"optimizer.betas are {list(config.optimizer.betas)}: expected numbers from 0 to below 1")
     if config.objective.min_snr is not None and config.objective.name != "iddpm":
         raise ConfigError("objective.min_snr weights epsilon's error: it goes with objective.name=iddpm only")
     given, data = config.objective, config.data
     if given.given and given.given_of == "later" and data.source == "shapes" and not data.later:
         raise ConfigError("objective.given_of=later: no clip of `shapes` is a later one unless data.later is above 0")
-    if config.optimizer.clip <= 0:
+    if not config.optimizer.clip > 0:
         raise ConfigError(f"optimizer.clip is {config.optimizer.clip}: expected a norm above 0 (inf clips nothing)")
     _check_data(config.data)
-    for key, share in (
-        ("data.max_reject_share", config.data.max_reject_share),
-        ("objective.caption_dropout", config.objective.caption_dropout),
-        ("objective.given", config.objective.given),
-        ("data.later", config.data.later),
-        ("data.validation", config.data.validation),
-        ("data.caption_noise", config.data.caption_noise),
-        ("optimizer.decay", config.optimizer.decay),
-        ("optimizer.ema", config.optimizer.ema),
-    ):
-        if not 0.0 <= share <= 1.0:
-            raise ConfigError(f"{key} is {share}: expected a number from 0 to 1")
 
 
 def _check_data(data: DataConfig) -> None:
-    least = {"data.interval": (data.interval, 1), "data.stream": (data.stream, 0), "data.tokens": (data.tokens, 1)}
-    for key, (value, low) in least.items():
-        if value is not None and value < low:
-            raise ConfigError(f"{key} is {value}: expected at least {low}")
     if not 0 <= data.spread <= 0.5:
         raise ConfigError(f"data.spread is {data.spread}: expected 0 (the middle) to 0.5 (anywhere in the frame)")
-    if data.target_fps is not None and not 0 < data.target_fps < math.inf:
-        raise ConfigError(f"data.target_fps is {data.target_fps}: expected a rate above 0")
     for bucket in data.buckets:
         try:
             parse_bucket(bucket)

@@ -6,11 +6,12 @@ b samples of a micro-batch, C channels, T frames, H W latent height and width.
 import torch
 from torch import Tensor
 
+from stdit_data.buckets import Bucket, parse_bucket
 from stdit_data.clip import ClipDataset
 from stdit_data.loader import Batch
 from stdit_model import STDiT, video_vae
 from stdit_train.components import Components, TextMemory
-from stdit_train.config import TrainConfig
+from stdit_train.config import ConfigError, TrainConfig
 from stdit_train.nonfinite import blame
 from stdit_train.objective import given_frames, place_levels, timestep_of, training_loss
 from stdit_train.precision import Precision
@@ -29,6 +30,9 @@ class Scorer:
         device: where all of it lives.
         encoded: clips come as the VAE's moments.
         processes: of the run.
+
+    Raises:
+        ConfigError, ValueError: sizes of clips that the VAE or the patches don't divide.
     """
 
     def __init__(
@@ -45,6 +49,14 @@ class Scorer:
         self.text = TextMemory(components, config.model.model_max_length)
         data = config.data
         self.latent_shape = video_vae.latent_shape(components.vae, data.frames, data.height, data.width)
+        for size in (self.latent_shape, *(self._bucket_shape(parse_bucket(bucket)) for bucket in data.buckets)):
+            if any(axis % patch for axis, patch in zip(size[1:], config.model.patch_size, strict=True)):
+                patch = "x".join(map(str, config.model.patch_size))
+                latents = "x".join(map(str, size[1:]))
+                raise ConfigError(
+                    f"model.patch_size {patch} does not divide the clips' latents, which are {latents}: set other "
+                    "data.frames, data.height or data.width"
+                )
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Timesteps [b] in 0..1000, on the CPU, and loss terms [b] of a micro-batch."""
@@ -72,7 +84,10 @@ class Scorer:
         """Of the latents of a micro-batch's clips: C, T, H, W."""
         if self.config.data.remember_latents:
             return self.latent_shape
-        return video_vae.latent_shape(self.components.vae, *batch.bucket)
+        return self._bucket_shape(batch.bucket)
+
+    def _bucket_shape(self, bucket: Bucket) -> tuple[int, int, int, int]:
+        return video_vae.latent_shape(self.components.vae, *bucket)
 
     def validate(self, model: STDiT, dataset: ClipDataset) -> float:
         """Mean loss of a model over fixed clips, noise and evenly spread timesteps."""

@@ -10,10 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stdit_data.buckets import parse_bucket
 from stdit_data.clip import ClipDataset
 from stdit_data.loader import Batch, ClipLoader
-from stdit_model import STDiT, flops, video_vae
+from stdit_model import STDiT, flops
 from stdit_train.checkpoint import load_checkpoint, load_weights, named_tensors
 from stdit_train.components import Components
 from stdit_train.config import TrainConfig
@@ -79,8 +78,6 @@ class Trainer:
             size = self.scorer.latent_shape[1:]
             dataset = remembered(dataset, components.vae, device, size)
             validation = validation and remembered(validation, components.vae, device, size)
-        for bucket in config.data.buckets:
-            video_vae.latent_shape(components.vae, *parse_bucket(bucket))  # refuses sizes that don't fit the VAE
         self.validation = validation
         # Clips that are encoded when they are asked for share the device with the step: threads that read ahead would
         # only take turns with it, on a CPU at half the speed.
