@@ -52,6 +52,19 @@ def test_a_signal_is_obeyed_and_told(
     assert "not a run folder" in stdit("report", "out").err
 
 
+def test_what_cannot_be_resumed(stdit: Callable, tmp_path: Path) -> None:
+    assert "missing is not a run folder: it does not exist" in stdit("train", "--resume", "missing").err
+    assert "leave out --out" in stdit("train", "--resume", "a", "--out", "b").err
+    (tmp_path / "runs" / "1-demo").mkdir(parents=True)
+    (tmp_path / "runs" / "schedule.json").write_text("{}")
+    assert (
+        "runs/1-demo is a stage of a schedule: --resume runs goes on" in stdit("train", "--resume", "runs/1-demo").err
+    )
+    (tmp_path / "file").write_text("mine")
+    done = stdit("train", "--out", "file")
+    assert (done.code, done.err) == (2, "stdit: file is a file: choose a folder with --out\n")
+
+
 def test_a_bare_resume_means_the_newest() -> None:
     assert with_resumed_run(["stdit", "train", "--resume"]) == ["stdit", "train", "--resume", "newest"]
     assert with_resumed_run(["train", "--resume", "--steps", "3"]) == ["train", "--resume", "newest", "--steps", "3"]
@@ -78,6 +91,7 @@ def test_a_schedule_and_its_stages_by_name(stdit: Callable) -> None:
     assert "unknown schedule" in stdit("train", "--schedule", "shape-progressive").err
     done = stdit("train", "--schedule", "shapes-progressive", "--set", "8x46/steps=3")
     assert (done.code, "did you mean 8x64" in done.err) == (2, True)
+    assert "STAGE/KEY is for the stages of a --schedule" in stdit("train", "--set", "8x64/steps=3").err
     assert "--schedule shapes-progressive" in stdit("stages").out
 
 

@@ -1,6 +1,9 @@
 """Schedules: what they hold, what is handed on, and going on from anywhere."""
 
+import math
 import os
+import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -9,7 +12,11 @@ import torch
 
 from stdit_train.checkpoint import named_tensors
 from stdit_train.config import ConfigError
+from stdit_train.export import export_run
+from stdit_train.loading import find_pipeline
+from stdit_train.report import plot_losses, smooth
 from stdit_train.report_page import write_report
+from stdit_train.run_folder import RunFolder
 from stdit_train.schedule import (
     Stage,
     load_schedule,
@@ -87,7 +94,6 @@ def run(folder: Path, parts: Path, stop: dict[int, int]) -> tuple[int, bool]:
 
 
 def final_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    from stdit_train.run_folder import RunFolder
     from stdit_train.setup import open_trainer
 
     config = read_schedule(folder, {})[1][-1]
@@ -126,8 +132,64 @@ def test_going_on_from_anywhere(parts: Path, tmp_path: Path, monkeypatch: pytest
     assert "whole/1-8x32" in html
     assert '<tr class="differs"><td>data.frames</td>' in html
 
+    assert find_pipeline(str(tmp_path / "parts")).source == str(tmp_path / "parts" / "4-16x64" / "pipeline")
+    shutil.rmtree(tmp_path / "parts" / "4-16x64" / "pipeline")
+    assert find_pipeline(str(tmp_path / "parts")).source == str(tmp_path / "parts" / "3-8x64" / "pipeline")
+    shutil.rmtree(tmp_path / "parts" / "4-16x64" / "checkpoints")
+    assert export_run(RunFolder(tmp_path / "parts"), RunFolder(tmp_path / "exported")) == 4
+    with pytest.raises(ConfigError, match=r"no stage '3-8x64'.*did you mean 8x64"):
+        read_schedule(tmp_path / "parts", {"3-8x64/steps": 5})
+
 
 def test_a_report_needs_runs(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not a run folder"):
         write_report([tmp_path], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_report_of_odd_runs(tmp_path: Path) -> None:
+    """Without a row, with one, with values that are not finite, with what is no row, of one name, and given twice."""
+    lines = {
+        "empty": "",
+        "one": '{"step": 20, "loss": 1.0}\n',
+        "wild": '{"step": 1, "loss": NaN}\n{"step": 2, "loss": 0.5}\n{"step": 3, "validation_loss": Infinity}\n',
+        "all wild": '{"step": 1, "loss": NaN}\n',
+        "else/one": '[1, 2]\n{"loss": 1.0}\n{"step": 5, "loss": 0.0}\n{"step": 6, "lo',
+    }
+    for name, rows in lines.items():
+        run = RunFolder(tmp_path / name)
+        run.create(load_schedule("shapes-progressive")[0])
+        run.metrics_file.write_text(rows)
+    runs = [tmp_path / name for name in lines]
+    with pytest.raises(ConfigError, match=r"no metrics yet in .*empty"):
+        write_report(runs[:1], tmp_path / "out")
+    plot, page = write_report([*runs, *runs], tmp_path / "out")
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    titles = re.findall("<h3>(.*?)</h3>", page.read_text())
+    assert titles == ["empty", str(tmp_path / "one"), "wild", "all wild", str(tmp_path / "else" / "one")]
+    for run in runs:
+        plot_losses(run / "metrics.jsonl", run / "loss.png", "odd")
+    with pytest.raises(ConfigError, match="is a file"):
+        write_report(runs, plot)
+
+
+def test_gaps_in_a_smoothed_curve() -> None:
+    assert smooth([1.0, math.nan, 1.0, math.inf]) == pytest.approx([1.0, math.nan, 1.0, math.nan], nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("config.json", "{", "config.json is damaged"),
+        ("config.json", "[]", "config.json is damaged: an object expected, not list"),
+        ("config.json", '{"stage": "demo"}', "config.json: steps is not set"),
+        ("run.json", "", "run.json is damaged"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, file: str, text: str, said: str) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.create(load_schedule("shapes-progressive")[0])
+    (run.path / file).write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        run.read_config()
+        run.notes()

@@ -7,7 +7,7 @@ import typer
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    run: Annotated[Path, typer.Argument(help="Run folder; of a schedule's folder the last stage.")],
     out: Annotated[Path, typer.Argument(help="Pipeline folder to write.")],
     raw: Annotated[bool, typer.Option("--raw", help="The weights themselves, not their average (EMA).")] = False,
     step: Annotated[int | None, typer.Option(help="Of which checkpoint; the newest unless given.")] = None,

@@ -143,10 +143,14 @@ def resolved(request: Request, overrides: dict[str, Any]) -> tuple[Path, str | N
             return folder, None, [with_demo_parts(load_stage(request.stage, overrides), overrides)]
         configs = load_schedule(request.schedule, overrides)
         return folder, request.schedule, [with_demo_parts(config, overrides) for config in configs]
-    if request.resume != NEWEST:
-        folder = Path(request.resume)
-    else:
+    if request.resume == NEWEST:
         folder = request.out or newest_run(request.root, root_name)
+    elif request.out is not None:
+        raise ConfigError(f"--resume {request.resume} goes on in its own folder: leave out --out")
+    else:
+        folder = Path(request.resume)
+    if (folder.resolve().parent / FILE).is_file():
+        raise ConfigError(f"{folder} is a stage of a schedule: --resume {folder.parent} goes on with it")
     if (folder / FILE).is_file():
         name, configs = read_schedule(folder, overrides)
         return folder, name, configs

@@ -130,21 +130,23 @@ def newest_whole(folder: Path, run_id: str, said: Callable[[str], None]) -> Path
     """The newest checkpoint that is whole and of this run; those after it are refused by name and set aside.
 
     Raises:
-        CheckpointError: there are checkpoints, but none is whole.
+        CheckpointError: there are checkpoints, but none is whole; they stay where they are.
     """
-    found = list_checkpoints(folder)
-    for path in reversed(found):
+    refused: list[tuple[Path, CheckpointError]] = []
+    for path in reversed(list_checkpoints(folder)):
         try:
             verify(path, run_id)
-            return path
         except CheckpointError as error:
-            last = error
-            aside = path.with_name(f"refused-{path.name}")
+            refused.append((path, error))
+            continue
+        for bad, why in refused:
+            aside = bad.with_name(f"refused-{bad.name}")
             shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
-            said(f"{error}; set aside as {aside.name}, the one before is used")
-    if found:
-        raise CheckpointError(f"{last}, and there is none before it: start anew in another folder with --out")
+            bad.rename(aside)
+            said(f"{why}; set aside as {aside.name}, the one before is used")
+        return path
+    if refused:
+        raise CheckpointError(f"{refused[-1][1]}, and there is none before it: start anew in another folder with --out")
     return None
 
 

@@ -216,6 +216,8 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             raise _unknown_key(key) from None
+        if first["type"] == "missing":
+            raise ConfigError(f"{key} is not set") from None
         raise ConfigError(f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, not {first['input']!r}") from None
     check(config)
     return config
@@ -257,6 +259,8 @@ def _keys(cls: type = TrainConfig, prefix: str = "") -> list[str]:
 
 
 def _unknown_key(key: str) -> ConfigError:
+    if "/" in key:
+        return ConfigError(f"--set {key}: STAGE/KEY is for the stages of a --schedule; a single stage takes KEY=VALUE")
     return ConfigError(f"unknown setting {key!r}{like(key, _keys()) or '; known are ' + ', '.join(_keys())}")
 
 

@@ -6,7 +6,7 @@ from stdit_train.checkpoint import CheckpointError, checkpoint_name, load_weight
 from stdit_train.components import load_components
 from stdit_train.config import ConfigError, from_dict
 from stdit_train.ema import Ema
-from stdit_train.run_folder import RunFolder
+from stdit_train.run_folder import RunFolder, stage_folders
 from stdit_train.samples import save_pipeline
 from stdit_train.setup import build_model
 
@@ -17,7 +17,7 @@ def export_run(
     """Write the pipeline folder of a checkpoint, with VAE, text encoder and the run's sizes as defaults.
 
     Args:
-        run: whose.
+        run: whose; a schedule's folder stands for the last of its stages that has a checkpoint.
         out: where to; only its path is used, and nothing may be there.
         raw: the weights themselves, not their average.
         step: of which checkpoint; the newest whole one unless given.
@@ -29,11 +29,16 @@ def export_run(
     Raises:
         ConfigError: no such run or checkpoint, or something is there already.
     """
+    stages = [RunFolder(path) for path in stage_folders(run.path)]
+    run = next((stage for stage in reversed(stages) if any(stage.checkpoints.glob("step-*"))), (stages or [run])[-1])
     config = from_dict(run.read_config())
-    out.check_free()
+    if out.path.exists() and (not out.path.is_dir() or any(out.path.iterdir())):
+        raise ConfigError(f"{out.path} is not empty: choose another folder to export to")
     checkpoint = run.latest_checkpoint() if step is None else run.checkpoints / checkpoint_name(step)
     if checkpoint is None:
-        raise ConfigError(f"{run.path} has no checkpoint yet: nothing to export")
+        raise ConfigError(
+            f"{run.path} has no checkpoint yet: nothing to export; `stdit train --resume {run.path}` goes on with it"
+        )
     if not checkpoint.is_dir():
         there = ", ".join(path.name[5:].lstrip("0") for path in sorted(run.checkpoints.glob("step-*"))) or "none"
         raise CheckpointError(f"{run.path} has no checkpoint of step {step}; there are {there}")

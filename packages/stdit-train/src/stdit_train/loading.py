@@ -16,6 +16,7 @@ from stdit_model.parts import load_part
 from stdit_train.components import quiet_libraries
 from stdit_train.config import ConfigError
 from stdit_train.device import find_device
+from stdit_train.run_folder import stage_folders
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,15 @@ class Found:
 def find_pipeline(checkpoint: str) -> Found:
     """What a checkpoint means: a pipeline folder or that inside a run folder, a file, a Hub id as it is.
 
+    A schedule's folder stands for the last of its stages that has a pipeline.
+
     Raises:
         ConfigError: a run folder without a finished pipeline, or nothing there.
     """
     path = Path(checkpoint).expanduser()
+    stages = stage_folders(path)
+    if stages and stages != [path]:  # the last that has come to its pipeline
+        path = next((stage for stage in reversed(stages) if (stage / "pipeline").is_dir()), stages[0])
     for folder in (path, path / "pipeline"):
         index = folder / "model_index.json"
         if index.is_file():

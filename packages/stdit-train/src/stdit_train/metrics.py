@@ -162,13 +162,15 @@ def _wandb_refused(error: Exception) -> ConfigError:
 
 
 def read_metrics(file: Path) -> list[dict[str, float]]:
-    """All whole rows of a metrics.jsonl; a torn last line (the run was killed) is left out."""
+    """All whole rows of a metrics.jsonl; what is none, as the last line of a run that was killed, is left out."""
     rows = []
     for line in file.read_text().splitlines() if file.exists() else []:
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError:
             continue
+        if isinstance(row, dict) and "step" in row:
+            rows.append(row)
     return rows
 
 

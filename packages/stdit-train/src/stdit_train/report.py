@@ -1,5 +1,7 @@
 """Curves as PNG."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ def plot_losses(metrics_file: Path, output: Path, title: str) -> None:
         steps, losses = zip(*training, strict=True)
         axes.plot(steps, losses, color="#9ecae1", linewidth=0.8, label="training")
         axes.plot(steps, smooth(list(losses)), color="#08519c", linewidth=1.6, label="training, smoothed")
-        axes.set_ylim(0, 1.1 * sorted(losses)[int(len(losses) * 0.98)])
+        limit(axes, losses)
     if validation:
         axes.plot(*zip(*validation, strict=True), color="#d94801", marker="o", markersize=3, label="validation (EMA)")
     axes.set(xlabel="step", ylabel="loss", title=title)
@@ -37,19 +39,18 @@ def plot_runs(metrics: dict[str, list[dict[str, float]]], output: Path) -> None:
     validated = any("validation_loss" in row for rows in metrics.values() for row in rows)
     figure, axes = new_figure(12 if validated else 7, 4.2, 2 if validated else 1)
     panels = list(axes) if validated else [axes]
-    top: list[float] = []
+    losses_of_all: list[Sequence[float]] = []
     for i, (name, rows) in enumerate(metrics.items()):
         points = [(row["step"], row["loss"]) for row in rows if "loss" in row]
         if points:
             steps, losses = zip(*points, strict=True)
             panels[0].plot(steps, losses, color=f"C{i % 10}", linewidth=0.6, alpha=0.3)
             panels[0].plot(steps, smooth(list(losses)), color=f"C{i % 10}", linewidth=1.6, label=name)
-            top.append(sorted(losses)[int(len(losses) * 0.98)])
+            losses_of_all.append(losses)
         held = [(row["step"], row["validation_loss"]) for row in rows if "validation_loss" in row]
         if held:
             panels[1].plot(*zip(*held, strict=True), color=f"C{i % 10}", marker="o", markersize=3, label=name)
-    if top:
-        panels[0].set_ylim(0, 1.1 * max(top))
+    limit(panels[0], *losses_of_all)
     panels[0].set(xlabel="step", ylabel="training loss, raw and smoothed")
     if validated:
         panels[1].set(xlabel="step", ylabel="validation loss (EMA)")
@@ -61,12 +62,25 @@ def plot_runs(metrics: dict[str, list[dict[str, float]]], output: Path) -> None:
     figure.savefig(output, dpi=120)
 
 
+def limit(axes: Any, *curves: Sequence[float]) -> None:
+    """Show curves from 0 to a little above their 98th percentiles; what is not finite has no say."""
+    finite = [sorted(filter(math.isfinite, curve)) for curve in curves]
+    tops = [values[int(len(values) * 0.98)] for values in finite if values]
+    if tops and max(tops) > 0:
+        axes.set_ylim(0, 1.1 * max(tops))
+
+
 def smooth(values: list[float], share: float = 0.95) -> list[float]:
-    """Exponential moving average with its start corrected (Kingma & Ba 2015, section 3)."""
-    smoothed, average = [], 0.0
-    for i, value in enumerate(values, start=1):
+    """Exponential moving average with its start corrected (Kingma & Ba 2015, section 3); a value that is not finite
+    is a gap in it."""
+    smoothed, average, count = [], 0.0, 0
+    for value in values:
+        if not math.isfinite(value):
+            smoothed.append(math.nan)
+            continue
+        count += 1
         average = share * average + (1 - share) * value
-        smoothed.append(average / (1 - share**i))
+        smoothed.append(average / (1 - share**count))
     return smoothed
 
 

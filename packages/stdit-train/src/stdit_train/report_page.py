@@ -1,6 +1,7 @@
 """A report on runs: curves as PNG, and one self-contained HTML page with curves, sampled videos and settings."""
 
 import re
+from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,7 @@ from stdit_train.config import ConfigError
 from stdit_train.metrics import read_metrics
 from stdit_train.page import image, page, row, table, video
 from stdit_train.report import plot_runs
-from stdit_train.run_folder import RunFolder
-from stdit_train.schedule import FILE as SCHEDULE_FILE
+from stdit_train.run_folder import SCHEDULE_FILE, RunFolder, stage_folders
 
 SHOWN_STEPS = 5  # of each run's samples: the first, the last, and evenly between
 
@@ -26,30 +26,31 @@ def write_report(runs: list[Path], out: Path) -> list[Path]:
         The files.
 
     Raises:
-        ConfigError: no run folder, or one without a single row of metrics.
+        ConfigError: no run folder, none with a row of metrics, or no folder to write to.
     """
-    folders = [RunFolder(path) for given in runs for path in _stages(given)]
-    settings = {_name(run): flat(run.read_config()) for run in folders}
-    metrics = {_name(run): read_metrics(run.metrics_file) for run in folders}
-    for name, rows in metrics.items():
-        if not rows:
-            raise ConfigError(f"run {name} has no metrics yet: nothing to report")
+    folders = _named(RunFolder(path) for given in runs for path in stage_folders(given))
+    settings = {name: flat(run.read_config()) for name, run in folders.items()}
+    metrics = {name: read_metrics(run.metrics_file) for name, run in folders.items()}
+    if not any(metrics.values()):
+        raise ConfigError(f"nothing to report: no metrics yet in {', '.join(map(str, runs))}")
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file: choose a folder with --out")
     out.mkdir(parents=True, exist_ok=True)
     plot, html = out / "loss.png", out / "report.html"
     plot_runs(metrics, plot)
     parts = [f"<h1>{escape(', '.join(metrics))}</h1>", image(plot, "loss curves")]
     parts += ["<h2>Runs</h2>", _summary(metrics), "<h2>Samples</h2>"]
-    parts += [_samples(run) for run in folders]
+    parts += [_samples(name, run) for name, run in folders.items()]
     parts += ["<h2>Settings</h2>", settings_table(settings)]
     html.write_text(page("stdit report", parts))
     return [plot, html]
 
 
-def _stages(path: Path) -> list[Path]:
-    if not (path / SCHEDULE_FILE).is_file():
-        return [path]
-    stages = [stage for stage in path.iterdir() if (stage / "config.json").is_file()]
-    return sorted(stages, key=lambda stage: int(stage.name.partition("-")[0]))
+def _named(runs: Iterable[RunFolder]) -> dict[str, RunFolder]:
+    """Runs by their folders' names, or paths where two have the same; one that is given twice counts once."""
+    different = list({run.path.resolve(): run for run in runs}.values())
+    names = [_name(run) for run in different]
+    return {name if names.count(name) == 1 else str(run.path): run for name, run in zip(names, different, strict=True)}
 
 
 def _name(run: RunFolder) -> str:
@@ -61,7 +62,7 @@ def _summary(metrics: dict[str, list[dict[str, float]]]) -> str:
     columns = ("loss", "validation_loss", "samples_per_second", "memory_gib")
     body = ""
     for name, rows in metrics.items():
-        cells = [f"{rows[-1]['step']:,}"]
+        cells = [f"{rows[-1]['step'] if rows else 0:,}"]
         for column in columns:
             values = [row[column] for row in rows if column in row]
             cells.append(f"{values[-1]:.4g}" if values else "")
@@ -69,7 +70,7 @@ def _summary(metrics: dict[str, list[dict[str, float]]]) -> str:
     return table(["run", "steps", *(f"last {column.replace('_', ' ')}" for column in columns)], body)
 
 
-def _samples(run: RunFolder) -> str:
+def _samples(name: str, run: RunFolder) -> str:
     """Videos in rows by step, the sheets that the run drew beside them being left out."""
     by_step: dict[int, list[Path]] = {}
     for file in sorted(run.samples.glob("step-*-*.mp4")):
@@ -80,7 +81,7 @@ def _samples(run: RunFolder) -> str:
     if len(steps) > SHOWN_STEPS:
         steps = sorted({steps[round(i * (len(steps) - 1) / (SHOWN_STEPS - 1))] for i in range(SHOWN_STEPS)})
     prompts = sampled_prompts(run)
-    html = f"<h3>{escape(_name(run))}</h3>" + ("" if steps else "<p>none yet</p>")
+    html = f"<h3>{escape(name)}</h3>" + ("" if steps else "<p>none yet</p>")
     for step in steps:
         html += f"<p>step {step:,}</p>"
         for i, file in enumerate(by_step[step]):

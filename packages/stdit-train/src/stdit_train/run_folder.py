@@ -13,6 +13,8 @@ from stdit_train.checkpoint import newest_whole
 from stdit_train.config import ConfigError, TrainConfig, from_dict, to_dict
 from stdit_train.metrics import replace_text
 
+SCHEDULE_FILE = "schedule.json"  # what a schedule's folder holds beside the run folders of its stages
+
 
 class RunFolder:
     """Paths and small files of one run."""
@@ -35,7 +37,9 @@ class RunFolder:
         Raises:
             ConfigError: there is something in it already.
         """
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"{self.path} is a file: choose a folder with --out")
+        if self.path.exists() and any(self.path.iterdir()):
             raise ConfigError(
                 f"{self.path} is not empty: choose another folder with --out, or go on with it by --resume"
             )
@@ -69,7 +73,7 @@ class RunFolder:
 
     def notes(self) -> dict[str, Any]:
         """What a run keeps beside its settings: id, micro_batch (as fitted to the machine), finished_at_step."""
-        return json.loads(self.notes_file.read_text()) if self.notes_file.exists() else {}
+        return read_settings(self.notes_file) if self.notes_file.exists() else {}
 
     def note(self, **values: Any) -> None:
         """Add to the notes."""
@@ -83,9 +87,13 @@ class RunFolder:
             ConfigError: this is no run folder.
         """
         if not self.config_file.is_file():
-            raise ConfigError(f"{self.path} is not a run folder (no config.json): nothing to resume there")
-        values = json.loads(self.config_file.read_text())
-        from_dict(values)
+            what = "has no config.json" if self.path.exists() else "does not exist"
+            raise ConfigError(f"{self.path} is not a run folder: it {what}")
+        values = read_settings(self.config_file)
+        try:
+            from_dict(values)
+        except ConfigError as error:
+            raise ConfigError(f"{self.config_file}: {error}") from error
         return values
 
     def latest_checkpoint(self, said: Callable[[str], None] = lambda line: None) -> Path | None:
@@ -103,6 +111,29 @@ class RunFolder:
             return 0, 0.0
         state = json.loads((checkpoint / "state.json").read_text())
         return state["step"], state["elapsed"]
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """An object of a JSON file of ours.
+
+    Raises:
+        ConfigError: it is none; the message names the file.
+    """
+    try:
+        values = json.loads(file.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{file} is damaged: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file} is damaged: an object expected, not {type(values).__name__}")
+    return values
+
+
+def stage_folders(path: Path) -> list[Path]:
+    """The run folders that a schedule's folder holds so far, in order; a run folder itself stands for itself."""
+    if not (path / SCHEDULE_FILE).is_file():
+        return [path]
+    stages = [stage for stage in path.glob("[0-9]*-*") if (stage / "config.json").is_file()]
+    return sorted(stages, key=lambda stage: int(stage.name.partition("-")[0]))
 
 
 def free_run_folder(root: Path, name: str) -> Path:

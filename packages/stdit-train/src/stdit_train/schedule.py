@@ -16,11 +16,11 @@ from stdit_train.components import Components, load_components
 from stdit_train.config import ConfigError, TrainConfig, from_dict, like, set_values, stage_values, to_dict
 from stdit_train.metrics import replace_text
 from stdit_train.processes import Processes
-from stdit_train.run_folder import RunFolder
+from stdit_train.run_folder import SCHEDULE_FILE, RunFolder, read_settings
 from stdit_train.setup import open_trainer
 from stdit_train.watching import Outcome, Unwatched, Watcher
 
-FILE = "schedule.json"
+FILE = SCHEDULE_FILE
 
 
 class Stage(NamedTuple):
@@ -53,13 +53,7 @@ def load_schedule(name: str, overrides: Mapping[str, Any] | None = None) -> list
         ConfigError: no such schedule, stage or key, or a value of the wrong type.
     """
     entries = _read(name)["stage"]
-    names = [entry["name"] for entry in entries]
-    for key in overrides or {}:
-        stage, slash, _ = key.rpartition("/")
-        if slash and stage not in names:
-            raise ConfigError(
-                f"--set {key}: schedule {name} has no stage {stage!r}{like(stage, names)}; it has {names}"
-            )
+    _check_stages(name, [entry["name"] for entry in entries], overrides or {})
     configs = []
     for number, entry in enumerate(entries):
         own = {key: value for key, value in entry.items() if key not in ("name", "from")}
@@ -83,9 +77,10 @@ def read_schedule(folder: Path, overrides: Mapping[str, Any]) -> tuple[str, list
     """Name and configurations of a schedule that was started, with overrides (see `load_schedule`).
 
     Raises:
-        ConfigError: a key that does not exist, or a value of the wrong type.
+        ConfigError: no such stage or key, or a value of the wrong type.
     """
-    saved = json.loads((folder / FILE).read_text())
+    saved = read_settings(folder / FILE)
+    _check_stages(saved["schedule"], [values["stage"] for values in saved["stages"]], overrides)
     configs = [from_dict(set_values(values, _for_stage(overrides, values["stage"]))) for values in saved["stages"]]
     return saved["schedule"], configs
 
@@ -134,6 +129,16 @@ def _read(name: str) -> dict[str, Any]:
         known = schedule_names()
         raise ConfigError(f"unknown schedule {name!r}: choose one of {', '.join(known)}{like(name, known)}")
     return tomllib.loads(resources.files("stdit_train").joinpath("schedules", f"{name}.toml").read_text())
+
+
+def _check_stages(name: str, stages: list[str], overrides: Mapping[str, Any]) -> None:
+    for key in overrides:
+        stage, slash, _ = key.rpartition("/")
+        if slash and stage not in stages:
+            known = ", ".join(stages)
+            raise ConfigError(
+                f"--set {key}: schedule {name} has no stage {stage!r}{like(stage, stages)}; it has {known}"
+            )
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
