@@ -81,7 +81,7 @@ def test_processes_share() -> None:
     whole, shared = (estimate_run(clips, 2**50, Grouping(8, sequence=sequence)) for sequence in (1, 2))
     assert (shared.accumulation, whole.accumulation) == (16, 8)
     assert shared.memory["activations"] == pytest.approx(whole.memory["activations"] / 2, rel=0.1)
-    with pytest.raises(ConfigError, match="7 processes can't share a batch of 512"):
+    with pytest.raises(ConfigError, match="512 is not a multiple of the 7"):
         estimate_run(config, 2**50, Grouping(7))
 
 
@@ -105,6 +105,8 @@ def test_a_plan_is_flops_over_peak() -> None:
     assert nodes.sent.summed > 0 < nodes.sent.gathered
     assert clips.sent.exchanged > 0
     assert copies.estimate.total_memory > nodes.estimate.total_memory > shards.estimate.total_memory
+    with pytest.raises(ConfigError, match="512 is not a multiple of the 7"):
+        plan_stage(config, DEVICES["a100"], 7)
     with pytest.raises(ConfigError, match=r"unknown device 'h10'.*h100"):
         find_device_kind("h10")
 

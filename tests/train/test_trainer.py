@@ -1,6 +1,7 @@
 """Whole small runs: what they leave behind, resuming to the bit, micro-batches, interruption."""
 
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +37,21 @@ class Silent:
 
     def said(self, line: str) -> None:
         self.lines.append(line)
+
+
+class Deleting(Silent):
+    """Deletes the run's folder at a step, and passes the rest on."""
+
+    def __init__(self, watcher: Silent, folder: Path, at: int) -> None:
+        self.watcher, self.folder, self.at = watcher, folder, at
+
+    def stepped(self, step: int, progress: float, values: dict[str, float]) -> None:
+        if step == self.at:
+            shutil.rmtree(self.folder)
+        self.watcher.stepped(step, progress, values)
+
+    def said(self, line: str) -> None:
+        self.watcher.said(line)
 
 
 def start(config: TrainConfig, folder: Path, stop_at: int | None = None) -> tuple[Trainer, Silent]:
@@ -151,6 +167,20 @@ def test_a_full_folder_is_refused(small: TrainConfig, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not empty"):
         RunFolder(tmp_path).create(small)
     assert (tmp_path / "precious").read_text() == "mine"
+
+
+def test_a_folder_that_is_deleted_costs_no_step(small: TrainConfig, tmp_path: Path) -> None:
+    whole, _ = start(small, tmp_path / "whole")
+    whole.train()
+    trainer, watcher = start(small, tmp_path / "run", stop_at=5)
+    trainer.watcher = Deleting(watcher, tmp_path / "run", at=4)
+    assert not trainer.train().finished
+    assert any("was deleted; it is written anew" in line for line in watcher.lines)
+    resumed = open_trainer(small, small, RunFolder(tmp_path / "run"), Silent())
+    assert resumed.step == 5
+    assert resumed.train().finished
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
 
 
 def test_run_folders_are_numbered(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def plan_stage(config: TrainConfig, device: Device, count: int) -> list[Plan]:
         try:
             grouping = grouping_of(way, count)
         except ConfigError as error:
-            refused = error
+            refused = refused or error  # the first: what follows was not asked for
             continue
         estimate = estimate_run(way, device.memory, grouping)
         channels = estimate.latent[0]

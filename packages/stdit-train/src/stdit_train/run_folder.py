@@ -55,6 +55,12 @@ class RunFolder:
         self.write_config(config)
         assert self.id
 
+    def write_anew(self, config: TrainConfig) -> None:
+        """Make the folder of a run that is under way, with what resuming it takes, after somebody has deleted it."""
+        self.tensorboard.mkdir(parents=True, exist_ok=True)  # its writer opens its file by name, each time
+        self.note(micro_batch=config.micro_batch)
+        self.write_config(config)
+
     def write_config(self, config: TrainConfig) -> None:
         """Save the resolved configuration."""
         replace_text(self.config_file, json.dumps(to_dict(config), indent=1) + "\n")

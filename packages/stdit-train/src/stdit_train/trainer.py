@@ -232,6 +232,9 @@ class Trainer:
 
     def _now_and_then(self, metrics: Metrics | NoMetrics, values: dict[str, float], finished: bool) -> None:
         config, step = self.config, self.step
+        if self.processes.first and not self.run.config_file.exists():  # else a checkpoint could not be resumed
+            self.run.write_anew(config)
+            self.watcher.said(f"step {step}: {self.run.path} was deleted; it is written anew, what was in it is gone")
         if step % config.log_every == 0 or finished:
             metrics.write(step, values | self.bins.take())
         if self.validation is not None and (step % config.validate_every == 0 or finished):
