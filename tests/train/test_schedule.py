@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from stdit_train import report_page
 from stdit_train.checkpoint import named_tensors
 from stdit_train.config import ConfigError
 from stdit_train.export import export_run
 from stdit_train.loading import find_pipeline
-from stdit_train.report import plot_losses, smooth
+from stdit_train.report import plot_losses, plot_runs, smooth
 from stdit_train.report_page import write_report
 from stdit_train.run_folder import RunFolder
 from stdit_train.schedule import (
@@ -123,7 +124,10 @@ def test_going_on_from_anywhere(parts: Path, tmp_path: Path, monkeypatch: pytest
     for name, tensor in expected.items():
         assert torch.equal(tensor, actual[name]), name
 
+    starts: list[dict[str, int]] = []
+    monkeypatch.setattr(report_page, "plot_runs", lambda m, o, s: starts.append(s) or plot_runs(m, o, s))
     plot, page = write_report([tmp_path / "whole", tmp_path / "parts" / "4-16x64"], tmp_path / "report")
+    assert list(starts[0].values()) == [0, 4, 8, 12, 0]
     assert plot.read_bytes().startswith(b"\x89PNG")
     html = page.read_text()
     assert html.count("<video") == 5 * 4

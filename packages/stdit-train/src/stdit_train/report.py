@@ -1,7 +1,7 @@
 """Curves as PNG."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,31 +29,37 @@ def plot_losses(metrics_file: Path, output: Path, title: str) -> None:
     figure.savefig(output, dpi=120)
 
 
-def plot_runs(metrics: dict[str, list[dict[str, float]]], output: Path) -> None:
+def plot_runs(
+    metrics: dict[str, list[dict[str, float]]], output: Path, starts: Mapping[str, int] | None = None
+) -> None:
     """Several runs overlaid, a colour each: training loss, raw and smoothed, and validation loss where there is one.
 
     Args:
         metrics: the rows of each run's metrics.jsonl, by its name.
         output: PNG file.
+        starts: steps that were done before a run, by its name: the stages of a schedule follow one another.
     """
+    starts = starts or {}
     validated = any("validation_loss" in row for rows in metrics.values() for row in rows)
     figure, axes = new_figure(12 if validated else 7, 4.2, 2 if validated else 1)
     panels = list(axes) if validated else [axes]
     losses_of_all: list[Sequence[float]] = []
     for i, (name, rows) in enumerate(metrics.items()):
-        points = [(row["step"], row["loss"]) for row in rows if "loss" in row]
+        start = starts.get(name, 0)
+        points = [(start + row["step"], row["loss"]) for row in rows if "loss" in row]
         if points:
             steps, losses = zip(*points, strict=True)
             panels[0].plot(steps, losses, color=f"C{i % 10}", linewidth=0.6, alpha=0.3)
             panels[0].plot(steps, smooth(list(losses)), color=f"C{i % 10}", linewidth=1.6, label=name)
             losses_of_all.append(losses)
-        held = [(row["step"], row["validation_loss"]) for row in rows if "validation_loss" in row]
+        held = [(start + row["step"], row["validation_loss"]) for row in rows if "validation_loss" in row]
         if held:
             panels[1].plot(*zip(*held, strict=True), color=f"C{i % 10}", marker="o", markersize=3, label=name)
     limit(panels[0], *losses_of_all)
-    panels[0].set(xlabel="step", ylabel="training loss, raw and smoothed")
+    label = "step, of all stages" if any(starts.values()) else "step"
+    panels[0].set(xlabel=label, ylabel="training loss, raw and smoothed")
     if validated:
-        panels[1].set(xlabel="step", ylabel="validation loss (EMA)")
+        panels[1].set(xlabel=label, ylabel="validation loss (EMA)")
     for panel in panels:
         panel.grid(alpha=0.25)
         if panel.get_legend_handles_labels()[0]:

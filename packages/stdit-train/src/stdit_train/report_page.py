@@ -37,7 +37,7 @@ def write_report(runs: list[Path], out: Path) -> list[Path]:
         raise ConfigError(f"{out} is a file: choose a folder with --out")
     out.mkdir(parents=True, exist_ok=True)
     plot, html = out / "loss.png", out / "report.html"
-    plot_runs(metrics, plot)
+    plot_runs(metrics, plot, _starts(runs, folders, metrics))
     parts = [f"<h1>{escape(', '.join(metrics))}</h1>", image(plot, "loss curves")]
     parts += ["<h2>Runs</h2>", _summary(metrics), "<h2>Samples</h2>"]
     parts += [_samples(name, run) for name, run in folders.items()]
@@ -51,6 +51,21 @@ def _named(runs: Iterable[RunFolder]) -> dict[str, RunFolder]:
     different = list({run.path.resolve(): run for run in runs}.values())
     names = [_name(run) for run in different]
     return {name if names.count(name) == 1 else str(run.path): run for name, run in zip(names, different, strict=True)}
+
+
+def _starts(
+    runs: list[Path], folders: dict[str, RunFolder], metrics: dict[str, list[dict[str, float]]]
+) -> dict[str, int]:
+    """Steps that were done before each run: of the stages before it, where its schedule is what was asked for."""
+    names = {run.path.resolve(): name for name, run in folders.items()}
+    starts: dict[str, int] = {}
+    for given in runs:
+        done = 0
+        for stage in stage_folders(given):
+            name = names[stage.resolve()]
+            starts.setdefault(name, done)
+            done += int(metrics[name][-1]["step"]) if metrics[name] else 0
+    return starts
 
 
 def _name(run: RunFolder) -> str:
