@@ -20,4 +20,4 @@ def doctor() -> None:
     configs = [load_stage(name) for name in stage_names()]
     configs = [with_demo_parts(config, {}) if config.stage == "demo" else config for config in configs]
     for name, refusal in stages_that_fit(configs).items():
-        console.print(f"  {name:<8} {refusal or 'fits'}")
+        console.print(f"  {name:<10} {refusal or 'fits'}")
