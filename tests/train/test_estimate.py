@@ -81,7 +81,7 @@ def test_processes_share() -> None:
     whole, shared = (estimate_run(clips, 2**50, Grouping(8, sequence=sequence)) for sequence in (1, 2))
     assert (shared.accumulation, whole.accumulation) == (16, 8)
     assert shared.memory["activations"] == pytest.approx(whole.memory["activations"] / 2, rel=0.1)
-    with pytest.raises(ConfigError, match="512 is not a multiple of the 7"):
+    with pytest.raises(ConfigError, match="7 processes can't share a batch of 512"):
         estimate_run(config, 2**50, Grouping(7))
 
 
