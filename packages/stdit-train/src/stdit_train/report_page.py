@@ -82,7 +82,8 @@ def _summary(metrics: dict[str, list[dict[str, float]]]) -> str:
             values = [row[column] for row in rows if column in row]
             cells.append(f"{values[-1]:.4g}" if values else "")
         body += row([name, *cells])
-    return table(["run", "steps", *(f"last {column.replace('_', ' ').replace('gib', '(GiB)')}" for column in columns)], body)
+    titles = (column.replace("_", " ").replace("gib", "(GiB)") for column in columns)
+    return table(["run", "steps", *(f"last {title}" for title in titles)], body)
 
 
 def _samples(name: str, run: RunFolder) -> str:
