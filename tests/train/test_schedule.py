@@ -136,6 +136,12 @@ def test_going_on_from_anywhere(parts: Path, tmp_path: Path, monkeypatch: pytest
     assert "whole/1-8x32" in html
     assert '<tr class="differs"><td>data.frames</td>' in html
 
+    _, configs = read_schedule(tmp_path / "whole", {"8x32/steps": 6, "16x64/steps": 6})  # the last alone can go on
+    stages = [Stage(config, config, stage_folder(tmp_path / "whole", i, config)) for i, config in enumerate(configs, 1)]
+    outcomes = [train_stages(stages, lambda i, _: Stopper(None)) for _ in range(2)]
+    assert [(number, outcome and outcome.step) for number, outcome in outcomes] == [(4, 6), (4, None)]
+    assert stages[0].run.notes()["finished_at_step"] == 4
+
     assert find_pipeline(str(tmp_path / "parts")).source == str(tmp_path / "parts" / "4-16x64" / "pipeline")
     shutil.rmtree(tmp_path / "parts" / "4-16x64" / "pipeline")
     assert find_pipeline(str(tmp_path / "parts")).source == str(tmp_path / "parts" / "3-8x64" / "pipeline")

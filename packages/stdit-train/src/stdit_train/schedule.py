@@ -110,7 +110,7 @@ def train_stages(
     device, loaded = processes.device(), dict[tuple[str, str, str], Components]()
     outcome, previous = None, None
     for number, stage in enumerate(stages, start=1):
-        if len(stages) == 1 or not processes.decided(partial(getattr, stage.run, "finished")):
+        if len(stages) == 1 or not processes.decided(partial(_is_done, stage, number == len(stages))):
             config = stage.fitted
             parts = config.data.vae, config.data.text_encoder, config.precision
             if not is_cached(config) and parts not in loaded:
@@ -122,6 +122,14 @@ def train_stages(
                 return number, outcome
         previous = stage.run
     return len(stages), outcome
+
+
+def _is_done(stage: Stage, last: bool) -> bool:
+    """Whether a stage has ended. The last, on which no other has begun, goes on where it is to have more steps now."""
+    done = stage.run.notes().get("finished_at_step")
+    if done is None or not last:
+        return done is not None
+    return stage.config.minutes is not None or done >= stage.config.steps
 
 
 def _read(name: str) -> dict[str, Any]:
