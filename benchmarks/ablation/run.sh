@@ -1,25 +1,42 @@
 #!/usr/bin/env bash
-# The runs of plan.md, in order; stopped and typed again, it goes on. Usage: benchmarks/ablation/run.sh [FOLDER]
+# The runs of plan.md, in order; stopped and typed again, it goes on. Usage: benchmarks/ablation/run.sh [FOLDER [RECIPE]]
+# With a RECIPE (published or demo) that one alone, so that two machines, or two cores, can share the work.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 out="${1:-runs/ranking}"
 steps="${STEPS:-3000}" sweep_steps="${SWEEP_STEPS:-1000}" seeds="${SEEDS:-6}" prompts="${PROMPTS:-50}"
-size=(--set data.frames=8 --set data.height=48 --set data.width=48 --set model.hidden_size=64)
+size=(--set data.frames=8 --set data.height=48 --set data.width=48 --set model.hidden_size=64 --set model.depth=4)
 read -ra more <<<"${MORE:-}" # further options, to try the script on a small scale
 
 ablate() { uv run --no-sync stdit ablate "${size[@]}" "${more[@]}" "$@"; }
-published=(--set objective.name=iddpm --set optimizer.name=adamw --set optimizer.decay=0.0 --set optimizer.ema=0.999
-    --set sampling.steps=50)
 
+# Seq is what the others' parameters are matched to, and decides on the start of those that they share. So seq and
+# parallel, as large as seq, are the same runs in both tables of a recipe.
 variants=dit,seq,parallel,latte
-ablate --variants $variants --vary optimizer.lr=3e-4,1e-3,3e-3 "${published[@]}" \
-    --seeds 1 --steps "$sweep_steps" --prompts 0 --out "$out/sweep"
-rate=$(uv run --no-sync python benchmarks/ablation/best_rate.py "$out/sweep/runs.csv")
-echo "rate of the published recipe: $rate"
 
-for match in steps parameters; do
-    ablate --variants $variants "${published[@]}" --set optimizer.lr="$rate" --match $match \
-        --seeds "$seeds" --steps "$steps" --prompts "$prompts" --out "$out/published-$match"
-    ablate --variants $variants --match $match \
-        --seeds "$seeds" --steps "$steps" --prompts "$prompts" --out "$out/demo-$match"
-done
+tables() { # a recipe's name and settings
+    local recipe="$1" table run
+    shift
+    for table in steps parameters; do
+        if [ "$table" = parameters ]; then
+            mkdir -p "$out/$recipe-parameters"
+            for run in "$out/$recipe-steps"/{seq,parallel}-seed*; do
+                [ -e "$out/$recipe-parameters/$(basename "$run")" ] || cp -r "$run" "$out/$recipe-parameters/"
+            done
+        fi
+        ablate --variants $variants --match "$table" "$@" \
+            --seeds "$seeds" --steps "$steps" --prompts "$prompts" --out "$out/$recipe-$table"
+    done
+}
+
+if [ "${2:-published}" = published ]; then
+    published=(--set objective.name=iddpm --set optimizer.name=adamw --set optimizer.decay=0.5 --set sampling.steps=50)
+    ablate --variants $variants --vary optimizer.lr=1e-3,3e-3,1e-2 "${published[@]}" \
+        --seeds 1 --steps "$sweep_steps" --prompts 0 --out "$out/sweep"
+    rate=$(uv run --no-sync python benchmarks/ablation/best_rate.py "$out/sweep/runs.csv")
+    echo "rate of the published recipe: $rate"
+    tables published "${published[@]}" --set optimizer.lr="$rate"
+fi
+if [ "${2:-demo}" = demo ]; then
+    tables demo
+fi

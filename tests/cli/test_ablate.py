@@ -72,6 +72,21 @@ def test_arms_are_compared_resumed_and_reported(stdit: Callable, tmp_path: Path)
     assert (done.code, "match: steps, now flops" in done.err) == (2, True), done
 
 
+def test_the_reference_is_the_same_run_whatever_it_is_matched_to(stdit: Callable, tmp_path: Path) -> None:
+    """The other arms don't decide on its start, so that it may be copied from one ablation to another."""
+    losses = {}
+    for name, variants, match in (("a", "seq,dit", "steps"), ("b", "seq,dit,latte", "parameters")):
+        tiny = [*TINY, "--set", "model.depth=2"]
+        command = ["ablate", "--variants", variants, "--match", match, "--steps", "2", "--prompts", "0"]
+        done = stdit(*command, *tiny, "--out", name)
+        assert done.code == 0, done
+        losses[name] = [row.get("loss") for row in read_metrics(tmp_path / name / "seq-seed0" / "metrics.jsonl")]
+    assert losses["a"] == losses["b"]
+    shutil.rmtree(tmp_path / "b" / "seq-seed0")
+    shutil.copytree(tmp_path / "a" / "seq-seed0", tmp_path / "b" / "seq-seed0")
+    assert stdit(*command, *tiny, "--out", "b").code == 0
+
+
 def test_a_quick_look_says_so_and_plans_its_steps(stdit: Callable, tmp_path: Path) -> None:
     options = ["--vary", "objective.caption_dropout=0.0,0.5", "--quick", "--minutes", "0.1", "--prompts", "0"]
     done = stdit("ablate", *options, *TINY, "--out", "abl")

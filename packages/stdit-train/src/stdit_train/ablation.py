@@ -169,8 +169,10 @@ class Ablation:
 
     def _trainer(self, seed: int, config: TrainConfig, run: RunFolder, watcher: Watcher) -> Trainer:
         components = self._parts(config)
+        reference = reference_arm(self.study.base, self.arms)  # first: its runs don't depend on which others take part
+        arms = [reference, *(arm for arm in self.arms if arm is not reference)]
         model, share = same_start(
-            lambda c: self._model(c, self._parts(c)), [self.config(a, seed) for a in self.arms], config
+            lambda c: self._model(c, self._parts(c)), [self.config(arm, seed) for arm in arms], config
         )
         if config.init is not None:
             watcher.said(load_initial(model, config.init))

@@ -27,7 +27,7 @@ class Result:
     seed: int
     steps: int
     parameters: int
-    same_start: float  # share of the parameters that start as the first arm's do
+    same_start: float  # share of the parameters that start as the reference arm's do
     step_flops: int
     seconds_per_step: float
     step_memory: int  # bytes by formula: weights, gradients, optimiser, average, activations
