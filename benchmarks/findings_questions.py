@@ -118,8 +118,8 @@ def make_arms(minutes: float) -> dict[str, Arm]:
     def matched(flops: float, settings: Mapping[str, Any] = MappingProxyType({})) -> tuple[TrainConfig]:
         return run(max(round(flops / estimate_arm(run(1, settings)[0]).step_flops), 2), settings)
 
-    def demo(settings: Mapping[str, Any]) -> tuple[TrainConfig]:
-        steps = max(round(DEMO_STEPS * minutes / MINUTES), 2)
+    def demo(settings: Mapping[str, Any], times: int = 1) -> tuple[TrainConfig]:
+        steps = times * max(round(DEMO_STEPS * minutes / MINUTES), 2)
         return (
             _spread(load_stage("demo", {"data.clips": min(CLIPS, 8 * steps), "steps": steps, **PARTS, **settings})),
         )
@@ -154,6 +154,7 @@ def make_arms(minutes: float) -> dict[str, Arm]:
         Arm("iddpm-long", "iDDPM, three times as long", run(3 * steps, iddpm)),
         Arm("demo-flow", "the demo's own stage, rectified flow", demo({})),
         Arm("demo-iddpm", "the same with iDDPM", demo(iddpm)),
+        Arm("demo-iddpm-long", "iDDPM, three times as long", demo(iddpm, 3)),
     ]  # fmt: skip
     return {arm.name: arm for arm in listed}
 
@@ -227,7 +228,11 @@ QUESTIONS = (
         "demo",
         "The published objective on the demo model",
         "The demo's own stage (16 frames of 64x64, width 96) on cached latents, long, with either objective.",
-        (Contrast("demo-iddpm", "demo-flow", "worse", "iDDPM against rectified flow on the demo model"),),
+        (
+            Contrast("demo-iddpm", "demo-flow", "worse", "iDDPM against rectified flow on the demo model"),
+            Contrast("demo-iddpm-long", "demo-flow", "worse", "iDDPM with three times the steps"),
+            Contrast("demo-iddpm-long", "demo-iddpm", "better", "iDDPM three times as long against its shorter run"),
+        ),
         by_loss=False,
         extra=True,
     ),
