@@ -1,0 +1,208 @@
+"""Writes results.md, and the tables and pictures beside it, from the runs of plan.md, however many are finished.
+
+    uv run python benchmarks/ablation/publish.py runs/ranking
+
+What is said follows from the runs by the rules of plan.md; no number or verdict is written by hand.
+"""
+
+import argparse
+import shutil
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stdit_train.ablation_results import HELD_OUT, LOSS, SEEN, Result, by_arm, read_result, write_csv
+from stdit_train.config import from_dict
+from stdit_train.intervals import Interval, mean_interval, paired_difference
+from stdit_train.metrics import replace_text
+from stdit_train.run_folder import RunFolder
+
+VARIANTS = ("dit", "seq", "parallel", "latte")
+RECIPES = {"published": "iDDPM and AdamW", "demo": "rectified flow and Muon"}
+TABLES = {"steps": "equal steps", "parameters": "parameters matched"}
+CONTRASTS = (("dit", "seq"), ("seq", "parallel"), ("parallel", "latte"))  # first claimed better; the last pair level
+LEVEL_PAIR = CONTRASTS[-1]
+LEVEL = 0.01  # of seq's mean loss, on either side of zero
+SETTLED = (0.8, 0.9, 1.0)  # of the steps, at which the verdicts must be the same
+PICTURES = ("curves.png", "final.png")
+WIDTH = 118
+
+INTRODUCTION = """# The report's ranking, put to the test: what came out
+
+By the rules of [plan.md](plan.md), written before the runs. Open-Sora 1.0's report claims **dit > seq > parallel, and
+latte level with parallel**. Differences are of the first arm minus the second, paired by seed, with Student's 95 %
+interval: below zero the first is better by its validation loss, above zero by its videos, of which the share is told
+that is right in colour, shape and motion. Runs may have shared the machine, so times are not compared here;
+[cost.md](../cost.md) has these.
+
+    benchmarks/ablation/run.sh {folder}
+    uv run python benchmarks/ablation/publish.py {folder}
+"""
+
+
+@dataclass(frozen=True)
+class Table:
+    """The finished runs of one recipe and one way to match."""
+
+    recipe: str
+    match: str
+    results: tuple[Result, ...]
+    pictures: tuple[str, ...] = ()  # of `PICTURES`, those that there are
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.recipe}-{self.match}"
+
+    def losses(self, share: float = 1.0) -> dict[str, dict[int, float]]:
+        """Validation losses after a share of the steps, by arm and seed."""
+        found: dict[str, dict[int, float]] = {}
+        for result in self.results:
+            reached = [loss for step, loss in result.curve if step <= round(share * result.steps)]
+            if reached:
+                found.setdefault(result.arm, {})[result.seed] = reached[-1]
+        return found
+
+    def verdict(self, pair: tuple[str, str], share: float = 1.0) -> str:
+        """On a contrast, by the losses after a share of the steps."""
+        difference = paired(self.losses(share), pair)
+        return verdict(pair, difference, self.losses(share)) if difference is not None else "not run yet"
+
+    def settled(self, pair: tuple[str, str]) -> bool:
+        """Whether the verdict was the same over the last fifth of the steps."""
+        return len({self.verdict(pair, share) for share in SETTLED}) == 1
+
+
+def paired(values: Mapping[str, Mapping[int, float]], pair: tuple[str, str]) -> Interval | None:
+    """The first minus the second over the seeds that both have; None where there is none."""
+    first, second = (values.get(arm, {}) for arm in pair)
+    return paired_difference(first, second) if first.keys() & second.keys() else None
+
+
+def verdict(pair: tuple[str, str], difference: Interval, losses: Mapping[str, Mapping[int, float]]) -> str:
+    """What plan.md lets one say of a difference of losses."""
+    low, high = difference.low, difference.high
+    if low is None or high is None:
+        return "one seed, nothing follows"
+    if pair == LEVEL_PAIR:
+        if "seq" in losses and max(-low, high) <= LEVEL * mean_interval(list(losses["seq"].values())).mean:
+            return "confirmed: level"
+        return f"contradicted: {pair[difference.mean > 0]} is better" if difference.separated else "not separated"
+    if not difference.separated:
+        return "not separated"
+    return "confirmed" if difference.mean < 0 else "contradicted"
+
+
+def read_table(folder: Path, recipe: str, match: str) -> Table:
+    """The finished runs of one folder; none where there is no such folder."""
+    results, where = [], folder / f"{recipe}-{match}"
+    for arm in VARIANTS:
+        for path in sorted(where.glob(f"{arm}-seed*")):
+            run = RunFolder(path)
+            if run.config_file.is_file() and "finished_at_step" in run.notes():
+                results.append(read_result(run, from_dict(run.read_config()), arm))
+    return Table(recipe, match, tuple(results), tuple(name for name in PICTURES if (where / name).is_file()))
+
+
+def page(tables: Sequence[Table], folder: str) -> str:
+    """The whole of results.md."""
+    parts = [INTRODUCTION.format(folder=folder), "## The answer", "", *answer(tables), ""]
+    for table in tables:
+        parts += [f"## {RECIPES[table.recipe].capitalize()}, {TABLES[table.match]}", "", *section(table), ""]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def answer(tables: Sequence[Table]) -> list[str]:
+    """A table of the verdicts, and what counts as a result: that on which both recipes agree, at equal steps."""
+    head = "| claim | " + " | ".join(f"{table.recipe}, {TABLES[table.match]}" for table in tables) + " | counts |"
+    lines = [head, "|---" * (len(tables) + 2) + "|"]
+    for pair in CONTRASTS:
+        said = [_said(table, pair) for table in tables]
+        equal = {text for table, text in zip(tables, said, strict=True) if table.match == "steps"}
+        (only,) = equal if len(equal) == 1 else ("",)
+        counts = f"**{only}**" if only.startswith(("confirmed", "contradicted")) else "no"
+        lines.append(f"| {_claim(pair)} | " + " | ".join(said) + f" | {counts} |")
+    note = (
+        "A verdict counts as a result of this study if both recipes agree on it at equal steps, and if it was the same "
+        "at 80, 90 and 100 % of the steps (else it is called not settled)."
+    )
+    return [*lines, "", *textwrap.wrap(note, WIDTH)]
+
+
+def _said(table: Table, pair: tuple[str, str]) -> str:
+    said = table.verdict(pair)
+    return said if table.settled(pair) else f"not settled ({said} at the end)"
+
+
+def _claim(pair: tuple[str, str]) -> str:
+    return f"{pair[0]} level with {pair[1]}" if pair == LEVEL_PAIR else f"{pair[0]} better than {pair[1]}"
+
+
+def section(table: Table) -> list[str]:
+    """The arms and the contrasts of one table."""
+    if not table.results:
+        return ["Not run yet."]
+    lines = ["| arm | runs | parameters | GFLOPs a step | validation loss | seen, all right | held-out, all right |"]
+    lines.append("|---|" + "---:|" * 6)
+    measured = {measure: by_arm(table.results, measure) for measure in (LOSS, SEEN, HELD_OUT)}
+    for arm in VARIANTS:
+        runs = [result for result in table.results if result.arm == arm]
+        if not runs:
+            continue
+        cells = [arm, str(len(runs)), f"{runs[0].parameters:,}", f"{runs[0].step_flops / 1e9:.2f}"]
+        for measure, digits in ((LOSS, 4), (SEEN, 2), (HELD_OUT, 2)):
+            values = list(measured[measure].get(arm, {}).values())
+            cells.append(mean_interval(values).text(digits) if values else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "| contrast | validation loss | of seq's | verdict | seen | held-out |"]
+    lines.append("|---|---:|---:|---|---:|---:|")
+    for pair in CONTRASTS:
+        differences = [paired(measured[measure], pair) for measure in (LOSS, SEEN, HELD_OUT)]
+        loss, *shares = differences
+        if loss is None:
+            continue
+        seq = measured[LOSS].get("seq")
+        of_seq = "" if seq is None else f"{loss.mean / mean_interval(list(seq.values())).mean:+.1%}"
+        cells = [" - ".join(pair), _signed(loss, 4), of_seq, _said(table, pair)]
+        cells += ["" if share is None else _signed(share, 3) for share in shares]
+        lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, "", *(f"![{Path(name).stem}]({table.name}-{name})" for name in table.pictures)]
+
+
+def _signed(difference: Interval, digits: int) -> str:
+    sign = "+" if difference.mean >= 0 else ""
+    return sign + difference.text(digits)
+
+
+def copy_files(folder: Path, table: Table, out: Path) -> None:
+    """The runs as CSV, and the pictures of a finished ablation, beside the page."""
+    if table.results:
+        write_csv(table.results, out / f"{table.name}.csv")
+    for name in table.pictures:
+        shutil.copyfile(folder / table.name / name, out / f"{table.name}-{name}")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command; its exit code."""
+    parser = argparse.ArgumentParser(prog="publish.py", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("folder", type=Path, help="that run.sh wrote to")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of the page")
+    given = parser.parse_args(arguments)
+    tables = [read_table(given.folder, recipe, match) for match in TABLES for recipe in RECIPES]
+    if not any(table.results for table in tables):
+        print(f"publish: no finished runs in {given.folder}", file=sys.stderr)
+        return 2
+    given.out.mkdir(parents=True, exist_ok=True)
+    for table in tables:
+        copy_files(given.folder, table, given.out)
+    replace_text(given.out / "results.md", page(tables, str(given.folder)))
+    for table in tables:
+        print(f"{table.name}: {len(table.results)} runs")
+    print(given.out / "results.md")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
