@@ -161,6 +161,8 @@ def test_stages_are_listed(stdit: Callable) -> None:
     assert done.code == 0
     for stage in ("16x256", "16x256-hq", "16x512", "64x512", "360x512", "demo"):
         assert stage in done.out
+    assert "16x256x256" in done.out and "80,000" in done.out  # whole, at 80 columns
+    assert "…" not in done.out and "None" not in done.out
 
 
 def test_the_bundled_model_is_small_and_described() -> None:

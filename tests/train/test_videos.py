@@ -166,7 +166,7 @@ def test_a_run_on_buckets(small: TrainConfig, clips: Path, tmp_path: Path) -> No
     [
         ({"data.interval": 0}, "data.interval is 0: expected at least 1"),
         ({"data.interval": "often"}, "data.interval: input should be a valid integer"),
-        ({"data.target_fps": 0}, "data.target_fps is 0.0: expected a rate above 0"),
+        ({"data.target_fps": 0}, "data.target_fps is 0.0: expected a number above 0"),
         ({"data.short": "loop"}, "data.short: input should be 'skip' or 'hold', not 'loop'"),
         ({"data.crop": "left"}, "data.crop: input should be 'center' or 'random', not 'left'"),
         ({"data.place": "end"}, "data.place: input should be 'random', 'start' or 'center', not 'end'"),

@@ -3,22 +3,32 @@
 
 def stages() -> None:
     """List the training stages with their sizes, and the schedules that chain them."""
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
+    from stdit_data.sampling import default_sampling
     from stdit_train.config import load_stage, stage_names
     from stdit_train.schedule import schedule_about, schedule_names
 
-    table = Table("stage", "frames x size", "every nth frame", "model", "objective", "steps", "batch", "lr")
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))  # narrow enough for 80 columns
+    for column in ("stage", "clip", "every", "model", "loss", "steps", "batch", "rate"):
+        table.add_column(column, no_wrap=True)
     for name in stage_names():
         c = load_stage(name)
-        size = f"{c.data.frames}x{c.data.height}x{c.data.width}"
-        model = f"{c.model.preset} {c.model.variant}"
-        rate = f"{c.optimizer.lr:g}"
+        taken = default_sampling(c.data.frames, c.data.interval, c.data.target_fps)
         table.add_row(
-            name, size, str(c.data.interval), model, c.objective.name, f"{c.steps:,}", str(c.global_batch), rate
+            name,
+            f"{c.data.frames}x{c.data.height}x{c.data.width}",
+            str(taken.interval) if taken.interval else f"{taken.fps:g}/s",
+            f"{c.model.preset} {c.model.variant}",
+            c.objective.name,
+            f"{c.steps:,}",
+            str(c.global_batch),
+            f"{c.optimizer.lr:g}",
         )
     console = Console(highlight=False)
     console.print(table)
+    console.print("every: one frame of a video in so many is taken. A schedule trains stages in a row:")
     for name in schedule_names():
-        console.print(f"--schedule {name}: {schedule_about(name)}")
+        console.print(f"--schedule {name}: {schedule_about(name)}", soft_wrap=True)
