@@ -32,6 +32,11 @@ from stdit_train.objective import training_loss
 from stdit_train.report import new_figure
 
 TEXT_TOKENS, CAPTION_CHANNELS = 120, 64
+QUIET = 0.5  # load average of a machine that does nothing else
+SHARED = (
+    "**The machine was shared**: seconds by the clock count the work of others too, the processor's seconds don't, "
+    "though caches were shared."
+)
 
 
 @dataclass(frozen=True)
@@ -167,9 +172,8 @@ def report(found: list[Measured], args: argparse.Namespace, load: float, minutes
         "",
         f"`uv run python benchmarks/cost.py {shlex.join(sys.argv[1:])}`",
         "",
-        f"{device}{shared}, torch {torch.__version__}, {minutes:.1f} minutes. **The machine was shared** (load average "
-        f"{load:.1f} at the start, on {os.cpu_count()} cores): seconds by the clock count the work of others too,"
-        " the processor's seconds don't, though caches were shared.",
+        f"{device}{shared}, torch {torch.__version__}, {minutes:.1f} minutes, load average {load:.1f} at the start on "
+        f"{os.cpu_count()} cores. {SHARED if load > QUIET else ''}".rstrip(),
         "",
         f"A training step (forward, backward, AdamW) of one clip, latents {args.size}x{args.size}, width {args.width}, "
         f"{args.depth} blocks, {args.heads} heads, {TEXT_TOKENS} text tokens, float32, median of {args.repeats}. "
