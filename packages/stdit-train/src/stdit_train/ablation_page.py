@@ -79,7 +79,7 @@ def _ranking(ranking: Ranking, quick: bool) -> str:
 
 def _arms(ablation: Ablation, results: Sequence[Result]) -> str:
     """What each arm costs, and what it comes to."""
-    costs, outcomes = "", ""
+    costs, outcomes = "", []
     for arm in ablation.arms:
         runs = [result for result in results if result.arm == arm.name]
         if not runs:
@@ -96,12 +96,14 @@ def _arms(ablation: Ablation, results: Sequence[Result]) -> str:
         for aspect in ("colour", "shape", "motion"):
             values = [r.shares[SEEN][aspect] for r in runs if SEEN in r.shares]
             cells.append(f"{mean(values):.3f}" if values else "")
-        outcomes += row(cells)
+        outcomes.append(cells)
     head = ["arm", "runs", "steps", "parameters", "same start", "GFLOPs a step", "TFLOPs in all", "seconds a step"]
     head += ["step memory, MiB", "process memory, GiB"]
-    shown = ["arm", LOSS, f"{SEEN}: all right", f"{HELD_OUT}: all right", "seen: colour", "seen: shape", "seen: motion"]
+    names = ["arm", LOSS, f"{SEEN}: all right", f"{HELD_OUT}: all right", "seen: colour", "seen: shape", "seen: motion"]
+    shown = [i for i, name in enumerate(names) if name == "arm" or any(cells[i] for cells in outcomes)]
+    rows = "".join(row([cells[i] for i in shown]) for cells in outcomes)
     note = "FLOPs and step memory are by formula; process memory is the most that was measured."
-    return f"{table(head, costs)}<p>{note}</p>{table(shown, outcomes)}"
+    return f"{table(head, costs)}<p>{note}</p>{table([names[i] for i in shown], rows)}"
 
 
 def _differences(ranking: Ranking) -> str:

@@ -33,6 +33,9 @@ def plot_curves(results: Sequence[Result], output: Path, match: str) -> None:
         axes.fill_between(x, [min(v) for v in losses], [max(v) for v in losses], color=f"C{i % 10}", alpha=0.18, lw=0)
     label = {"flops": "TFLOPs of training", "time": "minutes of training"}.get(match, "step")
     axes.set(xlabel=label, ylabel="validation loss (EMA)", title="mean over seeds; the band is from least to most")
+    axes.ticklabel_format(axis="y", useOffset=False)
+    if label == "step":
+        axes.locator_params(axis="x", integer=True)
     if names:
         axes.legend(frameon=False)
     axes.grid(alpha=0.25)
@@ -62,6 +65,8 @@ def plot_final(results: Sequence[Result], rankings: Sequence[Ranking], output: P
         panel.margins(y=0.25)
         title = ranking.measure if ranking.measure == LOSS else f"share right, {ranking.measure} prompts"
         panel.set(title=title)
+        panel.ticklabel_format(axis="x", useOffset=False)
+        panel.locator_params(axis="x", nbins=3)
         panel.grid(alpha=0.25, axis="x")
     figure.tight_layout()
     figure.savefig(output, dpi=120)
