@@ -25,6 +25,7 @@ TABLES = {"steps": "equal steps", "parameters": "parameters matched"}
 CONTRASTS = (("dit", "seq"), ("seq", "parallel"), ("parallel", "latte"))  # first claimed better; the last pair level
 LEVEL_PAIR = CONTRASTS[-1]
 LEVEL = 0.01  # of seq's mean loss, on either side of zero
+SEEDS = 6  # that a verdict takes to count
 SETTLED = (0.8, 0.9, 1.0)  # of the steps, at which the verdicts must be the same
 PICTURES = ("curves.png", "final.png")
 WIDTH = 118
@@ -87,9 +88,12 @@ def verdict(pair: tuple[str, str], difference: Interval, losses: Mapping[str, Ma
     if low is None or high is None:
         return "one seed, nothing follows"
     if pair == LEVEL_PAIR:
-        if "seq" in losses and max(-low, high) <= LEVEL * mean_interval(list(losses["seq"].values())).mean:
+        margin = LEVEL * mean_interval(list(losses["seq"].values())).mean if "seq" in losses else 0.0
+        if max(-low, high) <= margin:
             return "confirmed: level"
-        return f"contradicted: {pair[difference.mean > 0]} is better" if difference.separated else "not separated"
+        if max(low, -high) > margin:  # all of it on one side
+            return f"contradicted: {pair[difference.mean > 0]} is better"
+        return "not separated"
     if not difference.separated:
         return "not separated"
     return "confirmed" if difference.mean < 0 else "contradicted"
@@ -115,24 +119,37 @@ def page(tables: Sequence[Table], folder: str) -> str:
 
 
 def answer(tables: Sequence[Table]) -> list[str]:
-    """A table of the verdicts, and what counts as a result: that on which both recipes agree, at equal steps."""
-    head = "| claim | " + " | ".join(f"{table.recipe}, {TABLES[table.match]}" for table in tables) + " | counts |"
-    lines = [head, "|---" * (len(tables) + 2) + "|"]
+    """The verdicts, and for each way to match what counts as a result: that on which both recipes agree."""
+    columns = [f"{table.recipe}, {TABLES[table.match]}" for table in tables]
+    columns += [f"counts, {TABLES[match]}" for match in dict.fromkeys(table.match for table in tables)]
+    lines = ["| claim | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for pair in CONTRASTS:
-        said = [_said(table, pair) for table in tables]
-        equal = {text for table, text in zip(tables, said, strict=True) if table.match == "steps"}
-        (only,) = equal if len(equal) == 1 else ("",)
-        counts = f"**{only}**" if only.startswith(("confirmed", "contradicted")) else "no"
-        lines.append(f"| {_claim(pair)} | " + " | ".join(said) + f" | {counts} |")
+        cells = [_said(table, pair) for table in tables]
+        for match in dict.fromkeys(table.match for table in tables):
+            cells.append(counted([table for table in tables if table.match == match], pair))
+        lines.append(f"| {_claim(pair)} | " + " | ".join(cells) + " |")
     note = (
-        "A verdict counts as a result of this study if both recipes agree on it at equal steps, and if it was the same "
-        "at 80, 90 and 100 % of the steps (else it is called not settled)."
+        f"A verdict counts as a result of this study if both recipes agree on it, each with {SEEDS} seeds, and if "
+        "it was the same at 80, 90 and 100 % of the steps (else it is called not settled)."
     )
     return [*lines, "", *textwrap.wrap(note, WIDTH)]
 
 
+def counted(tables: Sequence[Table], pair: tuple[str, str]) -> str:
+    """The verdict that the tables of all recipes agree on; "no" where they don't, or where seeds are missing."""
+    said = {_said(table, pair) for table in tables}
+    if len(tables) < len(RECIPES) or len(said) > 1:
+        return "no"
+    (only,) = said
+    return f"**{only}**" if only.startswith(("confirmed", "contradicted")) else "no"
+
+
 def _said(table: Table, pair: tuple[str, str]) -> str:
-    said = table.verdict(pair)
+    said, difference = table.verdict(pair), paired(table.losses(), pair)
+    if difference is None:
+        return said
+    if difference.count < SEEDS:
+        return f"{difference.count} of {SEEDS} seeds yet ({said})"
     return said if table.settled(pair) else f"not settled ({said} at the end)"
 
 

@@ -30,12 +30,13 @@ def results(**losses: list[float] | list[list[float]]) -> tuple[Result, ...]:
     return tuple(made)
 
 
-BASE = [1.0, 1.1, 1.2]
+BASE = [1.0, 1.1, 1.2]  # the mean loss of seq is 1.1
+SIX = [*BASE, *BASE]
 
 
-def shifted(by: float) -> list[float]:
-    """Three seeds that differ from `BASE` by nearly the same."""
-    return [loss + by + (seed - 1) * 1e-4 for seed, loss in enumerate(BASE)]
+def shifted(by: float, base: list[float] = BASE) -> list[float]:
+    """Seeds that differ from `base` by nearly the same."""
+    return [loss + by + (seed - 1) * 1e-4 for seed, loss in enumerate(base)]
 
 
 def test_the_first_two_claims(publish: ModuleType) -> None:
@@ -59,13 +60,14 @@ def test_level_is_within_a_hundredth_of_seqs_loss(publish: ModuleType) -> None:
     assert said(0.0, 0.004) == "confirmed: level"  # +- 0.0099
     assert said(0.0, 0.005) == "not separated"  # +- 0.0124 reaches further
     assert said(0.005, 0.001) == "confirmed: level"  # apart, but by less than a hundredth
+    assert said(0.009, 0.002) == "not separated"  # apart, and as likely within a hundredth as beyond
     assert said(0.1, 0.001) == "contradicted: latte is better"
     assert said(-0.1, 0.001) == "contradicted: parallel is better"
 
 
 def test_a_verdict_that_changes_late_is_not_settled(publish: ModuleType) -> None:
-    early = [[loss + 0.1, loss - 0.1, loss - 0.1 + (seed - 1) * 1e-4] for seed, loss in enumerate(BASE)]
-    table = publish.Table("demo", "steps", results(dit=early, seq=BASE))
+    early = [[loss + 0.1, loss - 0.1, loss - 0.1 + (seed - 1) * 1e-4] for seed, loss in enumerate(SIX)]
+    table = publish.Table("demo", "steps", results(dit=early, seq=SIX))
     assert table.verdict(("dit", "seq"), 0.8) == "contradicted"
     assert table.verdict(("dit", "seq")) == "confirmed"
     assert not table.settled(("dit", "seq"))
@@ -73,9 +75,9 @@ def test_a_verdict_that_changes_late_is_not_settled(publish: ModuleType) -> None
 
 
 def test_what_counts_is_what_both_recipes_agree_on(publish: ModuleType) -> None:
-    def line(demo: float, published: float) -> str:
+    def line(demo: float, published: float, base: list[float] = SIX) -> str:
         tables = [
-            publish.Table(recipe, "steps", results(dit=shifted(by), seq=BASE))
+            publish.Table(recipe, "steps", results(dit=shifted(by, base), seq=base))
             for recipe, by in (("demo", demo), ("published", published))
         ]
         return publish.answer(tables)[2]
@@ -83,6 +85,10 @@ def test_what_counts_is_what_both_recipes_agree_on(publish: ModuleType) -> None:
     assert line(-0.1, -0.2).endswith("| **confirmed** |")
     assert line(0.1, 0.2).endswith("| **contradicted** |")
     assert line(0.1, -0.2).endswith("| no |")
+    few = line(-0.1, -0.2, BASE)
+    assert few.endswith("| no |") and "3 of 6 seeds yet (confirmed)" in few
+    alone = publish.Table("demo", "steps", results(dit=shifted(-0.1, SIX), seq=SIX))
+    assert publish.answer([alone])[2].endswith("| confirmed | no |")
 
 
 def test_real_runs_and_a_folder_without_any(publish: ModuleType, stdit: Callable, tmp_path: Path, capfd) -> None:

@@ -8,7 +8,14 @@ from stdit_train.config import ConfigError, from_dict, load_stage, parse_overrid
 
 
 def test_the_published_stages() -> None:
-    assert stage_names()[:6] == ["16x256", "16x256-hq", "16x512", "64x512", "360x512", "demo"]  # ones of your own follow
+    assert stage_names()[:6] == [
+        "16x256",
+        "16x256-hq",
+        "16x512",
+        "64x512",
+        "360x512",
+        "demo",
+    ]  # ones of your own follow
     stages = {name: load_stage(name) for name in stage_names()}
     for name in stage_names()[:5]:
         c = stages[name]
