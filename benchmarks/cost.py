@@ -19,7 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from stdit_train.objective import training_loss
 from stdit_train.report import new_figure
 
 TEXT_TOKENS, CAPTION_CHANNELS = 120, 64
-QUIET = 0.5  # load average of a machine that does nothing else
+QUIET = 1.0  # least load average of a machine on which something else runs
 SHARED = (
     "**The machine was shared**: seconds by the clock count the work of others too, the processor's seconds don't, "
     "though caches were shared."
@@ -123,17 +123,23 @@ def all_measured(args: argparse.Namespace) -> Iterable[Measured]:
     """Every variant at every length; one that would take longer than --limit by its rate so far is left out."""
     rate: dict[str, float] = {}  # seconds a GFLOP
     for frames in args.frames:
-        for variant in args.variants:
+        found: dict[str, list[Measured]] = {}
+        for variant in args.variants * args.rounds:  # in turn, so that what disturbs the machine meets all of them
             shape = (1, 4, frames, args.size, args.size)
             gflops = flops.train_flops(model_arguments(args, variant), shape, TEXT_TOKENS) / 1e9
             expected = gflops * rate.get(variant, 0.0) * (args.repeats + 1)
             if expected > args.limit:
                 print(f"{variant}, {frames} frames: left out, it would take about {expected:.0f} s", flush=True)
                 continue
-            found = isolated(args, variant, frames)
-            rate[variant] = found.seconds / found.gflops
-            print(f"{variant}, {frames} frames: {found.seconds:.3f} s", flush=True)
-            yield found
+            found.setdefault(variant, []).append(isolated(args, variant, frames))
+        for variant, rounds in found.items():
+            middle = {
+                field: statistics.median(getattr(one, field) for one in rounds)
+                for field in ("seconds", "processor_seconds", "mib")
+            }
+            rate[variant] = middle["seconds"] / rounds[0].gflops
+            print(f"{variant}, {frames} frames: {middle['seconds']:.3f} s", flush=True)
+            yield replace(rounds[0], **middle)
 
 
 def twice_as_dear(arguments: dict[str, Any], size: int, text: int) -> int:
@@ -173,10 +179,11 @@ def report(found: list[Measured], args: argparse.Namespace, load: float, minutes
         f"`uv run python benchmarks/cost.py {shlex.join(sys.argv[1:])}`",
         "",
         f"{device}{shared}, torch {torch.__version__}, {minutes:.1f} minutes, load average {load:.1f} at the start on "
-        f"{os.cpu_count()} cores. {SHARED if load > QUIET else ''}".rstrip(),
+        f"{os.cpu_count()} cores. {SHARED if load >= QUIET else ''}".rstrip(),
         "",
         f"A training step (forward, backward, AdamW) of one clip, latents {args.size}x{args.size}, width {args.width}, "
-        f"{args.depth} blocks, {args.heads} heads, {TEXT_TOKENS} text tokens, float32, median of {args.repeats}. "
+        f"{args.depth} blocks, {args.heads} heads, {TEXT_TOKENS} text tokens, float32; median of "
+        f"{args.rounds} processes, each with its median of {args.repeats} steps. "
         "latte's blocks have one attention each where seq's and parallel's have two.",
         "",
         "| frames | tokens | variant | GFLOPs | processor seconds | seconds | memory, MiB | times seq (GFLOPs) | "
@@ -193,7 +200,15 @@ def report(found: list[Measured], args: argparse.Namespace, load: float, minutes
         cells = [f"{m.frames}", f"{m.tokens:,}", m.variant, f"{m.gflops:.2f}", f"{m.processor_seconds:.3f}"]
         cells += [f"{m.seconds:.3f}", f"{m.mib:.0f}", *ratios]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "Full attention (dit) costs twice what seq does:", "", "| model | by | frames |", "|---|---|---|"]
+    lines += [
+        "",
+        f"![The same, drawn]({args.out.name}.png)",
+        "",
+        "Full attention (dit) costs twice what seq does:",
+        "",
+        "| model | by | frames |",
+        "|---|---|---|",
+    ]
     small = f"width {args.width}, {args.size * 8} pixels"
     lines.append(f"| {small} | processor seconds, measured | {crossing(found, 'processor_seconds')} |")
     lines.append(f"| {small} | memory, measured | {crossing(found, 'mib')} |")
@@ -214,7 +229,10 @@ def plot(found: list[Measured], output: Path) -> None:
             points = [(m.frames, getattr(m, field)) for m in found if m.variant == variant]
             if points:
                 panel.plot(*zip(*points, strict=True), marker="o", markersize=3, color=f"C{i}", label=variant)
-        panel.set(xscale="log", yscale="log", xlabel="frames", title=label)
+        panel.set(yscale="log", xlabel="frames", title=label)
+        panel.set_xscale("log", base=2)
+        lengths = sorted({m.frames for m in found})
+        panel.set_xticks(lengths, list(map(str, lengths)))
         panel.grid(alpha=0.25, which="both")
         panel.legend(frameon=False)
     figure.tight_layout()
@@ -224,7 +242,7 @@ def plot(found: list[Measured], output: Path) -> None:
 def main() -> None:
     """Measure, then write PREFIX.md, .csv and .png."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in {"width": 96, "depth": 4, "heads": 4, "size": 8, "repeats": 3}.items():
+    for name, default in {"width": 96, "depth": 4, "heads": 4, "size": 8, "repeats": 9, "rounds": 3}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--frames", type=int, nargs="+", default=[4, 8, 16, 32, 64, 128, 256])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
