@@ -180,7 +180,7 @@ class Broken:
 
 def test_another_stands_in_for_a_clip_that_cannot_be_read() -> None:
     def used(count: int, broken: set[int]) -> list[int]:
-        clips = ValidationClips(Broken(count, broken), range(count))
+        clips = ValidationClips(Broken(count, broken))
         return [clips.load(i, seed=0, epoch=0).index for i in range(len(clips))]
 
     assert used(200, set()) == list(range(VALIDATION_CLIPS))
@@ -198,7 +198,7 @@ def test_a_short_set_repeats_and_ranks_share_it() -> None:
         seen.extend(indices)
         return video[:, 0].flatten()
 
-    clips = ValidationClips(Broken(4, set()), range(4))
+    clips = ValidationClips(Broken(4, set()))
     assert validation_loss(clips, 8, loss, Processes()) == 1.5
     assert seen == list(range(VALIDATION_CLIPS))
 

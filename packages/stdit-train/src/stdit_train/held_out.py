@@ -59,5 +59,5 @@ def _validation(dataset: VideoDataset | LatentDataset, indices: Sequence[int], d
             "data.width to the shape to validate in, or hold more out"
         )
     if isinstance(dataset, LatentDataset):
-        return ValidationClips(dataset.subset(fitting, ahead=False), range(len(fitting)))
-    return ValidationClips(dataset.subset(fitting, plain=True), range(len(fitting)))
+        return ValidationClips(dataset.subset(fitting, ahead=False))
+    return ValidationClips(dataset.subset(fitting, plain=True))

@@ -1,7 +1,7 @@
 """The validation loss: fixed clips, fixed noise, evenly spread timesteps."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,20 +18,19 @@ VALIDATION_CLIPS = 64
 
 
 class ValidationClips:
-    """A `ClipDataset` of the clips that a run of videos is validated on: the first 64 of those given.
+    """A `ClipDataset` of the clips that a run of videos is validated on: the first 64 of another.
 
     As many again stand in for clips that can't be read, so that a broken file costs no run, and the loss is the same
     on every machine that finds the same files broken.
 
     Args:
-        dataset: nothing in it drawn at random; also `caption(index)`.
-        indices: of its clips, all of one shape.
+        dataset: clips of one shape, nothing of them drawn at random; also `caption(index)`.
     """
 
-    def __init__(self, dataset: Any, indices: Sequence[int]) -> None:
+    def __init__(self, dataset: Any) -> None:
         self.dataset, self.moments = dataset, getattr(dataset, "moments", False)
-        self.own = list(indices[:VALIDATION_CLIPS])
-        self.spare = list(indices[VALIDATION_CLIPS : 2 * VALIDATION_CLIPS])
+        self.own = range(len(dataset))[:VALIDATION_CLIPS]
+        self.spare = range(len(dataset))[VALIDATION_CLIPS : 2 * VALIDATION_CLIPS]
         self._told: set[int] = set()
 
     def __len__(self) -> int:
@@ -39,7 +38,7 @@ class ValidationClips:
 
     def bucket(self, index: int) -> Bucket:
         """Their shape."""
-        return self.dataset.bucket(self.own[index])
+        return self.dataset.bucket(index)
 
     @property
     def captions(self) -> list[str]:
@@ -53,7 +52,7 @@ class ValidationClips:
             DataError: not one can be read.
         """
         failed: ClipError | None = None
-        for candidate in (self.own[index], *self.spare[index : index + 1], *self.own, *self.spare):
+        for candidate in (index, *self.spare[index : index + 1], *self.own, *self.spare):
             try:
                 return self.dataset.load(candidate, seed=0, epoch=0)
             except ClipError as error:
