@@ -28,6 +28,8 @@ LEVEL = 0.01  # of seq's mean loss, on either side of zero
 SEEDS = 6  # that a verdict takes to count
 SETTLED = (0.8, 0.9, 1.0)  # of the steps, at which the verdicts must be the same
 PICTURES = ("curves.png", "final.png")
+COPIED = (*PICTURES, "differences.csv")  # beside the page, as they are
+DIFFER = ("model", "seed")  # settings of a recipe's runs that may
 WIDTH = 118
 
 INTRODUCTION = """# The report's ranking, put to the test: what came out
@@ -50,7 +52,7 @@ class Table:
     recipe: str
     match: str
     results: tuple[Result, ...]
-    pictures: tuple[str, ...] = ()  # of `PICTURES`, those that there are
+    files: tuple[str, ...] = ()  # of `COPIED`, those that there are
 
     @property
     def name(self) -> str:
@@ -101,13 +103,31 @@ def verdict(pair: tuple[str, str], difference: Interval, losses: Mapping[str, Ma
 
 def read_table(folder: Path, recipe: str, match: str) -> Table:
     """The finished runs of one folder; none where there is no such folder."""
-    results, where = [], folder / f"{recipe}-{match}"
-    for arm in VARIANTS:
-        for path in sorted(where.glob(f"{arm}-seed*")):
-            run = RunFolder(path)
-            if run.config_file.is_file() and "finished_at_step" in run.notes():
-                results.append(read_result(run, from_dict(run.read_config()), arm))
-    return Table(recipe, match, tuple(results), tuple(name for name in PICTURES if (where / name).is_file()))
+    runs, where = finished_runs(folder, recipe, match), folder / f"{recipe}-{match}"
+    results = tuple(read_result(run, from_dict(run.read_config()), arm) for arm, run in runs)
+    return Table(recipe, match, results, tuple(name for name in COPIED if (where / name).is_file()))
+
+
+def finished_runs(folder: Path, recipe: str, match: str) -> list[tuple[str, RunFolder]]:
+    """Arm and folder of each."""
+    where = folder / f"{recipe}-{match}"
+    runs = [(arm, RunFolder(path)) for arm in VARIANTS for path in sorted(where.glob(f"{arm}-seed*"))]
+    return [(arm, run) for arm, run in runs if run.config_file.is_file() and "finished_at_step" in run.notes()]
+
+
+def check_settings(folder: Path) -> None:
+    """A recipe's runs, in both ways to match, must differ by their architecture and seed alone.
+
+    Raises:
+        ValueError: they don't.
+    """
+    for recipe in RECIPES:
+        runs = [run for match in TABLES for _, run in finished_runs(folder, recipe, match)]
+        settings = [{key: value for key, value in run.read_config().items() if key not in DIFFER} for run in runs]
+        for run, theirs in zip(runs, settings, strict=True):
+            for key, value in theirs.items():
+                if value != settings[0][key]:
+                    raise ValueError(f"{run.path} and {runs[0].path} differ in {key}: make these runs again")
 
 
 def page(tables: Sequence[Table], folder: str) -> str:
@@ -185,7 +205,7 @@ def section(table: Table) -> list[str]:
         cells = [" - ".join(pair), _signed(loss, 4), of_seq, _said(table, pair)]
         cells += ["" if share is None else _signed(share, 3) for share in shares]
         lines.append("| " + " | ".join(cells) + " |")
-    return [*lines, "", *(f"![{Path(name).stem}]({table.name}-{name})" for name in table.pictures)]
+    return [*lines, "", *(f"![{Path(name).stem}]({table.name}-{name})" for name in table.files if name in PICTURES)]
 
 
 def _signed(difference: Interval, digits: int) -> str:
@@ -194,10 +214,10 @@ def _signed(difference: Interval, digits: int) -> str:
 
 
 def copy_files(folder: Path, table: Table, out: Path) -> None:
-    """The runs as CSV, and the pictures of a finished ablation, beside the page."""
+    """The runs as CSV, and the pictures and differences of a finished ablation, beside the page."""
     if table.results:
         write_csv(table.results, out / f"{table.name}.csv")
-    for name in table.pictures:
+    for name in table.files:
         shutil.copyfile(folder / table.name / name, out / f"{table.name}-{name}")
 
 
@@ -207,6 +227,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("folder", type=Path, help="that run.sh wrote to")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of the page")
     given = parser.parse_args(arguments)
+    try:
+        check_settings(given.folder)
+    except ValueError as error:
+        print(f"publish: {error}", file=sys.stderr)
+        return 2
     tables = [read_table(given.folder, recipe, match) for match in TABLES for recipe in RECIPES]
     if not any(table.results for table in tables):
         print(f"publish: no finished runs in {given.folder}", file=sys.stderr)
