@@ -92,6 +92,7 @@ def test_a_quick_look_says_so_and_plans_its_steps(stdit: Callable, tmp_path: Pat
     done = stdit("ablate", *options, *TINY, "--out", "abl")
     assert done.code == 0, done
     assert done.out.splitlines()[-1] == "a quick look, not a ranking"
+    assert "…" not in done.out  # tables that fit into 80 columns
     plan = json.loads((tmp_path / "abl" / "ablation.json").read_text())
     assert set(plan["arms"]) == {"caption_dropout=0.0", "caption_dropout=0.5"}
     assert len({arm["steps"] for arm in plan["arms"].values()}) == 1

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from stdit_train.ablation_results import LOSS, SEEN, Result, rank
+from stdit_train.ablation_results import LOSS, SEEN, Result, rank, separation
 from stdit_train.intervals import Interval, mean_interval, paired_difference, t_quantile
 
 
@@ -51,9 +51,11 @@ def test_a_ranking_says_what_is_not_separated() -> None:
     assert by_loss is not None
     assert by_loss.line in ("a > b ~ c", "a > c ~ b")
     assert by_loss.not_separated == [tuple(by_loss.means)[1:]]
+    assert separation(by_loss) in ("Not separated: b and c", "Not separated: c and b")
     by_share = rank(results, SEEN)  # higher is better
     assert by_share is not None
     assert by_share.line == "b > a > c"
+    assert separation(by_share) == "All pairs are separated"
 
 
 def test_only_seeds_that_all_arms_have_are_compared() -> None:
@@ -62,3 +64,4 @@ def test_only_seeds_that_all_arms_have_are_compared() -> None:
     assert found is not None
     assert found.means["a"] == Interval(1.0, None, 1)
     assert found.line == "a ~ b"
+    assert separation(found) == "One seed has no interval, so nothing is told apart"

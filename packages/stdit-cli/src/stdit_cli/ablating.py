@@ -6,7 +6,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -46,6 +46,7 @@ def run_ablation(request: Request) -> None:
 
     from stdit_train.ablation import Ablation
     from stdit_train.ablation_page import QUICK, rankings_of, write_ablation_report
+    from stdit_train.ablation_results import separation
 
     console, started = Console(highlight=False), time.perf_counter()
     ablation = Ablation(study, request.out, console.print)
@@ -74,11 +75,11 @@ def run_ablation(request: Request) -> None:
         console.print("stopped, saved; the same command goes on from here")
         raise Exit(INTERRUPTED)
     rankings = rankings_of(ablation, results)
-    console.print(arms_table(results, rankings))
+    console.print(costs_table(results))
+    if rankings:
+        console.print(outcomes_table(rankings))
     for ranking in rankings:
-        console.print(f"by {ranking.measure}: {ranking.line}")
-        for pair in ranking.not_separated:
-            console.print(f"  {pair[0]} and {pair[1]}: not separated")
+        console.print(f"by {ranking.measure}: {ranking.line}\n  {separation(ranking)}")
     for file in files:
         console.print(f"{file}")
     console.print(f"{(time.perf_counter() - started) / 60:.1f} minutes")
@@ -120,21 +121,25 @@ def resolved(request: Request) -> "Study":
     )
 
 
-def arms_table(results: "list[Result]", rankings: "list[Ranking]") -> Any:
-    """A line an arm, best first."""
+def costs_table(results: "list[Result]") -> Table:
+    """What an arm's runs cost, a line an arm."""
     from statistics import mean
 
+    table = Table("arm", "runs", "steps", "parameters", "GFLOPs a step", "seconds a step")
+    for name in dict.fromkeys(result.arm for result in results):
+        runs = [result for result in results if result.arm == name]
+        cells = [str(len(runs)), f"{mean(r.steps for r in runs):.0f}", f"{runs[0].parameters:,}"]
+        cells += [f"{runs[0].step_flops / 1e9:.3g}", f"{mean(r.seconds_per_step for r in runs):.3f}"]
+        table.add_row(name, *cells)
+    return table
+
+
+def outcomes_table(rankings: "list[Ranking]") -> Table:
+    """What they came to, best first by the first measure."""
     from stdit_train.ablation_results import LOSS
 
-    measures = [ranking.measure for ranking in rankings]
-    table = Table("arm", "runs", "steps", "parameters", "GFLOPs a step", "seconds a step", *measures)
-    names = list(rankings[0].means) if rankings else list(dict.fromkeys(result.arm for result in results))
-    for name in names:
-        runs = [result for result in results if result.arm == name]
-        cells = [name, str(len(runs)), f"{mean(r.steps for r in runs):.0f}", f"{runs[0].parameters:,}"]
-        cells += [f"{runs[0].step_flops / 1e9:.1f}", f"{mean(r.seconds_per_step for r in runs):.3f}"]
-        for ranking in rankings:
-            digits = 4 if ranking.measure == LOSS else 3
-            cells.append(ranking.means[name].text(digits) if name in ranking.means else "")
-        table.add_row(*cells)
+    table = Table("arm", *(ranking.measure for ranking in rankings))
+    for name in rankings[0].means:
+        shown = (ranking.means[name].text(4 if ranking.measure == LOSS else 3) for ranking in rankings)
+        table.add_row(name, *shown)
     return table

@@ -7,7 +7,17 @@ from statistics import mean
 
 from stdit_train.ablation import Ablation
 from stdit_train.ablation_plots import plot_curves, plot_final
-from stdit_train.ablation_results import HELD_OUT, LOSS, SEEN, Ranking, Result, rank, write_csv, write_differences
+from stdit_train.ablation_results import (
+    HELD_OUT,
+    LOSS,
+    SEEN,
+    Ranking,
+    Result,
+    rank,
+    separation,
+    write_csv,
+    write_differences,
+)
 from stdit_train.arms import Arm, loss_is_comparable
 from stdit_train.intervals import Interval, mean_interval
 from stdit_train.page import image, page, row, table, video
@@ -68,12 +78,9 @@ def write_ablation_report(ablation: Ablation, results: Sequence[Result], command
 
 def _ranking(ranking: Ranking, quick: bool) -> str:
     direction = "lower is better" if ranking.measure == LOSS else "share of prompts right, higher is better"
-    apart = ", ".join(f"{a} and {b}" for a, b in ranking.not_separated)
-    seeds = min(interval.count for interval in ranking.means.values())
-    why = f" ({seeds} seed has no interval)" if seeds < 2 else ""
     name = ranking.measure if ranking.measure == LOSS else f"{ranking.measure} prompts"
     lines = f"<p>By {name} ({direction}): <strong>{escape(ranking.line)}</strong>"
-    lines += f"<br>Not separated{why}: {escape(apart)}." if apart else "<br>All pairs are separated."
+    lines += f"<br>{escape(separation(ranking))}."
     return lines + (f" {QUICK.capitalize()}." if quick else "") + "</p>"
 
 

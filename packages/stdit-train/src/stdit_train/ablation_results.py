@@ -101,6 +101,14 @@ class Ranking:
         return [pair for pair, difference in self.differences.items() if not difference.separated]
 
 
+def separation(ranking: Ranking) -> str:
+    """Which pairs the seeds don't tell apart, in words."""
+    if min(interval.count for interval in ranking.means.values()) < 2:
+        return "One seed has no interval, so nothing is told apart"
+    apart = ", ".join(f"{a} and {b}" for a, b in ranking.not_separated)
+    return f"Not separated: {apart}" if apart else "All pairs are separated"
+
+
 def rank(results: Sequence[Result], measure: str) -> Ranking | None:
     """Order the arms by a measure, over the seeds that all of them have finished; None where there are none."""
     values = by_arm(results, measure)

@@ -6,24 +6,34 @@ from html import escape
 from pathlib import Path
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }
-h1, h2, h3 { line-height: 1.2 } img { max-width: 100% }
-table { border-collapse: collapse } td, th { border: 1px solid #ccc; padding: .2em .6em; text-align: left }
-tr.differs td { background: #fff4d6 } video { width: 128px; image-rendering: pixelated; background: #eee }
+:root { color-scheme: light dark; --text: #222; --page: #fff; --line: #ccc; --marked: #fff4d6; --quiet: #555 }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #ddd; --page: #1b1b1b; --line: #555; --marked: #4a3f1c; --quiet: #aaa }
+}
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em }
+body { color: var(--text); background: var(--page) }
+h1, h2, h3 { line-height: 1.2; overflow-wrap: anywhere } code { overflow-wrap: anywhere }
+img { max-width: 100%; background: #fff }
+.table { overflow-x: auto; margin: 1em 0 } table { border-collapse: collapse }
+td, th { border: 1px solid var(--line); padding: .2em .6em; text-align: left }
+tr.differs td { background: var(--marked) } video { width: 128px; image-rendering: pixelated; background: #8884 }
 figure { display: inline-block; margin: .3em; vertical-align: top; width: 128px; font-size: 12px }
-figcaption { color: #555 }
+figcaption { color: var(--quiet) }
 """
+_PHONE = '<meta name="viewport" content="width=device-width, initial-scale=1">'
 
 
 def page(title: str, parts: Sequence[str]) -> str:
     """The whole page around its parts."""
-    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
+    head = f'<!doctype html><html lang="en"><meta charset="utf-8">{_PHONE}<title>{escape(title)}</title>'
+    head += f"<style>{_STYLE}</style>"
     return f"{head}<body>{''.join(parts)}</body></html>\n"
 
 
 def table(head: Sequence[str], body: str) -> str:
-    """A table of rows made by `row`."""
-    return f"<table><tr>{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr>{body}</table>"
+    """A table of rows made by `row`, which scrolls sideways where the page is narrower."""
+    titles = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    return f'<div class="table"><table><tr>{titles}</tr>{body}</table></div>'
 
 
 def row(cells: Sequence[str], kind: str = "") -> str:
