@@ -119,6 +119,11 @@ def test_a_bar_fits_a_narrow_terminal_and_a_file_gets_whole_lines(monkeypatch: p
     bars = [line for line in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "\n", out.getvalue()).split() if line]
     assert " ".join(bars).endswith("12345/30000 loss 0.5000 2000.0 samples/s ? left 0:00:00")
 
+    with TrainingBar(console) as bar:
+        bar.started(0, 1_000_000)
+        bar.stepped(70, 0.5, values)  # half of its minutes, not of its steps
+    assert " step 70 loss 0.5000" in out.getvalue()
+
     out = io.StringIO()
     console = plain_console()
     console.file, console.width = out, 20

@@ -55,7 +55,7 @@ def run_ablation(request: Request) -> None:
         def watch(arm: "Arm", seed: int) -> TrainingBar:
             bars.close()
             config = ablation.config(arm, seed)
-            length = f"{config.minutes:.1f} minutes" if config.minutes else f"{config.steps} steps"
+            length = f"{config.minutes:.2g} minutes" if config.minutes else f"{config.steps} steps"
             console.print(f"{arm.name}, seed {seed}: {length}")
             return bars.enter_context(TrainingBar(console, quiet=True))
 

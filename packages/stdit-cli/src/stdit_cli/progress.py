@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 SMOOTHING = 0.98  # share of a smoothed loss that a step keeps
 RATE_SMOOTHING = 0.95
@@ -28,8 +28,7 @@ class TrainingBar:
         self.bar = Progress(
             TextColumn("training"),
             BarColumn(bar_width=self.bar_width),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}", markup=False),
+            TextColumn("{task.fields[count]} {task.fields[figures]}", markup=False),
             TimeElapsedColumn(),
             console=console,
         )
@@ -44,7 +43,8 @@ class TrainingBar:
 
     def started(self, step: int, steps: int) -> None:
         """Show the bar."""
-        self.task = self.bar.add_task("", total=steps, completed=step, figures="")
+        self.task = self.bar.add_task("", total=1.0, count="", figures="")
+        self.bar.update(self.task, completed=step / steps)
         self.steps, self.told = steps, time.monotonic()
         self.first: tuple[float, float] | None = None  # progress and time of the first step
         self.smooth: dict[str, float] = {}
@@ -60,12 +60,14 @@ class TrainingBar:
             self.first = progress, elapsed
         done = progress - self.first[0]
         left = (elapsed - self.first[1]) * (1.0 - progress) / done if done > 0 else None
+        by_time = progress > step / self.steps  # a budget of minutes that runs out before the steps do
+        count = f"step {step}" if by_time else f"{step}/{self.steps}"
         beside = len("training  / 00:00:00  ") + self.bar_width + 2 * len(str(self.steps))
         shown = figures(self.smooth, left, self.bar.console.width - beside)
-        self.bar.update(self.task, completed=step, figures=shown)
+        self.bar.update(self.task, completed=progress, count=count, figures=shown)
         if not self.bar.console.is_terminal and time.monotonic() - self.told >= TOLD_EVERY:
             self.told = time.monotonic()
-            self.said(f"step {step} of {self.steps}: {figures(self.smooth, left)}")
+            self.said(f"step {step}{'' if by_time else f' of {self.steps}'}: {figures(self.smooth, left)}")
 
     def said(self, line: str) -> None:
         """A line above the bar."""
