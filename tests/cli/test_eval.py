@@ -21,7 +21,8 @@ def test_eval_writes_scores(stdit: Callable, tmp_path: Path) -> None:
     assert measures["VAE PSNR (dB)"]["mean"] > 25  # the demo's VAE knows its world
     assert measures["VAE SSIM"]["low"] < measures["VAE SSIM"]["mean"] < 1
     assert len(written["prompts"]["seen"]) == 4
-    for word in ("flicker", "VAE PSNR"):
+    assert written["settings"]["steps"] == 2 and written["settings"]["guidance"] == 1.7  # the model's own
+    for word in ("all right", "held-out (of 4)", "flicker", "VAE PSNR"):
         assert word in done.out
 
 

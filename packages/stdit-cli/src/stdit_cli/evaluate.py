@@ -81,8 +81,9 @@ def score_table(scores: dict[str, Any]) -> Any:
     """Shares with their 95 % intervals."""
     from rich.table import Table
 
-    table = Table("prompts", "number", "all right", "colour", "shape", "motion")
-    for name, found in scores.items():
-        cells = [f"{s['share']:.3f} ({s['low']:.3f} to {s['high']:.3f})" for s in found.shares.values()]
-        table.add_row(name, str(len(found.trials)), *cells)
+    table = Table("share right", *(f"{name} (of {len(found.trials)})" for name, found in scores.items()))
+    for aspect in next(iter(scores.values())).shares:
+        shares = (found.shares[aspect] for found in scores.values())
+        cells = (f"{share['share']:.3f} ({share['low']:.3f} to {share['high']:.3f})" for share in shares)
+        table.add_row("all right" if aspect == "all" else aspect, *cells)
     return table

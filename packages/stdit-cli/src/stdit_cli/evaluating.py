@@ -77,6 +77,10 @@ def run_evaluation(request: Request) -> None:
     console.print(measure_table(scores))
     if request.out is not None:
         settings = {key: value for key, value in asdict(request).items() if key != "out"}
+        if request.steps is None:
+            settings["steps"] = pipeline.config.num_inference_steps
+        if request.guidance is None:
+            settings["guidance"] = pipeline.config.guidance_scale
         write_scores(scores, settings, request.out)
         console.print(f"{request.out}")
 

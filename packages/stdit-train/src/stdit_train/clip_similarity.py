@@ -77,6 +77,7 @@ def load_clip(source: str, device: torch.device) -> ClipSimilarity:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"--clip {source}: no CLIP model there ({reason}); openai/clip-vit-base-patch32 is one"
+            f"--clip {source}: no CLIP model there ({reason.rstrip('.')}); give one's folder, or with a network a hub "
+            "id as in openai/clip-vit-base-patch32"
         ) from error
     return ClipSimilarity(model.to(device), tokenizer)

@@ -79,4 +79,4 @@ def wilson_interval(right: int, total: int, z: float = 1.959964) -> tuple[float,
     share = right / total
     center = (share + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return max(0.0, center - half), min(1.0, center + half)
+    return 0.0 if right == 0 else center - half, 1.0 if right == total else center + half
