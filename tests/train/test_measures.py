@@ -146,6 +146,22 @@ def test_fvd_through_a_torchscript_file(tmp_path: Path) -> None:
     assert (found.half, found.count) == (None, 6)
 
 
+class Images(nn.Module):
+    """Stands for a network that takes no videos."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.view(-1, 7)
+
+
+def test_what_fvd_cannot_do_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "images.pt"
+    torch.jit.script(Images()).save(str(file))
+    with pytest.raises(ConfigError, match=r"images.pt: it can't take videos \[1, 3, 4, 224, 224\]"):
+        load_features(str(file), CPU)(noise(3, 4, 8, 8, seed=0))
+    with pytest.raises(ConfigError, match="two or more"):
+        FrechetDistance(lambda video: video.flatten(), [noise(3, 4, 8, 8, seed=0)])
+
+
 def test_fvd_through_a_video_model(tmp_path: Path) -> None:
     from transformers import VideoMAEConfig, VideoMAEModel
 

@@ -3,6 +3,7 @@
 Unterthiner et al. 2018. Features come from an I3D saved as TorchScript, or from a video model of transformers.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,17 @@ class FrechetDistance:
 
     Args:
         features: of one video.
-        references: real videos [3, T, H, W] in [-1, 1].
+        references: two or more real videos [3, T, H, W] in [-1, 1].
+
+    Raises:
+        ConfigError: there are fewer.
     """
 
     def __init__(self, features: Features, references: Iterable[Tensor]) -> None:
         self.features = features
         self._real = [features(video) for video in references]
+        if len(self._real) < 2:
+            raise ConfigError("--fvd compares two or more videos with as many real clips: raise --prompts, give more")
         self._made: list[Tensor] = []
 
     def add(self, videos: Sequence[Tensor], prompts: Sequence[str]) -> None:
@@ -76,9 +82,11 @@ def load_features(source: str, device: torch.device) -> Features:
     path = Path(source).expanduser()
     if path.is_file():
         try:
-            return _scripted(torch.jit.load(str(path), map_location=device).eval(), device)
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of jit.load itself
+                module = torch.jit.load(str(path), map_location=device).eval()
         except RuntimeError as error:
             raise ConfigError(f"--fvd {source}: not a TorchScript file") from error
+        return _scripted(module, source, device)
     if path.suffix in (".pt", ".pth", ".jit", ".ts"):
         raise ConfigError(f"--fvd {source}: no such file")
     from transformers import AutoModel
@@ -96,14 +104,19 @@ def load_features(source: str, device: torch.device) -> Features:
     return _video_model(model.to(device).eval(), device)
 
 
-def _scripted(module: Any, device: torch.device) -> Features:
+def _scripted(module: Any, source: str, device: torch.device) -> Features:
     known = {argument.name for argument in module.forward.schema.arguments}
     options = {"rescale": False, "resize": False, "return_features": True}
     options = {name: value for name, value in options.items() if name in known}
 
     @torch.no_grad()
     def features(video: Tensor) -> Tensor:
-        return module(_resized(video, I3D_SIZE)[None].to(device), **options).flatten()
+        resized = _resized(video, I3D_SIZE)[None].to(device)
+        try:
+            return module(resized, **options).flatten()
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise ConfigError(f"--fvd {source}: it can't take videos {list(resized.shape)} ({reason})") from error
 
     return features
 
