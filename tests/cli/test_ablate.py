@@ -87,6 +87,26 @@ def test_the_reference_is_the_same_run_whatever_it_is_matched_to(stdit: Callable
     assert stdit(*command, *tiny, "--out", "b").code == 0
 
 
+def test_an_arm_that_diverges_does_not_stop_the_others(stdit: Callable, tmp_path: Path) -> None:
+    options = ["--variants", "seq", "--vary", "optimizer.lr=1e38,1e-3,1e-4", "--set", "optimizer.name=adamw"]
+    options += ["--set", "max_skipped=2", "--steps", "8", "--seeds", "2", "--prompts", "0", *TINY, "--out", "abl"]
+    done = stdit("ablate", *options)
+    assert done.code == 0, done
+    assert "lr=1e+38-seed0: diverged, 2 steps before" in done.out
+    assert "Not ranked: lr=1e+38, which diverged in 2 of 2 runs." in done.out
+    (line,) = [line for line in done.out.splitlines() if line.startswith("by validation loss")]
+    assert "lr=1e+38" not in line and "lr=0.001" in line and "lr=0.0001" in line
+    page = (tmp_path / "abl" / "report.html").read_text()
+    assert "Not ranked: lr=1e+38" in page and "measure different things" not in page
+    before = (tmp_path / "abl" / "lr=1e+38-seed0" / "metrics.jsonl").read_bytes()
+    assert stdit("ablate", *options).code == 0  # typed again, it is not tried again
+    assert (tmp_path / "abl" / "lr=1e+38-seed0" / "metrics.jsonl").read_bytes() == before
+
+    alone = ["--variants", "seq", "--vary", "optimizer.lr=1e38,2e38", *options[4:-1], "alone"]
+    done = stdit("ablate", *alone)
+    assert (done.code, "diverged in 2 of 2 runs" in done.out) == (0, True), done
+
+
 def test_a_quick_look_says_so_and_plans_its_steps(stdit: Callable, tmp_path: Path) -> None:
     options = ["--vary", "objective.caption_dropout=0.0,0.5", "--quick", "--minutes", "0.1", "--prompts", "0"]
     done = stdit("ablate", *options, *TINY, "--out", "abl")

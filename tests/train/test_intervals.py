@@ -23,6 +23,11 @@ def test_interval_of_a_known_case() -> None:
     assert mean_interval([1.0, 1.1, 0.9]).separated
 
 
+def test_a_loss_that_explodes_is_short() -> None:
+    assert Interval(1.5, 0.25, 3).text(2) == "1.50 ± 0.25"
+    assert Interval(3.62e36, 4e36, 2).text() == "3.62e+36 ± 4e+36"
+
+
 def test_one_value_has_no_interval() -> None:
     assert mean_interval([5.0]) == Interval(5.0, None, 1)
     assert not mean_interval([5.0]).separated

@@ -18,9 +18,9 @@ import torch
 from stdit_train import saving
 from stdit_train.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, named_tensors
 from stdit_train.config import ConfigError, TrainConfig, from_dict, set_values, to_dict
+from stdit_train.errors import RunEnded
 from stdit_train.metrics import read_metrics
 from stdit_train.run_folder import RunFolder
-from stdit_train.saving import RunEnded
 from stdit_train.setup import open_trainer
 from stdit_train.trainer import Trainer
 

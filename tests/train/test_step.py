@@ -8,11 +8,11 @@ import torch
 
 from stdit_model.diffusion import NUM_TIMESTEPS
 from stdit_train.config import ConfigError, ObjectiveConfig, TrainConfig, from_dict, set_values, to_dict
+from stdit_train.errors import RunEnded
 from stdit_train.metrics import TimestepBins, read_metrics
 from stdit_train.nonfinite import blame
 from stdit_train.objective import min_snr_weight, place_levels, timestep_of
 from stdit_train.run_folder import RunFolder
-from stdit_train.saving import RunEnded
 from stdit_train.setup import open_trainer
 from stdit_train.trainer import Trainer
 

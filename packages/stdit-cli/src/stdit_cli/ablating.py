@@ -45,7 +45,7 @@ def run_ablation(request: Request) -> None:
     study = resolved(request)
 
     from stdit_train.ablation import Ablation
-    from stdit_train.ablation_page import QUICK, rankings_of, write_ablation_report
+    from stdit_train.ablation_page import QUICK, diverged_lines, rankings_of, write_ablation_report
     from stdit_train.ablation_results import separation
 
     console, started = Console(highlight=False), time.perf_counter()
@@ -75,9 +75,12 @@ def run_ablation(request: Request) -> None:
         console.print("stopped, saved; the same command goes on from here")
         raise Exit(INTERRUPTED)
     rankings = rankings_of(ablation, results)
-    console.print(costs_table(results))
+    if results:
+        console.print(costs_table(results))
     if rankings:
         console.print(outcomes_table(rankings))
+    for line in diverged_lines(ablation):
+        console.print(line)
     for ranking in rankings:
         console.print(f"by {ranking.measure}: {ranking.line}\n  {separation(ranking)}")
     for file in files:

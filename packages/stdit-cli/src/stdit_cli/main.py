@@ -25,6 +25,7 @@ from stdit_cli import (
     train,
     weights,
 )
+from stdit_train.errors import RunEnded
 
 app = typer.Typer(
     name="stdit",
@@ -91,12 +92,12 @@ def main() -> None:
         if number == 0:
             print("stdit: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RunEnded) as error:
         if debug:
             raise
         message = " ".join(str(error).split()) or type(error).__name__
         print(f"stdit: {f'process {number}: ' if number else ''}{message}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(1 if isinstance(error, RunEnded) else 2) from None
 
 
 def work(arguments: list[str]) -> None:

@@ -66,8 +66,8 @@ def run_training(request: Request) -> None:
 
 def trained(console: Console, request: Request, overrides: dict[str, Any], processes: "Processes") -> int:
     """This process's part of a run, or of a schedule; the exit code."""
+    from stdit_train.errors import RunEnded
     from stdit_train.metrics import check_wandb
-    from stdit_train.saving import RunEnded
     from stdit_train.schedule import Stage, stage_folder, train_stages, write_schedule
 
     def prepare() -> tuple[Path, str | None, list[Stage]]:

@@ -23,12 +23,14 @@ from stdit_train.components import Components, load_components
 from stdit_train.config import ConfigError, TrainConfig, from_dict, to_dict
 from stdit_train.device import find_device
 from stdit_train.encoded import remembered
+from stdit_train.errors import Diverged
 from stdit_train.initial import load_initial
 from stdit_train.metrics import replace_text
 from stdit_train.run_folder import RunFolder
 from stdit_train.setup import build_datasets, build_model
 from stdit_train.trainer import Trainer, Watcher
 
+DIVERGED = "diverged_at_step"  # in a run's notes
 FILE = "ablation.json"  # what was asked for, and the settings that followed from it
 
 
@@ -135,19 +137,29 @@ class Ablation:
                 run, config = self.run_folder(arm, seed), self.config(arm, seed)
                 if not is_finished(run, config) and not self._train(arm, seed, watch(arm, seed)):
                     return False
+                if DIVERGED in run.notes():
+                    continue
                 if self.scored and not (run.path / SCORES).exists():
                     self._score(run)
         return True
 
     def results(self) -> list[Result]:
-        """Of all runs that are done, seed by seed."""
+        """Of all runs that came to their end, seed by seed."""
         found = []
         for seed in range(self.study.seeds):
             for arm in self.arms:
                 run, config = self.run_folder(arm, seed), self.config(arm, seed)
-                if is_finished(run, config):
+                if is_finished(run, config) and DIVERGED not in run.notes():
                     found.append(read_result(run, config, arm.name))
         return found
+
+    def diverged(self) -> dict[str, list[int]]:
+        """The seeds of each arm whose runs ended with a loss that is not finite."""
+        ended = {
+            arm.name: [seed for seed in range(self.study.seeds) if DIVERGED in self.run_folder(arm, seed).notes()]
+            for arm in self.arms
+        }
+        return {name: seeds for name, seeds in ended.items() if seeds}
 
     @property
     def scored(self) -> bool:
@@ -155,7 +167,7 @@ class Ablation:
         return self.study.prompts > 0 and self.study.base.data.source == "shapes"
 
     def _train(self, arm: Arm, seed: int, watcher: Watcher) -> bool:
-        """One run, from its last checkpoint where it has one; whether it came to its end."""
+        """One run, from its last checkpoint where it has one; whether it came to its end, or diverged for good."""
         config, run = self.config(arm, seed), self.run_folder(arm, seed)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -165,7 +177,12 @@ class Ablation:
         checkpoint = run.latest_checkpoint()
         if checkpoint is not None:
             trainer.resume(checkpoint)
-        return trainer.train().finished
+        try:
+            return trainer.train().finished
+        except Diverged:  # an outcome like any other: the other arms go on
+            run.note(**{DIVERGED: trainer.step})
+            self.said(f"{run.path.name}: diverged, {config.max_skipped} steps before {trainer.step} were not finite")
+            return True
 
     def _trainer(self, seed: int, config: TrainConfig, run: RunFolder, watcher: Watcher) -> Trainer:
         components = self._parts(config)
@@ -231,7 +248,7 @@ class Ablation:
 
 
 def is_finished(run: RunFolder, config: TrainConfig) -> bool:
-    """Whether a run folder holds this run, done.
+    """Whether a run folder holds this run, done, or diverged.
 
     Raises:
         ConfigError: it holds a run with other settings.
@@ -246,7 +263,7 @@ def is_finished(run: RunFolder, config: TrainConfig) -> bool:
             f"{run.path} holds a run with other settings ({key}: {theirs[key]}, now {ours[key]}): "
             "choose another folder with --out"
         )
-    return run.finished and (run.pipeline / "model_index.json").exists()
+    return DIVERGED in run.notes() or (run.finished and (run.pipeline / "model_index.json").exists())
 
 
 class _Silent:

@@ -34,9 +34,20 @@ METHOD = (
 
 
 def rankings_of(ablation: Ablation, results: Sequence[Result]) -> list[Ranking]:
-    """By validation loss, where that is comparable, and by the share of videos that are right."""
+    """By validation loss, where that is comparable, and by the share of videos that are right.
+
+    An arm of which a run diverged is left out: the seeds that it survived would flatter it.
+    """
+    ended = ablation.diverged()
+    results = [result for result in results if result.arm not in ended]
     measures = [LOSS] if loss_is_comparable(ablation.study.base, ablation.arms) else []
     return [found for found in (rank(results, measure) for measure in [*measures, SEEN, HELD_OUT]) if found]
+
+
+def diverged_lines(ablation: Ablation) -> list[str]:
+    """A line an arm of which runs diverged, and which is not ranked therefore."""
+    ended, count = ablation.diverged().items(), ablation.study.seeds
+    return [f"Not ranked: {arm}, which diverged in {len(seeds)} of {count} runs." for arm, seeds in ended]
 
 
 def write_ablation_report(ablation: Ablation, results: Sequence[Result], command: str, quick: bool) -> list[Path]:
@@ -65,7 +76,8 @@ def write_ablation_report(ablation: Ablation, results: Sequence[Result], command
     parts += [f"<p><strong>{QUICK}</strong></p>" if quick else ""]
     parts += [f"<p>Matched: {study.match}. Seeds: {seeds}. <code>{escape(command)}</code></p>", "<h2>Ranking</h2>"]
     parts += [_ranking(ranking, quick) for ranking in rankings] or ["<p>no runs of all arms yet</p>"]
-    parts += [f"<p>{OTHER_LOSSES}</p>" if not any(r.measure == LOSS for r in rankings) else ""]
+    parts += [f"<p>{escape(line)}</p>" for line in diverged_lines(ablation)]
+    parts += [f"<p>{OTHER_LOSSES}</p>" if not loss_is_comparable(study.base, ablation.arms) else ""]
     parts += [f"<p>{METHOD}</p>", image(final, "final measures"), image(curves, "validation losses")]
     parts += ["<h2>Arms</h2>", _arms(ablation, results)]
     parts += ["<h2>Paired differences</h2>", *map(_differences, rankings)]

@@ -103,6 +103,8 @@ class Ranking:
 
 def separation(ranking: Ranking) -> str:
     """Which pairs the seeds don't tell apart, in words."""
+    if len(ranking.means) < 2:
+        return "One arm: nothing to compare"
     if min(interval.count for interval in ranking.means.values()) < 2:
         return "One seed has no interval, so nothing is told apart"
     apart = ", ".join(f"{a} and {b}" for a, b in ranking.not_separated)

@@ -33,7 +33,8 @@ class Interval:
 
     def text(self, digits: int = 4) -> str:
         """As in 0.1234 ± 0.0012; without an interval the mean alone."""
-        return f"{self.mean:.{digits}f}" + ("" if self.half is None else f" ± {self.half:.{digits}f}")
+        shown = ".3g" if max(abs(self.mean), self.half or 0.0) >= 1e6 else f".{digits}f"
+        return f"{self.mean:{shown}}" + ("" if self.half is None else f" ± {self.half:{shown}}")
 
 
 def mean_interval(values: Sequence[float]) -> Interval:

@@ -20,13 +20,9 @@ from stdit_train.checkpoint import (
     root_cause,
     verify,
 )
+from stdit_train.errors import RunEnded
 from stdit_train.processes import Processes
 from stdit_train.run_folder import RunFolder
-
-
-class RunEnded(Exception):
-    """A run that can't go on and has ended cleanly; the message says why and what to do."""
-
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 MARGIN = 16 * 2**20  # bytes that a checkpoint takes beside its tensors, with room for metrics and samples

@@ -18,6 +18,7 @@ from stdit_train.components import Components
 from stdit_train.config import TrainConfig
 from stdit_train.ema import Ema
 from stdit_train.encoded import RememberedLatents, remembered
+from stdit_train.errors import Diverged, RunEnded
 from stdit_train.interrupts import Interrupts
 from stdit_train.metrics import Metrics, NoMetrics, TimestepBins, open_metrics
 from stdit_train.optim import build_optimizers, clip_gradients, learning_rate_factor, set_learning_rate
@@ -28,7 +29,7 @@ from stdit_train.randomness import generators_state, restore_generators
 from stdit_train.report import plot_losses
 from stdit_train.run_folder import RunFolder
 from stdit_train.samples import draw_samples, save_pipeline
-from stdit_train.saving import RunEnded, Saver
+from stdit_train.saving import Saver
 from stdit_train.scoring import Scorer
 from stdit_train.speed import Speed
 from stdit_train.videos import loader_settings
@@ -175,7 +176,7 @@ class Trainer:
         self.watcher.said(line)
         if self.skipped >= self.config.max_skipped:
             self._save(last=True)
-            raise RunEnded(
+            raise Diverged(
                 f"{self.skipped} steps in a row were not finite, the last: {line}. The weights before them are saved; "
                 "go on with --resume and a lower --set optimizer.lr=..., or --set precision=fp32"
             )
