@@ -38,7 +38,11 @@ def test_a_signal_is_obeyed_and_told(
     assert done.code == code, done
     assert "stopped at step 2, saved. Go on with: stdit train --resume 'my run'" in done.out
     monkeypatch.setattr(TrainingBar, "stepped", stepped)
-    done = stdit("train", "--resume", "my run")
+    assert (
+        "my run is of the stage demo: leave out --stage 16x256"
+        in stdit("train", "--stage", "16x256", "--resume", "my run").err
+    )
+    done = stdit("train", "--stage", "demo", "--resume", "my run")
     assert done.code == 0, done
     assert "going on from my run/checkpoints/step-000002" in done.out
 

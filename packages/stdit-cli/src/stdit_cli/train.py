@@ -9,7 +9,9 @@ RUNS = Path("runs")
 
 
 def train(
-    stage: Annotated[str, typer.Option(help="Which stage; `stdit stages` lists them.")] = "demo",
+    stage: Annotated[
+        str | None, typer.Option(help="Which stage; `stdit stages` lists them.", show_default="demo")
+    ] = None,
     schedule: Annotated[
         str | None, typer.Option(help="Stages in a row, each from the weights of the one before; `stdit stages`.")
     ] = None,
@@ -50,6 +52,8 @@ def train(
     force: Annotated[bool, typer.Option("--force", help="Start even if the run can't fit into memory.")] = False,
 ) -> None:
     """Train a stage or a schedule. A run's folder holds settings, losses, samples, checkpoints and the pipeline."""
+    if stage is not None and schedule is not None:
+        raise ValueError("--stage and --schedule both say what to train: give one")
     from stdit_cli.training import Request, run_training
 
     named = {

@@ -29,7 +29,7 @@ ENDED = 1  # exit code of a run that could not go on
 class Request:
     """The options of `stdit train`."""
 
-    stage: str
+    stage: str | None
     schedule: str | None
     named: dict[str, Any]
     settings: list[str]
@@ -136,11 +136,12 @@ def resolved(request: Request, overrides: dict[str, Any]) -> tuple[Path, str | N
     """The folder, the schedule's name (None for a single stage) and the configurations."""
     from stdit_train.schedule import FILE, load_schedule, read_schedule
 
-    root_name = request.schedule or request.stage
+    wanted = request.schedule or request.stage
+    root_name = wanted or "demo"
     if request.resume is None:
         folder = request.out or free_run_folder(request.root, root_name)
         if request.schedule is None:
-            return folder, None, [with_demo_parts(load_stage(request.stage, overrides), overrides)]
+            return folder, None, [with_demo_parts(load_stage(root_name, overrides), overrides)]
         configs = load_schedule(request.schedule, overrides)
         return folder, request.schedule, [with_demo_parts(config, overrides) for config in configs]
     if request.resume == NEWEST:
@@ -153,8 +154,13 @@ def resolved(request: Request, overrides: dict[str, Any]) -> tuple[Path, str | N
         raise ConfigError(f"{folder} is a stage of a schedule: --resume {folder.parent} goes on with it")
     if (folder / FILE).is_file():
         name, configs = read_schedule(folder, overrides)
-        return folder, name, configs
-    return folder, None, [from_dict(set_values(RunFolder(folder).read_config(), overrides))]
+        kind, found = f"the schedule {name}", name if request.schedule else None
+    else:
+        configs, name = [from_dict(set_values(RunFolder(folder).read_config(), overrides))], None
+        kind, found = f"the stage {configs[0].stage}", configs[0].stage if request.stage else None
+    if wanted is not None and found not in (wanted, Path(wanted).stem):
+        raise ConfigError(f"{folder} is of {kind}: leave out --{'schedule' if request.schedule else 'stage'} {wanted}")
+    return folder, name, configs
 
 
 def resume_command(folder: Path, nproc: int = 1) -> str:
