@@ -134,7 +134,8 @@ def page(tables: Sequence[Table], folder: str) -> str:
     """The whole of results.md."""
     parts = [INTRODUCTION.format(folder=folder), "## The answer", "", *answer(tables), ""]
     for table in tables:
-        parts += [f"## {RECIPES[table.recipe].capitalize()}, {TABLES[table.match]}", "", *section(table), ""]
+        title = f"Recipe `{table.recipe}` ({RECIPES[table.recipe]}), {TABLES[table.match]}"
+        parts += [f"## {title}", "", *section(table), ""]
     return "\n".join(parts).rstrip() + "\n"
 
 
