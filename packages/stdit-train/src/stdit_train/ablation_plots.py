@@ -61,8 +61,7 @@ def plot_final(results: Sequence[Result], rankings: Sequence[Ranking], output: P
             panel.plot(dots, [y + 0.18] * len(dots), "o", color="#9ecae1", markersize=4)
             panel.errorbar(interval.mean, y, xerr=interval.half or None, fmt="o", color="#08519c", capsize=3)
         panel.set_yticks(range(len(ranking.means)), list(ranking.means))
-        panel.invert_yaxis()
-        panel.margins(y=0.25)
+        panel.set_ylim(len(ranking.means) - 0.5, -0.5)  # downwards
         title = ranking.measure if ranking.measure == LOSS else f"share right, {ranking.measure} prompts"
         panel.set(title=title)
         panel.ticklabel_format(axis="x", useOffset=False)
