@@ -67,7 +67,7 @@ def test_arms_are_compared_resumed_and_reported(stdit: Callable, tmp_path: Path)
     assert again == losses  # the run that was made anew came to the same
 
     done = stdit(*command, "--set", "optimizer.lr=1e-4")
-    assert (done.code, "other settings" in done.err) == (2, True), done
+    assert (done.code, "other settings (optimizer.lr: 0.003, now 0.0001)" in done.err) == (2, True), done
     done = stdit(*command, "--match", "flops")
     assert (done.code, "match: steps, now flops" in done.err) == (2, True), done
 

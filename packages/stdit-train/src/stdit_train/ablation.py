@@ -20,7 +20,7 @@ from stdit_train.arms import Arm, Match, estimate_arm, reference_arm, same_start
 from stdit_train.budget import Cost, measure_cost, with_length
 from stdit_train.cached import check_components
 from stdit_train.components import Components, load_components
-from stdit_train.config import ConfigError, TrainConfig, from_dict, to_dict
+from stdit_train.config import ConfigError, TrainConfig, flat, from_dict, to_dict
 from stdit_train.device import find_device
 from stdit_train.encoded import remembered
 from stdit_train.errors import Diverged
@@ -257,7 +257,7 @@ def is_finished(run: RunFolder, config: TrainConfig) -> bool:
         return False
     saved = from_dict(run.read_config())
     if saved != config:
-        theirs, ours = to_dict(saved), to_dict(config)
+        theirs, ours = flat(to_dict(saved)), flat(to_dict(config))
         key = next(key for key in ours if ours[key] != theirs[key])
         raise ConfigError(
             f"{run.path} holds a run with other settings ({key}: {theirs[key]}, now {ours[key]}): "

@@ -19,9 +19,10 @@ from stdit_train.ablation_results import (
     write_differences,
 )
 from stdit_train.arms import Arm, loss_is_comparable
+from stdit_train.config import flat
 from stdit_train.intervals import Interval, mean_interval
 from stdit_train.page import image, page, row, table, video
-from stdit_train.report_page import flat, sampled_prompts, settings_table
+from stdit_train.report_page import sampled_prompts, settings_table
 
 QUICK = "a quick look, not a ranking"
 OTHER_LOSSES = "The arms' validation losses measure different things, so they are not ranked by them."

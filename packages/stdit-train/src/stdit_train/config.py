@@ -228,6 +228,14 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(config)))
 
 
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return found
+
+
 def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
     """`key=value` strings to values, each read as TOML; what is no TOML is a string.
 

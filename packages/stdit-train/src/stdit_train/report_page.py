@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from stdit_train.config import ConfigError
+from stdit_train.config import ConfigError, flat
 from stdit_train.metrics import read_metrics
 from stdit_train.page import image, page, row, table, video
 from stdit_train.report import plot_runs
@@ -121,11 +121,3 @@ def settings_table(settings: dict[str, dict[str, Any]]) -> str:
         cells = [str(values.get(key, "")) for values in settings.values()]
         body += row([key, *cells], "differs" if key in differing else "")
     return table(["setting", *settings], body)
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted key."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return found

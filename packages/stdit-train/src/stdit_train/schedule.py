@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from stdit_train.cached import is_cached
 from stdit_train.components import Components, load_components
-from stdit_train.config import ConfigError, TrainConfig, from_dict, like, set_values, stage_values, to_dict
+from stdit_train.config import ConfigError, TrainConfig, flat, from_dict, like, set_values, stage_values, to_dict
 from stdit_train.metrics import replace_text
 from stdit_train.processes import Processes
 from stdit_train.run_folder import SCHEDULE_FILE, RunFolder, read_settings
@@ -58,7 +58,7 @@ def load_schedule(name: str, overrides: Mapping[str, Any] | None = None) -> list
     for number, entry in enumerate(entries):
         own = {key: value for key, value in entry.items() if key not in ("name", "from")}
         values = stage_values(entry.get("from", entry["name"]))
-        values = set_values(values, _flat(own)) | {"stage": entry["name"]}
+        values = set_values(values, flat(own)) | {"stage": entry["name"]}
         config = from_dict(set_values(values, _for_stage(overrides or {}, entry["name"])))
         if number and config.init is not None:  # what --init gives is for the first; the others are handed theirs
             config = from_dict(to_dict(config) | {"init": None})
@@ -147,13 +147,6 @@ def _check_stages(name: str, stages: list[str], overrides: Mapping[str, Any]) ->
             raise ConfigError(
                 f"--set {key}: schedule {name} has no stage {stage!r}{like(stage, stages)}; it has {known}"
             )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
 
 
 def _for_stage(overrides: Mapping[str, Any], stage: str) -> dict[str, Any]:
