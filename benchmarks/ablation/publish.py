@@ -240,6 +240,8 @@ def main(arguments: Sequence[str]) -> int:
     given.out.mkdir(parents=True, exist_ok=True)
     for table in tables:
         copy_files(given.folder, table, given.out)
+    if (given.folder / "sweep" / "runs.csv").is_file():
+        shutil.copyfile(given.folder / "sweep" / "runs.csv", given.out / "sweep.csv")
     replace_text(given.out / "results.md", page(tables, str(given.folder)))
     for table in tables:
         print(f"{table.name}: {len(table.results)} runs")
