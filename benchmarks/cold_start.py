@@ -14,7 +14,8 @@ import time
 RUNS = 5
 ROWS = {
     "import torch": "import torch",
-    "imports of a sample": "import torch, stdit_train.loading, stdit_data.video, stdit_model.pipeline; "
+    "imports of a sample": "import torch, stdit_train.pipeline.load, stdit_data.video.write; "
+    "import stdit_model.sampling.pipeline; "
     "from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler; from transformers import T5EncoderModel",
     "stdit --help": "import sys; sys.argv = ['stdit', '--help']; from stdit_cli.main import main; main()",
     'stdit sample "a red circle moving left"': "import sys; "

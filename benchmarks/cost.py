@@ -27,9 +27,9 @@ import torch
 
 from stdit_model import VARIANTS, STDiT, flops
 from stdit_model.presets import preset
-from stdit_train.config import ObjectiveConfig
-from stdit_train.objective import training_loss
-from stdit_train.report import new_figure
+from stdit_train.config.load import ObjectiveConfig
+from stdit_train.loss.objective import training_loss
+from stdit_train.report.plots import new_figure
 
 TEXT_TOKENS, CAPTION_CHANNELS = 120, 64
 QUIET = 1.0  # least load average of a machine on which something else runs

@@ -21,11 +21,11 @@ import av
 import numpy as np
 import torch
 
-from stdit_data.dataset import open_videos
-from stdit_data.loader import ClipLoader
-from stdit_data.probe import probe
-from stdit_data.sampling import Sampling, take
-from stdit_data.stream import VideoStream
+from stdit_data.datasets.videos import open_videos
+from stdit_data.loading.loader import ClipLoader
+from stdit_data.video.frames import Sampling, take
+from stdit_data.video.probe import probe
+from stdit_data.video.stream import VideoStream
 
 SAMPLING = Sampling(16, interval=3)  # Open-Sora 1.0's first stage
 

@@ -9,8 +9,8 @@ without VAE and text encoder. Nothing is allocated.
 import inspect
 
 from stdit_model import STDiT
-from stdit_train.mesh import Grouping
-from stdit_train.placement import memory
+from stdit_train.distributed.mesh import Grouping
+from stdit_train.estimate.parallel import memory
 from stdit_train.traffic import traffic
 
 GIB = 2**30

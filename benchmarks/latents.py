@@ -21,10 +21,10 @@ from pathlib import Path
 
 import torch
 
-from stdit_data.encoding import TextEncoder, VideoEncoder, text_job, video_job
-from stdit_data.latents import LatentDataset
-from stdit_data.loader import ClipLoader
-from stdit_data.shapes import ShapesDataset
+from stdit_data.datasets.shapes import ShapesDataset
+from stdit_data.latents.dataset import LatentDataset
+from stdit_data.latents.encode import TextEncoder, VideoEncoder, text_job, video_job
+from stdit_data.loading.loader import ClipLoader
 
 CHANNELS, FRAMES, TOKENS, WIDTH = 4, 16, 120, 4096
 
@@ -121,8 +121,8 @@ def step(steps: int, batch: int, side: int, where: Path | None) -> None:
     """Seconds that a B/2 step waits for its batch, of all its seconds; the files are dropped from memory first."""
     from stdit_model import STDiT
     from stdit_model.presets import preset
-    from stdit_train.config import ObjectiveConfig
-    from stdit_train.objective import training_loss
+    from stdit_train.config.load import ObjectiveConfig
+    from stdit_train.loss.objective import training_loss
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)

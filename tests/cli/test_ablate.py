@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stdit_train.metrics import read_metrics
+from stdit_train.tracking.metrics import read_metrics
 
 TINY = ["--set", "global_batch=2", "--set", "data.clips=4", "--set", "data.frames=4", "--set", "sampling.steps=2"]
 TINY += ["--set", "data.height=32", "--set", "data.width=32", "--set", "model.depth=1", "--set", "model.hidden_size=32"]

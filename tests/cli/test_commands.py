@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from stdit_cli.assets import demo_folder
-from stdit_data.shapes import ShapesDataset
-from stdit_data.video import write_mp4
-from stdit_train.analysis import analyse
+from stdit_data.datasets.shapes import ShapesDataset
+from stdit_data.video.write import write_mp4
+from stdit_train.assets import demo_folder
+from stdit_train.evaluation.shape_reader import analyse
 
 TINY = ["--steps", "4", "--batch", "2", "--set", "data.clips=4", "--set", "data.frames=4", "--set", "sampling.steps=2"]
 

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from stdit_data import cache
-from stdit_data.latents import LatentDataset
-from stdit_data.shapes import ShapesDataset
-from stdit_data.video import write_mp4
+from stdit_data.datasets.shapes import ShapesDataset
+from stdit_data.latents import format as cache
+from stdit_data.latents.dataset import LatentDataset
+from stdit_data.video.write import write_mp4
 
 SMALL = ["--set", "data.clips=6", "--frames", "4", "--height", "16", "--width", "16"]
 TRAIN = ["--steps", "2", "--batch", "2", "--set", "sampling.steps=2", "--set", "model.depth=1"]

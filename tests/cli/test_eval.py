@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from stdit_data.shapes import ShapesDataset
-from stdit_data.video import write_mp4
+from stdit_data.datasets.shapes import ShapesDataset
+from stdit_data.video.write import write_mp4
 
 
 def test_eval_writes_scores(stdit: Callable, tmp_path: Path) -> None:

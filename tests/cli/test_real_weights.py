@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
 
-from stdit_data.whole import read_video
+from stdit_data.video.read import read_video
 from stdit_model import STDiT
 from stdit_model.embed import spatial_positions, temporal_positions
 

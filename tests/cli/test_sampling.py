@@ -9,16 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
-from stdit_cli import sidecar
-from stdit_cli.assets import demo_folder
-from stdit_cli.outputs import plan_jobs, settled
+from stdit_cli.commands.sample import sidecar
+from stdit_cli.commands.sample.outputs import plan_jobs, settled
+from stdit_cli.commands.sample.request import Request, Settings, Wanted
 from stdit_cli.prompt_files import read_prompts
-from stdit_cli.request import Request, Settings, Wanted
 from stdit_cli.sharing import Share, in_turns
 from stdit_data.animation import write_png
-from stdit_data.shapes import ShapesDataset
-from stdit_data.video import write_mp4
-from stdit_data.whole import read_video
+from stdit_data.datasets.shapes import ShapesDataset
+from stdit_data.video.read import read_video
+from stdit_data.video.write import write_mp4
+from stdit_train.assets import demo_folder
 
 RED = "a red circle staying still"
 
@@ -237,7 +237,7 @@ def test_low_memory_changes_nothing(stdit: Callable, tmp_path: Path) -> None:
 def test_finished_videos_survive_an_interruption(
     stdit: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stdit_cli.studio import Studio
+    from stdit_cli.commands.sample.generate import Studio
 
     make, calls = Studio.make, []
 

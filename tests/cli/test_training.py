@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from stdit_cli import progress
+from stdit_cli import console as progress
+from stdit_cli.console import TrainingBar, figures, plain_console
 from stdit_cli.main import with_resumed_run
-from stdit_cli.progress import TrainingBar, figures, plain_console
 
 TINY = [
     "--batch", "2", "--set", "data.clips=4", "--set", "data.frames=2", "--set", "data.height=16", "--set",

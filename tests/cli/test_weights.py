@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from stdit_cli.weights import app
+from stdit_cli.commands.weights import app
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

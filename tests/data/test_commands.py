@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from stdit_data.errors import DataError
-from stdit_data.manifest import read_manifest
+from stdit_data.manifests.format import read_manifest
 
 pytest.importorskip("stdit_cli", reason="the command line is another package")
 
 from typer.testing import CliRunner
 
-from stdit_cli.data import app
+from stdit_cli.commands.data import app
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import torch
 from diffusers import LatteTransformer3DModel, PixArtTransformer2DModel
 
 from stdit_model import STDiT
-from stdit_model.weights import WeightsError
+from stdit_model.weights.load import WeightsError
 
 SMALL = {
     "num_attention_heads": 4,

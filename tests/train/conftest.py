@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from stdit_data.shapes import vocabulary
-from stdit_train.autoencoder import AutoencoderConfig, build_autoencoder
-from stdit_train.config import TrainConfig, load_stage
-from stdit_train.demo_text import build_text_encoder, build_tokenizer
+from stdit_data.datasets.shapes import vocabulary
+from stdit_train.config.load import TrainConfig, load_stage
+from stdit_train.demo.autoencoder import AutoencoderConfig, build_autoencoder
+from stdit_train.demo.text import build_text_encoder, build_tokenizer
 
 torch.set_num_threads(1)
 

@@ -1,7 +1,7 @@
 """A recorded loss curve: 20 steps of two objectives, so that a change proves that it trains the same.
 
 The values come from one thread of an x86-64 CPU in float32. There they are compared to the bit; elsewhere (other
-instruction sets, other builds of torch) float32 sums round differently, and the curve may drift by a part in a thousand.
+processors, other builds of torch) float32 sums round differently, and the curve may drift by a part in a thousand.
 After a change that is meant to change training, write the file anew and say why in the commit:
 
     STDIT_RECORD=1 uv run pytest tests/train/test_golden_losses.py
@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 import torch
 
-from stdit_train.config import TrainConfig, from_dict, set_values, to_dict
-from stdit_train.metrics import read_metrics
-from stdit_train.run_folder import RunFolder
-from stdit_train.setup import build_trainer
-from stdit_train.watching import Unwatched
+from stdit_train.build import build_trainer
+from stdit_train.callbacks import Unwatched
+from stdit_train.checkpoint.run_folder import RunFolder
+from stdit_train.config.load import TrainConfig, from_dict, set_values, to_dict
+from stdit_train.tracking.metrics import read_metrics
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "losses.json"
 OBJECTIVES: dict[str, dict[str, Any]] = {

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from stdit_model import STDiTPipeline
-from stdit_train.checkpoint import list_checkpoints, load_checkpoint
-from stdit_train.config import ConfigError, TrainConfig, from_dict, set_values, to_dict
-from stdit_train.metrics import read_metrics
-from stdit_train.run_folder import RunFolder, free_run_folder, newest_run
-from stdit_train.setup import build_trainer, open_trainer
+from stdit_train.build import build_trainer, open_trainer
+from stdit_train.checkpoint.format import list_checkpoints, load_checkpoint
+from stdit_train.checkpoint.run_folder import RunFolder, free_run_folder, newest_run
+from stdit_train.config.load import ConfigError, TrainConfig, from_dict, set_values, to_dict
+from stdit_train.tracking.metrics import read_metrics
 from stdit_train.trainer import Trainer
 
 

@@ -13,12 +13,12 @@ from rich.table import Table
 from typer import Exit
 
 from stdit_cli.training import INTERRUPTED, TrainingBar, with_demo_parts
-from stdit_train.config import ConfigError, load_stage, parse_overrides
+from stdit_train.config.load import ConfigError, load_stage, parse_overrides
 
 if TYPE_CHECKING:
-    from stdit_train.ablation import Study
-    from stdit_train.ablation_results import Ranking, Result
-    from stdit_train.arms import Arm
+    from stdit_train.ablation.arms import Arm
+    from stdit_train.ablation.results import Ranking, Result
+    from stdit_train.ablation.runner import Study
 
 OPTIONS = {"steps": "--steps", "minutes": "--minutes", "seed": "--seeds", "model.variant": "--variants"}
 
@@ -44,9 +44,9 @@ def run_ablation(request: Request) -> None:
     """Train and score what isn't yet, then report."""
     study = resolved(request)
 
-    from stdit_train.ablation import Ablation
-    from stdit_train.ablation_page import QUICK, diverged_lines, rankings_of, write_ablation_report
-    from stdit_train.ablation_results import separation
+    from stdit_train.ablation.report import QUICK, diverged_lines, rankings_of, write_ablation_report
+    from stdit_train.ablation.results import separation
+    from stdit_train.ablation.runner import Ablation
 
     console, started = Console(highlight=False), time.perf_counter()
     ablation = Ablation(study, request.out, console.print)
@@ -92,7 +92,7 @@ def run_ablation(request: Request) -> None:
 
 def resolved(request: Request) -> "Study":
     """What the options ask for, checked before anything is trained."""
-    from stdit_train.arms import MATCHES, make_arms, parse_variants, parse_vary
+    from stdit_train.ablation.arms import MATCHES, make_arms, parse_variants, parse_vary
 
     if request.match not in MATCHES:
         raise ConfigError(f"--match {request.match}: choose {', '.join(MATCHES)}")
@@ -110,7 +110,7 @@ def resolved(request: Request) -> "Study":
     variants = parse_variants(request.variants or (base.model.variant if varied else "dit,seq,parallel,latte"))
     arms = make_arms(base, variants, varied)
 
-    from stdit_train.ablation import Study
+    from stdit_train.ablation.runner import Study
 
     return Study(
         base=base,
@@ -139,7 +139,7 @@ def costs_table(results: "list[Result]") -> Table:
 
 def outcomes_table(rankings: "list[Ranking]") -> Table:
     """What they came to, best first by the first measure."""
-    from stdit_train.ablation_results import LOSS
+    from stdit_train.ablation.results import LOSS
 
     table = Table("arm", *(ranking.measure for ranking in rankings))
     for name in rankings[0].means:

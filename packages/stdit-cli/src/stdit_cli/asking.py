@@ -4,9 +4,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from stdit_cli import sidecar
+from stdit_cli.commands.sample import sidecar
+from stdit_cli.commands.sample.request import Request, Settings, Wanted
 from stdit_cli.prompt_files import read_prompts
-from stdit_cli.request import Request, Settings, Wanted
 
 
 def make_request(options: dict[str, Any]) -> Request:

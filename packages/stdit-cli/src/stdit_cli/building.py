@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from typer import Exit
 
-from stdit_cli.evaluate import SPLITS, score_splits, score_table
+from stdit_cli.commands.evaluate import SPLITS, score_splits, score_table
 from stdit_cli.training import INTERRUPTED, TrainingBar
-from stdit_train.autoencoder import AutoencoderConfig
-from stdit_train.demo import build_parts, model_card, publish
-from stdit_train.loading import load_pipeline
-from stdit_train.schedule import Stage, load_schedule, stage_folder, train_stages
+from stdit_train.curriculum import Stage, load_schedule, stage_folder, train_stages
+from stdit_train.demo.autoencoder import AutoencoderConfig
+from stdit_train.demo.build import build_parts, model_card, publish
+from stdit_train.pipeline.load import load_pipeline
 
 
 def run_build(

@@ -10,11 +10,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from typer import Exit
 
-from stdit_cli.assets import demo_folder, resolve
 from stdit_cli.training import INTERRUPTED, with_demo_parts
-from stdit_data.encoding import Job
-from stdit_train.caching import Encoding, Process, decode_entries, open_jobs, this_process
-from stdit_train.config import load_stage, parse_overrides, stage_names
+from stdit_data.latents.encode import Job
+from stdit_train.assets import demo_folder, resolve
+from stdit_train.components.precompute import Encoding, Process, decode_entries, open_jobs, this_process
+from stdit_train.config.load import load_stage, parse_overrides, stage_names
 
 T5_XXL_WIDTH = 4096
 
@@ -57,9 +57,9 @@ def _run(console: Console, job: Job, process: Process) -> bool:
 
 def run_inspect(cache: str, out: Path, samples: int, columns: int, seed: int, vae: str | None) -> None:
     """A table, and a PNG where there are whole latents."""
-    from stdit_data.cache import INDEX, read_about
-    from stdit_data.cache_report import describe
     from stdit_data.files import exists, join
+    from stdit_data.latents.format import INDEX, read_about
+    from stdit_data.latents.summary import describe
     from stdit_data.sheet import contact_sheet
 
     console = Console(highlight=False)
@@ -78,7 +78,7 @@ def run_inspect(cache: str, out: Path, samples: int, columns: int, seed: int, va
 
 def run_merge(cache: str, other: str) -> None:
     """Copy, with a bar of files."""
-    from stdit_data.cache_merge import merge
+    from stdit_data.latents.merge import merge
 
     console = Console(highlight=False)
     columns = (TextColumn("copying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -91,8 +91,8 @@ def run_merge(cache: str, other: str) -> None:
 
 def show_sizes(clips: list[int], tokens: int) -> None:
     """A table of the published stages, and a line about captions."""
-    from stdit_data.cache_report import human_bytes, moments_bytes, text_bytes
-    from stdit_train.estimate import estimate_run
+    from stdit_data.latents.summary import human_bytes, moments_bytes, text_bytes
+    from stdit_train.estimate.training import estimate_run
 
     table = Table("stage", "latents", "a clip", *(f"{count:,} clips" for count in clips))
     for name in stage_names():

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from stdit_cli.assets import resolve
-from stdit_cli.evaluate import score_splits, score_table
+from stdit_cli.commands.evaluate import score_splits, score_table
+from stdit_train.assets import resolve
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class Request:
 
 def run_evaluation(request: Request) -> None:
     """Load everything that is asked for first, so that what is missing is told at once; then sample and measure."""
-    from stdit_train.clip_similarity import load_clip
     from stdit_train.device import find_device
-    from stdit_train.evaluate import Scores, evaluate_captions, reference_videos, write_scores
-    from stdit_train.frechet import FrechetDistance, load_features
-    from stdit_train.loading import load_pipeline
-    from stdit_train.measures import Smoothness, reconstruction
+    from stdit_train.evaluation.clip_score import load_clip
+    from stdit_train.evaluation.evaluate import Scores, evaluate_captions, reference_videos, write_scores
+    from stdit_train.evaluation.fvd import FrechetDistance, load_features
+    from stdit_train.evaluation.video_metrics import Smoothness, reconstruction
+    from stdit_train.pipeline.load import load_pipeline
 
     console, device = Console(highlight=False), find_device()
     clip = load_clip(request.clip, device) if request.clip else None
@@ -90,11 +90,11 @@ def datasets(request: Request, pipeline: Any) -> dict[str, Any]:
     sizes = pipeline.config
     size = {"frames": sizes.num_frames, "height": sizes.height, "width": sizes.width}
     if request.data is not None:
-        from stdit_train.config import DataConfig
-        from stdit_train.videos import open_clips
+        from stdit_train.config.load import DataConfig
+        from stdit_train.data.videos import open_clips
 
         return {"data": open_clips(DataConfig(source=request.data, place="center", **size))}
-    from stdit_data.shapes import ShapesDataset
+    from stdit_data.datasets.shapes import ShapesDataset
 
     splits: dict[str, Any] = {"seen": "val", "held-out": "heldout"}  # clips that no run was trained on
     return {name: ShapesDataset(split=splits[name], seed=request.seed, **size) for name in request.splits}

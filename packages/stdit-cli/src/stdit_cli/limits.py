@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from stdit_cli.request import Job
+from stdit_cli.commands.sample.request import Job
 
 if TYPE_CHECKING:
-    from stdit_cli.studio import Studio
+    from stdit_cli.commands.sample.generate import Studio
 
 SHOWN = 10  # words at most
 VOCABULARY = 100  # a tokenizer of fewer words has them listed

@@ -10,21 +10,10 @@ from typing import Annotated
 
 import typer
 
-from stdit_cli import (
-    ablate,
-    data,
-    demo,
-    doctor,
-    encoding,
-    evaluate,
-    export,
-    plan,
-    report,
-    sample,
-    stages,
-    train,
-    weights,
-)
+from stdit_cli.commands import ablate, data, doctor, evaluate, export, plan, report, stages, train, weights
+from stdit_cli.commands import build_demo as demo
+from stdit_cli.commands import latents as encoding
+from stdit_cli.commands.sample import command as sample
 from stdit_train.errors import RunEnded
 
 app = typer.Typer(

@@ -6,7 +6,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from stdit_cli.request import SEED_MAX, Wanted
+from stdit_cli.commands.sample.request import SEED_MAX, Wanted
 
 NAMES = ("prompt", "caption", "text")  # of the column or key that holds the prompt
 

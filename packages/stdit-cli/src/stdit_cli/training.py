@@ -11,13 +11,21 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from typer import Exit
 
-from stdit_cli.assets import resolve
-from stdit_cli.progress import TrainingBar, plain_console
-from stdit_train.config import ConfigError, TrainConfig, from_dict, load_stage, parse_overrides, set_values, to_dict
-from stdit_train.run_folder import RunFolder, free_run_folder, newest_run
+from stdit_cli.console import TrainingBar, plain_console
+from stdit_train.assets import resolve
+from stdit_train.checkpoint.run_folder import RunFolder, free_run_folder, newest_run
+from stdit_train.config.load import (
+    ConfigError,
+    TrainConfig,
+    from_dict,
+    load_stage,
+    parse_overrides,
+    set_values,
+    to_dict,
+)
 
 if TYPE_CHECKING:
-    from stdit_train.processes import Processes
+    from stdit_train.distributed.world import Processes
 
 __all__ = ["INTERRUPTED", "Request", "TrainingBar", "run_training", "with_demo_parts"]
 INTERRUPTED = 130
@@ -46,7 +54,7 @@ def run_training(request: Request) -> None:
 
     Every process of a run comes here; the first decides what they do, prints and writes.
     """
-    from stdit_train.distributed import join
+    from stdit_train.distributed._distributed import join
 
     console = plain_console()
     overrides = {**request.named, **parse_overrides(request.settings)}
@@ -66,9 +74,9 @@ def run_training(request: Request) -> None:
 
 def trained(console: Console, request: Request, overrides: dict[str, Any], processes: "Processes") -> int:
     """This process's part of a run, or of a schedule; the exit code."""
+    from stdit_train.curriculum import Stage, stage_folder, train_stages, write_schedule
     from stdit_train.errors import RunEnded
-    from stdit_train.metrics import check_wandb
-    from stdit_train.schedule import Stage, stage_folder, train_stages, write_schedule
+    from stdit_train.tracking.metrics import check_wandb
 
     def prepare() -> tuple[Path, str | None, list[Stage]]:
         folder, name, configs = resolved(request, overrides)
@@ -116,8 +124,8 @@ def trained(console: Console, request: Request, overrides: dict[str, Any], proce
 def launched(console: Console, request: Request, overrides: dict[str, Any]) -> int:
     """The same in several processes, once it is known that the run can be shared by them; the exit code."""
     from stdit_cli.main import work
-    from stdit_train.distributed import grouping_of
-    from stdit_train.launch import launch
+    from stdit_train.distributed._distributed import grouping_of
+    from stdit_train.distributed.launch import launch
 
     folder, _, configs = resolved(request, overrides)
     if request.resume is None:
@@ -134,7 +142,7 @@ def launched(console: Console, request: Request, overrides: dict[str, Any]) -> i
 
 def resolved(request: Request, overrides: dict[str, Any]) -> tuple[Path, str | None, list[TrainConfig]]:
     """The folder, the schedule's name (None for a single stage) and the configurations."""
-    from stdit_train.schedule import FILE, load_schedule, read_schedule
+    from stdit_train.curriculum import FILE, load_schedule, read_schedule
 
     wanted = request.schedule or request.stage
     root_name = wanted or "demo"
@@ -171,7 +179,7 @@ def resume_command(folder: Path, nproc: int = 1) -> str:
 def with_demo_parts(config: TrainConfig, overrides: dict[str, Any]) -> TrainConfig:
     """`shapes` goes with the demo's own VAE and text encoder unless others are named; "demo" becomes its folder."""
     if config.data.source != "shapes":
-        from stdit_train.cached import with_cached_parts
+        from stdit_train.data.cached import with_cached_parts
 
         config = with_cached_parts(config, overrides)
     values = to_dict(config)
@@ -205,8 +213,8 @@ def show_plan(console: Console, config: TrainConfig, nproc: int = 1) -> None:
     """The resolved configuration and what the run takes, on each process."""
     import json
 
-    from stdit_train.distributed import grouping_of
-    from stdit_train.estimate import available_memory, describe, estimate_run, refusal
+    from stdit_train.distributed._distributed import grouping_of
+    from stdit_train.estimate.training import available_memory, describe, estimate_run, refusal
 
     available = available_memory()
     estimate = estimate_run(config, available, grouping_of(config, nproc))
@@ -219,8 +227,8 @@ def show_plan(console: Console, config: TrainConfig, nproc: int = 1) -> None:
 def fitted(console: Console, config: TrainConfig, run: RunFolder, force: bool, processes: int = 1) -> TrainConfig:
     """The configuration with the micro-batch that fits here, or that the run has had so far; refused, before anything
     is allocated, if none does."""
-    from stdit_train.distributed import grouping_of
-    from stdit_train.estimate import available_memory, estimate_run, refusal, with_micro_batch
+    from stdit_train.distributed._distributed import grouping_of
+    from stdit_train.estimate.training import available_memory, estimate_run, refusal, with_micro_batch
 
     available = available_memory()
     if config.micro_batch is None:

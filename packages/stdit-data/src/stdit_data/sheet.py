@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stdit_data.errors import DataError
 from stdit_data.transforms import normalise, to_uint8
-from stdit_data.video import write_mp4
+from stdit_data.video.write import write_mp4
 
 PAPER, INK = (255, 255, 255), (32, 32, 32)
 GAP = 4  # pixels between cells

@@ -10,7 +10,7 @@ A variant is the list of its blocks' mixings:
     latte     spatial, temporal, ...        the two kinds take turns, each a whole block (Latte, variant 1)
 """
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +26,9 @@ from stdit_model.layers import (
     gated,
     modulate,
 )
+from stdit_model.presets import VARIANTS, Variant
 
-Variant = Literal["dit", "seq", "parallel", "latte"]
 Mixing = Literal["full", "sequential", "parallel", "spatial", "temporal"]
-VARIANTS: tuple[Variant, ...] = get_args(Variant)
 
 
 def mixings(variant: Variant, depth: int) -> list[Mixing]:

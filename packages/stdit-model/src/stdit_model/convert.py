@@ -13,11 +13,11 @@ from torch import Tensor
 
 from stdit_model.embed import spatial_positions, temporal_positions
 from stdit_model.errors import WeightsError, few
-from stdit_model.hub import local_path, split_hub_id
-from stdit_model.layouts import LAYOUT_NAMES, recognised
-from stdit_model.lazy import open_checkpoint, read_json
 from stdit_model.model import STDiT
-from stdit_model.weights import Weights, build, open_sora_weights, pixart_weights, saved_weights
+from stdit_model.weights.files import open_checkpoint, read_json
+from stdit_model.weights.hub import local_path, split_hub_id
+from stdit_model.weights.layouts import LAYOUT_NAMES, recognised
+from stdit_model.weights.load import Weights, build, open_sora_weights, pixart_weights, saved_weights
 
 # What Open-Sora 1.0 was trained with. A pipeline finds these by their Hub ids, under "_hub_components" of its
 # model_index.json, unless they are copied into its folder.

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from stdit_model.blocks import Mixing, mixings
 from stdit_model.embed import FREQUENCY_CHANNELS
-from stdit_model.fitting import shapes
 from stdit_model.model import STDiT
+from stdit_model.weights.strict import shapes
 
 
 class Parameters(NamedTuple):

@@ -4,13 +4,13 @@ import math
 from collections import Counter
 from pathlib import Path
 
-from stdit_model.blocks import VARIANTS
 from stdit_model.errors import few
-from stdit_model.fitting import fit
-from stdit_model.hub import local_path
-from stdit_model.layouts import LAYOUT_NAMES, expected_unused, position_scales, recognised, sizes, stdit_items
-from stdit_model.lazy import open_checkpoint
-from stdit_model.weights import NULL_CAPTION, PUBLISHED_HEAD_WIDTH, from_images
+from stdit_model.presets import VARIANTS
+from stdit_model.weights.files import open_checkpoint
+from stdit_model.weights.hub import local_path
+from stdit_model.weights.layouts import LAYOUT_NAMES, expected_unused, position_scales, recognised, sizes, stdit_items
+from stdit_model.weights.load import NULL_CAPTION, PUBLISHED_HEAD_WIDTH, from_images
+from stdit_model.weights.strict import fit
 
 
 def describe(path_or_hub_id: str | Path, ema: bool = False) -> list[str]:

@@ -14,8 +14,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
 from torch import Tensor, nn
 
-from stdit_model import weights
-from stdit_model.blocks import Block, Variant, mixings
+from stdit_model.blocks import Block, mixings
 from stdit_model.embed import (
     CaptionEmbedder,
     Float32Linear,
@@ -25,7 +24,8 @@ from stdit_model.embed import (
     temporal_positions,
 )
 from stdit_model.layers import LayerNorm, modulate
-from stdit_model.presets import preset
+from stdit_model.presets import Variant, preset
+from stdit_model.weights import load as weights
 
 
 class TextCache(NamedTuple):
@@ -309,3 +309,7 @@ class STDiT(ModelMixin, ConfigMixin):
                 raise ValueError(f"{axis} of the latents is {size}, which the patch size {patch} does not divide")
         t, h, w = (size // patch for size, patch in zip(sizes, self.config.patch_size, strict=True))
         return t, h, w
+
+
+# A saved pipeline records the module of each of its classes: the public name must not change with the files.
+STDiT.__module__ = "stdit_model"

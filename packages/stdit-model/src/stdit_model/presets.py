@@ -1,9 +1,12 @@
-"""Named sizes of the DiT family (Peebles & Xie 2023, table 1), and the one that the bundled demo uses.
+"""Named sizes of the DiT family (Peebles & Xie 2023, table 1), the one that the bundled demo uses, and the variants.
 
 A name says width class and spatial patch size, as in the papers: "XL/2" is DiT-XL with 2x2 patches.
 """
 
-from typing import Any
+from typing import Any, Literal, get_args
+
+Variant = Literal["dit", "seq", "parallel", "latte"]
+VARIANTS: tuple[Variant, ...] = get_args(Variant)  # what each one is: see stdit_model.blocks
 
 PRESETS: dict[str, dict[str, Any]] = {
     "XL/2": {"depth": 28, "hidden_size": 1152, "num_heads": 16},

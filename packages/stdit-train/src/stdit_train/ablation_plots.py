@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
 
-from stdit_train.ablation_results import LOSS, Ranking, Result, by_arm
-from stdit_train.report import new_figure
+from stdit_train.ablation.results import LOSS, Ranking, Result, by_arm
+from stdit_train.report.plots import new_figure
 
 
 def plot_curves(results: Sequence[Result], output: Path, match: str) -> None:

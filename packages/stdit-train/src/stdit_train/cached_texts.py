@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from stdit_data.clip import ClipDataset
-from stdit_data.latents import LatentDataset
+from stdit_data.latents.dataset import LatentDataset
 from stdit_model.convert import HUB_COMPONENTS
 from stdit_model.text import encode_captions
-from stdit_train.cached import check_text_encoder
-from stdit_train.components import Components, load_components, load_text_encoder, load_vae, text_dtype
-from stdit_train.config import TrainConfig
-from stdit_train.validation import VALIDATION_CLIPS, ValidationClips
+from stdit_train.components.load import Components, load_components, load_text_encoder, load_vae, text_dtype
+from stdit_train.config.load import TrainConfig
+from stdit_train.data.cached import check_text_encoder
+from stdit_train.loss.validation import VALIDATION_CLIPS, ValidationClips
 
 INDEX = "model_index.json"
 

@@ -1,4 +1,4 @@
-"""VAE and text encoder as the functions that `stdit_data.encoding` takes; loading them where memory is short."""
+"""VAE and text encoder as the functions that `stdit_data.latents.encode` takes; loading them where memory is short."""
 
 import logging
 from pathlib import Path
@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from stdit_data.buckets import Bucket
-from stdit_data.encoding import TextEncoder, VideoEncoder
+from stdit_data.latents.encode import TextEncoder, VideoEncoder
 from stdit_model import video_vae
 from stdit_model.text import clean_caption, encode_captions
-from stdit_train.components import load_text_encoder, load_vae
-from stdit_train.config import ConfigError
-from stdit_train.fingerprint import text_encoder_hash, vae_hash
+from stdit_train.components.identity import text_encoder_hash, vae_hash
+from stdit_train.components.load import load_text_encoder, load_vae
+from stdit_train.config.load import ConfigError
 
 TextLoading = Literal["plain", "8bit", "offload"]
 SCALE = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")

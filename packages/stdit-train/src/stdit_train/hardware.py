@@ -47,7 +47,7 @@ def this_device() -> Device:
     """The GPU here or, without one, this CPU: its free memory, and no stated peak."""
     import torch
 
-    from stdit_train.estimate import available_memory
+    from stdit_train.estimate.training import available_memory
 
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()

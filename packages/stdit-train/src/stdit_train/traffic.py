@@ -15,8 +15,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stdit_model.blocks import mixings
-from stdit_model.fitting import shapes
-from stdit_train.mesh import Grouping
+from stdit_model.weights.strict import shapes
+from stdit_train.distributed.mesh import Grouping
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,11 @@ def traffic(
     itemsize: int = 2,
     checkpointing: bool = False,
 ) -> Traffic:
-    """What `stdit_train.parallelize` makes a process send.
+    """What `stdit_train.distributed.parallelize` makes a process send.
 
     Args:
-        arguments: all of STDiT's (`model.config`, or `stdit_train.estimate.model_arguments` over the defaults).
+        arguments: all of STDiT's (`model.config`, or
+            `stdit_train.estimate.training.model_arguments` over the defaults).
         grouping: of the processes.
         shape: of a micro-batch's latents [B, C, T, H, W].
         itemsize: bytes of a gathered weight and of an activation; gradients are summed in float32.

@@ -11,29 +11,29 @@ import torch
 from torch import Tensor
 
 from stdit_data.clip import ClipDataset
-from stdit_data.loader import Batch, ClipLoader
+from stdit_data.loading.loader import Batch, ClipLoader
 from stdit_model import STDiT, flops
-from stdit_train.checkpoint import load_checkpoint, load_weights, named_tensors
-from stdit_train.components import Components
-from stdit_train.config import TrainConfig
-from stdit_train.ema import Ema
+from stdit_train.callbacks import Outcome, Unwatched, Watcher
+from stdit_train.checkpoint.format import load_checkpoint, load_weights, named_tensors
+from stdit_train.checkpoint.manager import Saver
+from stdit_train.checkpoint.run_folder import RunFolder
+from stdit_train.components.load import Components
+from stdit_train.config.load import TrainConfig
+from stdit_train.data.videos import loader_settings
+from stdit_train.distributed.world import Processes
 from stdit_train.encoded import RememberedLatents, remembered
 from stdit_train.errors import Diverged, RunEnded
 from stdit_train.interrupts import Interrupts
-from stdit_train.metrics import Metrics, NoMetrics, TimestepBins, open_metrics
-from stdit_train.optim import build_optimizers, clip_gradients, learning_rate_factor, set_learning_rate
-from stdit_train.precision import UNSTABLE, Precision
-from stdit_train.processes import Processes
-from stdit_train.profiling import Profile
-from stdit_train.randomness import generators_state, restore_generators
-from stdit_train.report import plot_losses
-from stdit_train.run_folder import RunFolder
-from stdit_train.samples import draw_samples, save_pipeline
-from stdit_train.saving import Saver
-from stdit_train.scoring import Scorer
-from stdit_train.speed import Speed
-from stdit_train.videos import loader_settings
-from stdit_train.watching import Outcome, Unwatched, Watcher
+from stdit_train.loss.batch import Scorer
+from stdit_train.loss.noise import generators_state, restore_generators
+from stdit_train.optim.ema import Ema
+from stdit_train.optim.optimizers import build_optimizers, clip_gradients, learning_rate_factor, set_learning_rate
+from stdit_train.optim.precision import UNSTABLE, Precision
+from stdit_train.pipeline.save import draw_samples, save_pipeline
+from stdit_train.report.plots import plot_losses
+from stdit_train.tracking.metrics import Metrics, NoMetrics, TimestepBins, open_metrics
+from stdit_train.tracking.profiler import Profile
+from stdit_train.tracking.throughput import Speed
 
 
 class Trainer:

@@ -1,0 +1,263 @@
+"""What Open-Sora 1.0's report found, put to the test on `shapes`; the tables are in README.md.
+
+    uv run python benchmarks/findings/run.py RUN_DIR [--only QUESTION ...] [--seeds 3] [--minutes 75] [--prompts 40]
+    uv run python benchmarks/findings/run.py report RUN_DIR
+
+The first trains and scores whatever isn't yet: stopped or killed at any moment, the same command goes on. Every
+finished run is a file in RUN_DIR/results; `report` writes README.md from these, however many there are. One thread is
+used unless OMP_NUM_THREADS says otherwise.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+
+import torch
+from questions import MINUTES, PROMPTS, QUESTIONS, SEEDS, Arm, Question, make_arms, needed_arms
+from report import write_report
+
+from stdit_data.errors import DataError
+from stdit_data.latents.format import INDEX
+from stdit_model import STDiT
+from stdit_model.embed import temporal_positions
+from stdit_train.checkpoint.manager import RunEnded
+from stdit_train.checkpoint.run_folder import RunFolder
+from stdit_train.components.precompute import Encoding, open_jobs, this_process
+from stdit_train.config.load import ConfigError, TrainConfig, from_dict, to_dict
+from stdit_train.curriculum import Stage, stage_folder, train_stages
+from stdit_train.evaluation.evaluate import evaluate_pipeline
+from stdit_train.pipeline.load import load_pipeline
+from stdit_train.tracking.metrics import read_metrics, replace_text
+
+INTERRUPTED = 130
+
+
+class Interrupted(Exception):
+    """Somebody stopped a run; it is saved."""
+
+
+@dataclass
+class Lines:
+    """A watcher that prints what is said, and a line now and then."""
+
+    name: str
+    steps: int = 0
+
+    def started(self, step: int, steps: int) -> None:
+        self.steps = steps
+
+    def stepped(self, step: int, progress: float, values: dict[str, float]) -> None:
+        if step % max(self.steps // 4, 1) == 0:
+            print(f"{self.name}: step {step} of {self.steps}, loss {values.get('loss', float('nan')):.4f}", flush=True)
+
+    def said(self, line: str) -> None:
+        print(f"{self.name}: {line}", flush=True)
+
+
+class Findings:
+    """The runs of one folder.
+
+    Args:
+        folder: of latents, runs and results.
+        minutes: for all questions with three seeds; the number of steps follows from it.
+        prompts: seen ones that a finished run is scored by, and half as many held-out ones.
+    """
+
+    def __init__(self, folder: Path, minutes: float, prompts: int = PROMPTS) -> None:
+        self.folder, self.arms, self.prompts = folder.resolve(), make_arms(minutes), prompts
+
+    def run(self, questions: Sequence[Question], seeds: int) -> None:
+        """Train and score what isn't yet, every arm's first seed before the second seeds.
+
+        Raises:
+            Interrupted: by Ctrl-C or SIGTERM.
+            ConfigError: the folder holds runs with other settings.
+            RunEnded: the disk is full.
+        """
+        arms = needed_arms(questions, self.arms)
+        for seed in range(seeds):
+            for arm in arms:
+                if not self._is_done(arm, seed):
+                    print(f"{arm.name}, seed {seed}: {arm.about}", flush=True)
+                    self._train(arm, seed)
+
+    def result_file(self, arm: Arm, seed: int) -> Path:
+        """Of a finished run."""
+        return self.folder / "results" / f"{arm.name}-seed{seed}.json"
+
+    def _is_done(self, arm: Arm, seed: int) -> bool:
+        file = self.result_file(arm, seed)
+        if not file.is_file():
+            return False
+        result = json.loads(file.read_text())
+        _check_same(file, [from_dict(values) for values in result["settings"]], arm.seeded(seed))
+        if result["prompts"] != self.prompts:
+            raise ConfigError(f"{file} was scored by {result['prompts']} prompts: give --prompts {result['prompts']}")
+        return True
+
+    # -- one run ---------------------------------------------------------------------------------------------------
+
+    def _train(self, arm: Arm, seed: int) -> None:
+        """All stages of a run, from its last checkpoint where it has one; then its scores, and its file."""
+        folder = self.folder / "runs" / f"{arm.name}-seed{seed}"
+        configs = [self._cached(config) for config in arm.seeded(seed)]
+        if arm.image is not None:
+            image = stage_folder(self.folder / "runs" / f"{arm.image}-seed{seed}", 1, self.arms[arm.image].stages[0])
+            configs[0] = replace(configs[0], init=str(pixart_file(image)))
+        stages = [Stage(config, config, stage_folder(folder, i, config)) for i, config in enumerate(configs, 1)]
+        for stage in stages:
+            if stage.run.config_file.is_file():
+                _check_same(stage.run.path, [from_dict(stage.run.read_config())], [stage.config])
+        ended = None
+        try:
+            outcome = train_stages(stages, lambda number, stage: Lines(f"{arm.name}-seed{seed}/{stage.config.stage}"))[
+                1
+            ]
+            if outcome is not None and not outcome.finished:
+                raise Interrupted
+        except RunEnded as error:
+            if "not finite" not in str(error):
+                raise
+            ended = str(error)  # a result, too: so ends a run whose rate is too high
+        scores = self._scores(stages[-1].run) if arm.scored and ended is None else {}
+        result = read_result(arm, seed, [stage.run for stage in stages], scores, ended)
+        result["prompts"] = self.prompts
+        self.result_file(arm, seed).parent.mkdir(parents=True, exist_ok=True)
+        replace_text(self.result_file(arm, seed), json.dumps(result, indent=1) + "\n")
+
+    def _scores(self, run: RunFolder) -> dict[str, dict[str, float]]:
+        """For seen and held-out prompts the shares of videos that are right, the same prompts and noise for all."""
+        pipeline = load_pipeline(str(run.path))
+        splits: Any = (("seen", "train", self.prompts), ("held-out", "heldout", max(self.prompts // 2, 1)))
+        scored = {name: evaluate_pipeline(pipeline, split, count).shares for name, split, count in splits}
+        return {name: {aspect: found["share"] for aspect, found in shares.items()} for name, shares in scored.items()}
+
+    def _cached(self, config: TrainConfig) -> TrainConfig:
+        """The configuration with the latents and texts of its clips, encoded once for all seeds and arms."""
+        data = config.data
+        noise = f"-noise{data.caption_noise:.2f}" if data.caption_noise else ""
+        cache = self.folder / "latents" / f"{data.frames}x{data.height}x{data.width}-{data.clips}{noise}"
+        if not all((cache / part / INDEX).is_file() for part in ("video", "text")):
+            print(f"encoding {data.clips} clips to {cache}", flush=True)
+            names = {"vae": data.vae, "text_encoder": data.text_encoder}
+            for job in open_jobs(replace(config, seed=0), names, Encoding(str(cache)), this_process()):
+                job.run()
+        return replace(config, data=replace(data, source=str(cache), caption_noise=0.0, remember_latents=False))
+
+
+def read_result(
+    arm: Arm, seed: int, runs: Sequence[RunFolder], scores: dict[str, dict[str, float]], ended: str | None
+) -> dict[str, Any]:
+    """What a run came to, as plain values. A run that ended early has no validation loss."""
+    rows = [read_metrics(run.metrics_file) for run in runs]
+    curve = [(row["step"], row["validation_loss"]) for row in rows[-1] if "validation_loss" in row]
+    seconds = 0.0
+    for stage, logged in zip(arm.stages, rows, strict=True):
+        rates = [row["samples_per_second"] for row in logged if row.get("samples_per_second")]
+        seconds += stage.steps * mean(stage.global_batch / rate for rate in rates) if rates else 0.0
+    return {
+        "arm": arm.name,
+        "seed": seed,
+        "about": arm.about,
+        "steps": [stage.steps for stage in arm.stages],
+        "flops": arm.flops,
+        "tokens": arm.tokens,
+        "seconds": round(seconds, 1),
+        "validation_loss": curve[-1][1] if curve and ended is None else None,
+        "curve": curve,
+        "shares": scores,
+        "skipped": sum(1 for logged in rows for row in logged if row.get("skipped")),  # of the logged steps
+        "ended": ended,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}",
+        "written": time.strftime("%Y-%m-%d"),
+        "settings": [to_dict(stage) for stage in arm.seeded(seed)],
+    }
+
+
+def pixart_file(run: RunFolder) -> Path:
+    """The averaged weights of a finished run of dit on single frames, in the layout of PixArt's release.
+
+    An image model has no temporal position; dit adds that of frame 0 to every token, a constant, which goes into the
+    patch embedding's bias.
+    """
+    file = run.path / "pixart.pth"
+    if not file.is_file():
+        model = STDiT.from_pretrained(run.pipeline / "transformer")
+        weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+        first = temporal_positions(model.config.hidden_size, 1, model.config.time_scale)[0]
+        weights["x_embedder.proj.weight"] = weights["x_embedder.proj.weight"].squeeze(2)
+        weights["x_embedder.proj.bias"] = weights["x_embedder.proj.bias"] + first
+        partial = file.with_suffix(".partial")
+        torch.save({"state_dict": weights}, partial)
+        partial.rename(file)
+    return file
+
+
+def _check_same(where: Path, theirs: Sequence[TrainConfig], ours: Sequence[TrainConfig]) -> None:
+    """Refuses to take one run for another; where its parts lie doesn't count."""
+    if [_placeless(config) for config in theirs] != [_placeless(config) for config in ours]:
+        raise ConfigError(
+            f"{where} has other settings than this command asks for: give the --minutes that it began with, or another "
+            "folder"
+        )
+
+
+def _placeless(config: TrainConfig) -> TrainConfig:
+    """Without folders: latents are named by what they are, and with `shapes` go the demo's VAE and text encoder."""
+    data = replace(config.data, source=Path(config.data.source).name, vae="demo", text_encoder="demo")
+    return replace(config, init=None if config.init is None else "image", data=data)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command; its exit code."""
+    if arguments[:1] == ["report"]:
+        parser = argparse.ArgumentParser(prog="findings.py report", description="Write README.md from finished runs.")
+        parser.add_argument("run_dir", type=Path)
+        parser.add_argument("--out", type=Path, default=Path(__file__).with_name("README.md"))
+        given = parser.parse_args(arguments[1:])
+        if not (given.run_dir / "results").is_dir():
+            print(f"findings: no finished runs in {given.run_dir} (no results folder there)", file=sys.stderr)
+            return 2
+        print(write_report(given.run_dir, given.out))
+        return 0
+    parser = argparse.ArgumentParser(prog="findings.py", description=(__doc__ or "").partition("\n")[0])
+    names = [question.name for question in QUESTIONS]
+    parser.add_argument("run_dir", type=Path, help="a new folder, or that of a command that was stopped")
+    usual = [question.name for question in QUESTIONS if not question.extra]
+    parser.add_argument(
+        "--only", nargs="+", choices=names, default=usual, metavar="QUESTION", help=f"{', '.join(names)}; all but demo"
+    )
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="for all questions and three seeds, about")
+    parser.add_argument(
+        "--prompts", type=int, default=PROMPTS, help="to score a run by, and half as many held-out ones"
+    )
+    given = parser.parse_args(arguments)
+    if given.seeds < 1 or given.prompts < 1 or not given.minutes > 0:
+        parser.error("--seeds, --prompts and --minutes must be above 0")
+    try:
+        questions = [question for question in QUESTIONS if question.name in given.only]
+        Findings(given.run_dir, given.minutes, given.prompts).run(questions, given.seeds)
+    except (Interrupted, KeyboardInterrupt):
+        print("stopped, saved; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+    except (ConfigError, DataError, RunEnded) as error:
+        print(f"findings: {error}", file=sys.stderr)
+        return 2
+    print(f"all done: uv run python benchmarks/findings/run.py report {given.run_dir}")
+    return 0
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    sys.exit(main(sys.argv[1:]))

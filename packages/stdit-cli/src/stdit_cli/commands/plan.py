@@ -1,0 +1,52 @@
+"""`stdit plan`: what a stage takes, on which devices."""
+
+from typing import Annotated
+
+import typer
+
+
+def plan(
+    stage: Annotated[str, typer.Option(help="Which stage; `stdit stages` lists them.")] = "16x256",
+    gpus: Annotated[int, typer.Option(min=1, help="How many.")] = 1,
+    gpu: Annotated[str, typer.Option(help="h200, h100, a100, 4090, or cpu for this one.")] = "h100",
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, as global_batch=64.")
+    ] = None,
+    sampling: Annotated[bool, typer.Option("--sampling", help="Also what making one such clip takes.")] = False,
+) -> None:
+    """Parameters, FLOPs, memory and time of a stage, from formulas and stated peak rates; nothing is allocated."""
+    from stdit_cli.console import clock, plain_console
+    from stdit_cli.training import with_demo_parts
+    from stdit_train.config.load import load_stage, parse_overrides
+    from stdit_train.estimate.plan import SHARE_OF_PEAK, find_device_kind, plan_stage
+    from stdit_train.estimate.training import describe, refusal
+
+    console = plain_console()
+    overrides = parse_overrides(setting or [])
+    config = load_stage(stage, overrides)
+    if stage == "demo":
+        config = with_demo_parts(config, overrides)
+    device = find_device_kind(gpu)
+    console.print(f"stage {stage} on {gpus} x {device.title}, {device.memory / 2**30:.1f} GiB each")
+    for way in plan_stage(config, device, gpus):
+        if gpus > 1:
+            console.print(f"\n{way.how}:")
+        for line in describe(way.estimate):
+            console.print(line)
+        if gpus > 1:
+            sent = way.sent
+            console.print(
+                f"sends        {sent.total / 1e9:.3g} GB a step from each: weights {sent.gathered / 1e9:.3g}, "
+                f"gradients {(sent.scattered + sent.summed) / 1e9:.3g}, clips {sent.exchanged / 1e9:.3g}"
+            )
+        total = clock(way.seconds_per_step * config.steps)
+        console.print(
+            f"time         {way.seconds_per_step:.3g} s a step, {total} in all, if {SHARE_OF_PEAK:.0%} of "
+            f"{way.peak / 1e12:.3g} TFLOP/s are reached; VAE and text encoder not in it"
+        )
+        console.print("fits" if way.fits else refusal(way.estimate, device.memory) or "")
+    if sampling:
+        from stdit_train.estimate.sampling import describe_phases, plan_sampling
+
+        for line in describe_phases(plan_sampling(config), device.memory):
+            console.print(line)

@@ -1,0 +1,127 @@
+"""What `stdit sample` does with a request: load, warn, generate, write."""
+
+import time
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from stdit_cli.commands.sample import sidecar
+from stdit_cli.commands.sample.outputs import check_out, plan_jobs, settled, sidecar_path, video_format, write_video
+from stdit_cli.commands.sample.request import Job, Request
+from stdit_cli.sharing import find_share, gather
+
+SHEET_ROWS = 24  # videos on a contact sheet at most
+SHEET_COLUMNS = 8  # frames of each
+
+
+def run_sampling(request: Request) -> None:
+    """Make the videos batch by batch, each written when it is done, so that they survive an interruption."""
+    started = time.perf_counter()
+    share = find_share()
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    check_out(request)
+    if request.settings.checkpoint == "demo" and share.rank == 0:
+        console.print("with the bundled demo model (shapes, 16 frames of 64x64); --checkpoint takes another")
+
+    from stdit_cli.commands.sample.generate import Studio
+    from stdit_cli.limits import outside
+
+    share.choose_device()
+    studio = Studio(request)
+    kind = video_format(request, studio.frames)
+    jobs = plan_jobs(request, kind)
+    sha256 = studio.weights_sha256()
+    settings, used = studio.record()
+    for line in [*outside(studio, jobs), *differences(request, studio, sha256, used)] if share.rank == 0 else ():
+        console.print(line)
+
+    weights = {"source": settings.checkpoint, "sha256": sha256}
+    mine = list(batches(share.of(jobs), request))
+    count = sum(len(batch) for batch, _ in mine) if request.recorded is None else 1
+    finished: list[tuple[str, Any]] = []
+    columns = (TextColumn("sampling"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
+    try:
+        with Progress(*columns, console=console, transient=True, disable=share.rank > 0) as bar:
+            task = bar.add_task("", total=None)
+
+            def advance(pipeline: Any, _index: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+                bar.update(task, advance=1, total=len(mine) * pipeline.num_timesteps)
+                return kwargs
+
+            for batch, wanted in mine:
+                videos = studio.make(batch, advance)
+                for i in wanted:
+                    path = settled(batch[i].path, request.overwrite)
+                    write_video(path, kind, videos[i], studio.fps)
+                    content = sidecar.build(settings, batch, i, weights, used, str(studio.pipeline.device))
+                    sidecar.write(sidecar_path(path), content)
+                    finished.append((batch[i].prompt, thumbnails(videos[i])))
+                    console.print(f"{path}")
+    except KeyboardInterrupt:
+        console.print(f"{len(finished)} of {count} videos were finished, and are kept")
+        raise
+    everything = gather(share, finished)
+    if everything is not None:
+        if len(everything) > 1:
+            write_sheet(console, jobs[0].path.parent / "contact-sheet.png", request.overwrite, everything)
+        seconds = time.perf_counter() - started
+        console.print(f"{len(everything)} video{'s' * (len(everything) > 1)} in {seconds:.1f} s")
+
+
+def batches(jobs: list[Job], request: Request) -> Iterator[tuple[list[Job], list[int]]]:
+    """Jobs to make together, and which of them to write: all, but for a recorded video its alone.
+
+    What is made together either has negative prompts or has none.
+    """
+    if request.recorded is not None and jobs:
+        together, index = request.recorded["batch"]["videos"], request.recorded["batch"]["index"]
+        yield [Job(video["prompt"], video["negative"], video["seed"], jobs[0].path) for video in together], [index]
+        return
+    for _, group in groupby(jobs, key=lambda job: job.negative is None):
+        alike = list(group)
+        for start in range(0, len(alike), request.batch):
+            batch = alike[start : start + request.batch]
+            yield batch, list(range(len(batch)))
+
+
+def differences(request: Request, studio: Any, sha256: str, used: dict[str, Any]) -> Iterator[str]:
+    """A line where a recorded video will not come out the same."""
+    recorded = request.recorded
+    if recorded is None:
+        return
+    for name in ("image", "video"):
+        key = f"{name}_sha256"
+        if recorded["used"].get(key) != used.get(key):
+            yield f"warning: the {name} that it goes on from has changed since; it will differ"
+    if recorded["checkpoint"]["sha256"] != sha256:
+        yield "warning: this checkpoint has other weights than the video was made with; it will differ"
+    device = str(studio.pipeline.device)
+    if recorded["made_on"]["device"] != device:
+        yield f"warning: made on {recorded['made_on']['device']}, now on {device}; it will differ a little"
+    import torch
+
+    then, now = recorded["versions"].get("torch"), torch.__version__
+    if then != now:
+        yield f"warning: made with torch {then}, now {now}; it may differ a little"
+
+
+def thumbnails(video: Any) -> Any:
+    """The frames of a video [3, T, H, W] that its row on a contact sheet shows."""
+    import torch
+
+    frames = video.shape[1]
+    return video[:, torch.linspace(0, frames - 1, min(frames, SHEET_COLUMNS)).round().long()]
+
+
+def write_sheet(console: Console, path: Path, overwrite: bool, videos: list[tuple[str, Any]]) -> None:
+    """The finished videos under their prompts."""
+    from stdit_data.sheet import contact_sheet
+
+    shown = videos[:SHEET_ROWS]
+    sheet = settled(path, overwrite)
+    contact_sheet([video for _, video in shown], [prompt for prompt, _ in shown], columns=SHEET_COLUMNS).save(sheet)
+    console.print(f"{sheet}")

@@ -1,0 +1,34 @@
+"""`stdit stages`: the published curriculum, and the demo."""
+
+
+def stages() -> None:
+    """List the training stages with their sizes, and the schedules that chain them."""
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    from stdit_data.video.frames import default_sampling
+    from stdit_train.config.load import load_stage, stage_names
+    from stdit_train.curriculum import schedule_about, schedule_names
+
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))  # narrow enough for 80 columns
+    for column in ("stage", "clip", "every", "model", "loss", "steps", "batch", "rate"):
+        table.add_column(column, no_wrap=True)
+    for name in stage_names():
+        c = load_stage(name)
+        taken = default_sampling(c.data.frames, c.data.interval, c.data.target_fps)
+        table.add_row(
+            name,
+            f"{c.data.frames}x{c.data.height}x{c.data.width}",
+            str(taken.interval) if taken.interval else f"{taken.fps:g}/s",
+            f"{c.model.preset} {c.model.variant}",
+            c.objective.name,
+            f"{c.steps:,}",
+            str(c.global_batch),
+            f"{c.optimizer.lr:g}",
+        )
+    console = Console(highlight=False)
+    console.print(table)
+    console.print("every: one frame of a video in so many is taken. A schedule trains stages in a row:")
+    for name in schedule_names():
+        console.print(f"--schedule {name}: {schedule_about(name)}", soft_wrap=True)

@@ -1,0 +1,262 @@
+"""Clips from a manifest or a folder.
+
+C channels (3), T frames, H height, W width.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import zlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from av.video.reformatter import VideoReformatter
+from torch import Tensor
+
+from stdit_data import files
+from stdit_data.buckets import Bucket
+from stdit_data.clip import Clip
+from stdit_data.errors import DataError
+from stdit_data.manifests.format import Entry, Manifest, read_manifest
+from stdit_data.manifests.metadata import completed, fitting_bucket, known_short
+from stdit_data.transforms import Fit, may_flip, normalise
+from stdit_data.video import color
+from stdit_data.video.deinterlace import OneField
+from stdit_data.video.frames import Sampling, Short, default_sampling, take
+from stdit_data.video.probe import read_image, reading
+from stdit_data.video.stream import VideoStream
+
+log = logging.getLogger(__name__)
+
+Crop = Literal["center", "random"]
+Place = Literal["random", "start", "center"]
+DRAWS = 4  # random numbers per sample: place, crop x, crop y, flip
+
+
+class VideoDataset:
+    """A `ClipDataset` over the entries of a manifest. Made by `open_videos`, which says what the settings mean."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        entries: Sequence[Entry],
+        buckets: Sequence[Bucket],
+        samplings: Mapping[Bucket, Sampling],
+        *,
+        crop: Crop,
+        flip: bool,
+        place: Place,
+        stream: int | None,
+    ) -> None:
+        self.manifest, self.entries, self._buckets = manifest, list(entries), list(buckets)
+        self.samplings = dict(samplings)
+        self.crop, self.flip, self.place, self.stream = crop, flip, place, stream
+        weights = [entry.weight for entry in self.entries]
+        self.weights = (
+            None if all(w is None for w in weights) else [1.0 if weight is None else weight for weight in weights]
+        )
+        self.identity = _identity([self.path(index) for index in range(len(self.entries))], self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def bucket(self, index: int) -> Bucket:
+        """The shape that `load` gives."""
+        return self._buckets[index]
+
+    def path(self, index: int) -> str:
+        """The full path or URL of a sample's file."""
+        return self.manifest.locate(self.entries[index])
+
+    def caption(self, index: int) -> str:
+        """A sample's caption, without reading its file."""
+        return self.entries[index].caption
+
+    def subset(self, indices: Sequence[int], *, plain: bool = False) -> VideoDataset:
+        """Some of the samples, in this order.
+
+        Args:
+            indices: their places here.
+            plain: draw nothing at random: the middle of each video and picture, never mirrored.
+        """
+        return VideoDataset(
+            self.manifest,
+            [self.entries[index] for index in indices],
+            [self._buckets[index] for index in indices],
+            self.samplings,
+            crop="center" if plain else self.crop,
+            flip=self.flip and not plain,
+            place="center" if plain else self.place,
+            stream=self.stream,
+        )
+
+    def load(self, index: int, *, seed: int, epoch: int) -> Clip:
+        """Reads a sample; where it starts, its crop and its mirroring are drawn from (seed, epoch, index).
+
+        Raises:
+            ClipError: the file is missing, broken or too short.
+        """
+        entry, bucket, url = self.entries[index], self._buckets[index], self.path(index)
+        place, x, y, mirror = self._draw(seed, epoch, index)
+        fit = Fit(bucket.height, bucket.width, x, y, flip=self.flip and mirror < 0.5 and may_flip(entry.caption))
+        with reading(url), files.open_media(url) as media:
+            if files.is_image(url):
+                picture = normalise(fit(read_image(media)))
+                return Clip(_repeat(picture, bucket.frames), entry.caption, index, fps=0.0)
+            with VideoStream(media, self.stream) as video:
+                convert = _Convert(fit, video)
+                taken = take(video, self.samplings[bucket], convert, place=place, cut=entry.cut)
+        span = (taken.times[0], taken.times[-1])
+        return Clip(torch.stack(taken.pictures, dim=1), entry.caption, index, taken.fps, span)
+
+    def _draw(self, seed: int, epoch: int, index: int) -> tuple[float, float, float, float]:
+        raw = np.random.Philox(np.random.SeedSequence([seed, epoch, index])).random_raw(DRAWS)
+        place, x, y, mirror = (float(bits >> np.uint64(11)) / 2**53 for bits in raw)  # [0, 1), as numpy makes floats
+        if self.place != "random":
+            place = 0.0 if self.place == "start" else 0.5
+        if self.crop == "center":
+            x = y = 0.5
+        return place, x, y, mirror
+
+
+def open_videos(
+    source: str | Path,
+    *,
+    frames: int = 16,
+    height: int = 256,
+    width: int = 256,
+    interval: int | None = None,
+    fps: float | None = None,
+    short: Short = "skip",
+    crop: Crop = "center",
+    flip: bool = True,
+    place: Place = "random",
+    buckets: Sequence[Bucket] | None = None,
+    stream: int | None = None,
+    root: str | None = None,
+    empty_captions: bool = False,
+    workers: int = 8,
+) -> VideoDataset:
+    """Opens a folder or a manifest for training.
+
+    Args:
+        source: see `manifest.read_manifest`.
+        frames, height, width: the clips' shape, where no buckets are given.
+        interval: take every so many source frames. Without it and without `fps` Open-Sora 1.0's: 3 up to 16 frames,
+            2 above.
+        fps: take frames at this rate instead.
+        short: videos too short for that: `skip` or `hold` their last frame. Skipped ones are left out at once where
+            the manifest says their length (num_frames or end, and fps), else found on reading and rejected.
+        crop: `center`, or anywhere at `random`.
+        flip: mirror half of the clips, but never one whose caption speaks of left, right, east, west or clockwise.
+        place: where in a video the clip lies: at `random`, at its `start`, or in the `center` of it.
+        buckets: shapes to sort clips into, see `buckets.choose_bucket`. Entries that don't say width, height and (for
+            buckets of different lengths) num_frames are probed first; `stdit data validate --write` stores the facts.
+            Clips that can't be probed go to the first bucket, to be rejected when read.
+        stream: which video stream of a file, from 0; FFmpeg's best without it.
+        root: the folder that relative paths start from, instead of the manifest's own.
+        empty_captions: train on clips without captions.
+        workers: threads that probe.
+
+    Images are clips of one frame, which is repeated in buckets of more frames, and is never too short.
+
+    Raises:
+        DataError: nothing to train on, missing captions, settings that make no sense.
+    """
+    for name, value, allowed in (("crop", crop, ("center", "random")), ("place", place, ("random", "start", "center"))):
+        if value not in allowed:
+            raise DataError(f"{name} {value!r}: expected {' or '.join(map(repr, allowed))}")
+    if buckets is None and min(frames, height, width) < 1:
+        raise DataError(f"{frames} frames of {height}x{width}: expected numbers from 1")
+    shapes = [Bucket(*bucket) for bucket in buckets] if buckets is not None else [Bucket(frames, height, width)]
+    if not shapes:
+        raise DataError("buckets: expected at least one, as in 16x256x256")
+    samplings = {shape: default_sampling(shape.frames, interval, fps, short) for shape in shapes}
+    least = samplings[min(shapes)]
+
+    manifest = read_manifest(str(source), root=root)
+    entries = _captioned(manifest, empty_captions)
+    if len(shapes) > 1:
+        entries = completed(manifest, entries, stream, workers, lengths=len({shape.frames for shape in shapes}) > 1)
+    kept = [entry for entry in entries if short == "hold" or not known_short(entry, least)]
+    if not kept:
+        need = math.ceil(least.span(entries[0].fps or 30))
+        raise DataError(
+            f"{source}: all {len(entries)} clips are too short, {need} source frames are needed; ask for fewer frames, "
+            "a smaller interval, or short='hold'"
+        )
+    if len(kept) < len(entries):
+        log.warning("%s: %d of %d clips left out, too short", source, len(entries) - len(kept), len(entries))
+    chosen = [fitting_bucket(entry, samplings) for entry in kept]
+    if len(shapes) > 1:
+        shares = ", ".join(f"{bucket}: {count}" for bucket, count in sorted(Counter(chosen).items()))
+        log.info("%s: clips per bucket %s", source, shares)
+    return VideoDataset(
+        manifest,
+        kept,
+        chosen,
+        samplings,
+        crop=crop,
+        flip=flip,
+        place=place,
+        stream=stream,
+    )
+
+
+class _Convert:
+    """A decoded frame to [C, H, W] float32 in [-1, 1], the same way for all frames of a clip."""
+
+    def __init__(self, fit: Fit, video: VideoStream) -> None:
+        self.fit, self.aspect, self.reformatter = fit, video.aspect, VideoReformatter()
+        self.one_field = OneField(video.video.codec_context.name)
+
+    def __call__(self, frame: Any) -> Tensor:
+        field = self.one_field(frame)
+        aspect = self.aspect * field.height / frame.height  # a field's lines are as high as two
+        aspect = 1 / aspect if color.turned(field) else aspect
+        picture = replace(self.fit, aspect=aspect)(color.to_rgb(field, self.reformatter))
+        if color.is_hdr(field):
+            picture = color.tone_map(picture, field.color_trc)
+        return normalise(picture)
+
+
+def _repeat(picture: Tensor, frames: int) -> Tensor:
+    return picture[:, None].repeat(1, frames, 1, 1)
+
+
+def _identity(urls: Sequence[str], entries: Sequence[Entry]) -> int:
+    """32 bits that change when other clips are listed, or the same in another order.
+
+    Paths count from the folder that all share, so that the set may be moved as a whole between stops, and captions
+    don't count, so that they may be corrected.
+    """
+    heads = [url.split("::")[0] for url in urls]
+    # character by character, since URLs are no paths; then back to a whole folder
+    shared = len(os.path.commonprefix(heads).rpartition("/")[0]) if len(heads) > 1 else 0  # noqa: RUF071
+    crc = 0
+    for url, head, entry in zip(urls, heads, entries, strict=True):
+        place = head[shared:].lstrip("/") if len(heads) > 1 else PurePosixPath(head).name
+        archives = [PurePosixPath(layer).name for layer in url.split("::")[1:]]
+        crc = zlib.crc32(repr((place, archives, entry.cut)).encode(), crc)
+    return crc
+
+
+def _captioned(manifest: Manifest, empty_captions: bool) -> list[Entry]:
+    empty = [entry for entry in manifest.entries if not entry.caption]
+    if not empty or empty_captions:
+        return manifest.entries
+    if manifest.url == manifest.folder:
+        where = "put each video's caption beside it, as name.txt beside name.mp4"
+    else:
+        where = "fill in column 'caption'"
+    raise DataError(
+        f"{manifest.url}: {len(empty)} of {len(manifest.entries)} clips have no caption, the first {empty[0].path}; "
+        f"{where}, or set empty_captions to train without"
+    )

@@ -1,0 +1,214 @@
+"""Training from a cache: a `ClipDataset` of VAE moments and text-encoder states.
+
+C latent channels, T frames, H W latent height and width, L text tokens, D width of the text encoder.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import zlib
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stdit_data import files
+from stdit_data.buckets import Bucket, parse_bucket
+from stdit_data.clip import Clip
+from stdit_data.errors import ClipError, DataError
+from stdit_data.latents import format as cache
+from stdit_data.latents.order import WindowedOrder, shard_order
+from stdit_data.latents.shards import ShardFiles
+
+WINDOW = 16  # shards: 4 GB of the standard size
+AHEAD = 2  # shards read ahead
+
+
+class LatentDataset:
+    """The clips of a cache, encoded. `clip.video` holds moments [2C, T, H, W] as stored, `clip.text` states [L, D].
+
+    Samples are those of the dataset that was encoded, in its order, and the loader treats them alike: sample i draws
+    the same noise in training, and one that could not be read when encoding is a `ClipError` here too. In epoch e a
+    clip's variant e modulo their number is read.
+
+    Args:
+        url: folder or URL of a finished cache.
+        window: shards over which samples are shuffled, see `latent_order`; 0 is all, which is the clip loader's order.
+        copies: where files of a URL are copied to, see `ShardFiles`.
+
+    Attributes:
+        about, about_text: what the parts were made with; the latter None where there is no text part.
+        texts: the text part, or None.
+        buckets: the clips' shapes in frames and pixels, and those of their latents.
+
+    Raises:
+        DataError: not a finished cache, or its text part lacks a caption.
+    """
+
+    moments = True  # what `video` is
+
+    def __init__(self, url: str, *, window: int = WINDOW, copies: str | Path | None = None) -> None:
+        if window < 0:
+            raise DataError(f"window {window}: expected a number of shards, or 0 for all")
+        self.url = url
+        rows = cache.read_index(url, "video")
+        self.about = cache.read_about(url, "video") or {}
+        self.about_text = cache.read_about(url, "text")
+        self.buckets = {parse_bucket(name): Bucket(*shape[1:]) for name, shape in self.about["shapes"].items()}
+        self.samples, self.variants = self.about["manifest"]["samples"], self.about["transform"]["variants"]
+        self.rows = rows
+        self._row = np.full((self.variants, self.samples), -1, dtype=np.int64)
+        self._row[np.asarray(rows["variant"]), np.asarray(rows["sample"])] = np.arange(len(rows))
+        self._shard = np.asarray(rows["shard"])
+        shapes = zip(*(rows[name].to_pylist() for name in ("frames", "height", "width")), strict=True)
+        self._buckets = [Bucket(*shape) for shape in shapes]  # of rows
+        if (self._row < 0).any():
+            raise DataError(f"{url}: the index lacks {int((self._row < 0).sum())} entries; encode anew")
+        if rows["key"].null_count == len(rows):
+            raise DataError(f"{url}: no clip could be read; the first: {rows['reason'][0]}")
+        self.identity = int(self.about["manifest"]["hash"][:8], 16)
+        self.window = window or self.about["shards"]
+        self._videos = ShardFiles(files.join(url, "video"), self.window + AHEAD + 1, _part(copies, "video"))
+        # Texts are in the order of the clips, so those of a window lie together; they may be larger than its latents.
+        self.texts = CachedTexts(url, keep=4 * self.window, copies=copies) if self.about_text is not None else None
+        if self.texts is not None:
+            self.texts.check(caption.as_py() for caption in pc.unique(rows["caption"]))
+        weights = rows["weight"].take(self._row[0])
+        self.weights = None if weights.null_count == len(weights) else weights.to_pylist()
+        self._ahead = AHEAD
+        self._epoch_shards = lru_cache(maxsize=4)(self._find_epoch_shards)
+
+    def subset(self, indices: Sequence[int], *, ahead: bool = True) -> LatentDataset:
+        """Some of the samples, in this order; the files are shared with this one.
+
+        Args:
+            indices: their places here.
+            ahead: read the shards that follow in an epoch's order ahead; not for a few samples out of many shards.
+        """
+        part = copy.copy(self)
+        part._row, part.samples = self._row[:, indices], len(indices)
+        part.identity = zlib.crc32(np.asarray(indices, dtype="<i8").tobytes(), self.identity)
+        part.weights = None if self.weights is None else [self.weights[index] for index in indices]
+        part._ahead = AHEAD if ahead else 0
+        part._epoch_shards = lru_cache(maxsize=4)(part._find_epoch_shards)
+        return part
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def bucket(self, index: int) -> Bucket:
+        """The clip's shape in frames and pixels."""
+        return self._buckets[self._row[0, index]]
+
+    def path(self, index: int) -> str:
+        """The path or URL of the file that a sample was encoded from."""
+        return self.rows["source"][int(self._row[0, index])].as_py()
+
+    def caption(self, index: int) -> str:
+        """A sample's caption."""
+        return self.rows["caption"][int(self._row[0, index])].as_py()
+
+    def entry(self, index: int, epoch: int = 0) -> dict[str, Any]:
+        """Everything that the index says of a sample."""
+        return self.rows.slice(int(self._row[epoch % self.variants, index]), 1).to_pylist()[0]
+
+    def make_order(self, buckets: Any, **settings: Any) -> WindowedOrder:
+        """The order that the loader goes by."""
+        return WindowedOrder(buckets, shards=self.shards, window=self.window, **settings)
+
+    def shards(self, epoch: int) -> NDArray[np.integer]:
+        """The shard of every sample in an epoch."""
+        return self._shard[self._row[epoch % self.variants]]
+
+    def load(self, index: int, *, seed: int, epoch: int) -> Clip:
+        """Reads a sample.
+
+        Raises:
+            ClipError: it could not be read when it was encoded.
+        """
+        row = int(self._row[epoch % self.variants, index])
+        entry = self.rows.slice(row, 1).to_pylist()[0]
+        if entry["key"] is None:
+            raise ClipError(entry["source"], f"{entry['reason']} (when it was encoded)")
+        if self._ahead:
+            self._expect(entry["shard"], seed, epoch)
+        moments = self._videos.tensor(entry["shard"], entry["key"])
+        text = self.texts(entry["caption"]) if self.texts is not None else None
+        span = (entry["start"], entry["end"])
+        return Clip(moments, entry["caption"], index, entry["fps"], span, text, self._buckets[row])
+
+    def _expect(self, shard: int, seed: int, epoch: int) -> None:
+        """Has the shards that follow in the epoch read ahead."""
+        following = self._epoch_shards(seed, epoch)
+        place = following[0][shard]
+        self._videos.expect(following[1][place : place + 1 + self._ahead])
+
+    def _find_epoch_shards(self, seed: int, epoch: int) -> tuple[dict[int, int], list[int]]:
+        numbers = np.unique(self.shards(epoch)).tolist()
+        ordered = shard_order(seed, epoch, numbers)
+        return {shard: place for place, shard in enumerate(ordered)}, ordered
+
+
+class CachedTexts:
+    """The text part of a cache: captions, as they stand in the manifest, to states.
+
+    Args:
+        url, copies: as for `LatentDataset`.
+        keep: see `ShardFiles`.
+
+    Raises:
+        DataError: there is no finished text part.
+    """
+
+    def __init__(self, url: str, *, keep: int = 4 * WINDOW, copies: str | Path | None = None) -> None:
+        self.url = url
+        self._rows = cache.read_index(url, "text")
+        self.about = cache.read_about(url, "text") or {}
+        # Keyed by a digest: captions of a big set would take gigabytes as Python strings.
+        self._known = {_digest(caption.as_py()): row for row, caption in enumerate(self._rows["caption"])}
+        self._files = ShardFiles(files.join(url, "text"), keep, _part(copies, "text"))
+
+    def __contains__(self, caption: str) -> bool:
+        return _digest(caption) in self._known
+
+    def __call__(self, caption: str) -> Tensor:
+        """States [L, D] as stored, without padding.
+
+        Raises:
+            DataError: the caption is not in the cache.
+        """
+        self.check([caption])
+        row = self._known[_digest(caption)]
+        return self._files.tensor(self._rows["shard"][row].as_py(), self._rows["key"][row].as_py())
+
+    def check(self, captions: Iterable[str]) -> None:
+        """Looks whether all captions are there.
+
+        Raises:
+            DataError: the first that is not.
+        """
+        for caption in captions:
+            if caption not in self:
+                raise DataError(
+                    f"{self.url}: the text part, made of {self.about['manifest']['source']}, lacks the caption "
+                    f"{caption[:60]!r}; encode this manifest's captions (--text-only)"
+                )
+
+    def table(self) -> pa.Table:
+        """The index."""
+        return self._rows
+
+
+def _digest(caption: str) -> bytes:
+    return hashlib.sha256(caption.encode()).digest()[:16]
+
+
+def _part(copies: str | Path | None, part: str) -> Path | None:
+    return Path(copies) / part if copies is not None else None

@@ -1,0 +1,107 @@
+"""The order of a cache's samples: shards at random, then a window that slides over them.
+
+Rules, on top of those of `order`
+---------------------------------
+- Every epoch puts the shards in a new order, by (seed, epoch). A sample's place in the epoch is its shard's position
+  plus `window` times a random number in 0..1, by (seed, epoch, bucket). So when a shard is begun, only those of the
+  `window` shards before it can still be needed: a reader goes through the files once, in large pieces, and holds
+  `window` of them.
+- Batches come in the order of their last sample's place, over all buckets.
+- A window of all shards or more is no restriction, and the order is exactly that of `order`: the clip loader's.
+
+All of it is a pure function of (seed, epoch, batch), like the order of clips.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stdit_data.buckets import Bucket
+from stdit_data.errors import DataError
+from stdit_data.loading.order import SHUFFLE_SAMPLES, Order
+
+SHUFFLE_SHARDS = 4  # what a stream of random numbers is for; order.py has the others
+
+
+def shard_order(seed: int, epoch: int, shards: Sequence[int], *, shuffle: bool = True) -> list[int]:
+    """The order in which an epoch goes through `shards`."""
+    if not shuffle:
+        return list(shards)
+    raw = np.random.Philox(np.random.SeedSequence([seed, SHUFFLE_SHARDS, epoch])).random_raw(len(shards))
+    return [shards[i] for i in np.argsort(raw, kind="stable")]
+
+
+class WindowedOrder(Order):
+    """An `Order` that keeps to a window of shards.
+
+    Args:
+        buckets, global_batch, seed, shuffle, weights: as for `Order`.
+        shards: an epoch to the shard of every sample in it, in dataset order; any negative number for samples that
+            are in none.
+        window: in shards, from 1.
+    """
+
+    def __init__(
+        self,
+        buckets: Sequence[Bucket],
+        *,
+        global_batch: int | Mapping[Bucket, int],
+        seed: int,
+        shuffle: bool = True,
+        weights: Sequence[float] | None = None,
+        shards: Callable[[int], NDArray[np.integer]],
+        window: int,
+    ) -> None:
+        super().__init__(buckets, global_batch=global_batch, seed=seed, shuffle=shuffle, weights=weights)
+        if window < 1:
+            raise DataError(f"window {window}: expected at least 1 shard")
+        self.shards, self.window = shards, window
+        self._places = lru_cache(maxsize=4 * len(self.buckets))(self._make_places)
+        self._positions = lru_cache(maxsize=4)(self._make_positions)
+
+    def restricted(self, epoch: int) -> bool:
+        """Whether the window is narrower than the epoch."""
+        return self.shuffle and self.window < len(np.unique(self.shards(epoch)))
+
+    def fingerprint(self) -> int:
+        crc = super().fingerprint()
+        if not self.restricted(0):
+            return crc
+        return zlib.crc32(self.shards(0).astype("<i8").tobytes(), zlib.crc32(str(self.window).encode(), crc))
+
+    def _make_positions(self, epoch: int) -> NDArray[np.int64]:
+        """The position of every sample's shard in the epoch."""
+        numbers, which = np.unique(self.shards(epoch), return_inverse=True)
+        ordered = shard_order(self.seed, epoch, list(range(len(numbers))))
+        position = np.empty(len(numbers), dtype=np.int64)
+        position[ordered] = np.arange(len(numbers))
+        return position[which]
+
+    def _make_places(self, b: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The samples of bucket `b` in `epoch` in their order, and their places, in shards."""
+        indices = self._members[b]
+        if self._weights is not None:
+            indices = np.repeat(indices, self._seen(b, epoch + 1) - self._seen(b, epoch))
+        raw = self._raw(SHUFFLE_SAMPLES, epoch, b, len(indices))
+        places = self._positions(epoch)[indices] + self.window * ((raw >> np.uint64(11)) / 2.0**53)
+        order = np.argsort(places, kind="stable")
+        return indices[order], places[order]
+
+    def _make_sequence(self, b: int, epoch: int) -> NDArray[np.int64]:
+        if not self.restricted(epoch):
+            return super()._make_sequence(b, epoch)
+        return self._places(b, epoch)[0]
+
+    def _make_plan(self, epoch: int) -> NDArray[np.int64]:
+        plan = super()._make_plan(epoch)
+        if not self.restricted(epoch):
+            return plan
+        last = [(int(j) + 1) * self.sizes[b] - 1 - self._count(b, epoch) for b, j in plan]
+        ends = [self._places(int(b), epoch)[1][i] for (b, _), i in zip(plan, last, strict=True)]
+        # by bucket and number where two places are the same: a bucket's batches keep their order
+        return plan[np.lexsort((plan[:, 1], plan[:, 0], np.array(ends)))]

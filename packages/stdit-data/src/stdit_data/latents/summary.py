@@ -1,0 +1,105 @@
+"""What a cache holds, and what one would take, in words and numbers for people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow.compute as pc
+
+from stdit_data import files
+from stdit_data.errors import DataError
+from stdit_data.latents import format as cache
+from stdit_data.latents.format import SAID, Part
+
+
+def moments_bytes(latent: Sequence[int], itemsize: int = 2) -> int:
+    """Bytes of mean and log variance of a clip.
+
+    Args:
+        latent: channels, frames, height, width.
+        itemsize: bytes of a number: 2 in bfloat16.
+    """
+    return 2 * math.prod(latent) * itemsize
+
+
+def text_bytes(tokens: int, width: int, itemsize: int = 2) -> int:
+    """Bytes of a caption's states."""
+    return tokens * width * itemsize
+
+
+def human_bytes(size: float) -> str:
+    """1536 as 1.5 KiB."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.4g} {unit}"
+        size /= 1024
+    return f"{size:.4g} TiB"
+
+
+def describe(url: str) -> list[tuple[str, str]]:
+    """Names and values, a line each, of all that is recorded of a cache.
+
+    Raises:
+        DataError: not a cache.
+    """
+    if not cache.is_cache(url):
+        raise DataError(f"{url}: not a cache; expected a folder that `stdit data encode` made")
+    lines: list[tuple[str, str]] = []
+    for part in cache.PARTS:
+        about = cache.read_about(url, part)
+        if about is None:
+            lines.append((part, "not there"))
+            continue
+        shards = cache.list_shards(url, part)
+        size = sum(files.size(files.join(url, f"{part}/{cache.shard_name(number)}")) for number in shards)
+        complete = files.exists(files.join(url, f"{part}/{cache.INDEX}"))
+        state = "complete" if complete else "not finished: the same `stdit data encode` goes on"
+        lines.append((part, f"{len(shards)} of {about['shards']} shards, {human_bytes(size)}, {state}"))
+        lines += [(f"  {name}", value) for name, value in _about(about)]
+        if complete:
+            lines += [(f"  {name}", value) for name, value in _contents(url, part)]
+    return lines
+
+
+def _about(about: dict[str, Any]) -> list[tuple[str, str]]:
+    lines = []
+    for key, value in about.items():
+        if key in ("format", "shards"):
+            continue
+        if key in ("vae", "text_encoder", "manifest"):
+            rest = {name: inner for name, inner in value.items() if name not in ("source", "hash")}
+            lines.append((SAID.get(key, key), f"{value['source']} (hash {value['hash']})"))
+            lines += [(f"  {name}", _plain(inner)) for name, inner in rest.items()]
+        elif key == "transform":
+            lines.append((key, ", ".join(f"{n} {_plain(v)}" for n, v in value.items() if v not in (None, []))))
+        elif key == "shapes":
+            lines += [(f"clips of {name}", f"moments {'x'.join(map(str, shape))}") for name, shape in value.items()]
+        else:
+            lines.append((key.replace("_", " "), human_bytes(value) if key == "shard_bytes" else str(value)))
+    return lines
+
+
+def _contents(url: str, part: Part) -> list[tuple[str, str]]:
+    rows = cache.read_index(url, part)
+    if part == "text":
+        tokens = rows["tokens"]
+        spread = f"{pc.min(tokens)} to {pc.max(tokens)}, {pc.mean(tokens).as_py():.1f} on average" if len(rows) else "-"
+        return [("captions", str(len(rows))), ("tokens", spread)]
+    bad = rows.filter(pc.is_valid(rows["reason"]))
+    lines = [("entries", f"{len(rows) - len(bad)}, of {len(pc.unique(rows['sample']))} clips")]
+    if len(bad):
+        first = f"{bad['source'][0]}: {bad['reason'][0]} (in {cache.shard_name(bad['shard'][0].as_py())})"
+        lines.append(("not readable", f"{len(bad)}, the first: {first}"))
+    return lines
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_plain(inner)}" for name, inner in value.items()) or "-"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list):
+        return " ".join(_plain(inner) for inner in value)
+    return str(value)

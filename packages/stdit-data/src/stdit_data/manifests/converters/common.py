@@ -1,0 +1,71 @@
+"""What converters share."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from stdit_data import files
+from stdit_data.errors import DataError
+from stdit_data.manifests.format import Entry, write_manifest
+
+
+@dataclass(slots=True)
+class Conversion:
+    """What came of a conversion."""
+
+    entries: list[Entry] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)  # reason: how many
+
+    def write(self, url: str, *, folder: str | None = None) -> int:
+        """Writes the manifest. Paths in `folder` become relative where the manifest lies in or above it, else full.
+
+        Raises:
+            DataError: nothing was converted; the message gives the reasons.
+        """
+        if not self.entries:
+            reasons = ", ".join(f"{count} x {reason}" for reason, count in self.skipped.most_common(5)) or "no entries"
+            raise DataError(f"{url}: nothing to write ({reasons})")
+        return write_manifest(url, [replace(entry, path=_placed(entry.path, folder, url)) for entry in self.entries])
+
+
+def read_json(url: str) -> Any:
+    """A JSON file's content.
+
+    Raises:
+        DataError: no such file, or not JSON.
+    """
+    if not files.exists(url):
+        raise DataError(f"{url}: no such file")
+    try:
+        return json.loads(files.read_text(url))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{url}: not JSON ({error.msg} in line {error.lineno})") from None
+
+
+def videos_by_name(folder: str, suffixes: Iterable[str] = files.VIDEO_SUFFIXES) -> dict[str, str]:
+    """The videos in a folder and below: file name to path within the folder.
+
+    Raises:
+        DataError: no such folder, or no videos in it.
+    """
+    if not files.is_folder(folder):
+        raise DataError(f"{folder}: no such folder")
+    found = {PurePosixPath(path).name: path for path in files.walk(folder) if files.suffix(path) in suffixes}
+    if not found:
+        raise DataError(f"{folder}: no videos in this folder or below")
+    return found
+
+
+def _placed(path: str, folder: str | None, manifest: str) -> str:
+    if folder is None:
+        return path
+    full = files.join(folder, path)
+    if not (files.is_local(full) and files.is_local(manifest)):
+        return full
+    absolute, home = files.local_path(full).absolute(), files.local_path(manifest).absolute().parent
+    return str(absolute.relative_to(home)) if absolute.is_relative_to(home) else str(Path(absolute))

@@ -1,0 +1,74 @@
+"""Pexels-style folders: video files, and captions beside them (name.txt) or in one file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from stdit_data import files
+from stdit_data.errors import DataError
+from stdit_data.manifests.converters.common import Conversion, read_json
+from stdit_data.manifests.format import Entry, read_manifest
+
+LICENCE = "Pexels licence"
+
+
+def convert(folder: str, *, captions: str | None = None) -> Conversion:
+    """One entry per captioned video.
+
+    Args:
+        folder: the videos, in any sub-folders.
+        captions: a manifest (CSV, JSON lines, Parquet with path and caption) or a JSON file: an object of name to
+            caption, or a list of objects with a name (path, file, video or id) and a caption (caption or text). A name
+            is a file's name or path, with or without suffix. Without it, captions are in name.txt beside each video.
+
+    Raises:
+        DataError: no videos, or captions of another form.
+    """
+    found = read_manifest(folder).entries
+    given = _captions(captions) if captions is not None else {}
+    done = Conversion()
+    for entry in found:
+        caption = _look_up(given, entry.path) if captions is not None else entry.caption
+        if not caption:
+            done.skipped["video without a caption"] += 1
+            continue
+        done.entries.append(Entry(entry.path, caption, source="Pexels", licence=LICENCE))
+    known = {key for entry in found for key in _keys(entry.path)}
+    if lost := sum(name not in known for name in given):
+        done.skipped["caption without a video"] = lost
+    return done
+
+
+def _captions(url: str) -> dict[str, str]:
+    if files.suffix(url) != ".json":
+        return {_bare(entry.path): entry.caption for entry in read_manifest(url).entries}
+    data = read_json(url)
+    if isinstance(data, Mapping):
+        pairs = list(data.items())
+    elif isinstance(data, list):
+        pairs = [(_first(row, "path", "file", "video", "id"), _first(row, "caption", "text")) for row in data]
+    else:
+        raise DataError(f"{url}: {type(data).__name__}; expected an object of name to caption, or a list of objects")
+    for name, caption in pairs:
+        if not isinstance(caption, str) or name is None:
+            raise DataError(f"{url}: {name!r} has {caption!r}; expected a name and a caption (text) for each")
+    return {_bare(str(name)): " ".join(caption.split()) for name, caption in pairs}
+
+
+def _first(row: Any, *keys: str) -> Any:
+    return next((row[key] for key in keys if key in row), None) if isinstance(row, Mapping) else None
+
+
+def _bare(path: str) -> str:
+    """A path without a video's suffix; other dots are part of the name."""
+    return str(PurePosixPath(path).with_suffix("")) if files.suffix(path) in files.VIDEO_SUFFIXES else path
+
+
+def _keys(path: str) -> tuple[str, str]:
+    return _bare(path), PurePosixPath(_bare(path)).name
+
+
+def _look_up(given: Mapping[str, str], path: str) -> str:
+    return next((given[key] for key in _keys(path) if key in given), "")

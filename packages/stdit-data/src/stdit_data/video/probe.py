@@ -1,0 +1,132 @@
+"""What a video or an image says of itself."""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from io import SEEK_END
+from typing import IO
+
+import numpy as np
+import torch
+from av.error import FFmpegError
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from stdit_data import files
+from stdit_data.errors import ClipError, DataError
+from stdit_data.video import color
+from stdit_data.video.deinterlace import is_interlaced
+from stdit_data.video.stream import VideoStream
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A file's facts. Sizes are as shown: upright, with square pixels."""
+
+    codec: str
+    width: int  # pixels
+    height: int  # pixels
+    frames: int  # as declared, else reckoned from duration and rate, else counted; 1 for an image
+    fps: float  # on average; 0 for an image
+    duration: float  # seconds; 0 for an image
+    pixel_format: str = ""
+    hdr: bool = False
+    streams: int = 1  # video streams in the file
+    interlaced: bool = False
+
+
+@contextmanager
+def reading(url: str) -> Iterator[None]:
+    """Turns whatever a broken or missing file raises into a `ClipError` that names it."""
+    try:
+        yield
+    except ClipError:
+        raise
+    except FileNotFoundError:
+        raise ClipError(url, "no such file") from None
+    except UnidentifiedImageError:
+        raise ClipError(url, "not an image that Pillow knows") from None
+    except FFmpegError as error:
+        raise ClipError(url, _known_damage(url) or f"FFmpeg: {error.strerror or error}") from None
+    except (DataError, OSError, EOFError, zipfile.BadZipFile, zlib.error, struct.error) as error:
+        raise ClipError(url, " ".join(str(error).split()) or type(error).__name__) from None
+    except (Image.DecompressionBombError, SyntaxError) as error:  # Pillow's word for a broken PNG
+        raise ClipError(url, str(error)) from None
+
+
+def _known_damage(url: str) -> str | None:
+    """What FFmpeg calls invalid data, in words that help, where it is one of the two common cases."""
+    with suppress(DataError, OSError), files.open_binary(url) as file:
+        total = file.seek(0, SEEK_END)
+        if total == 0:
+            return "the file is empty"
+        at, kinds = 0, set[bytes]()
+        while at + 8 <= total and len(kinds) < 16:  # an mp4's outermost boxes: size, then kind
+            file.seek(at)
+            size, kind = struct.unpack(">I4s", file.read(8))
+            if size == 1 and at + 16 <= total:  # a 64-bit size follows
+                (size,) = struct.unpack(">Q", file.read(8))
+            kinds.add(kind)
+            if size < 8:
+                break
+            at += size
+        if b"ftyp" in kinds and not kinds & {b"moov", b"moof"}:
+            return "truncated: its index, which mp4 has at the end, is missing"
+    return None
+
+
+def probe(url: str, *, stream: int | None = None) -> Probe:
+    """Opens a file and decodes one frame.
+
+    Args:
+        url: path or URL of a video or an image.
+        stream: which video stream; the best without it.
+
+    Raises:
+        ClipError: it can't be opened or its first frame doesn't decode.
+    """
+    with reading(url), files.open_media(url) as media:
+        if files.is_image(url):
+            picture = read_image(media)
+            return Probe(files.suffix(url)[1:], picture.shape[2], picture.shape[1], frames=1, fps=0.0, duration=0.0)
+        with VideoStream(media, stream) as video:
+            total = video.count()
+            frame = next((frame for _, frame in video.all_frames()), None)
+            if frame is None:
+                raise DataError("no frame decodes")
+            width, height = round(frame.width * video.aspect), frame.height
+            if color.turned(frame):
+                width, height = height, width
+            duration = video.duration
+            return Probe(
+                codec=video.video.codec_context.name,
+                width=width,
+                height=height,
+                frames=total,
+                fps=float(video.rate),
+                duration=float(total / video.rate) if duration is None else duration,
+                pixel_format=frame.format.name,
+                hdr=color.is_hdr(frame),
+                streams=len(video.container.streams.video),
+                interlaced=is_interlaced(frame, video.video.codec_context.name),
+            )
+
+
+def read_image(media: str | IO[bytes]) -> Tensor:
+    """[3, H, W] uint8: upright by its EXIF tag, transparency laid on white. The first frame of an animation."""
+    with Image.open(media) as image:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I;16") or upright.mode in ("I", "F"):
+            grey = np.asarray(upright, dtype=np.float32)
+            top = 65535 if upright.mode != "F" else max(1.0, float(grey.max()))
+            upright = Image.fromarray((grey / top * 255).clip(0, 255).astype(np.uint8))
+        if upright.has_transparency_data:
+            paper = Image.new("RGBA", upright.size, "white")
+            upright = Image.alpha_composite(paper, upright.convert("RGBA"))
+        pixels = np.array(upright.convert("RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1)

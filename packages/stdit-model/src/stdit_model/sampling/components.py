@@ -1,0 +1,160 @@
+"""The parts of a pipeline beside its transformer: from a folder, or from the Hub by their usual ids.
+
+A part that is not to be had, offline or with no such repository, is told with what to download and where to give it.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+from stdit_model.convert import HUB_COMPONENTS
+from stdit_model.errors import WeightsError
+from stdit_model.weights.files import read_json
+from stdit_model.weights.hub import split_hub_id
+
+PARTS = ("vae", "text_encoder", "tokenizer", "scheduler")
+
+
+def named_parts(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The components that an index names by Hub id (`stdit weights convert` writes such) and that are not given.
+
+    Raises:
+        WeightsError: the Hub does not give one; the message says what to download or to pass.
+    """
+    index = folder / "model_index.json"
+    names = read_json(index).get(HUB_COMPONENTS, {}) if index.is_file() else {}
+    wanted = {part: name for part, name in names.items() if part not in given}
+    require(wanted)
+    return {part: load_part(part, name) for part, name in wanted.items()}
+
+
+def check_parts(folder: Path, given: Mapping[str, Any]) -> None:
+    """Every part that the index names is there.
+
+    Raises:
+        FileNotFoundError: no index, or a part is missing; all missing parts are named.
+    """
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise FileNotFoundError(f"{folder}: no model_index.json in it, so not a pipeline folder")
+    named = {name for name, value in read_json(index).items() if isinstance(value, list) and value[0] is not None}
+    expected = {"transformer", *PARTS} - set(given)
+    missing = sorted(part for part in expected if part in named and not any((folder / part).glob("*.json")))
+    unnamed = sorted(expected - named)
+    if missing or unnamed:
+        raise FileNotFoundError(
+            f"{folder}: this pipeline folder lacks {', '.join(missing + unnamed)}; copy or download it again, whole"
+        )
+
+
+def require(sources: Mapping[str, str | Path]) -> None:
+    """That parts can be had, asked of the Hub with a small file each, so that all that are not are told at once.
+
+    Args:
+        sources: part -> a folder, or a Hub id ("owner/name" or "owner/name/folder").
+
+    Raises:
+        FileNotFoundError: a path with nothing there.
+        WeightsError: parts that the Hub does not give, and how to bring them here.
+    """
+    failures: dict[str, list[str]] = {}
+    reasons: dict[str, str] = {}
+    offline = False
+    for part, source in sources.items():
+        if _folder(part, source) is None:
+            repo, inside = _hub_id(part, source)
+            try:
+                hf_hub_download(repo, "/".join(filter(None, (inside, _MARKS[part]))), local_files_only=offline)
+            except (OSError, ValueError) as error:  # the Hub's errors derive from these
+                offline |= isinstance(error, LocalEntryNotFoundError)  # one wait for the network is enough
+                failures.setdefault(repo, []).append(part)
+                reasons[repo] = _reason(error)
+    if failures:
+        raise WeightsError(_advice(failures, reasons))
+
+
+def load_part(part: str, source: str | Path, **options: Any) -> Any:
+    """One part, from its folder, a pipeline folder that holds it, or a Hub id.
+
+    Args:
+        part: one of `PARTS`.
+        source: where.
+        options: of the class's `from_pretrained`, such as torch_dtype or quantization_config.
+
+    Raises:
+        FileNotFoundError: a path with nothing there.
+        WeightsError: it can't be read, or the Hub does not give it.
+    """
+    import diffusers
+    import transformers
+
+    folder = _folder(part, source)
+    classes: dict[str, Any] = {
+        "text_encoder": transformers.T5EncoderModel,
+        "tokenizer": transformers.AutoTokenizer,
+        "scheduler": diffusers.DDPMScheduler,
+    }
+    if part == "vae":
+        config = read_json(folder / "config.json") if folder and (folder / "config.json").is_file() else {}
+        classes["vae"] = getattr(diffusers, str(config.get("_class_name")), diffusers.AutoencoderKL)
+    try:
+        if folder is not None:
+            return classes[part].from_pretrained(folder, **options)
+        repo, inside = _hub_id(part, source)
+        return classes[part].from_pretrained(repo, **({"subfolder": inside} if inside else {}), **options)
+    except (OSError, ValueError) as error:
+        if folder is not None:
+            raise WeightsError(f"{folder}: not a readable {part.replace('_', ' ')} ({_reason(error)})") from error
+        repo = _hub_id(part, source)[0]
+        raise WeightsError(_advice({repo: [part]}, {repo: _reason(error)})) from error
+
+
+# A small file that each part has.
+_MARKS = {
+    "vae": "config.json",
+    "text_encoder": "config.json",
+    "tokenizer": "tokenizer_config.json",
+    "scheduler": "scheduler_config.json",
+}
+
+
+def _folder(part: str, source: str | Path) -> Path | None:
+    """The local folder that is meant: itself, or a pipeline's; None for what may be a Hub id."""
+    path = Path(source).expanduser()
+    if not path.is_dir():
+        return None
+    inner = path / part
+    return inner if inner.is_dir() else path
+
+
+def _hub_id(part: str, source: str | Path) -> tuple[str, str]:
+    found = split_hub_id(str(source))
+    if found is None:
+        raise FileNotFoundError(
+            f"{source}: neither a folder nor a Hub id (owner/name) for the {part.replace('_', ' ')}"
+        )
+    return found
+
+
+def _reason(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _advice(failures: Mapping[str, list[str]], reasons: Mapping[str, str]) -> str:
+    """What is missing, why, and the commands that bring it here."""
+    parts = "; ".join(
+        f"{' and '.join(parts)} {repo}: not to be had ({reasons[repo].rstrip('.')})" for repo, parts in failures.items()
+    )
+    steps = "; ".join(
+        f"`hf download {repo} --local-dir {repo.split('/')[1]}` and --{_option(parts)} {repo.split('/')[1]}"
+        for repo, parts in failures.items()
+    )
+    return f"{parts}. Where there is a network: {steps}; or `hf download` alone, and this machine finds it in its cache"
+
+
+def _option(parts: list[str]) -> str:
+    return ("text_encoder" if "tokenizer" in parts else parts[0]).replace("_", "-")

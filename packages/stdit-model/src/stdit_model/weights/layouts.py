@@ -1,0 +1,233 @@
+"""The layouts that weights come in, and the map from each to STDiT's own names.
+
+    stdit             the names of the Open-Sora v1.0 release, which this package keeps
+    pixart            PixArt-alpha's release: the same names on images (a 4-D patch kernel, no temporal attention)
+    pixart-diffusers  PixArtTransformer2DModel of diffusers
+    latte-diffusers   LatteTransformer3DModel of diffusers: known by sight, not read
+
+A layout shows in the names and shapes of the tensors. The maps yield (name, lazy tensor), in STDiT's names.
+"""
+
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from typing import Any, Literal
+
+import torch
+
+from stdit_model.embed import spatial_positions, temporal_positions
+from stdit_model.errors import WeightsError, few
+from stdit_model.weights.files import Checkpoint, LazyTensor, packed
+
+Layout = Literal["stdit", "pixart", "pixart-diffusers", "latte-diffusers"]
+LAYOUT_NAMES: dict[Layout, str] = {
+    "stdit": "STDiT (the names of Open-Sora v1.0)",
+    "pixart": "PixArt-alpha, original release",
+    "pixart-diffusers": "PixArt-alpha, diffusers' PixArtTransformer2DModel",
+    "latte-diffusers": "Latte, diffusers' LatteTransformer3DModel (not readable here)",
+}
+
+# Recomputed for whatever size forward is given, so never read.
+POSITIONS = ("pos_embed", "pos_embed_temporal", "pos_embed.pos_embed")
+# Micro-conditions on the image's size and shape, which only PixArt's 1024-MS models have.
+MICRO_CONDITIONS = re.compile(r"(csize_embedder|ar_embedder|adaln_single\.emb\.(resolution|aspect_ratio)_embedder)\..+")
+
+
+def recognise(tensors: Mapping[str, LazyTensor]) -> Layout | None:
+    """Which layout these names and shapes are; None for none of them."""
+    if "adaln_single.linear.weight" in tensors:
+        temporal = any(name.startswith("temporal_transformer_blocks.") for name in tensors)
+        return "latte-diffusers" if temporal else "pixart-diffusers"
+    patch = tensors.get("x_embedder.proj.weight")
+    if patch is None or not any(name.startswith("blocks.0.") for name in tensors):
+        return None
+    return "pixart" if len(patch.shape) == 4 else "stdit"
+
+
+def recognised(checkpoint: Checkpoint) -> Layout:
+    """The layout of a checkpoint.
+
+    Raises:
+        WeightsError: it is none that is known here.
+    """
+    layout = recognise(checkpoint.tensors)
+    if layout is None:
+        raise WeightsError(
+            f"{checkpoint.path}: none of the known layouts (STDiT or Open-Sora v1.0, PixArt-alpha): its keys are "
+            f"{few(sorted(checkpoint.tensors))}"
+        )
+    return layout
+
+
+def expected_unused(name: str) -> bool:
+    """Whether a file may hold this tensor without our using it: positions and micro-conditions."""
+    return name in POSITIONS or MICRO_CONDITIONS.fullmatch(name) is not None
+
+
+def stdit_items(tensors: Mapping[str, LazyTensor], layout: Layout) -> Iterator[tuple[str, LazyTensor]]:
+    """A file's tensors under STDiT's names, but for those expected unused; unknown names pass through unchanged."""
+    if layout == "pixart-diffusers":
+        yield from _from_diffusers(tensors)
+        return
+    for name, tensor in tensors.items():
+        if expected_unused(name):
+            continue
+        if layout == "pixart" and name == "x_embedder.proj.weight":
+            tensor = tensor.unsqueeze(2)  # a patch of one frame
+        yield name, tensor
+
+
+_DIFFUSERS = {
+    "pos_embed.proj": "x_embedder.proj",
+    "adaln_single.emb.timestep_embedder.linear_1": "t_embedder.mlp.0",
+    "adaln_single.emb.timestep_embedder.linear_2": "t_embedder.mlp.2",
+    "adaln_single.linear": "t_block.1",
+    "caption_projection.linear_1": "y_embedder.y_proj.fc1",
+    "caption_projection.linear_2": "y_embedder.y_proj.fc2",
+    "proj_out": "final_layer.linear",
+}
+_DIFFUSERS_BLOCK = {
+    "attn1.to_out.0": "attn.proj",
+    "attn2.to_q": "cross_attn.q_linear",
+    "attn2.to_out.0": "cross_attn.proj",
+    "ff.net.0.proj": "mlp.fc1",
+    "ff.net.2": "mlp.fc2",
+}
+_DIFFUSERS_PACKED = {
+    source: (target, sources)
+    for target, sources in (
+        ("attn.qkv", ("attn1.to_q", "attn1.to_k", "attn1.to_v")),
+        ("cross_attn.kv_linear", ("attn2.to_k", "attn2.to_v")),
+    )
+    for source in sources
+}
+_BLOCK = re.compile(r"transformer_blocks\.(\d+)\.(.+?)\.(weight|bias)")
+
+
+def _from_diffusers(tensors: Mapping[str, LazyTensor]) -> Iterator[tuple[str, LazyTensor]]:
+    """PixArtTransformer2DModel's names; q, k and v, and k and v of the text, are packed into one each."""
+    taken: set[str] = set()
+    for name, tensor in tensors.items():
+        module, _, kind = name.rpartition(".")
+        block = _BLOCK.fullmatch(name)
+        if expected_unused(name) or name in taken:
+            continue
+        if module in _DIFFUSERS:
+            yield f"{_DIFFUSERS[module]}.{kind}", tensor.unsqueeze(2) if len(tensor.shape) == 4 else tensor
+        elif name == "scale_shift_table":
+            yield "final_layer.scale_shift_table", tensor
+        elif module.startswith("transformer_blocks.") and kind == "scale_shift_table":
+            yield f"blocks.{module.removeprefix('transformer_blocks.')}.scale_shift_table", tensor
+        elif block and block[2] in _DIFFUSERS_BLOCK:
+            yield f"blocks.{block[1]}.{_DIFFUSERS_BLOCK[block[2]]}.{block[3]}", tensor
+        elif block and block[2] in _DIFFUSERS_PACKED:
+            target, sources = _DIFFUSERS_PACKED[block[2]]
+            parts = [f"transformer_blocks.{block[1]}.{source}.{block[3]}" for source in sources]
+            present = [part for part in parts if part in tensors]
+            taken.update(present)
+            # Some of q, k, v missing: the packed tensor comes out too small, and the strict check names it.
+            yield f"blocks.{block[1]}.{target}.{block[3]}", packed([tensors[part] for part in present])
+        else:
+            yield name, tensor
+
+
+def sizes(tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
+    """STDiT's constructor arguments, as far as the shapes of its tensors show them.
+
+    The number of heads doesn't show; model_max_length shows only with a null caption. Of the variants, "seq" and
+    "parallel" hold the same tensors: "seq" is answered.
+
+    Raises:
+        WeightsError: tensors that the sizes are read from are missing or of odd shapes.
+    """
+    needed = {
+        "x_embedder.proj.weight": 5,
+        "blocks.0.mlp.fc1.weight": 2,
+        "y_embedder.y_proj.fc1.weight": 2,
+        "final_layer.linear.weight": 2,
+    }
+    wrong = [name for name, ndim in needed.items() if name not in tensors or len(tensors[name].shape) != ndim]
+    if wrong:
+        raise WeightsError(f"the sizes can't be read: missing or of the wrong shape: {few(wrong)}")
+    width, in_channels, *patch = tensors["x_embedder.proj.weight"].shape
+    hidden = tensors["blocks.0.mlp.fc1.weight"].shape[0]
+    ratio = hidden / width
+    out_channels, rest = divmod(tensors["final_layer.linear.weight"].shape[0], math.prod(patch))
+    if rest or out_channels not in (in_channels, 2 * in_channels):
+        raise WeightsError(
+            f"final_layer.linear.weight gives {out_channels} channels: {in_channels} (or {2 * in_channels}, with the "
+            f"variance) expected"
+        )
+    blocks = {int(match[1]) for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))}
+    if blocks != set(range(len(blocks))):
+        raise WeightsError(f"blocks.0 to blocks.{max(blocks)} expected, but only {len(blocks)} of them are there")
+    spatial = {i for i in blocks if f"blocks.{i}.attn.qkv.weight" in tensors}
+    temporal = {i for i in blocks if f"blocks.{i}.attn_temp.qkv.weight" in tensors}
+    variant = "seq" if spatial & temporal else "latte" if temporal else "dit"
+    found = {
+        "variant": variant,
+        "depth": len(blocks),
+        "hidden_size": width,
+        "patch_size": tuple(patch),
+        "in_channels": in_channels,
+        "learn_sigma": out_channels != in_channels,
+        "mlp_ratio": ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf),
+        "caption_channels": tensors["y_embedder.y_proj.fc1.weight"].shape[1],
+    }
+    if "y_embedder.y_embedding" in tensors:
+        found["model_max_length"] = tensors["y_embedder.y_embedding"].shape[0]
+    return found
+
+
+def position_scales(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, float], tuple[int, int, int] | None]:
+    """The space_scale and time_scale that a file's position buffers were made with, and their grid (T, H, W).
+
+    The lowest frequency of the second position gives the scale; it counts where the whole table is then ours.
+    The grid is None where there is no temporal table, as in image models, or no spatial one that fits.
+    """
+    scales: dict[str, float] = {}
+    grid, frames = None, None
+    if "pos_embed" in tensors:
+        table = _table(tensors["pos_embed"])
+        tokens, width = table.shape
+        shapes = [(rows, tokens // rows) for rows in range(1, tokens + 1) if tokens % rows == 0]
+        shapes.sort(key=lambda shape: abs(shape[0] - shape[1]))  # a square, if it can be one
+        for scale, shape in itertools.product(_scales(table[:, : width // 2]), shapes):
+            if _same(table, spatial_positions(width, *shape, scale)):
+                scales["space_scale"], grid = scale, shape
+                break
+    if "pos_embed_temporal" in tensors:
+        table = _table(tensors["pos_embed_temporal"])
+        frames, width = table.shape
+        for scale in _scales(table):
+            if _same(table, temporal_positions(width, frames, scale)):
+                scales["time_scale"] = scale
+                break
+    return scales, None if grid is None or frames is None else (frames, *grid)
+
+
+def _table(buffer: LazyTensor) -> torch.Tensor:
+    """A position buffer [1, P, D] as [P, D]."""
+    return buffer.read().flatten(0, -2)
+
+
+def _scales(table: torch.Tensor) -> list[float]:
+    """1 / the position in the second row of a 1-D [sin | cos] table: a simple fraction, if near one, then as it is."""
+    half = table.shape[1] // 2
+    if len(table) < 2 or half < 1:
+        return []
+    sine, cosine = table[1, half - 1].double().item(), table[1, -1].double().item()
+    position = math.atan2(sine, cosine) * 10000.0 ** ((half - 1) / half)
+    if not 1e-3 < position < 1e3:
+        return []
+    simple = float(Fraction(1 / position).limit_denominator(64))
+    near = abs(simple * position - 1) < max(1e-6, 20 * torch.finfo(table.dtype).eps)
+    return [simple, 1 / position] if near else [1 / position]
+
+
+def _same(table: torch.Tensor, ours: torch.Tensor) -> bool:
+    """Whether two position tables are the same, to the precision of the one read and of its arithmetic."""
+    tolerance = max(1e-3, 4 * torch.finfo(table.dtype).eps)
+    return table.shape == ours.shape and (table.float() - ours).abs().max().item() < tolerance

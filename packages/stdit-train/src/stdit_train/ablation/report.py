@@ -1,0 +1,158 @@
+"""The page of an ablation: ranking, tables, curves and videos side by side, in one self-contained file."""
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from statistics import mean
+
+from stdit_train.ablation.arms import Arm, loss_is_comparable
+from stdit_train.ablation.results import (
+    HELD_OUT,
+    LOSS,
+    SEEN,
+    Ranking,
+    Result,
+    rank,
+    separation,
+    write_csv,
+    write_differences,
+)
+from stdit_train.ablation.runner import Ablation
+from stdit_train.ablation_plots import plot_curves, plot_final
+from stdit_train.config.load import flat
+from stdit_train.evaluation.confidence import Interval, mean_interval
+from stdit_train.report.html import image, page, row, table, video
+from stdit_train.report.run_report import sampled_prompts, settings_table
+
+QUICK = "a quick look, not a ranking"
+OTHER_LOSSES = "The arms' validation losses measure different things, so they are not ranked by them."
+METHOD = (
+    "Within a seed all runs saw the same clips in the same order with the same noise and timesteps, and started from "
+    "the same weights wherever a parameter has the same name and shape. Intervals are Student's, 95 %, over seeds; "
+    "two arms are compared by their paired differences, and are not separated where that interval has zero in it. "
+    "Each pair stands for itself: of twenty comparisons of equal arms, one is separated by chance."
+)
+
+
+def rankings_of(ablation: Ablation, results: Sequence[Result]) -> list[Ranking]:
+    """By validation loss, where that is comparable, and by the share of videos that are right.
+
+    An arm of which a run diverged is left out: the seeds that it survived would flatter it.
+    """
+    ended = ablation.diverged()
+    results = [result for result in results if result.arm not in ended]
+    measures = [LOSS] if loss_is_comparable(ablation.study.base, ablation.arms) else []
+    return [found for found in (rank(results, measure) for measure in [*measures, SEEN, HELD_OUT]) if found]
+
+
+def diverged_lines(ablation: Ablation) -> list[str]:
+    """A line an arm of which runs diverged, and which is not ranked therefore."""
+    ended, count = ablation.diverged().items(), ablation.study.seeds
+    return [f"Not ranked: {arm}, which diverged in {len(seeds)} of {count} runs." for arm, seeds in ended]
+
+
+def write_ablation_report(ablation: Ablation, results: Sequence[Result], command: str, quick: bool) -> list[Path]:
+    """Write runs.csv, differences.csv, curves.png, final.png and report.html into the ablation's folder.
+
+    Args:
+        ablation: whose arms and folder.
+        results: of its finished runs, one or more.
+        command: what was typed.
+        quick: say that this is no ranking.
+
+    Returns:
+        The files.
+    """
+    folder, study = ablation.folder, ablation.study
+    runs, pairs, curves, final, html = (
+        folder / name for name in ("runs.csv", "differences.csv", "curves.png", "final.png", "report.html")
+    )
+    rankings = rankings_of(ablation, results)
+    write_csv(results, runs)
+    write_differences(rankings, pairs)
+    plot_curves(results, curves, study.match)
+    plot_final(results, rankings, final)
+    seeds = len({result.seed for result in results})
+    parts = [f"<h1>{escape(', '.join(arm.name for arm in ablation.arms))}</h1>"]
+    parts += [f"<p><strong>{QUICK}</strong></p>" if quick else ""]
+    parts += [f"<p>Matched: {study.match}. Seeds: {seeds}. <code>{escape(command)}</code></p>", "<h2>Ranking</h2>"]
+    parts += [_ranking(ranking, quick) for ranking in rankings] or ["<p>no runs of all arms yet</p>"]
+    parts += [f"<p>{escape(line)}</p>" for line in diverged_lines(ablation)]
+    parts += [f"<p>{OTHER_LOSSES}</p>" if not loss_is_comparable(study.base, ablation.arms) else ""]
+    parts += [f"<p>{METHOD}</p>", image(final, "final measures"), image(curves, "validation losses")]
+    parts += ["<h2>Arms</h2>", _arms(ablation, results)]
+    parts += ["<h2>Paired differences</h2>", *map(_differences, rankings)]
+    parts += ["<h2>Videos</h2>", _videos(ablation, results)]
+    settings = {arm.name: flat(ablation.run_folder(arm, 0).read_config()) for arm in _begun(ablation)}
+    parts += ["<h2>Settings</h2>", settings_table(settings)]
+    html.write_text(page("stdit ablation", parts))
+    return [html, curves, final, runs, pairs]
+
+
+def _ranking(ranking: Ranking, quick: bool) -> str:
+    direction = "lower is better" if ranking.measure == LOSS else "share of prompts right, higher is better"
+    name = ranking.measure if ranking.measure == LOSS else f"{ranking.measure} prompts"
+    lines = f"<p>By {name} ({direction}): <strong>{escape(ranking.line)}</strong>"
+    lines += f"<br>{escape(separation(ranking))}."
+    return lines + (f" {QUICK.capitalize()}." if quick else "") + "</p>"
+
+
+def _arms(ablation: Ablation, results: Sequence[Result]) -> str:
+    """What each arm costs, and what it comes to."""
+    costs, outcomes = "", []
+    for arm in ablation.arms:
+        runs = [result for result in results if result.arm == arm.name]
+        if not runs:
+            continue
+        first, steps = runs[0], mean(r.steps for r in runs)
+        cells = [arm.name, str(len(runs)), f"{steps:,.0f}", f"{first.parameters:,}", f"{first.same_start:.0%}"]
+        cells += [f"{first.step_flops / 1e9:.3g}", f"{steps * first.step_flops / 1e12:.3g}"]
+        cells += [f"{mean(r.seconds_per_step for r in runs):.3f}", f"{first.step_memory / 2**20:,.0f}"]
+        costs += row([*cells, f"{max(r.process_memory for r in runs):.2f}"])
+        cells = [arm.name]
+        for measure in (LOSS, SEEN, HELD_OUT):
+            values = [value for r in runs if (value := r.measure(measure)) is not None]
+            cells.append(mean_interval(values).text(4 if measure == LOSS else 3) if values else "")
+        for aspect in ("colour", "shape", "motion"):
+            values = [r.shares[SEEN][aspect] for r in runs if SEEN in r.shares]
+            cells.append(f"{mean(values):.3f}" if values else "")
+        outcomes.append(cells)
+    head = ["arm", "runs", "steps", "parameters", "same start", "GFLOPs a step", "TFLOPs in all", "seconds a step"]
+    head += ["step memory, MiB", "process memory, GiB"]
+    names = ["arm", LOSS, f"{SEEN}: all right", f"{HELD_OUT}: all right", "seen: colour", "seen: shape", "seen: motion"]
+    shown = [i for i, name in enumerate(names) if name == "arm" or any(cells[i] for cells in outcomes)]
+    rows = "".join(row([cells[i] for i in shown]) for cells in outcomes)
+    note = "FLOPs and step memory are by formula; process memory is the most that was measured."
+    return f"{table(head, costs)}<p>{note}</p>{table([names[i] for i in shown], rows)}"
+
+
+def _differences(ranking: Ranking) -> str:
+    body = ""
+    for (better, worse), found in ranking.differences.items():
+        verdict = "separated" if found.separated else "not separated"
+        cells = [f"{better} - {worse}", _difference(found), str(found.count), verdict]
+        body += row(cells, "differs" if found.separated else "")
+    return f"<h3>{escape(ranking.measure)}</h3>" + table(["pair", "difference", "seeds", ""], body)
+
+
+def _difference(found: Interval) -> str:
+    return f"{found.mean:.3g}" + ("" if found.half is None else f" ± {found.half:.2g}")
+
+
+def _begun(ablation: Ablation) -> list[Arm]:
+    return [arm for arm in ablation.arms if ablation.run_folder(arm, 0).config_file.exists()]
+
+
+def _videos(ablation: Ablation, results: Sequence[Result]) -> str:
+    """A row a prompt, a column an arm: the last samples of seed 0."""
+    done = {result.arm: result.steps for result in results if result.seed == 0}
+    arms = [arm for arm in ablation.arms if arm.name in done]
+    html = ""
+    prompts = sampled_prompts(ablation.run_folder(arms[0], 0)) if arms else []
+    for i, prompt in enumerate(prompts):
+        shown = ""
+        for arm in arms:
+            file = ablation.run_folder(arm, 0).samples / f"step-{done[arm.name]:06d}-{i}.mp4"
+            shown += video(file, arm.name) if file.is_file() else ""
+        html += f"<p>{escape(prompt)}</p>{shown}"
+    return html

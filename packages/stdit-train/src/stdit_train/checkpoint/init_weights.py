@@ -1,0 +1,63 @@
+"""Weights to start a run from: another run, a saved model or pipeline, an Open-Sora or PixArt file."""
+
+from pathlib import Path
+
+from stdit_model import STDiT
+from stdit_model.convert import find
+from stdit_model.weights.load import NULL_CAPTION, Weights, saved_weights
+from stdit_train.config.load import ConfigError
+from stdit_train.distributed.sharded_weights import fill, stored
+
+_SIZES = (
+    "hidden_size",
+    "depth",
+    "num_heads",
+    "mlp_ratio",
+    "in_channels",
+    "caption_channels",
+    "learn_sigma",
+    "patch_size",
+)
+
+
+def load_initial(model: STDiT, source: str) -> str:
+    """Fill a model with weights, a tensor at a time, and say in one line what was done.
+
+    Args:
+        model: of the run, whole or in shards.
+        source: run folder (its EMA weights), pipeline or model folder, .pth or .safetensors file, or hub id. An image
+            model (PixArt) gives every variant what it has; the temporal attention keeps its start.
+
+    Raises:
+        ConfigError: sizes, patch or variant differ; the message names the first that does.
+        FileNotFoundError, ValueError: it can't be read.
+    """
+    folder = Path(source).expanduser()
+    if (folder / "pipeline" / "transformer").is_dir():
+        folder = folder / "pipeline"
+    if (folder / "transformer").is_dir():
+        folder = folder / "transformer"
+    if (folder / "config.json").is_file() and "STDiT" in (folder / "config.json").read_text():
+        found = saved_weights(folder)
+    else:
+        found = find(source, num_heads=model.config.num_heads)
+    image = any(".attn_temp." in name for name in found.new)
+    _compare(model, found, source, image)
+    known = model.state_dict().keys()
+    fill(model, ((name, tensor) for name, tensor in stored(found) if not image or name in known), partly=True)
+    kind = "an image model; the temporal attention starts anew" if image else f"a {found.config['variant']} model"
+    if NULL_CAPTION in found.new:
+        kind += "; it has no null caption, which starts at random"
+    return f"starting from {source}: {kind}"
+
+
+def _compare(model: STDiT, found: Weights, source: str, image: bool) -> None:
+    names = [*_SIZES, "model_max_length"] + ([] if image else ["variant"])
+    for name in names:
+        theirs, ours = found.config.get(name, model.config[name]), model.config[name]
+        theirs, ours = (tuple(v) if isinstance(v, list) else v for v in (theirs, ours))  # patch sizes, from JSON
+        if theirs != ours:
+            raise ConfigError(
+                f"{source} has {name} {theirs}, this run {ours}: choose the stage's model to match (--variant, "
+                "--set model.preset=..., model.depth=..., --vae, --text-encoder)"
+            )

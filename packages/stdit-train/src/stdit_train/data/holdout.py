@@ -1,0 +1,63 @@
+"""Which clips a run of videos, or of a cache of videos, trains on and which it is validated on.
+
+`shapes`, and caches of it, have validation clips of their own; see `setup.build_datasets`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from stdit_data.buckets import Bucket
+from stdit_data.datasets.videos import VideoDataset
+from stdit_data.errors import DataError
+from stdit_data.latents.dataset import LatentDataset
+from stdit_data.latents.format import is_cache
+from stdit_data.manifests.split import split
+from stdit_train.config.load import ConfigError, DataConfig
+from stdit_train.data.videos import open_clips
+from stdit_train.loss.validation import ValidationClips
+
+Clips = TypeVar("Clips", VideoDataset, LatentDataset)
+
+
+def parted(dataset: Clips, data: DataConfig) -> tuple[Clips, ValidationClips | None]:
+    """The clips to train on, and those to validate on as the settings say: a share of them, others, or none.
+
+    Validation clips have the run's own shape (`data.frames`, `height` and `width`) where there are buckets. Of videos
+    they are the middle, in time and in the picture, and never mirrored.
+
+    Raises:
+        ConfigError: the share leaves one side empty, or no clip has that shape.
+        DataError: no such `data.validation_source`, or nothing usable there.
+    """
+    if data.validation_source is not None:
+        others = _open(data.validation_source, dataset, data)
+        return dataset, _validation(others, range(len(others)), data)
+    if not data.validation:
+        return dataset, None
+    try:
+        kept, held = split([dataset.path(index) for index in range(len(dataset))], data.validation)
+    except DataError as error:
+        raise ConfigError(f"data.validation: {error}; set another, or name a data.validation_source") from None
+    return dataset.subset(kept), _validation(dataset, held, data)
+
+
+def _open(source: str, dataset: VideoDataset | LatentDataset, data: DataConfig) -> VideoDataset | LatentDataset:
+    if not is_cache(source):
+        return open_clips(replace(data, source=source, buckets=(), tokens=None))
+    if isinstance(dataset, VideoDataset):
+        raise ConfigError(f"data.validation_source {source} is a cache, {data.source} is not: name videos for both")
+    return LatentDataset(source)
+
+
+def _validation(dataset: VideoDataset | LatentDataset, indices: Sequence[int], data: DataConfig) -> ValidationClips:
+    shape = Bucket(data.frames, data.height, data.width)
+    fitting = [index for index in indices if dataset.bucket(index) == shape]
+    if not fitting:
+        raise ConfigError(
+            f"data.validation: none of the {len(indices)} clips is of {shape}; set data.frames, data.height and "
+            "data.width to the shape to validate in, or hold more out"
+        )
+    if isinstance(dataset, LatentDataset):
+        return ValidationClips(dataset.subset(fitting, ahead=False))
+    return ValidationClips(dataset.subset(fitting, plain=True))

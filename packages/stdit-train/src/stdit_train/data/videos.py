@@ -1,0 +1,64 @@
+"""Videos to train on, and how many a step takes, as a run's settings say."""
+
+from typing import Any
+
+from stdit_data.buckets import Bucket, batch_sizes, parse_bucket
+from stdit_data.datasets.videos import VideoDataset, open_videos
+from stdit_train.config.load import ConfigError, DataConfig, TrainConfig
+
+RANKS = 8  # batches from a token budget can be shared by so many, and by 1, 2 and 4
+
+
+def open_clips(data: DataConfig) -> VideoDataset:
+    """The videos of `data.source`, a folder or a manifest.
+
+    Raises:
+        DataError: nothing usable there.
+        ConfigError: settings that don't go together.
+    """
+    if data.remember_latents and data.buckets:
+        raise ConfigError("data.remember_latents keeps latents of one size: leave data.buckets out, or it")
+    return open_videos(
+        data.source,
+        frames=data.frames,
+        height=data.height,
+        width=data.width,
+        interval=data.interval if data.target_fps is None else None,
+        fps=data.target_fps,
+        short=data.short,
+        crop=data.crop,
+        flip=data.flip,
+        place=data.place,
+        buckets=[parse_bucket(text) for text in data.buckets] or None,
+        stream=data.stream,
+        root=data.root,
+        empty_captions=data.empty_captions,
+    )
+
+
+def loader_settings(config: TrainConfig) -> dict[str, Any]:
+    """What a `ClipLoader` is told of batches and bad clips.
+
+    With buckets, a step of each has `global_batch` clips or, from a token budget, as many as fit: a multiple of 8, or
+    4, 2 or 1 where fewer fit, whatever the number of ranks. Clips at once are as many as make no more tokens than
+    `micro_batch` clips of the run's own shape.
+
+    Raises:
+        DataError: not one clip of some bucket fits the budget.
+    """
+    data, settings = config.data, {"max_reject_share": config.data.max_reject_share}
+    if not data.buckets:
+        return {**settings, "global_batch": config.global_batch, "micro_batch": config.micro_batch}
+    buckets = [parse_bucket(text) for text in data.buckets]
+    sizes = dict.fromkeys(buckets, config.global_batch)
+    if data.tokens is not None:
+        sizes = {bucket: _shareable(size) for bucket, size in batch_sizes(buckets, data.tokens).items()}
+    if config.micro_batch is None:
+        return {**settings, "global_batch": sizes, "micro_batch": None}
+    tokens = config.micro_batch * Bucket(data.frames, data.height, data.width).tokens()
+    micro = {bucket: max(1, tokens // bucket.tokens()) for bucket in buckets}
+    return {**settings, "global_batch": sizes, "micro_batch": micro}
+
+
+def _shareable(clips: int) -> int:
+    return clips // RANKS * RANKS if clips >= RANKS else 1 << (clips.bit_length() - 1)

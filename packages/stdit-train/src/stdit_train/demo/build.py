@@ -1,0 +1,110 @@
+"""Builds the bundled demo model from nothing: VAE, text side, transformer, scores, model card."""
+
+import json
+import platform
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stdit_data.datasets.shapes import triples, vocabulary
+from stdit_model import STDiTPipeline
+from stdit_train.config.load import TrainConfig
+from stdit_train.demo.autoencoder import AutoencoderConfig, train_autoencoder
+from stdit_train.demo.text import build_text_encoder, build_tokenizer
+from stdit_train.evaluation.evaluate import Scores
+
+
+def build_parts(
+    folder: Path, config: AutoencoderConfig, text_tokens: int, on_step: Callable[[int, float], None]
+) -> None:
+    """Make `vae`, `text_encoder` and `tokenizer` in a folder; what is there already is kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "tokenizer").exists():
+        tokenizer = build_tokenizer(vocabulary(), text_tokens)
+        build_text_encoder(len(tokenizer), seed=config.seed).save_pretrained(folder / "text_encoder")
+        tokenizer.save_pretrained(folder / "tokenizer")
+    if not (folder / "vae").exists():
+        vae = train_autoencoder(config, on_step)
+        partial = folder / ".vae.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        vae.save_pretrained(partial)
+        partial.rename(folder / "vae")
+
+
+def publish(source: Path, destination: Path) -> None:
+    """Copy a finished pipeline with its weights in bfloat16."""
+    shutil.rmtree(destination, ignore_errors=True)
+    pipeline = STDiTPipeline.from_pretrained(source)
+    for part in (pipeline.transformer, pipeline.vae, pipeline.text_encoder):
+        part.to(torch.bfloat16)
+    pipeline.save_pretrained(destination)
+    for file in (destination / "model_index.json", *destination.glob("*/config.json")):
+        content = json.loads(file.read_text())
+        if content.pop("_name_or_path", None) is not None:  # where it was built says nothing to anybody else
+            file.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def model_card(
+    pipeline: Any,
+    configs: list[TrainConfig],
+    reached: list[tuple[int, float]],
+    minutes: float | None,
+    scores: dict[str, Scores],
+) -> str:
+    """Data, command, seed, steps, hardware, scores.
+
+    Args:
+        pipeline: what is described.
+        configs: of the transformer's runs, in order.
+        reached: their steps and seconds.
+        minutes: the budget of all of them, if they had one.
+        scores: by split.
+    """
+
+    def count(part: torch.nn.Module) -> str:
+        return f"{sum(parameter.numel() for parameter in part.parameters()):,}"
+
+    rows = "\n".join(
+        f"| {split} | {len(found.trials)} | "
+        + " | ".join(f"{s['share']:.3f} ({s['low']:.3f} to {s['high']:.3f})" for s in found.shares.values())
+        + " |"
+        for split, found in scores.items()
+    )
+    config, data = configs[0], configs[0].data
+    size = f"{data.frames} frames of {data.height}x{data.width}"
+    lengths = (f"{steps} steps ({seconds / 60:.0f} minutes)" for steps, seconds in reached)
+    schedule = f"{' and then '.join(lengths)} of {config.global_batch} clips"
+    parts = [
+        (f"transformer: STDiT ({config.model.variant}), rectified flow", count(pipeline.transformer), schedule),
+        ("vae: AutoencoderKL, 8x down", count(pipeline.vae), "single frames of the set"),
+        ("text_encoder: T5EncoderModel", count(pipeline.text_encoder), "random weights, frozen"),
+        ("tokenizer", "", f"one token a word, {len(vocabulary())} words"),
+    ]
+    table = "\n".join(f"| {part} | {size} | {how} |" for part, size, how in parts)
+    held_out, seen = len(triples("heldout")), len(triples("train"))
+    hardware = f"{platform.machine()} CPU, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    budget = f" --minutes {minutes:g}" if minutes else ""
+    return f"""# The demo model
+
+Text to video of coloured shapes, {size} pixels at {data.fps:g} frames a second. It exists so that every part
+of stdit can be tried on a laptop; it knows nothing but the embedded set `shapes`.
+
+| part | parameters | made by |
+|---|---|---|
+{table}
+
+Data: `shapes`, generated on the fly, {seen} colour-shape-motion triples; {held_out} more are held out of training.
+Command: `stdit build-demo OUT{budget}` (seed {config.seed}). Hardware: {hardware}.
+Weights are bfloat16, and the scores are those of these weights.
+
+Prompt-following (`stdit eval`, share of prompts and 95 % interval):
+
+| prompts | number | all right | colour | shape | motion |
+|---|---|---|---|---|---|
+{rows}
+
+Licence: Apache-2.0, like the rest.
+"""

@@ -1,0 +1,115 @@
+"""Sequence parallelism: the processes of a group share one clip, put on a single-device STDiT from outside.
+
+Each process has some of the frames. Spatial attention, cross-attention and MLP work within them. Before temporal
+attention an all-to-all hands every process all frames of some positions, and another one hands them back (dynamic
+sequence parallelism, arXiv:2403.10266): two exchanges of the activations a block. Full attention ("dit") is shared by
+heads (Ulysses, arXiv:2309.14509): queries, keys and values are exchanged and then the output, four times as much.
+
+The whole latents go in on every process and the whole prediction comes out on every one, so that callers notice
+nothing: losses and samplers work as they are. Each process's loss is the same, and its gradients are its own tokens'
+part of those of all these losses: averaged over all processes, as FSDP2 does, they are the gradients of one process.
+
+Frames and positions that the group does not divide are padded; what was padded is cut off before it is attended to.
+
+Legend: B batch, T frames, t a process's own frames, S tokens per frame, s a process's positions, D width, N heads,
+n a process's heads, K head width, p the processes of the group.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch.distributed as dist
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+from torch.distributed import _functional_collectives as collectives
+
+from stdit_model import STDiT
+from stdit_model.layers import SelfAttention
+from stdit_train.config.load import ConfigError
+
+
+class _Clip:
+    """The clip that is being computed: `frames` T of tokens, over `size` processes."""
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self.group, self.size, self.rank = group, dist.get_world_size(group), dist.get_rank(group)
+        self.frames = 0
+
+    def exchange(self, x: Tensor) -> Tensor:
+        """Part i of the first axis (p parts) goes to process i; part i of the result came from process i."""
+        return collectives.all_to_all_single_autograd(x.contiguous(), None, None, self.group)
+
+
+def share_clips(model: STDiT, group: dist.ProcessGroup) -> None:
+    """Let the processes of a group share every clip that `model` is given.
+
+    Raises:
+        ConfigError: full attention with heads that the group does not divide.
+    """
+    clip = _Clip(group)
+    if model.config.variant == "dit" and model.config.num_heads % clip.size:
+        raise ConfigError(f"full attention is shared by heads: {clip.size} does not divide {model.config.num_heads}")
+    for block in model.blocks:
+        if block.mixing == "full":
+            block.attn.forward = partial(_by_heads, block.attn, clip)  # type: ignore[method-assign]
+        elif hasattr(block, "attn_temp"):
+            forward = partial(_by_positions, block.attn_temp.forward, clip)
+            block.attn_temp.forward = forward  # type: ignore[method-assign]
+    model.forward = partial(_own_frames, model.forward, clip, model.config.patch_size[0])  # type: ignore[method-assign]
+
+
+def _own_frames(
+    forward: Callable[..., Tensor], clip: _Clip, patch: int, x: Tensor, *args: Any, first_frame: int = 0, **options: Any
+) -> Tensor:
+    """STDiT.forward on this process's frames of x [B, C, T, H, W]; the prediction of all frames."""
+    if x.ndim != 5 or x.shape[2] % patch:
+        return forward(x, *args, first_frame=first_frame, **options)  # which says what is wrong with it
+    frames = x.shape[2]
+    clip.frames = frames // patch
+    own = patch * -(-clip.frames // clip.size)
+    start = clip.rank * own
+    mine = F.pad(x, (0, 0, 0, 0, 0, own * clip.size - frames)).narrow(2, start, own)
+    output = forward(mine, *args, first_frame=first_frame + start, **options)
+    parts = clip.exchange(output.expand(clip.size, *output.shape))  # backward: the sum of all processes' gradients
+    return rearrange(parts, "p b c t h w -> b c (p t) h w")[:, :, :frames].clone()
+
+
+def _by_positions(
+    forward: Callable[[Tensor], Tensor], clip: _Clip, x_BtSD: Tensor, position_tD: Tensor | None = None
+) -> Tensor:
+    """Temporal attention: own frames of all positions -> all frames of own positions -> and back."""
+    if position_tD is not None:
+        x_BtSD = x_BtSD + position_tD[:, None].to(x_BtSD.dtype)
+    tokens = x_BtSD.shape[2]
+    x = _pad(x_BtSD, 2, -(-tokens // clip.size) * clip.size)
+    x = clip.exchange(rearrange(x, "b t (p s) d -> p b t s d", p=clip.size))
+    x_BTsD = rearrange(x, "p b t s d -> b (p t) s d")
+    padded = x_BTsD.shape[1]
+    x_BTsD = _pad(forward(x_BTsD[:, : clip.frames]), 1, padded)
+    x = clip.exchange(rearrange(x_BTsD, "b (p t) s d -> p b t s d", p=clip.size))
+    return rearrange(x, "p b t s d -> b t (p s) d")[:, :, :tokens]
+
+
+def _by_heads(attention: SelfAttention, clip: _Clip, x_BtSD: Tensor) -> Tensor:
+    """Full attention: all heads of own tokens -> own heads of all tokens -> and back."""
+    frames = x_BtSD.shape[1]
+    qkv = rearrange(
+        attention.qkv(x_BtSD), "b t s (three p n k) -> p b (t s) (three n k)",
+        three=3, p=clip.size, n=attention.num_heads // clip.size,
+    )  # fmt: skip
+    qkv = rearrange(
+        clip.exchange(qkv), "p b l (three n k) -> three b n (p l) k", three=3, n=attention.num_heads // clip.size
+    )
+    padded, tokens = qkv.shape[3], clip.frames * x_BtSD.shape[2]
+    q, k, v = qkv[:, :, :, :tokens]
+    x_BnLK = _pad(F.scaled_dot_product_attention(q, k, v), 2, padded)
+    x = clip.exchange(rearrange(x_BnLK, "b n (p l) k -> p b l (n k)", p=clip.size))
+    return attention.proj(rearrange(x, "p b (t s) d -> b t s (p d)", t=frames))
+
+
+def _pad(x: Tensor, axis: int, size: int) -> Tensor:
+    """Zeros at the end of an axis, up to a size."""
+    missing = size - x.shape[axis]
+    return F.pad(x, [0, 0] * (x.ndim - 1 - axis) + [0, missing]) if missing else x

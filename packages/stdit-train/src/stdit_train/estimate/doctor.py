@@ -1,0 +1,96 @@
+"""What this machine has, and which stages fit it."""
+
+import os
+import platform
+import shutil
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from stdit_train.config.load import TrainConfig
+from stdit_train.device import find_device
+from stdit_train.estimate.training import GIB, available_memory, estimate_run, refusal
+
+PACKAGES = ("torch", "diffusers", "transformers", "torchdata", "av", "safetensors", "huggingface-hub")
+
+
+def examine(folder: Path) -> dict[str, str]:
+    """Facts by name, for people. The Hub is asked, for five seconds at most.
+
+    Args:
+        folder: on the disk where runs would go.
+    """
+    device = find_device()
+    return {
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "device": _device(device),
+        "memory": f"{available_memory() / GIB:.1f} GiB free",
+        "bfloat16": _bfloat16(device),
+        "compile": _compiles(device),
+        "versions": ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
+        "disk": f"{shutil.disk_usage(folder).free / GIB:.1f} GiB free in {folder.resolve()}",
+        "hub": _hub(),
+    }
+
+
+def stages_that_fit(configs: Iterable[TrainConfig]) -> dict[str, str | None]:
+    """Each stage by name: None where it fits here, else why not."""
+    available = available_memory()
+    return {config.stage: refusal(estimate_run(config, available), available) for config in configs}
+
+
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        return f"{len(names)} x {names[0]} (CUDA {torch.version.cuda})"
+    if device.type == "mps":
+        return "Apple GPU (MPS)"
+    return f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads for torch; no GPU that torch can use"
+
+
+def _bfloat16(device: torch.device) -> str:
+    if device.type == "cuda":
+        return "yes" if torch.cuda.is_bf16_supported(including_emulation=False) else "no: --set precision=fp32"
+    if device.type == "mps":
+        return "untried: --set precision=fp32 is safe"
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    fast = "avx512_bf16" in flags or "amx_bf16" in flags
+    return "yes, in hardware" if fast else "yes, but this CPU emulates it: --set precision=fp32 is faster"
+
+
+def _compiles(device: torch.device) -> str:
+    """What torch.compile needs: Triton on a GPU, else a C++ compiler."""
+    if device.type == "cuda":
+        return "yes" if find_spec("triton") else "no: Triton is not installed"
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        return f"yes, with {get_cpp_compiler()}"
+    except Exception as error:  # torch raises its own kind, and what the search meets
+        return f"no: {str(error).strip().splitlines()[0] or type(error).__name__}"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"
+
+
+def _hub() -> str:
+    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+        return "not asked: HF_HUB_OFFLINE is set"
+    from urllib.error import HTTPError, URLError
+    from urllib.request import Request, urlopen
+
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        with urlopen(Request(endpoint, method="HEAD"), timeout=5):
+            return f"{endpoint} answers"
+    except HTTPError as error:
+        return f"{endpoint} answers ({error.code})"
+    except (URLError, OSError, ValueError) as error:
+        return f"{endpoint} can't be reached ({getattr(error, 'reason', error)}): give folders instead of hub ids"

@@ -1,0 +1,216 @@
+"""What sampling holds at its peak, phase by phase: encode the text, denoise, decode.
+
+The modules themselves run on fake tensors, which have shapes and no memory, while what they would have allocated is
+added up. Attention counts as fused kernels, which keep no scores.
+"""
+
+import json
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from stdit_train.config.load import TrainConfig
+from stdit_train.estimate.training import model_arguments
+
+# The published configurations of T5 v1.1 XXL's encoder and of sd-vae-ft-ema.
+T5_XXL: dict[str, Any] = {
+    "d_model": 4096, "d_ff": 10240, "d_kv": 64, "num_heads": 64, "num_layers": 24, "vocab_size": 32128,
+    "feed_forward_proj": "gated-gelu",
+}  # fmt: skip
+SD_VAE: dict[str, Any] = {
+    "block_out_channels": (128, 256, 512, 512), "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4, "layers_per_block": 2, "latent_channels": 4,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Bytes of one phase of sampling."""
+
+    name: str
+    weights: int
+    working: int  # the most that is allocated at once beside the weights, inputs and results included
+
+    @property
+    def total(self) -> int:
+        """Weights and what they work on."""
+        return self.weights + self.working
+
+
+def sampling_phases(
+    model: dict[str, Any],
+    shape: Sequence[int],
+    *,
+    itemsize: int = 2,
+    text_8bit: bool = False,
+    decode_frames: int = 1,
+    text_encoder: dict[str, Any] | None = None,
+    vae: dict[str, Any] | None = None,
+) -> list[Phase]:
+    """The phases of `stdit sample --low-memory`, whose largest is the peak; without it the weights add up.
+
+    Args:
+        model: STDiT's constructor arguments.
+        shape: of the latents, [B, C, T, H, W]; guidance doubles the batch.
+        itemsize: bytes of a weight and an activation, 2 or 4.
+        text_8bit: the text encoder's weights have one byte each.
+        decode_frames: that the VAE decodes at once.
+        text_encoder, vae: arguments of T5Config and AutoencoderKL; those of Open-Sora 1.0's unless given.
+    """
+    from diffusers import AutoencoderKL
+    from transformers import T5Config, T5EncoderModel
+
+    from stdit_model import STDiT
+
+    dtype = {2: torch.bfloat16, 4: torch.float32}[itemsize]
+    batch, channels, frames, height, width = shape
+
+    def empty(*extent: int, kind: torch.dtype = dtype) -> Tensor:
+        return torch.empty(extent, dtype=kind)
+
+    with FakeTensorMode(allow_non_fake_inputs=True), _default_dtype(dtype):
+        encoder = T5EncoderModel(T5Config(**(text_encoder or T5_XXL))).eval()
+        transformer = STDiT(**model)
+        decoder = AutoencoderKL(**(vae or SD_VAE))
+        length = transformer.config.model_max_length
+        tokens = empty(1, length, kind=torch.int64)  # texts are encoded one by one
+        states = empty(2 * batch, length, transformer.config.caption_channels)
+        text = transformer.encode_text(states, empty(2 * batch, length, kind=torch.int64))
+
+        def denoise() -> Any:
+            x = empty(batch, *shape[1:], kind=torch.float32)
+            halves = torch.cat([x, x]).to(dtype)
+            return x, transformer(halves, empty(2 * batch, kind=torch.float32), text).float()
+
+        def decode() -> Any:
+            latents = empty(batch, *shape[1:], kind=torch.float32)
+            part = decoder.decode(empty(decode_frames, channels, height, width)).sample
+            stride = part.shape[-1] // width
+            video = empty(batch, 3, frames, height * stride, width * stride)
+            return latents, part, video, video.float()
+
+        cache = 2 * transformer.config.depth * states.shape[0] * length * transformer.config.hidden_size * itemsize
+        return [
+            Phase(
+                "text encoder",
+                _bytes(encoder) // (itemsize if text_8bit else 1),
+                peak(lambda: encoder(input_ids=tokens)),
+            ),
+            Phase("transformer", _bytes(transformer), cache + peak(denoise)),
+            Phase("VAE", _bytes(decoder.decoder) + _bytes(decoder.encoder), peak(decode)),
+        ]
+
+
+def plan_sampling(config: TrainConfig) -> list[Phase]:
+    """The phases of sampling a clip as a stage trains on, one at a time, with its VAE and text encoder.
+
+    Those that are not in a folder here count as Open-Sora 1.0's.
+    """
+    vae, text_encoder = (component_arguments(source, part) for source, part in (
+        (config.data.vae, "vae"), (config.data.text_encoder, "text_encoder"),
+    ))  # fmt: skip
+    channels, blocks = (vae or SD_VAE)["latent_channels"], (vae or SD_VAE)["block_out_channels"]
+    stride = 2 ** (len(blocks) - 1)
+    data = config.data
+    return sampling_phases(
+        model_arguments(config, channels, (text_encoder or T5_XXL)["d_model"]),
+        (1, channels, data.frames, data.height // stride, data.width // stride),
+        text_encoder=text_encoder,
+        vae=vae,
+    )
+
+
+def component_arguments(source: str, part: str) -> dict[str, Any] | None:
+    """The configuration of a part in a folder; None where there is no such folder."""
+    for folder in (Path(source) / part, Path(source)):
+        if (folder / "config.json").is_file():
+            values = json.loads((folder / "config.json").read_text())
+            return {name: value for name, value in values.items() if not name.startswith("_")}
+    return None
+
+
+def peak(run: Callable[[], Any]) -> int:
+    """The most bytes that what `run` allocates has at any one time."""
+    with torch.no_grad(), _Live() as live, _FusedAttention():
+        run()
+    return live.most
+
+
+def describe_phases(phases: Sequence[Phase], available: int) -> list[str]:
+    """The phases in lines for people."""
+    gigabytes = [f"{phase.name} {phase.weights / 1e9:.1f} + {phase.working / 1e9:.2f}" for phase in phases]
+    most = max(phase.total for phase in phases)
+    fits = "fits" if most <= available else "does not fit"
+    return [
+        f"sampling     one clip, guided, in bf16 with --low-memory: {most / 1e9:.1f} GB at the peak, which {fits}; "
+        f"weights + working memory in GB: {', '.join(gigabytes)}"
+    ]
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in [*module.parameters(), *module.buffers()])
+
+
+class _Live(TorchDispatchMode):
+    """Counts the bytes of the storages that operations make, until they are gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        inputs = {id_of(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and id_of(tensor) not in inputs | self._known:
+                self._add(tensor)
+        return result
+
+    def _add(self, tensor: Tensor) -> None:
+        storage, name = tensor.untyped_storage(), id_of(tensor)
+        size = storage.nbytes()
+        self._known.add(name)
+        self.now += size
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._drop, name, size)
+
+    def _drop(self, name: int, size: int) -> None:
+        self._known.discard(name)
+        self.now -= size
+
+
+def id_of(tensor: Tensor) -> int:
+    """Which storage a tensor looks at."""
+    return tensor.untyped_storage()._cdata
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention that makes its output and nothing else."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is functional.scaled_dot_product_attention:
+            query, value = args[0], args[2] if len(args) > 2 else (kwargs or {})["value"]
+            return query.new_empty(*query.shape[:-1], value.shape[-1])
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,270 @@
+"""What a run takes, before anything is allocated: parameters, tokens, FLOPs, memory."""
+
+import inspect
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stdit_model import flops
+from stdit_model.presets import preset
+from stdit_train.config.load import ConfigError, TrainConfig
+
+if TYPE_CHECKING:
+    from stdit_train.distributed.mesh import Grouping
+
+GIB = 2**30
+HEADROOM = 0.9  # share of the memory that a run may plan with
+# Read from the published configurations: latent channels, pixels per latent, parameters; caption width, parameters.
+_KNOWN_VAES = {"stabilityai/sd-vae-ft-ema": (4, 8, 83_653_863), "stabilityai/sd-vae-ft-mse": (4, 8, 83_653_863)}
+_KNOWN_TEXT_ENCODERS = {"DeepFloyd/t5-v1_1-xxl": (4096, 4_762_310_656), "google/t5-v1_1-xxl": (4096, 4_762_310_656)}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Memory in bytes, per process; FLOPs for all samples of a step, recomputation included."""
+
+    config: TrainConfig
+    parameters: int
+    temporal_parameters: int
+    latent: tuple[int, int, int, int]  # C, T, H, W
+    tokens: int  # per sample
+    step_flops: int
+    micro_batch: int
+    memory: dict[str, int]
+    assumed: list[str]  # components whose sizes were not to be seen and are taken for the published ones
+    caption_channels: int = 0
+    processes: int = 1
+    data_ranks: int = 1  # that the global batch is divided by
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of a step, on each process."""
+        return self.config.global_batch // self.data_ranks // self.micro_batch
+
+    @property
+    def total_memory(self) -> int:
+        """Bytes at the peak.
+
+        In the backward activations go as gradients come, so the larger of the two counts; with accumulation the
+        gradients of the micro-batches before are there all along.
+        """
+        passing = self.memory["activations"], self.memory["gradients"]
+        lasting = sum(self.memory.values()) - sum(passing)
+        return lasting + (max(passing) if self.accumulation == 1 else sum(passing))
+
+
+def estimate_run(config: TrainConfig, available: int | None = None, grouping: "Grouping | None" = None) -> Estimate:
+    """Estimate one step of a run.
+
+    Args:
+        config: of the run. Without a micro-batch, the largest divisor of a process's share that fits is taken.
+        available: bytes that there are; `available_memory()` unless given.
+        grouping: of many processes, and what they share; one process unless given.
+
+    Raises:
+        ConfigError: the processes don't divide the global batch.
+    """
+    available = available_memory() if available is None else available
+    ranks = grouping.data if grouping is not None else 1
+    if config.global_batch % ranks:
+        raise ConfigError(f"{ranks} processes can't share a batch of {config.global_batch}: --set global_batch=...")
+    share = config.global_batch // ranks
+    if config.micro_batch is not None:
+        return _estimate(config, min(config.micro_batch, share), grouping)
+    divisors = [n for n in range(share, 0, -1) if share % n == 0]
+    estimates = (_estimate(config, micro, grouping) for micro in divisors)
+    smallest = None
+    for smallest in estimates:
+        if smallest.total_memory <= HEADROOM * available:
+            break
+    assert smallest is not None
+    return smallest
+
+
+def _estimate(config: TrainConfig, micro_batch: int, grouping: "Grouping | None") -> Estimate:
+    assumed: list[str] = []
+    channels, stride, vae_parameters = _vae(config.data.vae, assumed)
+    cached = _cached_text(config)
+    caption_channels, text_parameters = cached or _text_encoder(config.data.text_encoder, assumed)
+    model = model_arguments(config, channels, caption_channels)
+    latent = (channels, config.data.frames, config.data.height // stride, config.data.width // stride)
+    patch = config.model.patch_size
+    tokens = (latent[1] // patch[0]) * (latent[2] // patch[1]) * (latent[3] // patch[2])
+    count = flops.parameters(model)
+    half = config.precision != "fp32"
+    itemsize = 2 if half else 4
+    states = 2 if config.optimizer.name == "adamw" else 1  # of most parameters
+    checkpointing = config.activation_checkpointing is True  # selective: less than without, and no products twice
+    shape = (micro_batch, *latent)
+    if grouping is None or grouping.processes == 1:
+        memory = {
+            "weights": 4 * count.total + (2 * count.total if half else 0),  # autocast, too, keeps a copy in half
+            "gradients": 4 * count.total,
+            "optimizer": 4 * states * count.total,
+            "EMA": 4 * count.total,
+            "activations": flops.activation_bytes(model, shape, None, itemsize, checkpointing),
+        }
+    else:
+        from stdit_train.estimate import parallel as placement
+
+        part = placement.memory(all_arguments(model), grouping, shape, itemsize=itemsize, checkpointing=checkpointing)
+        memory = {
+            "weights": part["weights"] + part["gathered"],
+            "gradients": part["gradients"],
+            "optimizer": part["optimizer"] * states // 2,
+            "EMA": part["average"],
+            "activations": part["activations"],
+        }
+    memory["VAE and text encoder"] = 4 * vae_parameters + itemsize * text_parameters
+    return Estimate(
+        config=config,
+        parameters=count.total,
+        temporal_parameters=count.temporal,
+        latent=latent,
+        tokens=tokens,
+        step_flops=flops.train_flops(model, (config.global_batch, *latent), None, checkpointing),
+        micro_batch=micro_batch,
+        memory=memory,
+        assumed=assumed,
+        caption_channels=caption_channels,
+        processes=grouping.processes if grouping is not None else 1,
+        data_ranks=grouping.data if grouping is not None else 1,
+    )
+
+
+def all_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    """STDiT's constructor arguments with the defaults of those that are not given."""
+    from stdit_model import STDiT
+
+    known = inspect.signature(STDiT.__init__).parameters
+    return {name: arguments.get(name, known[name].default) for name in known if name != "self"}
+
+
+def model_arguments(config: TrainConfig, latent_channels: int, caption_channels: int) -> dict[str, Any]:
+    """The constructor arguments of a run's STDiT."""
+    sizes = {key: getattr(config.model, key) for key in ("depth", "hidden_size", "num_heads")}
+    return {
+        **preset(config.model.preset),
+        "variant": config.model.variant,
+        "patch_size": config.model.patch_size,
+        "model_max_length": config.model.model_max_length,
+        "space_scale": config.model.space_scale,
+        "time_scale": config.model.time_scale,
+        "in_channels": latent_channels,
+        "caption_channels": caption_channels,
+        "learn_sigma": config.objective.name == "iddpm",
+        **{key: value for key, value in sizes.items() if value is not None},
+    }
+
+
+def with_micro_batch(config: TrainConfig, estimate: Estimate) -> TrainConfig:
+    """The configuration with the micro-batch that the estimate settled on."""
+    return replace(config, micro_batch=estimate.micro_batch)
+
+
+def available_memory() -> int:
+    """Bytes free on the GPU, or in main memory where there is none."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
+def refusal(estimate: Estimate, available: int) -> str | None:
+    """Why the run can't start here and what would change that; None when it fits."""
+    if estimate.total_memory <= available:
+        return None
+    fixed = sum(estimate.memory.values()) - estimate.memory["activations"]
+    config = estimate.config
+    advice = []
+    if fixed > available:
+        advice.append("a smaller preset (--set model.preset=S/2)")
+    else:
+        if not config.activation_checkpointing:
+            advice.append("--set activation_checkpointing=true")
+        advice.append("fewer frames or a smaller size (--set data.frames=16, data.height=256, data.width=256)")
+    advice.append("or a machine with more memory")
+    return (
+        f"stage {config.stage} needs about {estimate.total_memory / GIB:.1f} GiB at {estimate.micro_batch} "
+        f"sample{'s' * (estimate.micro_batch > 1)} at once ({estimate.memory['activations'] / GIB:.1f} of it "
+        f"activations), {available / GIB:.1f} GiB are free here: take {', '.join(advice)}"
+    )
+
+
+def describe(estimate: Estimate) -> list[str]:
+    """The estimate in lines for people."""
+    config = estimate.config
+    c, t, h, w = estimate.latent
+    shared = ""
+    if estimate.processes > 1:
+        together = estimate.processes // estimate.data_ranks
+        shared = f" on each of {estimate.data_ranks}" + (f" groups of {together} processes" if together > 1 else "")
+    lines = [
+        f"parameters   {estimate.parameters:,} ({estimate.temporal_parameters:,} of them temporal attention)",
+        f"latents      {c}x{t}x{h}x{w}, {estimate.tokens:,} tokens a sample",
+        f"batch        {config.global_batch} samples a step: "
+        f"{estimate.accumulation} x {estimate.micro_batch} at once{shared}",
+        f"FLOPs        {estimate.step_flops:.3g} a step, {estimate.step_flops * config.steps:.3g} in "
+        f"{config.steps:,} steps (matrix products of the transformer)",
+        f"memory       about {estimate.total_memory / GIB:.2f} GiB at the peak: "
+        + ", ".join(f"{name} {size / GIB:.2f}" for name, size in estimate.memory.items()),
+    ]
+    lines += [f"assumed      {note}" for note in estimate.assumed]
+    return lines
+
+
+def _component_config(source: str, part: str) -> dict[str, Any] | None:
+    for folder in (Path(source) / part, Path(source)):
+        if (folder / "config.json").is_file():
+            return {"folder": folder, **json.loads((folder / "config.json").read_text())}
+    return None
+
+
+def _stored_parameters(folder: Path) -> int:
+    """Parameters in a folder's safetensors files, from their headers."""
+    from safetensors import safe_open
+
+    count = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  (not a mapping)
+                size = 1
+                for extent in tensors.get_slice(name).get_shape():
+                    size *= extent
+                count += size
+    return count
+
+
+def _vae(source: str, assumed: list[str]) -> tuple[int, int, int]:
+    """Latent channels, pixels per latent, parameters."""
+    config = _component_config(source, "vae")
+    if config is not None:
+        stride = 2 ** (len(config["block_out_channels"]) - 1)
+        return config["latent_channels"], stride, _stored_parameters(config["folder"])
+    if source not in _KNOWN_VAES:
+        assumed.append(f"the VAE {source} is not here: sizes of sd-vae-ft taken")
+    return _KNOWN_VAES.get(source, _KNOWN_VAES["stabilityai/sd-vae-ft-ema"])
+
+
+def _cached_text(config: TrainConfig) -> tuple[int, int] | None:
+    """Caption width, and that no text encoder is kept, of a run from a cache with texts."""
+    if config.data.source == "shapes":
+        return None
+    from stdit_train.data.cached import cached_text_width
+
+    width = cached_text_width(config)
+    return None if width is None else (width, 0)
+
+
+def _text_encoder(source: str, assumed: list[str]) -> tuple[int, int]:
+    """Caption width, parameters."""
+    config = _component_config(source, "text_encoder")
+    if config is not None:
+        return config["d_model"], _stored_parameters(config["folder"])
+    if source not in _KNOWN_TEXT_ENCODERS:
+        assumed.append(f"the text encoder {source} is not here: sizes of T5-XXL taken")
+    return _KNOWN_TEXT_ENCODERS.get(source, _KNOWN_TEXT_ENCODERS["DeepFloyd/t5-v1_1-xxl"])

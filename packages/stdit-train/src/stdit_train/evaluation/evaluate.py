@@ -1,0 +1,108 @@
+"""Scores a pipeline: prompt-following on `shapes`, seen and held out, and measures on the videos themselves."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stdit_data.clip import ClipDataset
+from stdit_data.datasets.shapes import Split
+from stdit_train.evaluation.confidence import Interval
+from stdit_train.evaluation.prompt_following import Trial, follow_prompts, score
+from stdit_train.evaluation.video_metrics import Measure
+from stdit_train.tracking.metrics import replace_text
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the videos of one set of prompts came to."""
+
+    shares: dict[str, dict[str, float]]  # for all, colour, shape, motion: share, low, high; empty without `shapes`
+    trials: list[Trial]
+    measures: dict[str, Interval] = field(default_factory=dict)
+    prompts: list[tuple[str, int]] = field(default_factory=list)  # with the sampling seed of each
+
+
+def evaluate_pipeline(
+    pipeline: Any,
+    split: Split,
+    count: int,
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    measures: Sequence[Measure] = (),
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> Scores:
+    """Generate a video for each of `count` prompts of a split, with fixed seeds; read and measure it."""
+
+    def generate(prompts: list[str], seeds: list[int]) -> list[Tensor]:
+        videos = _sampled(pipeline, prompts, seeds, steps, guidance)
+        for measure in measures:
+            measure.add(videos, prompts)
+        return videos
+
+    trials = follow_prompts(generate, split, count, seed, on_progress=on_progress)
+    wanted = [(trial.prompt, trial.seed) for trial in trials]
+    return Scores(score(trials), trials, _results(measures), wanted)
+
+
+def evaluate_captions(
+    pipeline: Any,
+    captions: Sequence[str],
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    measures: Sequence[Measure] = (),
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> Scores:
+    """Generate a video for each caption, one after the other, with seeds counting up from `seed`; measure it."""
+    wanted = [(caption, seed + i) for i, caption in enumerate(captions)]
+    for done, (caption, number) in enumerate(wanted, start=1):
+        videos = _sampled(pipeline, [caption], [number], steps, guidance)
+        for measure in measures:
+            measure.add(videos, [caption])
+        on_progress(done)
+    return Scores({}, [], _results(measures), wanted)
+
+
+def _sampled(
+    pipeline: Any, prompts: list[str], seeds: list[int], steps: int | None, guidance: float | None
+) -> list[Tensor]:
+    generators = [torch.Generator().manual_seed(s) for s in seeds]
+    output = pipeline(prompts, generator=generators, num_inference_steps=steps, guidance_scale=guidance)
+    return list(output.frames)
+
+
+def _results(measures: Sequence[Measure]) -> dict[str, Interval]:
+    return {name: found for measure in measures for name, found in measure.result().items()}
+
+
+def reference_videos(dataset: ClipDataset, count: int) -> Iterator[Tensor]:
+    """The first videos of a dataset one by one, `count` of them or as many as there are."""
+    for index in range(min(count, len(dataset))):
+        yield dataset.load(index, seed=0, epoch=0).video
+
+
+def write_scores(scores: dict[str, Scores], settings: dict[str, Any], file: Path) -> None:
+    """All shares, measures, prompts, seeds and readings as JSON; whole or not at all."""
+    content = {
+        "settings": settings,
+        "scores": {split: found.shares for split, found in scores.items()},
+        "measures": {
+            split: {name: _plain(interval) for name, interval in found.measures.items()}
+            for split, found in scores.items()
+        },
+        "prompts": {split: found.prompts for split, found in scores.items()},
+        "trials": {split: [asdict(trial) for trial in found.trials] for split, found in scores.items()},
+    }
+    replace_text(file, json.dumps(content, indent=1) + "\n")
+
+
+def _plain(interval: Interval) -> dict[str, float | int | None]:
+    return {"mean": interval.mean, "low": interval.low, "high": interval.high, "count": interval.count}

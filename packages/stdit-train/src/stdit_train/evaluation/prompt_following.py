@@ -1,0 +1,82 @@
+"""Prompt-following on `shapes`: does the video show what its prompt says?"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from stdit_data.datasets.shapes import Split, Triple, triples
+from stdit_train.evaluation.shape_reader import Reading, analyse
+
+ASPECTS = ("all", "colour", "shape", "motion")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One prompt and what its video was read as."""
+
+    triple: Triple
+    prompt: str
+    seed: int
+    reading: Reading
+
+
+def evaluation_prompts(split: Split, count: int, seed: int = 0) -> list[tuple[Triple, str, int]]:
+    """`count` (triple, prompt, sampling seed) of a split: its triples in shuffled turns, wordings at random."""
+    rng = np.random.default_rng([seed, count, split == "heldout"])
+    pool = triples(split)
+    chosen: list[tuple[Triple, str, int]] = []
+    while len(chosen) < count:
+        for i in rng.permutation(len(pool))[: count - len(chosen)]:
+            wordings = pool[i].captions()
+            chosen.append((pool[i], wordings[rng.integers(len(wordings))], len(chosen)))
+    return chosen
+
+
+def follow_prompts(
+    generate: Callable[[list[str], list[int]], Sequence[Tensor]],
+    split: Split,
+    count: int = 200,
+    seed: int = 0,
+    batch: int = 10,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> list[Trial]:
+    """Generate a video for each prompt and read it.
+
+    Args:
+        generate: prompts and seeds to videos [3, T, H, W] in [-1, 1].
+        split: "train" (seen triples) or "heldout".
+        count: prompts.
+        seed: which prompts.
+        batch: videos generated at once.
+        on_progress: told how many are done.
+    """
+    trials: list[Trial] = []
+    wanted = evaluation_prompts(split, count, seed)
+    for start in range(0, count, batch):
+        part = wanted[start : start + batch]
+        videos = generate([prompt for _, prompt, _ in part], [video_seed for _, _, video_seed in part])
+        for (triple, prompt, video_seed), video in zip(part, videos, strict=True):
+            trials.append(Trial(triple, prompt, video_seed, analyse(video)))
+        on_progress(len(trials))
+    return trials
+
+
+def score(trials: Sequence[Trial]) -> dict[str, dict[str, float]]:
+    """For each aspect the share of trials that were right, and its 95 % interval: {"share", "low", "high"}."""
+    scores = {}
+    for aspect in ASPECTS:
+        right = sum(trial.reading.matches(trial.triple)[aspect] for trial in trials)
+        low, high = wilson_interval(right, len(trials))
+        scores[aspect] = {"share": right / len(trials), "low": low, "high": high}
+    return scores
+
+
+def wilson_interval(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """The 95 % confidence interval of a share (Wilson 1927)."""
+    share = right / total
+    center = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    return 0.0 if right == 0 else center - half, 1.0 if right == total else center + half

@@ -1,0 +1,52 @@
+"""From a run's checkpoint to a pipeline folder."""
+
+import torch
+
+from stdit_train.build import build_model
+from stdit_train.checkpoint.format import CheckpointError, checkpoint_name, load_weights, verify
+from stdit_train.checkpoint.run_folder import RunFolder, stage_folders
+from stdit_train.components.load import load_components
+from stdit_train.config.load import ConfigError, from_dict
+from stdit_train.optim.ema import Ema
+from stdit_train.pipeline.save import save_pipeline
+
+
+def export_run(
+    run: RunFolder, out: RunFolder, *, raw: bool = False, step: int | None = None, half: bool = False
+) -> int:
+    """Write the pipeline folder of a checkpoint, with VAE, text encoder and the run's sizes as defaults.
+
+    Args:
+        run: whose; a schedule's folder stands for the last of its stages that has a checkpoint.
+        out: where to; only its path is used, and nothing may be there.
+        raw: the weights themselves, not their average.
+        step: of which checkpoint; the newest whole one unless given.
+        half: the transformer in bfloat16.
+
+    Returns:
+        The step.
+
+    Raises:
+        ConfigError: no such run or checkpoint, or something is there already.
+    """
+    stages = [RunFolder(path) for path in stage_folders(run.path)]
+    run = next((stage for stage in reversed(stages) if any(stage.checkpoints.glob("step-*"))), (stages or [run])[-1])
+    config = from_dict(run.read_config())
+    if out.path.exists() and (not out.path.is_dir() or any(out.path.iterdir())):
+        raise ConfigError(f"{out.path} is not empty: choose another folder to export to")
+    checkpoint = run.latest_checkpoint() if step is None else run.checkpoints / checkpoint_name(step)
+    if checkpoint is None:
+        raise ConfigError(
+            f"{run.path} has no checkpoint yet: nothing to export; `stdit train --resume {run.path}` goes on with it"
+        )
+    if not checkpoint.is_dir():
+        there = ", ".join(path.name[5:].lstrip("0") for path in sorted(run.checkpoints.glob("step-*"))) or "none"
+        raise CheckpointError(f"{run.path} has no checkpoint of step {step}; there are {there}")
+    parts = load_components(config.data.vae, config.data.text_encoder, torch.device("cpu"), "fp32")
+    model = build_model(config, parts.vae.config.latent_channels, parts.text_encoder.config.d_model)
+    ema = Ema(model, config.optimizer.ema)
+    load_weights(checkpoint, run.id, model, ema.model)
+    chosen = model if raw else ema.model
+    out.path.parent.mkdir(parents=True, exist_ok=True)
+    save_pipeline(out.path, chosen.to(torch.bfloat16) if half else chosen, parts, config)
+    return int(verify(checkpoint, run.id)["step"])

@@ -1,0 +1,76 @@
+"""Videos drawn while training, and the pipeline folder that a run leaves behind."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stdit_data.sheet import contact_sheet
+from stdit_data.video.write import write_mp4
+from stdit_model import STDiT, STDiTPipeline
+from stdit_train.cached_texts import add_text_encoder
+from stdit_train.components.load import Components, TextMemory, build_scheduler
+from stdit_train.config.load import TrainConfig
+from stdit_train.tracking.metrics import replace_text
+
+
+def build_pipeline(model: STDiT, components: Components, config: TrainConfig) -> STDiTPipeline:
+    """The pipeline that samples what a run trains, with the run's sizes as its defaults."""
+    pipeline = STDiTPipeline(
+        transformer=model,
+        vae=components.vae,
+        text_encoder=components.text_encoder,
+        tokenizer=components.tokenizer,
+        scheduler=build_scheduler(config.objective),
+        num_frames=config.data.frames,
+        height=config.data.height,
+        width=config.data.width,
+        fps=config.data.fps,
+        num_inference_steps=config.sampling.steps,
+        guidance_scale=config.sampling.guidance,
+        settling=0 if config.objective.given else 3,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def draw_samples(
+    model: STDiT, components: Components, config: TrainConfig, prompts: list[str], folder: Path | None, step: int
+) -> Path | None:
+    """One video a prompt with fixed seeds, as mp4 and as a contact sheet; returns the sheet's path.
+
+    Without a folder nothing is written: many processes sample together, and one of them writes.
+    """
+    pipeline = build_pipeline(model, components, config)
+    generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
+    wanted: dict[str, Any] = {"prompt": prompts}
+    if components.texts is not None:
+        y, mask = TextMemory(components, model.config.model_max_length)(prompts)
+        wanted = {"prompt_embeds": y, "prompt_attention_mask": mask}
+    output: Any = pipeline(**wanted, generator=generators)
+    videos = output.frames
+    if folder is None:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_text(folder / "prompts.txt", "".join(" ".join(prompt.split()) + "\n" for prompt in prompts))
+    for i, video in enumerate(videos):
+        write_mp4(folder / f"step-{step:06d}-{i}.mp4", video, config.data.fps)
+    sheet = folder / f"step-{step:06d}.png"
+    contact_sheet(list(videos), prompts).save(sheet)
+    return sheet
+
+
+def save_pipeline(folder: Path, model: STDiT, components: Components, config: TrainConfig) -> None:
+    """Write the pipeline folder of a run, whole or not at all."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        build_pipeline(model, components, config).save_pretrained(partial)
+        if components.texts is not None:
+            add_text_encoder(partial, components.text_source)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)

@@ -1,0 +1,260 @@
+"""Manifests of every kind, from every place, and what is said of wrong ones."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import sys
+import zipfile
+from pathlib import Path
+
+import fsspec
+import pytest
+from fsspec.registry import _registry, known_implementations
+from fsspec.spec import AbstractFileSystem
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stdit_data import files
+from stdit_data.errors import ClipError, DataError
+from stdit_data.manifests.format import Entry, read_manifest, write_manifest
+from stdit_data.video.frames import Cut
+from stdit_data.video.probe import probe
+
+FULL = [
+    Entry(
+        "a/b.mp4", "A dog, a cat.", start=0.5, end=2.25, fps=29.97, width=640, height=360, num_frames=300, weight=2.0
+    ),
+    Entry("c.mp4", 'He says "go"\non two lines', source="here", licence="CC0", sha256="ab" * 32),
+    Entry("ü/雪.mp4", "", start_frame=3, end_frame=60),
+]
+text = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20).map(str.strip)
+entries = st.builds(
+    Entry,
+    path=st.from_regex(r"[a-z]{1,8}(/[a-z]{1,8})?\.mp4", fullmatch=True),
+    caption=text,
+    fps=st.none() | st.floats(0.1, 240),
+    width=st.none() | st.integers(1, 10**6),
+    weight=st.none() | st.floats(0, 100),
+    source=st.none() | text.filter(bool),
+    start=st.none() | st.floats(0, 1e6),
+)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_what_is_written_is_read(tmp_path: Path, suffix: str) -> None:
+    path = str(tmp_path / f"set{suffix}")
+    assert write_manifest(path, FULL) == 3
+    assert read_manifest(path).entries == FULL
+    assert [p.name for p in tmp_path.iterdir()] == [f"set{suffix}"]  # nothing half-written is left beside it
+
+
+@settings(deadline=None, max_examples=40)
+@given(wanted=st.lists(entries, min_size=1, max_size=5))
+def test_any_entries_survive_every_format(wanted: list[Entry]) -> None:
+    for suffix in (".csv", ".jsonl", ".parquet"):
+        url = f"memory://manifest/set{suffix}"
+        write_manifest(url, wanted)
+        assert read_manifest(url).entries == wanted
+
+
+@pytest.mark.parametrize("rows", [
+    "videos/a.mp4,A dog runs,51\nvideos/b.mp4,\"A cat, asleep\",16\n",
+    "videos/a.mp4,A dog runs\nvideos/b.mp4,\"A cat, asleep\"\n",
+    "\ufeffvideos/a.mp4,A dog runs,51\r\n\r\nvideos/b.mp4,\"A cat, asleep\",\r\n",
+])  # fmt: skip
+def test_open_sora_csv_without_header(tmp_path: Path, rows: str) -> None:
+    path = tmp_path / "set.csv"
+    path.write_bytes(rows.encode())
+    first, second = read_manifest(str(path)).entries
+    assert (first.path, first.caption, second.caption) == ("videos/a.mp4", "A dog runs", "A cat, asleep")
+    assert first.num_frames == (51 if ",51" in rows else None)
+
+
+def test_header_is_not_case_sensitive_and_other_columns_are_ignored(tmp_path: Path) -> None:
+    path = tmp_path / "set.csv"
+    path.write_text("id,Path,TEXT,num_frames,license\n7,a.mp4,A dog,51.0,CC0\n8,b.mp4,A cat,,\n")
+    assert read_manifest(str(path)).entries == [
+        Entry("a.mp4", "A dog", num_frames=51, licence="CC0"),
+        Entry("b.mp4", "A cat"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        (
+            "a.csv",
+            "file_name,caption\nx.mp4,hi\n",
+            "no column 'path'; found file_name, caption; known are path, caption,",
+        ),
+        ("a.csv", "path,caption\nx.mp4,A dog, running\n", "line 2: 3 cells for 2 columns; quote captions"),
+        ("a.csv", "x.mp4,A dog\ny.mp4,A dog, running, fast\n", "line 2: 4 cells; without a header"),
+        ("a.csv", "path,caption,fps\nx.mp4,hi,fast\n", "line 2: fps is 'fast'; expected a number"),
+        ("a.csv", "path,caption,num_frames\nx.mp4,hi,3.5\n", "num_frames is '3.5'; expected a whole number"),
+        ("a.csv", "path,caption,width\nx.mp4,hi,-3\n", "width is -3; expected a number above 0"),
+        ("a.csv", "path,caption\n,hi\n", "line 2: no path"),
+        ("a.csv", "path,caption,start,end\nx.mp4,hi,4,2\n", "the cut ends at 2 and starts at 4"),
+        ("a.csv", "path,start,end_frame\nx.mp4,0,50\n", "both start/end and start_frame/end_frame"),
+        ("a.csv", "path,path\nx.mp4,y.mp4\n", "column 'path' occurs twice"),
+        ("a.csv", "path,caption\n", "no entries"),
+        ("a.csv", "", "no entries"),
+        ("a.jsonl", '{"path": "x.mp4"}\n{"path": \n', "line 2: not JSON"),
+        ("a.jsonl", '["x.mp4"]\n', "line 1: list; expected an object"),
+        ("a.jsonl", '{"file": "x.mp4", "video": "x.mp4"}\n', "column 'path' occurs twice"),
+        ("a.parquet", "not parquet at all", "not Parquet"),
+        ("a.xlsx", "", "expected a folder or a manifest"),
+    ],
+)
+def test_wrong_manifests(tmp_path: Path, name: str, content: str, words: str) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(DataError) as caught:
+        read_manifest(str(path))
+    assert words in str(caught.value)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("path,caption\nx.mp4,caf\xe9\n".encode("latin-1"))
+    with pytest.raises(DataError, match="not UTF-8 text"):
+        read_manifest(str(tmp_path / "a.csv"))
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    for name in ("none.csv", "none"):
+        with pytest.raises(DataError, match=f"{name}: no such"):
+            read_manifest(str(tmp_path / name))
+    with pytest.raises(DataError, match=r"no videos \(.mp4, .mkv"):
+        read_manifest(str(tmp_path))
+    with pytest.raises(DataError, match="expected a name ending in"):
+        write_manifest(str(tmp_path / "a.txt"), FULL)
+
+
+def test_folder(tmp_path: Path) -> None:
+    for name in ("b.mp4", "a/x.webm", "c.PNG", ".hidden/y.mp4", "notes.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "a/x.txt").write_text("A dog\n runs ")
+    manifest = read_manifest(str(tmp_path))
+    assert manifest.entries == [Entry("a/x.webm", "A dog runs"), Entry("b.mp4"), Entry("c.PNG")]
+    assert manifest.locate(manifest.entries[0]) == str(tmp_path / "a/x.webm")
+
+
+def test_memory_and_zip(tmp_path: Path) -> None:
+    """The same folder and the same manifest behind other URLs."""
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        archive.writestr("clips/a.mp4", b"x")
+        archive.writestr("clips/a.txt", "A dog")
+        archive.writestr("sets/all.csv", "path,caption\n../clips/a.mp4,A dog\n")
+        archive.writestr("all.csv", "path,caption\nclips/a.mp4,A dog\n")
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/there/clips/a.mp4", b"x")
+    memory.pipe("/there/clips/a.txt", b"A dog")
+    memory.pipe("/there/all.csv", b"path,caption\nclips/a.mp4,A dog\n")
+    inside = f"::{tmp_path}/set.zip"
+    for source, located in (
+        (f"zip://clips{inside}", f"zip://clips/a.mp4{inside}"),
+        (f"zip://all.csv{inside}", f"zip://clips/a.mp4{inside}"),
+        ("memory://there/clips", "memory://there/clips/a.mp4"),
+        ("memory://there/all.csv", "memory://there/clips/a.mp4"),
+    ):
+        manifest = read_manifest(source)
+        assert [entry.caption for entry in manifest.entries] == ["A dog"], source
+        assert manifest.locate(manifest.entries[0]) == located
+        with files.open_binary(located) as file:
+            assert file.read() == b"x"
+
+
+def test_root_and_absolute_paths(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("path,caption\nx.mp4,1\n/abs/y.mp4,2\ns3://bucket/z.mp4,3\n")
+    manifest = read_manifest(str(tmp_path / "a.csv"), root="/videos")
+    located = [manifest.locate(entry) for entry in manifest.entries]
+    assert located == ["/videos/x.mp4", "/abs/y.mp4", "s3://bucket/z.mp4"]
+
+
+def test_suffixes_of_urls() -> None:
+    assert files.suffix("zip://a/b.MP4::/x/set.zip") == ".mp4"
+    assert files.suffix("https://host/a.csv?key=1.2#part") == ".csv"
+    assert files.suffix("/odd/what?.mp4") == ".mp4"
+    assert files.is_image("s3://bucket/a.JPG")
+
+
+def test_unknown_and_missing_protocols() -> None:
+    with pytest.raises(DataError, match="Protocol not known: nothing"):
+        read_manifest("nothing://a.csv")
+
+
+def test_cuts_count_frames() -> None:
+    """A cut's length in frames, in seconds or in frames, whatever decimals it is written in."""
+    assert Cut().frames(30, 100) == 100
+    assert Cut(start=1.0, end=2.0).frames(30, 100) == 30
+    assert Cut(start=0.333, end=0.667).frames(30, 100) == 10  # frames 10 to 19
+    assert Cut(start_frame=10, end_frame=25).frames(24, 100) == 15
+    assert Cut(start_frame=90, end_frame=250).frames(24, 100) == 10
+    assert Cut(start=50).frames(30, 100) == 0
+    parts = [Cut(start=round(a / 24, 3), end=round(b / 24, 3)) for a, b in itertools.pairwise([0, 7, 19, 48])]
+    assert sum(part.frames(24, 48) for part in parts) == 48  # scenes that follow one another share no frame
+
+
+@pytest.mark.parametrize(
+    ("protocol", "extra", "package"),
+    [("s3", "s3", "s3fs"), ("gs", "gs", "gcsfs"), ("hf", "hf", "huggingface_hub"), ("https", "https", "aiohttp")],
+)
+@pytest.mark.parametrize("url", ["{}://bucket/set.csv", "zip://set.csv::{}://bucket/set.zip"])
+def test_a_missing_package_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, protocol: str, extra: str, package: str, url: str
+) -> None:
+    """With the package hidden, whether it is installed here or not."""
+    implementation = known_implementations[protocol]["class"].rpartition(".")[0]
+    _registry.pop(protocol, None)
+    for name in (package, implementation):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(DataError, match=rf"install stdit-data\[{extra}\]$") as caught:
+        read_manifest(url.format(protocol))
+    assert "\n" not in str(caught.value)
+    _registry.pop(protocol, None)
+
+
+class Unreachable(AbstractFileSystem):
+    """A place whose client has errors of its own, as those of hf:// and s3:// do."""
+
+    class ClientError(Exception):
+        pass
+
+    def info(self, path: str, **_: object) -> dict:
+        if path.endswith(".mp4"):
+            return {"name": path, "size": 100, "type": "file"}
+        raise self.ClientError("Name or service\nnot known")
+
+    def exists(self, path: str, **_: object) -> bool:  # the base class would take any error for a no
+        return bool(self.info(path))
+
+    def _open(self, path: str, **_: object) -> io.RawIOBase:
+        class File(io.RawIOBase):
+            def read(self, size: int = -1) -> bytes:
+                raise Unreachable.ClientError("connection reset")
+
+            def seek(self, offset: int, whence: int = 0) -> int:
+                return 0
+
+        return File()
+
+
+def test_what_a_remote_client_raises_is_one_line_that_names_the_url() -> None:
+    fsspec.register_implementation("nowhere", Unreachable, clobber=True)
+    with pytest.raises(OSError, match=r"^nowhere://set.csv: ClientError: Name or service not known$"):
+        read_manifest("nowhere://set.csv")
+    with pytest.raises(ClipError, match=r"nowhere://a.mp4: .*connection reset"):
+        probe("nowhere://a.mp4")
+
+
+def test_zip_files_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(b"no archive")
+    with pytest.raises(DataError, match=r"a\.zip: not a zip file"):
+        read_manifest(f"zip://set.csv::{tmp_path}/a.zip")
+    with pytest.raises(DataError, match=r"none\.zip: no such file"):
+        read_manifest(f"zip://set.csv::{tmp_path}/none.zip")
+    with pytest.raises(DataError, match=r"found \.zip; what is in it is zip://::.*a\.zip$"):
+        read_manifest(f"{tmp_path}/a.zip")

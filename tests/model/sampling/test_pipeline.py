@@ -1,0 +1,318 @@
+"""STDiTPipeline with tiny real parts: reference samples, independence of the batch, guidance, round trips."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from safetensors import safe_open
+from torch import Tensor, nn
+
+pytest.importorskip("transformers", reason="the pipeline is an extra of stdit-model")
+
+from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
+
+from stdit_model import STDiT, STDiTPipeline, video_vae
+from stdit_model.guidance import guide
+from stdit_model.sampling.schedulers import compat, use_sampler
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+
+
+def tiny_vae(levels: int) -> AutoencoderKL:
+    """An untrained AutoencoderKL that takes 2^(levels-1) pixels to a latent."""
+    torch.manual_seed(0)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=(8,) * levels,
+        layers_per_block=1,
+        norm_num_groups=4,
+    )
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> STDiTPipeline:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"depth": 2, "hidden_size": 32, "num_heads": 4, "caption_channels": 32}
+    model = STDiT(**sizes, model_max_length=12, learn_sigma=False)
+    for block in model.blocks:  # nothing is zero after training
+        nn.init.normal_(block.attn_temp.proj.weight, std=0.1)
+        nn.init.normal_(block.cross_attn.proj.weight, std=0.1)
+    nn.init.normal_(model.final_layer.linear.weight, std=0.1)
+    text = T5Config(
+        vocab_size=384, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu"
+    )
+    pipe = STDiTPipeline(
+        model.eval(),
+        tiny_vae(4),
+        T5EncoderModel(text).eval(),
+        ByT5Tokenizer(),
+        FlowMatchEulerDiscreteScheduler(shift=4.0),
+        num_frames=4,
+        height=32,
+        width=32,
+        num_inference_steps=3,
+        guidance_scale=3.0,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def seeds(*numbers: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(number) for number in numbers]
+
+
+@pytest.mark.parametrize(
+    ("name", "sample"), [("opensora_v1_stdit_16x256", "iddpm10_cfg7"), ("opensora_v1_stdit_edges", "iddpm7_cfg7")]
+)
+def test_the_reference_samples(name: str, sample: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ancestral iDDPM steps with the reference's noise give the reference's samples, guidance on 3 channels."""
+    with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
+        config = json.loads(file.metadata()["config"])
+        golden = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a mapping)
+    sizes = {key: config[key] for key in ("depth", "hidden_size", "num_heads", "caption_channels", "model_max_length")}
+    model = STDiT(**sizes, space_scale=config["space_scale"], time_scale=config["time_scale"]).eval()
+    weights = {key.removeprefix("weights."): value for key, value in golden.items() if key.startswith("weights.")}
+    model.load_state_dict({key: value for key, value in weights.items() if not key.startswith("pos_embed")})
+
+    class Recorded(nn.Module):
+        """In the text encoder's place: the recorded states."""
+
+        device, dtype = torch.device("cpu"), torch.float32
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+            return SimpleNamespace(last_hidden_state=golden["input.y"].squeeze(1))
+
+    class RecordedMask:
+        """In the tokenizer's place: the recorded mask."""
+
+        def __call__(self, _captions: list[str], **_: Any) -> Any:
+            tokens = SimpleNamespace(input_ids=golden["input.mask"], attention_mask=golden["input.mask"])
+            tokens.to = lambda _device: tokens
+            return tokens
+
+    scheduler = DDPMScheduler(
+        beta_start=1e-4, beta_end=0.02, variance_type="learned_range", timestep_spacing="linspace", clip_sample=False
+    )
+    pipe = STDiTPipeline(model, tiny_vae(1), None, None, scheduler)
+    pipe.text_encoder, pipe.tokenizer = Recorded(), RecordedMask()
+    pipe.set_progress_bar_config(disable=True)
+    noises = iter(golden[f"input.sample.{sample.split('_')[0]}_noise"])
+    monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: next(noises))
+    z = golden["input.sample.z"]
+    settings = compat("open-sora-1.0")  # as `stdit sample --compat open-sora-1.0` does
+    assert settings.pop("num_inference_steps") == 100
+    use_sampler(pipe, settings.pop("sampler"))
+    output = pipe(
+        ["a prompt"] * len(z),
+        num_frames=z.shape[2],
+        height=z.shape[3],
+        width=z.shape[4],
+        latents=z,
+        num_inference_steps=config["sampling"]["iddpm_steps"],
+        output_type="latent",
+        **settings,
+    ).frames
+    expected = golden[f"expected.sample.{sample}"]
+    assert ((output - expected).abs().max() / expected.abs().max()).item() < 5e-6
+
+
+def test_a_video_does_not_depend_on_what_else_is_asked_for(pipeline: STDiTPipeline) -> None:
+    together = pipeline(["one", "another"], generator=seeds(5, 6)).frames
+    alone = pipeline("another", generator=seeds(6)).frames
+    torch.testing.assert_close(together[1:], alone, rtol=0, atol=1 / 255)
+    assert not torch.allclose(together[0], together[1], atol=1e-2)
+
+
+def test_prompts_and_guidance_matter(pipeline: STDiTPipeline) -> None:
+    one, other = (pipeline(prompt, generator=seeds(0)).frames for prompt in ("a cat", "a house by the sea"))
+    assert not torch.equal(one, other)
+    assert not torch.equal(one, pipeline("a cat", generator=seeds(0), guidance_scale=1.0).frames)
+    assert not torch.equal(one, pipeline("a cat", "a dog", generator=seeds(0)).frames)
+
+
+def test_guidance_is_linear() -> None:
+    output = torch.randn(4, 6, 2, 2, 2, generator=torch.Generator().manual_seed(0))
+    conditional, unconditional = output.chunk(2)
+    assert torch.equal(guide(output, 1.0, 3)[:, 3:], conditional[:, 3:])
+    torch.testing.assert_close(guide(output, 1.0, 6), conditional)
+    torch.testing.assert_close(guide(output, 0.0, 6), unconditional)
+    torch.testing.assert_close(guide(output, 3.0, 6), unconditional + 3 * (conditional - unconditional))
+
+
+def test_rescaled_guidance_keeps_the_spread_of_the_prompts_half() -> None:
+    output = torch.randn(4, 6, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    conditional = output.chunk(2)[0][:, :4]
+    axes = (1, 2, 3, 4)
+    torch.testing.assert_close(guide(output, 7.0, 4, rescale=1.0)[:, :4].std(axes), conditional.std(axes))
+    assert (guide(output, 7.0, 4)[:, :4].std(axes) > 2 * conditional.std(axes)).all()
+
+
+def test_guidance_in_an_interval(pipeline: STDiTPipeline) -> None:
+    """A step that is not guided is that of the prompt alone, and costs half."""
+    sizes = []
+    handle = pipeline.transformer.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    partly = pipeline("a cat", generator=seeds(0), guidance_interval=(0.3, 0.6)).frames
+    handle.remove()
+    assert sizes == [1, 2, 1]
+    assert not torch.equal(partly, pipeline("a cat", generator=seeds(0)).frames)
+    with pytest.raises(ValueError, match="guidance_interval"):
+        pipeline("a cat", guidance_interval=(0.7, 0.3))
+
+
+def test_embeddings_stand_in_for_text_and_its_encoder(pipeline: STDiTPipeline) -> None:
+    y, mask, null, null_mask = pipeline.encode_prompt("a cat", "a dog")
+    expected = pipeline("a cat", "a dog", generator=seeds(0)).frames
+    without = {**pipeline.components, "text_encoder": None, "tokenizer": None}
+    bare = STDiTPipeline(**without, num_frames=4, height=32, width=32, num_inference_steps=3, guidance_scale=3.0)
+    bare.set_progress_bar_config(disable=True)
+    found = bare(
+        prompt_embeds=y, prompt_attention_mask=mask, negative_prompt_embeds=null,
+        negative_prompt_attention_mask=null_mask, generator=seeds(0),
+    ).frames  # fmt: skip
+    with pytest.raises(ValueError, match="prompt_embeds"):
+        bare("a cat")
+    assert torch.equal(found, expected)
+
+
+def test_slicing_tiling_and_chunks(pipeline: STDiTPipeline) -> None:
+    whole = pipeline("a cat", generator=seeds(0)).frames
+    torch.testing.assert_close(pipeline("a cat", generator=seeds(0), decode_chunk_size=1).frames, whole)
+    pipeline.enable_vae_slicing()
+    torch.testing.assert_close(pipeline("a cat", generator=seeds(0)).frames, whole)
+    pipeline.disable_vae_slicing()
+    pipeline.enable_vae_tiling()
+    assert pipeline("a cat", generator=seeds(0)).frames.shape == whole.shape
+    pipeline.disable_vae_tiling()
+
+
+def test_given_frames_stay_as_they_are(pipeline: STDiTPipeline) -> None:
+    first = torch.rand(3, 2, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    video = pipeline(["a cat", "a dog"], first_frames=first, generator=seeds(0, 1)).frames
+    assert torch.equal(video[:, :, :2], first.expand(2, -1, -1, -1, -1))
+    assert not torch.equal(video[0, :, 2:], video[1, :, 2:])
+    long = pipeline("a cat", first_frames=first, num_frames=10, window=4, overlap=2, generator=seeds(0)).frames
+    assert long.shape == (1, 3, 10, 32, 32)
+    assert torch.equal(long[0, :, :2], first)
+    with pytest.raises(ValueError, match=r"\[3, K, 32, 32\] expected"):
+        pipeline("a cat", first_frames=first[..., :16])
+    with pytest.raises(ValueError, match="leave nothing to make"):
+        pipeline("a cat", first_frames=first, num_frames=2)
+
+
+def test_a_callback_counts_through_all_windows_and_may_stop(pipeline: STDiTPipeline) -> None:
+    seen = []
+
+    def stop(pipe: Any, i: int, _t: Any, values: dict[str, Any]) -> dict[str, Any]:
+        seen.append((i, pipe.num_timesteps, pipe.guidance_scale))
+        pipe._interrupt = i == 7
+        return values
+
+    pipeline("a cat", num_frames=10, window=4, callback_on_step_end=stop, output_type="latent")
+    assert seen[:8] == [(i, 12, 3.0) for i in range(8)]
+    assert pipeline.num_timesteps == 12
+
+
+def test_offload_hooks_know_of_the_text(pipeline: STDiTPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys and values are computed outside `forward`, before which CPU offload brings the weights."""
+    brought: list[Any] = []
+    hook = SimpleNamespace(pre_forward=brought.append)
+    monkeypatch.setattr(pipeline.transformer, "_hf_hook", hook, raising=False)
+    pipeline("a cat", num_inference_steps=1, output_type="latent")
+    assert brought == [pipeline.transformer]
+
+
+def test_output_types(pipeline: STDiTPipeline) -> None:
+    arguments: dict[str, Any] = {"num_inference_steps": 1}
+    video = pipeline("x", generator=seeds(0), **arguments).frames
+    assert video.shape == (1, 3, 4, 32, 32)
+    assert video.abs().max() <= 1
+    array = pipeline("x", generator=seeds(0), output_type="np", **arguments).frames
+    assert array.shape == (1, 4, 32, 32, 3)
+    assert abs(array - (video / 2 + 0.5).permute(0, 2, 3, 4, 1).numpy()).max() < 1e-6
+    (images,) = pipeline("x", generator=seeds(0), output_type="pil", **arguments).frames
+    assert [image.size for image in images] == [(32, 32)] * 4
+    assert pipeline("x", output_type="latent", **arguments).frames.shape == (1, 4, 4, 4, 4)
+    with pytest.raises(ValueError, match="output_type"):
+        pipeline("x", output_type="gif")
+
+
+def test_sizes_that_do_not_fit_are_named(pipeline: STDiTPipeline) -> None:
+    with pytest.raises(ValueError, match="height 30 is not a multiple of 8: take 24 or 32"):
+        pipeline("x", height=30)
+    with pytest.raises(ValueError, match="empty"):
+        pipeline(" ")
+
+
+def test_callbacks_see_and_replace_latents(pipeline: STDiTPipeline) -> None:
+    seen = []
+
+    def look(_pipe: Any, i: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
+        seen.append((i, float(t), values["latents"].shape))
+        return {"latents": torch.zeros_like(values["latents"])}
+
+    frames = pipeline("x", output_type="latent", callback_on_step_end=look).frames
+    assert [i for i, _, _ in seen] == [0, 1, 2]
+    assert frames.abs().max() == 0
+
+
+def test_round_trip(pipeline: STDiTPipeline, tmp_path: Path) -> None:
+    pipeline.save_pretrained(tmp_path / "p")
+    index = json.loads((tmp_path / "p" / "model_index.json").read_text())
+    assert index["transformer"] == ["stdit_model", "STDiT"]
+    again = STDiTPipeline.from_pretrained(tmp_path / "p")
+    again.set_progress_bar_config(disable=True)
+    assert (again.config.num_frames, again.config.guidance_scale) == (4, 3.0)
+    one, other = (p("a cat", generator=seeds(1)).frames for p in (pipeline, again))
+    assert torch.equal(one, other)
+
+
+def test_a_missing_part_is_named(pipeline: STDiTPipeline, tmp_path: Path) -> None:
+    import shutil
+
+    pipeline.save_pretrained(tmp_path / "p")
+    shutil.rmtree(tmp_path / "p" / "vae")
+    with pytest.raises(FileNotFoundError, match="lacks vae"):
+        STDiTPipeline.from_pretrained(tmp_path / "p")
+    with pytest.raises(FileNotFoundError, match=r"no model_index\.json"):
+        STDiTPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 16])
+def test_vae_chunks_change_nothing(pipeline: STDiTPipeline, chunk: int) -> None:
+    video = torch.rand(2, 3, 4, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    whole = video_vae.encode_moments(pipeline.vae, video, chunk=100)
+    torch.testing.assert_close(video_vae.encode_moments(pipeline.vae, video, chunk=chunk), whole, rtol=1e-5, atol=1e-5)
+    latents = video_vae.sample_latents(pipeline.vae, whole)
+    torch.testing.assert_close(
+        video_vae.decode(pipeline.vae, latents, chunk=chunk), video_vae.decode(pipeline.vae, latents), rtol=0, atol=1e-5
+    )
+
+
+def test_latents_are_those_of_diffusers(pipeline: STDiTPipeline) -> None:
+    """mean * 0.18215, as Stable Diffusion's VAE has it, frame by frame."""
+    video = torch.rand(1, 3, 2, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    latents = video_vae.sample_latents(pipeline.vae, video_vae.encode_moments(pipeline.vae, video))
+    with torch.no_grad():
+        frame = pipeline.vae.encode(video[:, :, 1]).latent_dist.mean * 0.18215
+    torch.testing.assert_close(latents[:, :, 1], frame)
+
+
+def test_parts_named_by_hub_id(pipeline: STDiTPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that names its VAE, text encoder and tokenizer finds them; offline it says which one is missing."""
+    from stdit_model.convert import write_pipeline
+
+    pipeline.transformer.save_pretrained(tmp_path / "model")
+    write_pipeline(tmp_path / "model", tmp_path / "p", vae="owner/vae", text_encoder="owner/t5", tokenizer="owner/t5")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"owner/\w+: not to be had .*hf download owner/"):
+        STDiTPipeline.from_pretrained(tmp_path / "p")
+    parts = {"vae": pipeline.vae, "text_encoder": pipeline.text_encoder, "tokenizer": pipeline.tokenizer}
+    again = STDiTPipeline.from_pretrained(tmp_path / "p", **parts)
+    again.set_progress_bar_config(disable=True)
+    arguments: dict[str, Any] = {"num_frames": 4, "height": 32, "width": 32, "num_inference_steps": 2}
+    assert again("a cat", generator=seeds(0), **arguments).frames.shape == (1, 3, 4, 32, 32)

@@ -1,0 +1,99 @@
+"""What is compared: arms, matching, the common start, the budget."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from stdit_train.ablation.arms import (
+    estimate_arm,
+    loss_is_comparable,
+    make_arms,
+    parse_vary,
+    reference_arm,
+    same_start,
+    total_flops,
+    with_parameters_matched,
+)
+from stdit_train.ablation.matching import Cost, with_length
+from stdit_train.build import build_model
+from stdit_train.config.load import ConfigError, TrainConfig, load_stage
+
+FOUR = ["dit", "seq", "parallel", "latte"]
+
+
+@pytest.fixture
+def base(parts) -> TrainConfig:  # type: ignore[no-untyped-def]
+    return load_stage("demo", {"data.vae": str(parts), "data.text_encoder": str(parts)})
+
+
+def test_values_are_read_as_toml() -> None:
+    assert parse_vary("objective.name=iddpm,flow") == ("objective.name", ["iddpm", "flow"])
+    assert parse_vary("model.patch_size=[1,2,2],[2,2,2]") == ("model.patch_size", [[1, 2, 2], [2, 2, 2]])
+    assert parse_vary("objective.caption_dropout=0.0, 0.1,0.1") == ("objective.caption_dropout", [0.0, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("text", "word"), [("objective.name", "key=a,b,c"), ("optimizer.lr=1", "two"), ("seed=1,2", "--seeds")]
+)
+def test_what_can_not_be_varied(text: str, word: str) -> None:
+    with pytest.raises(ConfigError, match=word):
+        parse_vary(text)
+
+
+def test_arms_are_every_combination(base: TrainConfig) -> None:
+    arms = make_arms(base, ["seq"], [parse_vary("model.patch_size=[1,2,2],[2,2,2]")])
+    assert [arm.name for arm in arms] == ["patch_size=1x2x2", "patch_size=2x2x2"]
+    arms = make_arms(base, ["dit", "seq"], [parse_vary("objective.name=iddpm,flow")])
+    assert [arm.name for arm in arms] == ["dit-name=iddpm", "dit-name=flow", "seq-name=iddpm", "seq-name=flow"]
+    assert not loss_is_comparable(base, arms)
+    with pytest.raises(ConfigError, match="objective\\.nam"):
+        make_arms(base, ["seq"], [("objective.nam", ["a", "b"])])
+
+
+@pytest.mark.parametrize("variant", FOUR)
+def test_parameters_are_matched(base: TrainConfig, variant: str) -> None:
+    arms = make_arms(base, ["dit", "seq", "parallel", "latte"], [])
+    reference = reference_arm(base, arms)
+    assert reference.name == "seq"
+    target = estimate_arm(reference.config(base)).parameters
+    arm = with_parameters_matched(next(arm for arm in arms if arm.name == variant), base, target)
+    assert estimate_arm(arm.config(base)).parameters == pytest.approx(target, rel=0.05)
+
+
+def test_all_flops_are_matched(base: TrainConfig) -> None:
+    arms = with_length(base, make_arms(base, ["dit", "seq", "latte"], []), "flops", {}, 1000, None, 1, 0, {})
+    spent = [total_flops(arm.config(base)) for arm in arms]
+    assert max(spent) / min(spent) < 1.01
+    assert arms[1].settings["steps"] == 1000
+
+
+def test_steps_fit_the_budget(base: TrainConfig) -> None:
+    """Two arms of 0.1 and 0.3 s a step, nothing else measured: 90 % of 60 s, less 4 s a run, are 115 steps of both."""
+    arms = make_arms(base, ["dit", "seq"], [])
+    costs = {"dit": Cost(0.3, 0.0, 0.0, 0.0), "seq": Cost(0.1, 0.0, 0.0, 0.0)}
+    planned = with_length(base, arms, "steps", {}, None, 1.0, 1, 10, costs)
+    assert [arm.settings["steps"] for arm in planned] == [115, 115]
+    timed = with_length(base, arms, "time", {}, None, 1.0, 1, 10, costs)
+    assert [arm.settings["minutes"] for arm in timed] == [timed[0].settings["minutes"]] * 2
+    assert timed[0].settings["minutes"] * 2 * 60 == pytest.approx(46, rel=0.02)
+
+
+def test_the_start_is_the_same_wherever_parameters_are(base: TrainConfig) -> None:
+    """All arms, with another patch and another depth among them, whichever is trained first."""
+    small = replace(base, model=replace(base.model, hidden_size=16, depth=2))
+    arms = make_arms(small, ["dit", "seq", "latte"], [parse_vary("model.patch_size=[1,2,2],[2,2,2]")])
+    arms += [replace(arms[0], name="deep", settings={**arms[0].settings, "model.depth": 3})]
+    configs = [arm.config(small, 5) for arm in arms]
+    made = [same_start(lambda config: build_model(config, 4, 64), configs, config) for config in configs]
+    starts: dict = {}
+    for model, _ in made:
+        for name, value in model.state_dict().items():
+            known = starts.setdefault((name, value.shape), value)
+            assert torch.equal(known, value), name
+    assert made[0][1] == 1.0
+    assert 0.5 < made[2][1] < 1.0  # seq has the temporal attention besides
+    other = same_start(
+        lambda config: build_model(config, 4, 64), [a.config(small, 6) for a in arms], arms[0].config(small, 6)
+    )
+    assert not torch.equal(other[0].x_embedder.proj.weight, made[0][0].x_embedder.proj.weight)

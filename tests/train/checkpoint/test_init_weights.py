@@ -1,0 +1,79 @@
+"""Starting a run from other weights."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from stdit_train.build import build_model, build_trainer
+from stdit_train.checkpoint.init_weights import load_initial
+from stdit_train.checkpoint.run_folder import RunFolder
+from stdit_train.config.load import ConfigError, from_dict, set_values, to_dict
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "pixart_alpha_512.safetensors"
+
+
+class Silent:
+    """Remembers what was said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def started(self, step: int, steps: int) -> None:
+        pass
+
+    def stepped(self, step: int, progress: float, values: dict[str, float]) -> None:
+        pass
+
+    def said(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def test_from_another_run(small, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "first")
+    run.create(small)
+    first = build_trainer(small, run, Silent())
+    first.train()
+    again = replace(small, init=str(tmp_path / "first"), seed=1)
+    next_run = RunFolder(tmp_path / "second")
+    next_run.create(again)
+    watcher = Silent()
+    second = build_trainer(again, next_run, watcher)
+    assert any("starting from" in line for line in watcher.lines)
+    for name, value in first.ema.model.state_dict().items():
+        assert torch.equal(second.model.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("variant", ["seq", "parallel", "dit", "latte"])
+def test_every_variant_from_pixart(small, tmp_path: Path, variant: str) -> None:
+    with safe_open(GOLDEN, "pt") as file:
+        sizes = json.loads(file.metadata()["config"])
+        weights = {k.removeprefix("weights."): file.get_tensor(k) for k in file.keys() if k.startswith("weights.")}  # noqa: SIM118
+    torch.save({"state_dict": weights}, tmp_path / "pixart.pth")
+    overrides = {
+        "objective.name": "iddpm",
+        "model.variant": variant,
+        "model.hidden_size": sizes["hidden_size"],
+        "model.depth": sizes["depth"],
+        "model.num_heads": sizes["num_heads"],
+        "model.model_max_length": sizes["model_max_length"],
+    }
+    config = from_dict(set_values(to_dict(small), overrides))
+    model = build_model(config, 4, sizes["caption_channels"])
+    assert "image model" in load_initial(model, str(tmp_path / "pixart.pth"))
+    state = model.state_dict()
+    for name, value in weights.items():
+        if name in state and name != "x_embedder.proj.weight":
+            assert torch.equal(state[name], value), name
+    assert torch.equal(state["x_embedder.proj.weight"].squeeze(2), weights["x_embedder.proj.weight"])
+
+
+def test_another_size_is_named(small, tmp_path: Path) -> None:
+    model = build_model(small, 4, 32)
+    model.save_pretrained(tmp_path / "saved")
+    other = build_model(from_dict(set_values(to_dict(small), {"model.depth": 1})), 4, 32)
+    with pytest.raises(ConfigError, match="has depth 2, this run 1"):
+        load_initial(other, str(tmp_path / "saved"))

@@ -1,0 +1,85 @@
+"""What is put on a model before it is trained changes what it costs and not what it computes; and its trace."""
+
+import json
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from stdit_model import STDiT
+from stdit_train.build import build_trainer
+from stdit_train.callbacks import Unwatched
+from stdit_train.checkpoint.run_folder import RunFolder
+from stdit_train.config.load import Checkpointing, ConfigError, TrainConfig, load_stage
+from stdit_train.distributed.parallelize import outfit
+from stdit_train.tracking.profiler import WARM_UP
+
+
+def made(checkpointing: Checkpointing, compiled: bool, variant: str = "seq") -> tuple[dict[str, Tensor], int]:
+    """Gradients, and FLOPs of forward and backward."""
+    torch.manual_seed(0)
+    model = STDiT(variant, depth=2, hidden_size=32, num_heads=2, caption_channels=8, model_max_length=4)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    outfit(model, checkpointing, compiled)
+    x, y = torch.randn(2, 4, 3, 4, 4), torch.randn(2, 4, 8)
+    with nullcontext() if compiled else FlopCounterMode(display=False) as count:  # nothing compiles under a counter
+        model(x, torch.tensor([3.0, 700.0]), y).square().mean().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return gradients, count.get_total_flops() if count else 0
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("variant", ["seq", "dit"])
+def test_checkpointing_computes_anew_what_it_says(variant: str) -> None:
+    (plain, once), (selective, some), (full, twice) = (
+        made(kind, False, variant) for kind in (False, "selective", True)
+    )
+    assert_same(selective, plain)
+    assert_same(full, plain)
+    assert some == once < twice  # selective: no product twice
+
+
+def test_compiled_blocks_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, _ = made(False, False)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
+    torch._dynamo.reset()
+    assert_same(made(True, True)[0], plain)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True, "selective"])
+def test_really_compiled_blocks_compute_the_same(checkpointing: Checkpointing) -> None:
+    torch._dynamo.reset()
+    assert_same(made(checkpointing, True)[0], made(False, False)[0])
+
+
+def test_a_run_leaves_a_trace(small: TrainConfig, tmp_path: Path) -> None:
+    config = replace(small, steps=WARM_UP + 1, profile=1, activation_checkpointing="selective")
+    run = RunFolder(tmp_path / "run")
+    run.create(config)
+    build_trainer(config, run, Unwatched()).train()
+    (file,) = (run.path / "profile").iterdir()
+    events = json.loads(file.read_text())["traceEvents"]
+    assert any(event.get("name") == "aten::addmm" for event in events)
+    assert {event["name"] for event in events if event.get("name", "").startswith("ProfilerStep")} == {
+        f"ProfilerStep#{WARM_UP}"
+    }
+
+
+def test_settings_that_make_no_sense() -> None:
+    assert load_stage("demo", {"activation_checkpointing": "selective"}).activation_checkpointing == "selective"
+    with pytest.raises(ConfigError, match="activation_checkpointing"):
+        load_stage("demo", {"activation_checkpointing": "some"})
+    with pytest.raises(ConfigError, match="profile is -1: expected at least 0"):
+        load_stage("demo", {"profile": -1})
