@@ -27,11 +27,11 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=10)
     parser.add_argument("--known", type=int, default=8)
     parser.add_argument("--settling", type=int, default=3)
-    parser.add_argument("--noisy", type=float, default=given.NOISY)
+    parser.add_argument("--noisy", type=float, default=given.RESAMPLING_FROM)
     parser.add_argument("--spread", type=float, default=0.5, help="0.15 is near the middle, 0.5 anywhere")
     parser.add_argument("--guided", action="store_true")
     asked = parser.parse_args()
-    given.NOISY = asked.noisy
+    given.RESAMPLING_FROM = asked.noisy
     data = ShapesDataset(seed=77, spread=asked.spread)
     scenes = [data.scene(i) for i in range(asked.clips)]
     videos = load_pipeline(asked.checkpoint)(

@@ -27,7 +27,7 @@ import torch
 
 from stdit_model import VARIANTS, STDiT, flops
 from stdit_model.presets import preset
-from stdit_train.config.load import ObjectiveConfig
+from stdit_train.config.schema import ObjectiveConfig
 from stdit_train.loss.objective import training_loss
 from stdit_train.report.plots import new_figure
 

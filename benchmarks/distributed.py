@@ -9,9 +9,8 @@ without VAE and text encoder. Nothing is allocated.
 import inspect
 
 from stdit_model import STDiT
-from stdit_train.distributed.mesh import Grouping
-from stdit_train.estimate.parallel import memory
-from stdit_train.traffic import traffic
+from stdit_train.distributed.mesh import ParallelDims
+from stdit_train.estimate.parallel import memory, traffic
 
 GIB = 2**30
 CLIPS = {
@@ -30,7 +29,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     for name, (frames, side, groupings) in CLIPS.items():
         for processes, copies, sequence in groupings:
-            grouping = Grouping(processes, copies, sequence)
+            grouping = ParallelDims(processes, copies, sequence)
             shape = (1, 4, frames, side, side)
             held = memory(arguments, grouping, shape, checkpointing=True)
             sent = traffic(arguments, grouping, shape, checkpointing=True)

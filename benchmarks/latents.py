@@ -121,7 +121,7 @@ def step(steps: int, batch: int, side: int, where: Path | None) -> None:
     """Seconds that a B/2 step waits for its batch, of all its seconds; the files are dropped from memory first."""
     from stdit_model import STDiT
     from stdit_model.presets import preset
-    from stdit_train.config.load import ObjectiveConfig
+    from stdit_train.config.schema import ObjectiveConfig
     from stdit_train.loss.objective import training_loss
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -8,7 +8,7 @@ import torch
 from measure_going_on import steps_of
 
 from stdit_data.datasets.shapes import triples
-from stdit_data.sheet import contact_sheet
+from stdit_data.preview import contact_sheet
 from stdit_train.assets import demo_folder
 from stdit_train.evaluation.shape_reader import STEADY, analyse
 from stdit_train.pipeline.load import load_pipeline

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from stdit_train.ablation.arms import estimate_arm
 from stdit_train.assets import resolve
-from stdit_train.config.load import TrainConfig, load_stage
-from stdit_train.curriculum import load_schedule
+from stdit_train.config.load import load_schedule, load_stage
+from stdit_train.config.schema import TrainConfig
 
 MINUTES = 75.0  # for everything, three seeds, on one thread of the machine that findings.md names
 SEEDS = 3

@@ -10,8 +10,8 @@ from typing import Any
 
 from questions import DEMO_STEPS, MINUTES, PROMPTS, QUESTIONS, SEEDS, STEPS, Contrast, Question
 
+from stdit_data.files import replace_text
 from stdit_train.evaluation.confidence import Interval, paired_difference
-from stdit_train.tracking.metrics import replace_text
 
 LOSS, ASPECTS, ALL = "validation loss", "aspects right, seen", "all right, seen"
 WIDTH = 118  # of a line of text

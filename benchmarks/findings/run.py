@@ -27,17 +27,19 @@ from questions import MINUTES, PROMPTS, QUESTIONS, SEEDS, Arm, Question, make_ar
 from report import write_report
 
 from stdit_data.errors import DataError
+from stdit_data.files import replace_text
 from stdit_data.latents.format import INDEX
 from stdit_model import STDiT
 from stdit_model.embed import temporal_positions
 from stdit_train.checkpoint.manager import RunEnded
 from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.components.precompute import Encoding, open_jobs, this_process
-from stdit_train.config.load import ConfigError, TrainConfig, from_dict, to_dict
+from stdit_train.config.load import ConfigError, from_dict, to_dict
+from stdit_train.config.schema import TrainConfig
 from stdit_train.curriculum import Stage, stage_folder, train_stages
 from stdit_train.evaluation.evaluate import evaluate_pipeline
 from stdit_train.pipeline.load import load_pipeline
-from stdit_train.tracking.metrics import read_metrics, replace_text
+from stdit_train.tracking.metrics import read_metrics
 
 INTERRUPTED = 130
 

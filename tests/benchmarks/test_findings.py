@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from stdit_data.datasets.noisy_captions import NoisyCaptions
 from stdit_data.datasets.shapes import ShapesDataset
 from stdit_model import STDiT
 from stdit_train.checkpoint.init_weights import load_initial
 from stdit_train.checkpoint.run_folder import RunFolder
-from stdit_train.noisy_captions import NoisyCaptions
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks" / "findings"
 

@@ -119,7 +119,7 @@ def test_a_run_without_a_pipeline(stdit: Callable, tmp_path: Path) -> None:
 
 
 def test_a_stage_too_large_for_this_machine(stdit: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("stdit_train.estimate.training.available_memory", lambda: 2**32)
+    monkeypatch.setattr("stdit_train.hardware.available_memory", lambda: 2**32)
     check(stdit("train", "--stage", "64x512"), "64x512", "GiB", "--set")
     assert not (tmp_path / "runs").exists()
 

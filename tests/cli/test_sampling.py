@@ -10,14 +10,13 @@ import torch
 from PIL import Image
 
 from stdit_cli.commands.sample import sidecar
-from stdit_cli.commands.sample.outputs import plan_jobs, settled
-from stdit_cli.commands.sample.request import Request, Settings, Wanted
+from stdit_cli.commands.sample.outputs import plan_jobs, unique_path
+from stdit_cli.commands.sample.request import PromptRequest, Request, Settings
 from stdit_cli.prompt_files import read_prompts
 from stdit_cli.sharing import Share, in_turns
-from stdit_data.animation import write_png
 from stdit_data.datasets.shapes import ShapesDataset
 from stdit_data.video.read import read_video
-from stdit_data.video.write import write_mp4
+from stdit_data.video.write import write_mp4, write_png
 from stdit_train.assets import demo_folder
 
 RED = "a red circle staying still"
@@ -147,11 +146,11 @@ def test_prompts_from_files(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("one\n\n  two  \n")
     assert [want.prompt for want in read_prompts(tmp_path / "p.txt")] == ["one", "two"]
     (tmp_path / "p.csv").write_text('path,Caption,seed\na.mp4,"one, with a comma",7\nb.mp4,two,\n')
-    assert read_prompts(tmp_path / "p.csv") == [Wanted("one, with a comma", 7), Wanted("two")]
+    assert read_prompts(tmp_path / "p.csv") == [PromptRequest("one, with a comma", 7), PromptRequest("two")]
     (tmp_path / "p.csv").write_text('\ufeffprompt,seed\n"one\nline",7\n', encoding="utf-8")
-    assert read_prompts(tmp_path / "p.csv") == [Wanted("one\nline", 7)]
+    assert read_prompts(tmp_path / "p.csv") == [PromptRequest("one\nline", 7)]
     (tmp_path / "p.jsonl").write_text('{"prompt": "one", "negative": "bad", "seed": 3}\n"two"\n')
-    assert read_prompts(tmp_path / "p.jsonl") == [Wanted("one", 3, "bad"), Wanted("two")]
+    assert read_prompts(tmp_path / "p.jsonl") == [PromptRequest("one", 3, "bad"), PromptRequest("two")]
 
 
 @pytest.mark.parametrize(
@@ -175,7 +174,12 @@ def test_faults_of_prompt_files_name_the_line(tmp_path: Path, name: str, text: s
 
 
 def test_names_are_planned_alike_by_every_process(tmp_path: Path) -> None:
-    request = Request([Wanted("a cat"), Wanted("a cat"), Wanted("a dog", seed=5)], Settings(), num=2, out=tmp_path)
+    request = Request(
+        [PromptRequest("a cat"), PromptRequest("a cat"), PromptRequest("a dog", seed=5)],
+        Settings(),
+        num=2,
+        out=tmp_path,
+    )
     jobs = plan_jobs(request, "mp4")
     names = [job.path.name for job in jobs]
     assert names == ["a-cat-0.mp4", "a-cat-1.mp4", "a-cat-0-2.mp4", "a-cat-1-2.mp4", "a-dog-5.mp4", "a-dog-6.mp4"]
@@ -184,8 +188,8 @@ def test_names_are_planned_alike_by_every_process(tmp_path: Path) -> None:
     assert sorted(job.path for share in shares for job in share) == sorted(job.path for job in jobs)
     assert in_turns(shares) == jobs  # the contact sheet is in the order of the prompts
     (tmp_path / "a-cat-0.json").write_text("{}")  # another video's sidecar is not to be replaced either
-    assert settled(jobs[0].path, overwrite=False).name == "a-cat-0-2.mp4"
-    assert settled(jobs[0].path, overwrite=True) == jobs[0].path
+    assert unique_path(jobs[0].path, overwrite=False).name == "a-cat-0-2.mp4"
+    assert unique_path(jobs[0].path, overwrite=True) == jobs[0].path
 
 
 def test_a_picture_to_begin_with(stdit: Callable, tmp_path: Path) -> None:
@@ -237,9 +241,9 @@ def test_low_memory_changes_nothing(stdit: Callable, tmp_path: Path) -> None:
 def test_finished_videos_survive_an_interruption(
     stdit: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stdit_cli.commands.sample.generate import Studio
+    from stdit_cli.commands.sample.generate import VideoGenerator
 
-    make, calls = Studio.make, []
+    make, calls = VideoGenerator.make, []
 
     def interrupted(self, batch, on_step):
         calls.append(batch)
@@ -247,7 +251,7 @@ def test_finished_videos_survive_an_interruption(
             raise KeyboardInterrupt
         return make(self, batch, on_step)
 
-    monkeypatch.setattr(Studio, "make", interrupted)
+    monkeypatch.setattr(VideoGenerator, "make", interrupted)
     done = stdit("sample", RED, "--num", "3", "--steps", "1")
     assert done.code == 130
     assert "1 of 3 videos" in done.out

@@ -14,8 +14,7 @@ from PIL import Image
 from stdit_data.buckets import Bucket
 from stdit_data.clip import Clip
 from stdit_data.errors import ClipError, DataError
-from stdit_data.preview import preview
-from stdit_data.sheet import contact_sheet, video_wall
+from stdit_data.preview import contact_sheet, preview, video_wall
 from stdit_data.video.write import write_mp4
 
 

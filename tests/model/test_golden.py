@@ -6,8 +6,8 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from stdit_model import STDiT
-from stdit_model.convert import iddpm_scheduler
 from stdit_model.diffusion import add_noise, iddpm_loss
+from stdit_model.sampling.schedulers import iddpm_scheduler
 
 OPEN_SORA = ["opensora_v1_stdit_16x256", "opensora_v1_stdit_64x512", "opensora_v1_stdit_edges"]
 

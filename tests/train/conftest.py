@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from stdit_data.datasets.shapes import vocabulary
-from stdit_train.config.load import TrainConfig, load_stage
+from stdit_train.config.load import load_stage
+from stdit_train.config.schema import TrainConfig
 from stdit_train.demo.autoencoder import AutoencoderConfig, build_autoencoder
 from stdit_train.demo.text import build_text_encoder, build_tokenizer
 

@@ -12,18 +12,10 @@ import torch
 
 from stdit_train.checkpoint.format import named_tensors
 from stdit_train.checkpoint.run_folder import RunFolder
-from stdit_train.config.load import ConfigError
-from stdit_train.curriculum import (
-    Stage,
-    load_schedule,
-    read_schedule,
-    schedule_names,
-    stage_folder,
-    train_stages,
-    write_schedule,
-)
+from stdit_train.config.load import ConfigError, load_schedule, read_schedule, schedule_names, write_schedule
+from stdit_train.curriculum import Stage, stage_folder, train_stages
 from stdit_train.pipeline.export import export_run
-from stdit_train.pipeline.load import find_pipeline
+from stdit_train.pipeline.load import find_checkpoint
 from stdit_train.report import run_report as report_page
 from stdit_train.report.plots import plot_losses, plot_runs, smooth
 from stdit_train.report.run_report import write_report
@@ -105,10 +97,10 @@ def final_tensors(folder: Path) -> dict[str, torch.Tensor]:
 def test_going_on_from_anywhere(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped in the first, third and fourth stage: at the end all is as without a stop, to the bit."""
     handed: list[tuple[str, bool]] = []
-    hand_on = Trainer.hand_on
+    init_from_run = Trainer.init_from_run
 
     def watched(self: Trainer, previous) -> None:
-        hand_on(self, previous)
+        init_from_run(self, previous)
         same = all(torch.equal(a, b) for a, b in zip(self.model.parameters(), self.ema.model.parameters(), strict=True))
         handed.append((previous.path.name, same))
 
@@ -142,9 +134,9 @@ def test_going_on_from_anywhere(parts: Path, tmp_path: Path, monkeypatch: pytest
     assert [(number, outcome and outcome.step) for number, outcome in outcomes] == [(4, 6), (4, None)]
     assert stages[0].run.notes()["finished_at_step"] == 4
 
-    assert find_pipeline(str(tmp_path / "parts")).source == str(tmp_path / "parts" / "4-16x64" / "pipeline")
+    assert find_checkpoint(str(tmp_path / "parts")).source == str(tmp_path / "parts" / "4-16x64" / "pipeline")
     shutil.rmtree(tmp_path / "parts" / "4-16x64" / "pipeline")
-    assert find_pipeline(str(tmp_path / "parts")).source == str(tmp_path / "parts" / "3-8x64" / "pipeline")
+    assert find_checkpoint(str(tmp_path / "parts")).source == str(tmp_path / "parts" / "3-8x64" / "pipeline")
     shutil.rmtree(tmp_path / "parts" / "4-16x64" / "checkpoints")
     assert export_run(RunFolder(tmp_path / "parts"), RunFolder(tmp_path / "exported")) == 4
     with pytest.raises(ConfigError, match=r"no stage '3-8x64'.*did you mean 8x64"):

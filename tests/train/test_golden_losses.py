@@ -19,9 +19,10 @@ import pytest
 import torch
 
 from stdit_train.build import build_trainer
-from stdit_train.callbacks import Unwatched
+from stdit_train.callbacks import NullCallback
 from stdit_train.checkpoint.run_folder import RunFolder
-from stdit_train.config.load import TrainConfig, from_dict, set_values, to_dict
+from stdit_train.config.load import from_dict, set_values, to_dict
+from stdit_train.config.schema import TrainConfig
 from stdit_train.tracking.metrics import read_metrics
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "losses.json"
@@ -42,7 +43,7 @@ def machine() -> dict[str, str]:
 def losses(config: TrainConfig, folder: Path) -> list[float]:
     run = RunFolder(folder)
     run.create(config)
-    build_trainer(config, run, Unwatched()).train()
+    build_trainer(config, run, NullCallback()).train()
     return [row["loss"] for row in read_metrics(run.metrics_file) if "loss" in row]
 
 

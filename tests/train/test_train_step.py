@@ -9,10 +9,11 @@ import torch
 from stdit_model.diffusion import NUM_TIMESTEPS
 from stdit_train.build import open_trainer
 from stdit_train.checkpoint.run_folder import RunFolder
-from stdit_train.config.load import ConfigError, ObjectiveConfig, TrainConfig, from_dict, set_values, to_dict
+from stdit_train.config.load import ConfigError, from_dict, set_values, to_dict
+from stdit_train.config.schema import ObjectiveConfig, TrainConfig
 from stdit_train.errors import RunEnded
-from stdit_train.loss.nonfinite import blame
-from stdit_train.loss.objective import min_snr_weight, place_levels, timestep_of
+from stdit_train.loss.nonfinite import find_nonfinite
+from stdit_train.loss.objective import min_snr_weight, timestep_density, timestep_of
 from stdit_train.tracking.metrics import TimestepBins, read_metrics
 from stdit_train.trainer import Trainer
 
@@ -45,11 +46,11 @@ def changed(config: TrainConfig, **values: object) -> TrainConfig:
 
 def test_logit_normal_levels() -> None:
     uniform = (torch.arange(10_000) + 0.5) / 10_000
-    levels = place_levels(uniform, ObjectiveConfig(timesteps="logit-normal", logit_mean=0.5, logit_std=0.8))
+    levels = timestep_density(uniform, ObjectiveConfig(timesteps="logit-normal", logit_mean=0.5, logit_std=0.8))
     normal = torch.logit(levels.double())
     assert normal.mean().item() == pytest.approx(0.5, abs=1e-3)
     assert normal.std().item() == pytest.approx(0.8, abs=2e-3)
-    assert torch.equal(place_levels(uniform, ObjectiveConfig()), uniform)
+    assert torch.equal(timestep_density(uniform, ObjectiveConfig()), uniform)
 
 
 def test_min_snr_weights() -> None:
@@ -179,7 +180,9 @@ def test_a_run_that_stays_infinite_ends_with_a_checkpoint(small: TrainConfig, tm
 def test_what_comes_from_outside_is_blamed_first() -> None:
     layer = torch.nn.Sequential(torch.nn.Linear(2, 2))
     bad = torch.tensor([[1.0, math.inf]])
-    assert blame(layer, {"the latents": bad}, lambda: layer(bad).sum()) == "the latents"
+    assert find_nonfinite(layer, {"the latents": bad}, lambda: layer(bad).sum()) == "the latents"
     good = torch.ones(1, 2)
-    assert blame(layer, {"the latents": good}, lambda: layer(good).sum()) is None
-    assert blame(layer, {"the latents": good}, lambda: layer(good).sum() * math.nan).startswith("the loss itself")
+    assert find_nonfinite(layer, {"the latents": good}, lambda: layer(good).sum()) is None
+    assert find_nonfinite(layer, {"the latents": good}, lambda: layer(good).sum() * math.nan).startswith(
+        "the loss itself"
+    )

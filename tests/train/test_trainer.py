@@ -13,7 +13,8 @@ from stdit_model import STDiTPipeline
 from stdit_train.build import build_trainer, open_trainer
 from stdit_train.checkpoint.format import list_checkpoints, load_checkpoint
 from stdit_train.checkpoint.run_folder import RunFolder, free_run_folder, newest_run
-from stdit_train.config.load import ConfigError, TrainConfig, from_dict, set_values, to_dict
+from stdit_train.config.load import ConfigError, from_dict, set_values, to_dict
+from stdit_train.config.schema import TrainConfig
 from stdit_train.tracking.metrics import read_metrics
 from stdit_train.trainer import Trainer
 
@@ -121,8 +122,8 @@ def test_micro_batches_change_nothing(small: TrainConfig, tmp_path: Path) -> Non
 
 def test_remembered_latents_train_like_pixels(small: TrainConfig, tmp_path: Path) -> None:
     slow = changed(small, optimizer__name="adamw", optimizer__lr=1e-6)
-    remembered, watched = start(slow, tmp_path / "remembered")
-    remembered.train()
+    cached_in_memory, watched = start(slow, tmp_path / "remembered")
+    cached_in_memory.train()
     pixels, pixels_watched = start(changed(slow, data__remember_latents=False), tmp_path / "pixels")
     pixels.train()
     # not to the bit: the memory holds bfloat16 moments

@@ -27,7 +27,8 @@ from stdit_data.datasets.videos import open_videos
 from stdit_data.errors import ClipError, DataError
 from stdit_data.latents import format as cache
 from stdit_data.latents.dataset import LatentDataset
-from stdit_data.latents.encode import Job, TextEncoder, VideoEncoder, manifest_about, text_job, video_job
+from stdit_data.latents.encode import TextEncoder, VideoEncoder, manifest_about, text_job, video_job
+from stdit_data.latents.job import Job
 from stdit_data.loading.loader import ClipLoader
 
 ENTRY = 2 * 3 * 2 * 2 * 2 * 2  # bytes of [2C, T, H, W] in bfloat16 for clips of 2x16x16

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from stdit_data import files
 from stdit_data.errors import ClipError, DataError
 from stdit_data.manifests.format import Entry, read_manifest, write_manifest
-from stdit_data.video.frames import Cut
+from stdit_data.video.frames import Segment
 from stdit_data.video.probe import probe
 
 FULL = [
@@ -188,13 +188,13 @@ def test_unknown_and_missing_protocols() -> None:
 
 def test_cuts_count_frames() -> None:
     """A cut's length in frames, in seconds or in frames, whatever decimals it is written in."""
-    assert Cut().frames(30, 100) == 100
-    assert Cut(start=1.0, end=2.0).frames(30, 100) == 30
-    assert Cut(start=0.333, end=0.667).frames(30, 100) == 10  # frames 10 to 19
-    assert Cut(start_frame=10, end_frame=25).frames(24, 100) == 15
-    assert Cut(start_frame=90, end_frame=250).frames(24, 100) == 10
-    assert Cut(start=50).frames(30, 100) == 0
-    parts = [Cut(start=round(a / 24, 3), end=round(b / 24, 3)) for a, b in itertools.pairwise([0, 7, 19, 48])]
+    assert Segment().frames(30, 100) == 100
+    assert Segment(start=1.0, end=2.0).frames(30, 100) == 30
+    assert Segment(start=0.333, end=0.667).frames(30, 100) == 10  # frames 10 to 19
+    assert Segment(start_frame=10, end_frame=25).frames(24, 100) == 15
+    assert Segment(start_frame=90, end_frame=250).frames(24, 100) == 10
+    assert Segment(start=50).frames(30, 100) == 0
+    parts = [Segment(start=round(a / 24, 3), end=round(b / 24, 3)) for a, b in itertools.pairwise([0, 7, 19, 48])]
     assert sum(part.frames(24, 48) for part in parts) == 48  # scenes that follow one another share no frame
 
 

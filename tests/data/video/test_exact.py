@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from stdit_data.errors import DataError
-from stdit_data.video.frames import Cut, Sampling, take
+from stdit_data.video.frames import Sampling, Segment, read_frames
 from stdit_data.video.stream import VideoStream
 
 FORMATS = {
@@ -120,9 +120,9 @@ def test_every_nth_frame(
     with VideoStream(str(path)) as video:
         if total < need and not hold:
             with pytest.raises(DataError, match=f"too short: {total} frames, {need} needed"):
-                take(video, sampling, as_tensor, place=place)
+                read_frames(video, sampling, as_tensor, place=place)
             return
-        taken = take(video, sampling, as_tensor, place=place)
+        taken = read_frames(video, sampling, as_tensor, place=place)
         timed, rate = video.timed, video.rate
     assert len(taken.pictures) == count
     if total < need:
@@ -153,7 +153,7 @@ def test_frames_at_a_rate(encode_clip: Any, full_decode: Any, tmp_path: Path, en
     ticks, pictures, base = full_decode(path)
     with VideoStream(str(path)) as video:
         try:
-            taken = take(video, Sampling(count, fps=fps), as_tensor, place=place)
+            taken = read_frames(video, Sampling(count, fps=fps), as_tensor, place=place)
         except DataError as error:
             assert "too short" in str(error)
             assert (ticks[-1] - ticks[0]) * base < (count - 1) / fps + 1 / video.rate
@@ -170,33 +170,36 @@ def test_frames_at_a_rate(encode_clip: Any, full_decode: Any, tmp_path: Path, en
 
 
 @pytest.mark.parametrize(("cut", "numbers"), [
-    (Cut(start=0.5, end=1.0), range(15, 30)),
-    (Cut(start_frame=7, end_frame=11), range(7, 11)),
-    (Cut(end=0.2), range(6)),
-    (Cut(start_frame=33), range(33, 40)),
-    (Cut(start=1.3333, end=99), range(40 - 0, 40)),
+    (Segment(start=0.5, end=1.0), range(15, 30)),
+    (Segment(start_frame=7, end_frame=11), range(7, 11)),
+    (Segment(end=0.2), range(6)),
+    (Segment(start_frame=33), range(33, 40)),
+    (Segment(start=1.3333, end=99), range(40 - 0, 40)),
 ])  # fmt: skip
-def test_cuts(encode_clip: Any, full_decode: Any, tmp_path: Path, cut: Cut, numbers: range) -> None:
+def test_cuts(encode_clip: Any, full_decode: Any, tmp_path: Path, cut: Segment, numbers: range) -> None:
     path = encode_clip(tmp_path / "clip.mkv", rate=30, frames=40)
     _, pictures, _ = full_decode(path)
     with VideoStream(str(path)) as video:
         if not numbers:
             with pytest.raises(DataError, match=r"no frames in the cut, 1\.3333 to 99 s; the video has 40 frames"):
-                take(video, Sampling(1, interval=1), as_tensor, cut=cut)
+                read_frames(video, Sampling(1, interval=1), as_tensor, cut=cut)
             return
         for place in (0.0, 1.0):
-            taken = take(video, Sampling(len(numbers), interval=1), as_tensor, cut=cut, place=place)
+            taken = read_frames(video, Sampling(len(numbers), interval=1), as_tensor, cut=cut, place=place)
             assert all(same(got, pictures[i]) for got, i in zip(taken.pictures, numbers, strict=True))
         with pytest.raises(DataError, match=f"too short: {len(numbers)} frames, {len(numbers) + 1} needed"):
-            take(video, Sampling(len(numbers) + 1, interval=1), as_tensor, cut=cut)
-        held = take(video, Sampling(len(numbers) + 2, interval=1, short="hold"), as_tensor, cut=cut)
+            read_frames(video, Sampling(len(numbers) + 1, interval=1), as_tensor, cut=cut)
+        held = read_frames(video, Sampling(len(numbers) + 2, interval=1, short="hold"), as_tensor, cut=cut)
         assert same(held.pictures[-1], pictures[numbers[-1]])
 
 
 def test_every_possible_start_is_drawn_about_equally(encode_clip: Any, tmp_path: Path) -> None:
     path = encode_clip(tmp_path / "clip.mp4", frames=12)
     with VideoStream(str(path)) as video:
-        times = [take(video, Sampling(3, interval=3), as_tensor, place=(n + 0.5) / 60).times[0] * 30 for n in range(60)]
+        times = [
+            read_frames(video, Sampling(3, interval=3), as_tensor, place=(n + 0.5) / 60).times[0] * 30
+            for n in range(60)
+        ]
     assert np.bincount(np.rint(times).astype(int)).tolist() == [10] * 6
 
 

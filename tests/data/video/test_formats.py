@@ -18,7 +18,7 @@ from stdit_data.datasets.videos import open_videos
 from stdit_data.errors import ClipError, DataError
 from stdit_data.video import color
 from stdit_data.video.deinterlace import OneField
-from stdit_data.video.frames import Sampling, take
+from stdit_data.video.frames import Sampling, read_frames
 from stdit_data.video.probe import probe, read_image, reading
 from stdit_data.video.stream import VideoStream
 
@@ -269,9 +269,9 @@ def test_truncated_with_the_index_first(encode_clip: Any, tmp_path: Path) -> Non
     )
     truncated(path, 0.6)
     with VideoStream(str(path)) as video:
-        assert len(take(video, Sampling(4, interval=1), lambda _: torch.zeros(1), place=0.0).pictures) == 4
+        assert len(read_frames(video, Sampling(4, interval=1), lambda _: torch.zeros(1), place=0.0).pictures) == 4
         with pytest.raises(DataError, match=r"truncated: 120 frames declared, data for \d+"):
-            take(video, Sampling(4, interval=1), lambda _: torch.zeros(1), place=1.0)
+            read_frames(video, Sampling(4, interval=1), lambda _: torch.zeros(1), place=1.0)
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_damage_within(encode_clip: Any, tmp_path: Path) -> None:
     """Overwritten data in the middle: never a wrong picture without a word, at least where FFmpeg notices."""
     path = encode_clip(tmp_path / "clip.mkv", frames=60, gop=60, size=(128, 96), b_frames=0)
     with VideoStream(str(path)) as video:
-        sound = take(
+        sound = read_frames(
             video, Sampling(60, interval=1), lambda f: torch.from_numpy(f.to_ndarray(format="rgb24", threads=1))
         )
     data = bytearray(path.read_bytes())
@@ -310,7 +310,7 @@ def test_damage_within(encode_clip: Any, tmp_path: Path) -> None:
     data[middle : middle + 400] = bytes(400)
     path.write_bytes(data)
     with pytest.raises(ClipError), reading(str(path)), VideoStream(str(path)) as video:
-        taken = take(
+        taken = read_frames(
             video, Sampling(60, interval=1), lambda f: torch.from_numpy(f.to_ndarray(format="rgb24", threads=1))
         )
         different = [not torch.equal(a, b) for a, b in zip(taken.pictures, sound.pictures, strict=True)]
@@ -334,7 +334,7 @@ def test_animated_gif(encode_clip: Any, full_decode: Any, tmp_path: Path) -> Non
     assert probe(str(path)).codec == "gif"
     _, pictures, _ = full_decode(path)
     with VideoStream(str(path)) as video:
-        taken = take(
+        taken = read_frames(
             video, Sampling(3, interval=2), lambda f: torch.from_numpy(f.to_ndarray(format="rgb24", threads=1))
         )
     assert all(np.array_equal(got, pictures[2 * j]) for j, got in enumerate(taken.pictures))

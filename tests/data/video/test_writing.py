@@ -7,11 +7,10 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
-from stdit_data.animation import write_frames, write_gif, write_png, write_webp
 from stdit_data.datasets.shapes import ShapesDataset
 from stdit_data.errors import ClipError, DataError
 from stdit_data.video.read import read_picture, read_video
-from stdit_data.video.write import write_mp4
+from stdit_data.video.write import write_frames, write_gif, write_mp4, write_png, write_webp
 
 
 @pytest.fixture(scope="module")

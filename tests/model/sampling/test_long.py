@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from stdit_model.sampling.continuation import plan_windows
 from stdit_model.sampling.denoise import Denoiser
-from stdit_model.windows import plan_windows
 
 SCHEDULERS = {
     "euler": lambda: FlowMatchEulerDiscreteScheduler(shift=4.0),

@@ -16,7 +16,7 @@ pytest.importorskip("transformers", reason="the pipeline is an extra of stdit-mo
 from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
 
 from stdit_model import STDiT, STDiTPipeline, video_vae
-from stdit_model.guidance import guide
+from stdit_model.sampling.denoise import guide
 from stdit_model.sampling.schedulers import compat, use_sampler
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -304,7 +304,7 @@ def test_latents_are_those_of_diffusers(pipeline: STDiTPipeline) -> None:
 
 def test_parts_named_by_hub_id(pipeline: STDiTPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder that names its VAE, text encoder and tokenizer finds them; offline it says which one is missing."""
-    from stdit_model.convert import write_pipeline
+    from stdit_model.sampling.folder import write_pipeline
 
     pipeline.transformer.save_pretrained(tmp_path / "model")
     write_pipeline(tmp_path / "model", tmp_path / "p", vae="owner/vae", text_encoder="owner/t5", tokenizer="owner/t5")

@@ -8,8 +8,8 @@ from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from stdit_model import VARIANTS, STDiT
-from stdit_model.convert import read_null_caption, write_open_sora, write_pipeline
-from stdit_model.inspection import describe
+from stdit_model.convert import describe, read_null_caption, write_open_sora
+from stdit_model.sampling.folder import write_pipeline
 from stdit_model.weights.load import WeightsError
 
 GOLDEN = ["opensora_v1_stdit_16x256", "opensora_v1_stdit_64x512", "opensora_v1_stdit_edges"]

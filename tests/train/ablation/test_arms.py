@@ -5,19 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stdit_train.ablation.arms import (
-    estimate_arm,
-    loss_is_comparable,
-    make_arms,
-    parse_vary,
-    reference_arm,
-    same_start,
-    total_flops,
-    with_parameters_matched,
-)
-from stdit_train.ablation.matching import Cost, with_length
-from stdit_train.build import build_model
-from stdit_train.config.load import ConfigError, TrainConfig, load_stage
+from stdit_train.ablation.arms import estimate_arm, loss_is_comparable, make_arms, parse_vary, reference_arm
+from stdit_train.ablation.matching import Cost, same_start, total_flops, with_length, with_parameters_matched
+from stdit_train.config.load import ConfigError, load_stage
+from stdit_train.config.schema import TrainConfig
+from stdit_train.distributed.parallelize import build_model
 
 FOUR = ["dit", "seq", "parallel", "latte"]
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from stdit_train.build import build_model, build_trainer
+from stdit_train.build import build_trainer
 from stdit_train.checkpoint.init_weights import load_initial
 from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.config.load import ConfigError, from_dict, set_values, to_dict
+from stdit_train.distributed.parallelize import build_model
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "pixart_alpha_512.safetensors"
 

@@ -19,7 +19,8 @@ from stdit_train.build import open_trainer
 from stdit_train.checkpoint import manager as saving
 from stdit_train.checkpoint.format import CheckpointError, list_checkpoints, load_checkpoint, named_tensors
 from stdit_train.checkpoint.run_folder import RunFolder
-from stdit_train.config.load import ConfigError, TrainConfig, from_dict, set_values, to_dict
+from stdit_train.config.load import ConfigError, from_dict, set_values, to_dict
+from stdit_train.config.schema import TrainConfig
 from stdit_train.errors import RunEnded
 from stdit_train.tracking.metrics import read_metrics
 from stdit_train.trainer import Trainer

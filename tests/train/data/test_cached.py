@@ -21,8 +21,9 @@ from stdit_train.build import build_trainer
 from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.components.load import load_text_encoder
 from stdit_train.components.precompute import Encoding, Process, decode_entries, open_jobs, this_process
-from stdit_train.config.load import ConfigError, TrainConfig, from_dict, set_values, to_dict
-from stdit_train.data.cached import with_cached_parts
+from stdit_train.config.load import ConfigError, from_dict, set_values, to_dict
+from stdit_train.config.resolve import with_cached_parts
+from stdit_train.config.schema import TrainConfig
 from stdit_train.demo.text import build_text_encoder
 from stdit_train.estimate.training import estimate_run
 from stdit_train.trainer import Trainer

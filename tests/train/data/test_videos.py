@@ -14,9 +14,11 @@ from stdit_data.buckets import Bucket
 from stdit_data.errors import ClipError, DataError
 from stdit_data.loading.loader import ClipLoader
 from stdit_data.video.write import write_mp4
-from stdit_train.build import build_datasets, build_trainer
+from stdit_train.build import build_trainer
 from stdit_train.checkpoint.run_folder import RunFolder
-from stdit_train.config.load import ConfigError, DataConfig, TrainConfig, load_stage
+from stdit_train.config.load import ConfigError, load_stage
+from stdit_train.config.schema import DataConfig, TrainConfig
+from stdit_train.data.datasets import build_datasets
 from stdit_train.data.videos import loader_settings, open_clips
 
 

@@ -19,17 +19,18 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from stdit_model import STDiT
-from stdit_model.convert import flow_scheduler, iddpm_scheduler
 from stdit_model.sampling.denoise import Denoiser
+from stdit_model.sampling.schedulers import flow_scheduler, iddpm_scheduler
 from stdit_train.checkpoint.format import checkpoint_name, finish_write, load_checkpoint, named_tensors
-from stdit_train.config.load import ObjectiveConfig
-from stdit_train.distributed.mesh import Grouping, build_mesh, mean_over_processes
+from stdit_train.config.schema import ObjectiveConfig
+from stdit_train.distributed.mesh import ParallelDims, build_mesh
 from stdit_train.distributed.parallelize import gathered, parallel_model
 from stdit_train.distributed.sharded_weights import copy_shards, fill, fresh
+from stdit_train.distributed.world import mean_over_processes
+from stdit_train.estimate.parallel import CountTraffic, traffic
 from stdit_train.loss.objective import training_loss
 from stdit_train.optim.ema import Ema
 from stdit_train.optim.optimizers import clip_gradients
-from stdit_train.traffic import CountTraffic, traffic
 
 CPU = torch.device("cpu")
 BATCH, FRAMES, SIDE = 4, 5, 6  # 5 frames of 3x3 tokens: neither is even
@@ -40,7 +41,7 @@ def arguments(variant: str, **changes: Any) -> dict[str, Any]:
     return {"variant": variant, **sizes, **changes}
 
 
-def grouping(how: str) -> Grouping:
+def grouping(how: str) -> ParallelDims:
     world = dist.get_world_size()
     settings = {
         "fsdp": {},
@@ -50,7 +51,7 @@ def grouping(how: str) -> Grouping:
         "sp2": {"sequence": 2},  # FSDP x SP
         "hsdp-sp2": {"replicate": 2, "sequence": 2},
     }
-    return Grouping(world, **settings[how])
+    return ParallelDims(world, **settings[how])
 
 
 def weights(settings: dict[str, Any], seed: int = 0) -> dict[str, Tensor]:

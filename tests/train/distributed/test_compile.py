@@ -13,9 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stdit_model import STDiT
 from stdit_train.build import build_trainer
-from stdit_train.callbacks import Unwatched
+from stdit_train.callbacks import NullCallback
 from stdit_train.checkpoint.run_folder import RunFolder
-from stdit_train.config.load import Checkpointing, ConfigError, TrainConfig, load_stage
+from stdit_train.config.load import ConfigError, load_stage
+from stdit_train.config.schema import Checkpointing, TrainConfig
 from stdit_train.distributed.parallelize import outfit
 from stdit_train.tracking.profiler import WARM_UP
 
@@ -68,7 +69,7 @@ def test_a_run_leaves_a_trace(small: TrainConfig, tmp_path: Path) -> None:
     config = replace(small, steps=WARM_UP + 1, profile=1, activation_checkpointing="selective")
     run = RunFolder(tmp_path / "run")
     run.create(config)
-    build_trainer(config, run, Unwatched()).train()
+    build_trainer(config, run, NullCallback()).train()
     (file,) = (run.path / "profile").iterdir()
     events = json.loads(file.read_text())["traceEvents"]
     assert any(event.get("name") == "aten::addmm" for event in events)

@@ -13,8 +13,9 @@ import torch
 
 from stdit_model import STDiT, STDiTPipeline
 from stdit_train.checkpoint.run_folder import RunFolder
-from stdit_train.config.load import ConfigError, TrainConfig, from_dict, load_stage, set_values, to_dict
-from stdit_train.distributed._distributed import grouping_of
+from stdit_train.config.load import ConfigError, from_dict, load_stage, set_values, to_dict
+from stdit_train.config.schema import TrainConfig
+from stdit_train.distributed.mesh import parallel_dims
 from stdit_train.distributed.sharded_weights import fresh
 from stdit_train.tracking.metrics import read_metrics
 
@@ -155,16 +156,16 @@ def test_fresh_weights_are_those_of_one_process() -> None:
 
 def test_what_does_not_fit_is_refused(small: TrainConfig) -> None:
     with pytest.raises(ConfigError, match="global batch of 4 is not a multiple of the 3 data-parallel ranks"):
-        grouping_of(small, 3)
+        parallel_dims(small, 3)
     with pytest.raises(ConfigError, match="replicate is 2, which does not divide 3 processes"):
-        grouping_of(replace(small, replicate=2), 3)
+        parallel_dims(replace(small, replicate=2), 3)
     with pytest.raises(ConfigError, match="8 processes a clip, but it has 4 frames"):
-        grouping_of(replace(small, sequence=8), 8)
+        parallel_dims(replace(small, sequence=8), 8)
     with pytest.raises(ConfigError, match="precision=fp16 is for one process"):
-        grouping_of(replace(small, precision="fp16"), 2)
-    assert grouping_of(replace(small, replicate=0), 4).shard == 1
-    assert grouping_of(replace(small, sequence=2, replicate=3), 1).processes == 1  # of no matter to one
-    published = grouping_of(load_stage("360x512", {}), 8)  # two to a clip
+        parallel_dims(replace(small, precision="fp16"), 2)
+    assert parallel_dims(replace(small, replicate=0), 4).shard == 1
+    assert parallel_dims(replace(small, sequence=2, replicate=3), 1).processes == 1  # of no matter to one
+    published = parallel_dims(load_stage("360x512", {}), 8)  # two to a clip
     assert (published.sequence, published.data, published.shard) == (2, 4, 8)
     with pytest.raises(ConfigError, match="sequence is 0: expected at least 1"):
         load_stage("demo", {"sequence": 0})

@@ -13,7 +13,7 @@ import pytest
 
 from stdit_model.presets import VARIANTS
 from stdit_train.config.load import ConfigError
-from stdit_train.distributed.mesh import Grouping
+from stdit_train.distributed.mesh import ParallelDims
 
 LIMIT = 1e-5  # relative
 KEY_BIASES = 2 * 3 * 2e-5  # absolute: Adam moves them by up to its rate a step, in a direction that rounding decides
@@ -141,13 +141,13 @@ def test_checkpoints_load_on_any_number_of_processes(
 
 def test_groups_that_do_not_fit_are_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="replicate is 3, which does not divide 8 processes: take 1 or 2 or 4 or 8"):
-        Grouping(8, replicate=3)
+        ParallelDims(8, replicate=3)
     with pytest.raises(ConfigError, match="sequence is 0"):
-        Grouping(8, sequence=0)
+        ParallelDims(8, sequence=0)
     with pytest.raises(ConfigError, match="3 processes a clip do not divide 16 heads"):
-        Grouping(6, sequence=3).check("dit", 16, frames=16)
+        ParallelDims(6, sequence=3).check("dit", 16, frames=16)
     with pytest.raises(ConfigError, match="4 processes a clip, but it has 2 frames of tokens"):
-        Grouping(4, sequence=4).check("seq", 16, frames=2)
+        ParallelDims(4, sequence=4).check("seq", 16, frames=2)
     with pytest.raises(ConfigError, match="global batch of 6 is not a multiple of the 4 data-parallel ranks"):
-        Grouping(8, sequence=2).check("seq", 16, frames=16, global_batch=6)
-    Grouping(6, sequence=3).check("seq", 16, frames=16, global_batch=6)  # padded
+        ParallelDims(8, sequence=2).check("seq", 16, frames=16, global_batch=6)
+    ParallelDims(6, sequence=3).check("seq", 16, frames=16, global_batch=6)  # padded

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from stdit_train.config.load import ConfigError, TrainConfig, from_dict, load_stage, set_values, to_dict
-from stdit_train.distributed.mesh import Grouping
+from stdit_train.config.load import ConfigError, from_dict, load_stage, set_values, to_dict
+from stdit_train.config.schema import TrainConfig
+from stdit_train.distributed.mesh import ParallelDims
 from stdit_train.estimate.plan import SHARE_OF_PEAK, find_device_kind, plan_stage
 from stdit_train.estimate.training import estimate_run, refusal
 from stdit_train.hardware import DEVICES, known_device
@@ -73,16 +74,16 @@ def test_measured_memory(small: TrainConfig, tmp_path: Path, settings: dict) -> 
 def test_processes_share() -> None:
     config = load_stage("16x256")
     alone = estimate_run(config, 2**50)
-    copies, shards = (estimate_run(config, 2**50, Grouping(8, replicate)) for replicate in (8, 1))
+    copies, shards = (estimate_run(config, 2**50, ParallelDims(8, replicate)) for replicate in (8, 1))
     assert (alone.micro_batch, copies.micro_batch, copies.accumulation) == (512, 64, 1)
     assert shards.memory["optimizer"] == pytest.approx(alone.memory["optimizer"] / 8, rel=1e-3)
     assert copies.memory["optimizer"] == alone.memory["optimizer"]
     clips = replace(config, micro_batch=8)
-    whole, shared = (estimate_run(clips, 2**50, Grouping(8, sequence=sequence)) for sequence in (1, 2))
+    whole, shared = (estimate_run(clips, 2**50, ParallelDims(8, sequence=sequence)) for sequence in (1, 2))
     assert (shared.accumulation, whole.accumulation) == (16, 8)
     assert shared.memory["activations"] == pytest.approx(whole.memory["activations"] / 2, rel=0.1)
     with pytest.raises(ConfigError, match="7 processes can't share a batch of 512"):
-        estimate_run(config, 2**50, Grouping(7))
+        estimate_run(config, 2**50, ParallelDims(7))
 
 
 def test_what_cannot_fit_is_told_what_to_change() -> None:

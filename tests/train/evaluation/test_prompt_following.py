@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stdit_data.datasets.shapes import MOTIONS, Scene, ShapesDataset, Split, Triple, render, triples
-from stdit_train.evaluation.prompt_following import evaluation_prompts, follow_prompts, score, wilson_interval
+from stdit_train.evaluation.confidence import wilson_interval
+from stdit_train.evaluation.prompt_following import evaluation_prompts, follow_prompts, score
 from stdit_train.evaluation.shape_reader import Reading, analyse
 
 

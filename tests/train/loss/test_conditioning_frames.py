@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from stdit_model import STDiTPipeline
-from stdit_model.diffusion import add_noise, flow_interpolate, flow_loss, iddpm_loss
-from stdit_model.sampling.continuation import SHARE
+from stdit_model.diffusion import RESAMPLING_SHARE, add_noise, flow_interpolate, flow_loss, iddpm_loss
 from stdit_train.build import build_trainer
-from stdit_train.callbacks import Unwatched
+from stdit_train.callbacks import NullCallback
 from stdit_train.checkpoint.run_folder import RunFolder
-from stdit_train.config.load import ConfigError, ObjectiveConfig, TrainConfig, from_dict, set_values, to_dict
+from stdit_train.config.load import ConfigError, from_dict, set_values, to_dict
+from stdit_train.config.schema import ObjectiveConfig, TrainConfig
 from stdit_train.loss.objective import given_frames, training_loss
 
 UNIFORM = st.floats(0, 1, exclude_max=True, width=32)
@@ -59,7 +59,9 @@ def test_given_frames_are_shown_nearly_clean_and_count_for_nothing(name: str) ->
     timestep = (level * 1000).long()
     noisy = flow_interpolate(x0, noise, level) if name == "flow" else add_noise(x0, noise, timestep)
     assert torch.equal(model.x[1], noisy[1]) and torch.equal(model.x[0, :, 2:], noisy[0, :, 2:])
-    little = SHARE * (0.7 if name == "flow" else float(add_noise(torch.zeros(1), torch.ones(1), timestep[:1])))
+    little = RESAMPLING_SHARE * (
+        0.7 if name == "flow" else float(add_noise(torch.zeros(1), torch.ones(1), timestep[:1]))
+    )
     signal = 1 - little if name == "flow" else (1 - little**2) ** 0.5
     assert torch.allclose(model.x[0, :, :2], signal * x0[0, :, :2] + little * noise[0, :, :2], atol=1e-5)
 
@@ -78,7 +80,7 @@ def test_a_run_whose_model_goes_on_from_given_frames(small: TrainConfig, tmp_pat
         run = RunFolder(tmp_path / str(micro))
         config = from_dict(set_values(to_dict(small), values))
         run.create(config)
-        trainer = build_trainer(config, run, Unwatched())
+        trainer = build_trainer(config, run, NullCallback())
         losses.append(trainer.train().values["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     pipeline = STDiTPipeline.from_pretrained(tmp_path / "4" / "pipeline")
@@ -93,7 +95,7 @@ def test_given_frames_of_later_clips_alone(small: TrainConfig, tmp_path: Path) -
     config = from_dict(set_values(to_dict(small), values))
     run = RunFolder(tmp_path / "run")
     run.create(config)
-    trainer = build_trainer(config, run, Unwatched())
+    trainer = build_trainer(config, run, NullCallback())
     (batch,) = next(iter(trainer.loader))
     later = torch.tensor([start > 0 for start in batch.starts or ()])
     assert 0 < later.sum() < len(later)

@@ -15,16 +15,19 @@ from stdit_data.datasets.videos import VideoDataset
 from stdit_data.errors import ClipError, DataError
 from stdit_data.latents.dataset import LatentDataset
 from stdit_data.video.write import write_mp4
-from stdit_train.build import build_datasets, build_trainer
-from stdit_train.cached_texts import open_components
+from stdit_train.build import build_trainer
 from stdit_train.checkpoint.run_folder import RunFolder
+from stdit_train.components.load import open_components
 from stdit_train.components.precompute import Encoding, Process, open_jobs
-from stdit_train.config.load import ConfigError, TrainConfig, from_dict, set_values, to_dict
-from stdit_train.distributed.world import Processes
-from stdit_train.loss.validation import VALIDATION_CLIPS, ValidationClips, validation_loss
+from stdit_train.config.load import ConfigError, from_dict, set_values, to_dict
+from stdit_train.config.schema import TrainConfig
+from stdit_train.data.datasets import build_datasets
+from stdit_train.data.holdout import VALIDATION_CLIPS, ValidationClips
+from stdit_train.distributed.world import World
+from stdit_train.loss.validation import validation_loss
 from stdit_train.tracking.metrics import read_metrics
 
-SHARE = 0.6
+RESAMPLING_SHARE = 0.6
 
 
 class Silent:
@@ -55,7 +58,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def videos(small: TrainConfig, clips: Path) -> TrainConfig:
-    return changed(small, data__source=str(clips), data__remember_latents=False, data__validation=SHARE)
+    return changed(small, data__source=str(clips), data__remember_latents=False, data__validation=RESAMPLING_SHARE)
 
 
 def changed(config: TrainConfig, **values: object) -> TrainConfig:
@@ -199,7 +202,7 @@ def test_a_short_set_repeats_and_ranks_share_it() -> None:
         return video[:, 0].flatten()
 
     clips = ValidationClips(Broken(4, set()))
-    assert validation_loss(clips, 8, loss, Processes()) == 1.5
+    assert validation_loss(clips, 8, loss, World()) == 1.5
     assert seen == list(range(VALIDATION_CLIPS))
 
 

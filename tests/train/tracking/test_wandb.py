@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import pytest
 
 from stdit_train.build import open_trainer
-from stdit_train.callbacks import Unwatched
+from stdit_train.callbacks import NullCallback
 from stdit_train.checkpoint.run_folder import RunFolder
-from stdit_train.config.load import ConfigError, TrainConfig
+from stdit_train.config.load import ConfigError
+from stdit_train.config.schema import TrainConfig
 from stdit_train.tracking.metrics import check_wandb
 
 
@@ -26,7 +27,7 @@ def test_it_is_asked_for_by_name(small: TrainConfig, tmp_path: Path, monkeypatch
         check_wandb("videos")
     config = replace(small, wandb="videos")
     with pytest.raises(ConfigError, match="uv pip install wandb"):
-        open_trainer(config, config, RunFolder(tmp_path / "run"), Unwatched()).train()
+        open_trainer(config, config, RunFolder(tmp_path / "run"), NullCallback()).train()
 
 
 @pytest.mark.parametrize(("mode", "refused"), [("online", True), ("offline", False)])
@@ -53,7 +54,7 @@ def test_a_resumed_run_is_one_run(small: TrainConfig, tmp_path: Path, monkeypatc
     run = RunFolder(tmp_path / "run")
     for steps in (3, 6):
         config = replace(small, wandb="videos", steps=steps, log_every=1)
-        open_trainer(config, config, run, Unwatched()).train()
+        open_trainer(config, config, run, NullCallback()).train()
     first, second = (list(logged(file)) for file in sorted(run.path.glob("wandb/offline-run-*/*.wandb")))
     assert {part[0][:2] for part in (first, second)} == {(run.id, "videos")}
     assert [step for _, step in first[1:]] == [1, 2, 3]

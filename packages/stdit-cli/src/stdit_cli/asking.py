@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from stdit_cli.commands.sample import sidecar
-from stdit_cli.commands.sample.request import Request, Settings, Wanted
+from stdit_cli.commands.sample.request import PromptRequest, Request, Settings
 from stdit_cli.prompt_files import read_prompts
 
 
@@ -16,7 +16,7 @@ def make_request(options: dict[str, Any]) -> Request:
         ValueError: no or an empty prompt, or options that contradict each other.
         FileNotFoundError: a file that is named and not there.
     """
-    wanted = [Wanted(prompt) for prompt in options.get("prompts", ())]
+    wanted = [PromptRequest(prompt) for prompt in options.get("prompts", ())]
     if not all(want.prompt.strip() for want in wanted):
         raise ValueError('the prompt is empty: say what the video should show, as in "a red circle moving left"')
     if "prompts_file" in options:
@@ -33,11 +33,11 @@ def make_request(options: dict[str, Any]) -> Request:
     return request
 
 
-def _again(file: Path, wanted: list[Wanted], settings: dict[str, Any], others: dict[str, Any]) -> Request:
+def _again(file: Path, wanted: list[PromptRequest], settings: dict[str, Any], others: dict[str, Any]) -> Request:
     """What a sidecar records, with what is asked for anew in its place."""
     recorded = sidecar.read(file)
     request = Request(
-        wanted or [Wanted(recorded["prompt"])],
+        wanted or [PromptRequest(recorded["prompt"])],
         replace(Settings(**recorded["settings"]), **settings),
         **{"seed": recorded["seed"], "negative": recorded["negative"], **others},
     )

@@ -11,7 +11,8 @@ from typer import Exit
 
 from stdit_cli.commands.evaluate import SPLITS, score_splits, score_table
 from stdit_cli.training import INTERRUPTED, TrainingBar
-from stdit_train.curriculum import Stage, load_schedule, stage_folder, train_stages
+from stdit_train.config.load import load_schedule
+from stdit_train.curriculum import Stage, stage_folder, train_stages
 from stdit_train.demo.autoencoder import AutoencoderConfig
 from stdit_train.demo.build import build_parts, model_card, publish
 from stdit_train.pipeline.load import load_pipeline

@@ -1,4 +1,4 @@
-"""The progress bar of a training run: a `Watcher`."""
+"""The progress bar of a training run: a `Callback`."""
 
 import time
 from typing import Any

@@ -11,7 +11,7 @@ from rich.table import Table
 from typer import Exit
 
 from stdit_cli.training import INTERRUPTED, with_demo_parts
-from stdit_data.latents.encode import Job
+from stdit_data.latents.job import Job
 from stdit_train.assets import demo_folder, resolve
 from stdit_train.components.precompute import Encoding, Process, decode_entries, open_jobs, this_process
 from stdit_train.config.load import load_stage, parse_overrides, stage_names
@@ -60,7 +60,7 @@ def run_inspect(cache: str, out: Path, samples: int, columns: int, seed: int, va
     from stdit_data.files import exists, join
     from stdit_data.latents.format import INDEX, read_about
     from stdit_data.latents.summary import describe
-    from stdit_data.sheet import contact_sheet
+    from stdit_data.preview import contact_sheet
 
     console = Console(highlight=False)
     table = Table(show_header=False, title=cache, title_justify="left")

@@ -31,11 +31,11 @@ class Request:
 
 def run_evaluation(request: Request) -> None:
     """Load everything that is asked for first, so that what is missing is told at once; then sample and measure."""
-    from stdit_train.device import find_device
     from stdit_train.evaluation.clip_score import load_clip
     from stdit_train.evaluation.evaluate import Scores, evaluate_captions, reference_videos, write_scores
     from stdit_train.evaluation.fvd import FrechetDistance, load_features
     from stdit_train.evaluation.video_metrics import Smoothness, reconstruction
+    from stdit_train.hardware import find_device
     from stdit_train.pipeline.load import load_pipeline
 
     console, device = Console(highlight=False), find_device()
@@ -90,7 +90,7 @@ def datasets(request: Request, pipeline: Any) -> dict[str, Any]:
     sizes = pipeline.config
     size = {"frames": sizes.num_frames, "height": sizes.height, "width": sizes.width}
     if request.data is not None:
-        from stdit_train.config.load import DataConfig
+        from stdit_train.config.schema import DataConfig
         from stdit_train.data.videos import open_clips
 
         return {"data": open_clips(DataConfig(source=request.data, place="center", **size))}

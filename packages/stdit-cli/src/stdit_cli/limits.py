@@ -6,21 +6,21 @@ from typing import TYPE_CHECKING
 from stdit_cli.commands.sample.request import Job
 
 if TYPE_CHECKING:
-    from stdit_cli.commands.sample.generate import Studio
+    from stdit_cli.commands.sample.generate import VideoGenerator
 
 SHOWN = 10  # words at most
 VOCABULARY = 100  # a tokenizer of fewer words has them listed
 
 
-def outside(studio: "Studio", jobs: list[Job]) -> Iterator[str]:
+def outside(generator: "VideoGenerator", jobs: list[Job]) -> Iterator[str]:
     """One line of warning, or none; and one that says how a long video is made."""
     from stdit_model.text import dropped_text, unknown_words
 
-    pipeline = studio.pipeline
+    pipeline = generator.pipeline
     config, tokenizer = pipeline.config, pipeline.tokenizer
     findings = []
     trained = (config.num_frames, config.height, config.width)
-    asked = (config.num_frames if studio.windowed else studio.new_frames, *studio.size)
+    asked = (config.num_frames if generator.windowed else generator.new_frames, *generator.size)
     if asked != trained:
         findings.append(f"{_by(asked)} (frames x height x width; trained on {_by(trained)})")
     prompts = list(dict.fromkeys(job.prompt for job in jobs))
@@ -37,8 +37,9 @@ def outside(studio: "Studio", jobs: list[Job]) -> Iterator[str]:
         findings.append(f"it reads {length} tokens of a prompt, which leaves out {cut[0]!r}{others}")
     if findings:
         yield f"warning: outside what this checkpoint was trained for: {'; '.join(findings)}"
-    if studio.windowed:
-        yield f"{studio.frames} frames, in windows of {config.num_frames}; --long stretch or whole makes them at once"
+    if generator.windowed:
+        window = config.num_frames
+        yield f"{generator.frames} frames, in windows of {window}; --long stretch or whole makes them at once"
 
 
 def _by(sizes: tuple[int, ...]) -> str:

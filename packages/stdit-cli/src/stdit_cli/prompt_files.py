@@ -6,12 +6,12 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from stdit_cli.commands.sample.request import SEED_MAX, Wanted
+from stdit_cli.commands.sample.request import SEED_MAX, PromptRequest
 
 NAMES = ("prompt", "caption", "text")  # of the column or key that holds the prompt
 
 
-def read_prompts(path: Path) -> list[Wanted]:
+def read_prompts(path: Path) -> list[PromptRequest]:
     """The prompts of a file, in order.
 
     A .txt has one a line; blank lines are skipped. A .csv has a header with a column `prompt` (or `caption`, `text`), a
@@ -36,11 +36,11 @@ def read_prompts(path: Path) -> list[Wanted]:
     return wanted
 
 
-def _lines(path: Path, text: str) -> list[Wanted]:
-    return [Wanted(line.strip()) for line in text.splitlines() if line.strip()]
+def _lines(path: Path, text: str) -> list[PromptRequest]:
+    return [PromptRequest(line.strip()) for line in text.splitlines() if line.strip()]
 
 
-def _csv(path: Path, text: str) -> list[Wanted]:
+def _csv(path: Path, text: str) -> list[PromptRequest]:
     rows = csv.DictReader(StringIO(text, newline=""))  # a quoted prompt may go on on the next line
     names = {name.strip().lower(): name for name in rows.fieldnames or () if name}
     if not any(name in names for name in NAMES):
@@ -58,7 +58,7 @@ def _csv(path: Path, text: str) -> list[Wanted]:
     return wanted
 
 
-def _jsonl(path: Path, text: str) -> list[Wanted]:
+def _jsonl(path: Path, text: str) -> list[PromptRequest]:
     wanted = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
@@ -71,7 +71,7 @@ def _jsonl(path: Path, text: str) -> list[Wanted]:
     return wanted
 
 
-def _wanted(path: Path, number: int, values: Any) -> Wanted:
+def _wanted(path: Path, number: int, values: Any) -> PromptRequest:
     """One prompt, from the values of a row."""
     prompt = next((values[name] for name in NAMES if values.get(name)), None) if isinstance(values, dict) else None
     if not isinstance(prompt, str) or not prompt.strip():
@@ -87,4 +87,4 @@ def _wanted(path: Path, number: int, values: Any) -> Wanted:
         )
     if negative is not None and not isinstance(negative, str):
         raise ValueError(f"--prompts {path}, line {number}: negative {negative!r}: expected text")
-    return Wanted(prompt.strip(), seed, negative or None)
+    return PromptRequest(prompt.strip(), seed, negative or None)

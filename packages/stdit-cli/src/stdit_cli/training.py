@@ -14,18 +14,11 @@ from typer import Exit
 from stdit_cli.console import TrainingBar, plain_console
 from stdit_train.assets import resolve
 from stdit_train.checkpoint.run_folder import RunFolder, free_run_folder, newest_run
-from stdit_train.config.load import (
-    ConfigError,
-    TrainConfig,
-    from_dict,
-    load_stage,
-    parse_overrides,
-    set_values,
-    to_dict,
-)
+from stdit_train.config.load import ConfigError, from_dict, load_stage, parse_overrides, set_values, to_dict
+from stdit_train.config.schema import TrainConfig
 
 if TYPE_CHECKING:
-    from stdit_train.distributed.world import Processes
+    from stdit_train.distributed.world import World
 
 __all__ = ["INTERRUPTED", "Request", "TrainingBar", "run_training", "with_demo_parts"]
 INTERRUPTED = 130
@@ -72,9 +65,10 @@ def run_training(request: Request) -> None:
         raise Exit(code)
 
 
-def trained(console: Console, request: Request, overrides: dict[str, Any], processes: "Processes") -> int:
+def trained(console: Console, request: Request, overrides: dict[str, Any], processes: "World") -> int:
     """This process's part of a run, or of a schedule; the exit code."""
-    from stdit_train.curriculum import Stage, stage_folder, train_stages, write_schedule
+    from stdit_train.config.load import write_schedule
+    from stdit_train.curriculum import Stage, stage_folder, train_stages
     from stdit_train.errors import RunEnded
     from stdit_train.tracking.metrics import check_wandb
 
@@ -124,14 +118,14 @@ def trained(console: Console, request: Request, overrides: dict[str, Any], proce
 def launched(console: Console, request: Request, overrides: dict[str, Any]) -> int:
     """The same in several processes, once it is known that the run can be shared by them; the exit code."""
     from stdit_cli.main import work
-    from stdit_train.distributed._distributed import grouping_of
     from stdit_train.distributed.launch import launch
+    from stdit_train.distributed.mesh import parallel_dims
 
     folder, _, configs = resolved(request, overrides)
     if request.resume is None:
         RunFolder(folder).check_free()
     for config in configs:
-        grouping_of(config, request.nproc)
+        parallel_dims(config, request.nproc)
     ended = launch(request.nproc, work, sys.argv)
     if ended.said is not None:
         print(f"stdit: {ended.said}", file=sys.stderr)
@@ -142,7 +136,7 @@ def launched(console: Console, request: Request, overrides: dict[str, Any]) -> i
 
 def resolved(request: Request, overrides: dict[str, Any]) -> tuple[Path, str | None, list[TrainConfig]]:
     """The folder, the schedule's name (None for a single stage) and the configurations."""
-    from stdit_train.curriculum import FILE, load_schedule, read_schedule
+    from stdit_train.config.load import SCHEDULE_FILE, load_schedule, read_schedule
 
     wanted = request.schedule or request.stage
     root_name = wanted or "demo"
@@ -158,9 +152,9 @@ def resolved(request: Request, overrides: dict[str, Any]) -> tuple[Path, str | N
         raise ConfigError(f"--resume {request.resume} goes on in its own folder: leave out --out")
     else:
         folder = Path(request.resume)
-    if (folder.resolve().parent / FILE).is_file():
+    if (folder.resolve().parent / SCHEDULE_FILE).is_file():
         raise ConfigError(f"{folder} is a stage of a schedule: --resume {folder.parent} goes on with it")
-    if (folder / FILE).is_file():
+    if (folder / SCHEDULE_FILE).is_file():
         name, configs = read_schedule(folder, overrides)
         kind, found = f"the schedule {name}", name if request.schedule else None
     else:
@@ -179,7 +173,7 @@ def resume_command(folder: Path, nproc: int = 1) -> str:
 def with_demo_parts(config: TrainConfig, overrides: dict[str, Any]) -> TrainConfig:
     """`shapes` goes with the demo's own VAE and text encoder unless others are named; "demo" becomes its folder."""
     if config.data.source != "shapes":
-        from stdit_train.data.cached import with_cached_parts
+        from stdit_train.config.resolve import with_cached_parts
 
         config = with_cached_parts(config, overrides)
     values = to_dict(config)
@@ -213,11 +207,12 @@ def show_plan(console: Console, config: TrainConfig, nproc: int = 1) -> None:
     """The resolved configuration and what the run takes, on each process."""
     import json
 
-    from stdit_train.distributed._distributed import grouping_of
-    from stdit_train.estimate.training import available_memory, describe, estimate_run, refusal
+    from stdit_train.distributed.mesh import parallel_dims
+    from stdit_train.estimate.training import describe, estimate_run, refusal
+    from stdit_train.hardware import available_memory
 
     available = available_memory()
-    estimate = estimate_run(config, available, grouping_of(config, nproc))
+    estimate = estimate_run(config, available, parallel_dims(config, nproc))
     console.print_json(json.dumps(to_dict(config)))
     for line in describe(estimate):
         console.print(line)
@@ -227,13 +222,14 @@ def show_plan(console: Console, config: TrainConfig, nproc: int = 1) -> None:
 def fitted(console: Console, config: TrainConfig, run: RunFolder, force: bool, processes: int = 1) -> TrainConfig:
     """The configuration with the micro-batch that fits here, or that the run has had so far; refused, before anything
     is allocated, if none does."""
-    from stdit_train.distributed._distributed import grouping_of
-    from stdit_train.estimate.training import available_memory, estimate_run, refusal, with_micro_batch
+    from stdit_train.distributed.mesh import parallel_dims
+    from stdit_train.estimate.training import estimate_run, refusal, with_micro_batch
+    from stdit_train.hardware import available_memory
 
     available = available_memory()
     if config.micro_batch is None:
         config = replace(config, micro_batch=run.notes().get("micro_batch"))
-    grouping = grouping_of(config, processes)
+    grouping = parallel_dims(config, processes)
     estimate = estimate_run(config, available, grouping)
     message = refusal(estimate, available)
     if message and not force:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 
-class DataError(ValueError):
+class UserError(Exception):
+    """Base class of errors that a user can cause; the message is one line that says what to do about it."""
+
+
+class DataError(UserError, ValueError):
     """A fault in what the user gave: a manifest, a setting, a file."""
 
 

@@ -1,29 +1,33 @@
 """Weights out: a whole pipeline folder, or the Open-Sora v1.0 layout back."""
 
-import json
-import shutil
+import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from stdit_model.embed import spatial_positions, temporal_positions
 from stdit_model.errors import WeightsError, few
 from stdit_model.model import STDiT
+from stdit_model.presets import VARIANTS
 from stdit_model.weights.files import open_checkpoint, read_json
-from stdit_model.weights.hub import local_path, split_hub_id
-from stdit_model.weights.layouts import LAYOUT_NAMES, recognised
-from stdit_model.weights.load import Weights, build, open_sora_weights, pixart_weights, saved_weights
+from stdit_model.weights.hub import local_path
+from stdit_model.weights.layouts import LAYOUT_NAMES, expected_unused, position_scales, recognised, sizes, stdit_items
+from stdit_model.weights.load import (
+    NULL_CAPTION,
+    PUBLISHED_HEAD_WIDTH,
+    Weights,
+    build,
+    from_images,
+    open_sora_weights,
+    pixart_weights,
+    saved_weights,
+)
+from stdit_model.weights.strict import fit
 
-# What Open-Sora 1.0 was trained with. A pipeline finds these by their Hub ids, under "_hub_components" of its
-# model_index.json, unless they are copied into its folder.
-VAE = "stabilityai/sd-vae-ft-ema"
-T5 = "DeepFloyd/t5-v1_1-xxl"
-HUB_COMPONENTS = "_hub_components"
 _VAE_FACTOR = 8  # pixels to a latent, of every VAE that these layouts were trained with
 
 
@@ -87,70 +91,6 @@ def read_null_caption(path: str | Path) -> Tensor:
     return next(iter(tensors.values())).read()
 
 
-def write_pipeline(
-    source: str | Path,
-    destination: str | Path,
-    *,
-    vae: str | Path = VAE,
-    text_encoder: str | Path = T5,
-    tokenizer: str | Path = T5,
-    scheduler: str | Path | None = None,
-    max_shard_size: str = "10GB",
-    **options: Any,
-) -> STDiT:
-    """Convert weights of any layout into a pipeline folder, which `STDiTPipeline.from_pretrained` reads.
-
-    Args:
-        source: a file, folder or Hub id.
-        destination: a new or empty folder.
-        vae, text_encoder, tokenizer: each a local folder, which is copied, or a Hub id ("owner/name" or
-            "owner/name/folder"), which is recorded.
-        scheduler: the same, or "iddpm" or "flow", which are written out; by default "iddpm" for a model that
-            predicts its variance and "flow" for one that doesn't.
-        max_shard_size: of the transformer's safetensors files.
-        options: of `read`.
-
-    Raises:
-        FileExistsError: the destination holds something.
-        FileNotFoundError, WeightsError: as `read`; or a component's folder is not one.
-    """
-    folder = Path(destination)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder}: already there: name a new folder, or empty this one")
-    parts = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer}
-    schedulers = {"iddpm": iddpm_scheduler, "flow": flow_scheduler}
-    if scheduler is not None and scheduler not in schedulers:
-        parts["scheduler"] = scheduler
-    copied = {name: Path(part).expanduser() for name, part in parts.items() if Path(part).expanduser().is_dir()}
-    named = {name: str(part) for name, part in parts.items() if name not in copied}
-    for name, part in named.items():
-        if split_hub_id(part) is None:
-            raise FileNotFoundError(f"{part}: neither a folder nor a Hub id (owner/name) for the {name}")
-    classes = {name: _component_class(name, path) for name, path in copied.items()}
-
-    model, found = read(source, **options)
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder / "transformer", max_shard_size=max_shard_size)
-    classes["transformer"] = ("stdit_model", "STDiT")
-    for name, path in copied.items():
-        shutil.copytree(path, folder / name)
-    if "scheduler" not in parts:
-        made = schedulers[str(scheduler or ("iddpm" if model.config.learn_sigma else "flow"))]()
-        made.save_pretrained(folder / "scheduler")
-        classes["scheduler"] = ("diffusers", type(made).__name__)
-    index = {
-        "_class_name": "STDiTPipeline",
-        "_diffusers_version": diffusers.__version__,
-        HUB_COMPONENTS: named,
-        **{name: [None, None] for name in named},
-        **{name: list(of) for name, of in classes.items()},
-        **clip_size(model, found),
-    }
-    text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-    (folder / "model_index.json").write_text(text, encoding="utf-8")
-    return model
-
-
 def write_open_sora(
     source: str | Path, destination: str | Path, *, grid: tuple[int, int, int] | None = None, **options: Any
 ) -> STDiT:
@@ -194,48 +134,6 @@ def write_open_sora(
     return model
 
 
-def iddpm_scheduler() -> DDPMScheduler:
-    """The sampler of Open-Sora 1.0: iDDPM's ancestral steps with a learned variance, evenly spaced from 999 to 0."""
-    return DDPMScheduler(
-        num_train_timesteps=1000,
-        beta_start=1e-4,
-        beta_end=0.02,
-        beta_schedule="linear",
-        variance_type="learned_range",
-        timestep_spacing="linspace",
-        clip_sample=False,
-    )
-
-
-def flow_scheduler() -> FlowMatchEulerDiscreteScheduler:
-    """Euler steps of rectified flow, timesteps 1000 * sigma."""
-    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000)
-
-
-def _component_class(name: str, folder: Path) -> tuple[str, str]:
-    """Library and class of a component's local folder, as model_index.json records them."""
-    file, key, library, default = {
-        "vae": ("config.json", "_class_name", "diffusers", None),
-        "scheduler": ("scheduler_config.json", "_class_name", "diffusers", None),
-        "text_encoder": ("config.json", "", "transformers", "T5EncoderModel"),
-        "tokenizer": ("tokenizer_config.json", "tokenizer_class", "transformers", "T5Tokenizer"),
-    }[name]
-    if not (folder / file).is_file():
-        raise FileNotFoundError(f"{folder}: no {file} in it, so not a {name}")
-    found = read_json(folder / file).get(key, default)
-    if not isinstance(found, str):
-        raise WeightsError(f"{folder / file}: does not say its class ({key})")
-    return library, found
-
-
-def clip_size(model: STDiT, found: Weights) -> dict[str, int]:
-    """The pipeline's default clip, in frames and pixels, where the position buffers of a video model tell it."""
-    if found.grid is None:
-        return {}
-    sizes = [tokens * patch for tokens, patch in zip(found.grid, model.config.patch_size, strict=True)]
-    return {"num_frames": sizes[0], "height": sizes[1] * _VAE_FACTOR, "width": sizes[2] * _VAE_FACTOR}
-
-
 def _recorded_grid(folder: Path, config: Mapping[str, Any]) -> tuple[int, int, int] | None:
     """The tokens of the clip that a pipeline's model_index.json records."""
     index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
@@ -247,3 +145,58 @@ def _recorded_grid(folder: Path, config: Mapping[str, Any]) -> tuple[int, int, i
         index["height"] // _VAE_FACTOR // patch_h,
         index["width"] // _VAE_FACTOR // patch_w,
     )
+
+
+def describe(path_or_hub_id: str | Path, ema: bool = False) -> list[str]:
+    """Lines for a person to read. Tensors stay unread, but for the position buffers.
+
+    Args:
+        ema: look at `state_dict_ema` of a PixArt .pth.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        WeightsError: not a checkpoint, or of no known layout.
+    """
+    checkpoint = open_checkpoint(local_path(path_or_hub_id), "state_dict_ema" if ema else None)
+    layout = recognised(checkpoint)
+    tensors = dict(stdit_items(checkpoint.tensors, layout))
+    entry = f", under {checkpoint.entry!r}" if checkpoint.entry else ""
+    beside = f" (beside it: {', '.join(checkpoint.beside)})" if checkpoint.beside else ""
+    dtypes = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())
+    parameters = sum(math.prod(tensor.shape) for name, tensor in tensors.items() if name != NULL_CAPTION)
+    lines = [
+        str(checkpoint.path),
+        f"layout        {LAYOUT_NAMES[layout]}{entry}{beside}",
+        f"parameters    {parameters:,} in {len(tensors.keys() - {NULL_CAPTION})} tensors",
+        f"dtype         {', '.join(f'{name} ({count})' for name, count in dtypes.most_common())}",
+    ]
+    if layout == "latte-diffusers":
+        return lines
+    found = sizes(tensors)
+    width, scales = found["hidden_size"], position_scales(checkpoint.tensors)[0]
+    heads, rest = divmod(width, PUBLISHED_HEAD_WIDTH)
+    told = checkpoint.config.get("num_attention_heads", checkpoint.config.get("num_heads"))
+    guess = f"{heads} if published" if not rest else "give num_heads"
+    null_caption = f"{found['model_max_length']} tokens" if NULL_CAPTION in tensors else "none in this layout"
+    lines += [
+        f"sizes         depth {found['depth']}, width {width}, patch {'x'.join(map(str, found['patch_size']))}, "
+        f"{found['in_channels']} latent channels, MLP ratio {found['mlp_ratio']:g}, "
+        f"captions {found['caption_channels']} wide, {'with' if found['learn_sigma'] else 'without'} learned variance",
+        f"heads         {told or f'not in the file: {guess}'}",
+        f"null caption  {null_caption}",
+        f"positions     {', '.join(f'{name} {value:g}' for name, value in scales.items()) or 'not in the file'}",
+    ]
+    extra = [name for name in checkpoint.tensors if expected_unused(name)]
+    if extra:
+        lines.append(f"not used      {few(extra)}")
+    for variant in VARIANTS:
+        allowances = () if layout == "stdit" else from_images(layout, variant)
+        result = fit({**found, "variant": variant, "num_heads": 1}, tensors, *allowances)
+        if result.complaints:
+            text = f"does not fit: {result.complaints}"
+        else:
+            text = "every tensor fits"
+            text += f"; {len(result.new)} are new ({few(result.new)})" if result.new else ""
+            text += f"; {len(result.unused)} are not used ({few(result.unused)})" if result.unused else ""
+        lines.append(f"as {variant:<11}{text}")
+    return lines

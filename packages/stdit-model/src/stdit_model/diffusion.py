@@ -8,13 +8,15 @@ the timestep shift, arXiv:2403.03206 (section 5.3.2).
 
 import math
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 NUM_TIMESTEPS = 1000
+
+
 _CLAMP = 1e-12  # the smallest probability the decoder's likelihood is computed with
 
 
@@ -171,3 +173,48 @@ def flow_loss(output: Tensor, x0: Tensor, noise: Tensor, counts: Tensor | None =
     velocity = output[:, : x0.shape[1]].float()
     mse = _mean((velocity - (noise.float() - x0.float())) ** 2, counts)
     return {"loss": mse, "mse": mse}
+
+
+RESAMPLING_SHARE = 0.2  # of a step's noise that the given frames are seen under
+
+
+class NoiseLevel(NamedTuple):
+    """A step's noise: x = signal * clean + noise * epsilon. In training each clip has its own, [B, 1, 1, 1, 1]."""
+
+    signal: float | Tensor
+    noise: float | Tensor
+    flow: bool  # the model predicts epsilon - clean, and signal = 1 - noise; else epsilon, and the squares add up to 1
+
+    @classmethod
+    def of(cls, scheduler: Any, step: int) -> "NoiseLevel":
+        """Of a step of a diffusers scheduler whose timesteps are set."""
+        if "FlowMatch" in type(scheduler).__name__:
+            sigma = float(scheduler.sigmas[step])
+            return cls(1.0 - sigma, sigma, True)
+        alpha_bar = float(scheduler.alphas_cumprod[int(scheduler.timesteps[step])])
+        return cls(alpha_bar**0.5, (1.0 - alpha_bar) ** 0.5, False)
+
+    @classmethod
+    def of_flow(cls, sigma: Tensor) -> "NoiseLevel":
+        """Of rectified flow at sigma [B] in 0..1."""
+        sigma = sigma.float()[:, None, None, None, None]
+        return cls(1.0 - sigma, sigma, True)
+
+    @classmethod
+    def of_iddpm(cls, timestep: Tensor) -> "NoiseLevel":
+        """Of timesteps [B] in 0..999."""
+        one = torch.ones(len(timestep), 1, 1, 1, 1, device=timestep.device)
+        zero = torch.zeros_like(one)
+        return cls(add_noise(one, zero, timestep), add_noise(zero, one, timestep), False)
+
+    def noised(self, clean: Tensor, epsilon: Tensor, share: float = 1.0) -> Tensor:
+        """Clean latents under a share of this noise, with the signal that belongs to it."""
+        noise = share * self.noise
+        signal = 1.0 - noise if self.flow else (1.0 - noise**2) ** 0.5
+        return signal * clean + noise * epsilon
+
+    def clean(self, x: Tensor, prediction: Tensor) -> Tensor:
+        """The estimate of the clean latents that a prediction [B, C, T, H, W] makes of noisy ones."""
+        if self.flow:
+            return x - self.noise * prediction
+        return (x - self.noise * prediction) / self.signal

@@ -1,7 +1,11 @@
 """Errors that a user can cause."""
 
 
-class WeightsError(ValueError):
+class UserError(Exception):
+    """Base class of errors that a user can cause; the message is one line that says what to do about it."""
+
+
+class WeightsError(UserError, ValueError):
     """A checkpoint that can't be read as asked: one line that names the file, a few keys, and what to do."""
 
 

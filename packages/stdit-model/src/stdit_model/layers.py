@@ -3,6 +3,7 @@
 Legend: B batch, T frames, S tokens per frame, L sequence or text length, D width, N heads, K head width.
 """
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -110,3 +111,18 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class FinalLayer(nn.Module):
+    """Modulated layer norm and projection to patches: [B, T, S, D] -> [B, T, S, patch volume * out channels]."""
+
+    def __init__(self, width: int, out_features: int) -> None:
+        super().__init__()
+        self.norm_final = LayerNorm(width)
+        self.linear = nn.Linear(width, out_features)
+        self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
+
+    def forward(self, x_BTSD: Tensor, t_BD: Tensor) -> Tensor:
+        vectors = self.scale_shift_table.float() + t_BD[:, None]
+        shift, scale = vectors[:, :, None, None].unbind(1)
+        return self.linear(modulate(self.norm_final(x_BTSD), shift, scale))

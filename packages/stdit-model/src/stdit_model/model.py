@@ -23,7 +23,7 @@ from stdit_model.embed import (
     spatial_positions,
     temporal_positions,
 )
-from stdit_model.layers import LayerNorm, modulate
+from stdit_model.layers import FinalLayer
 from stdit_model.presets import Variant, preset
 from stdit_model.weights import load as weights
 
@@ -33,21 +33,6 @@ class TextCache(NamedTuple):
 
     keys_values: list[tuple[Tensor, Tensor]]  # one pair a block, each [B, N, L, K]
     mask_BL: Tensor | None  # True where a token takes part
-
-
-class FinalLayer(nn.Module):
-    """Modulated layer norm and projection to patches: [B, T, S, D] -> [B, T, S, patch volume * out channels]."""
-
-    def __init__(self, width: int, out_features: int) -> None:
-        super().__init__()
-        self.norm_final = LayerNorm(width)
-        self.linear = nn.Linear(width, out_features)
-        self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
-
-    def forward(self, x_BTSD: Tensor, t_BD: Tensor) -> Tensor:
-        vectors = self.scale_shift_table.float() + t_BD[:, None]
-        shift, scale = vectors[:, :, None, None].unbind(1)
-        return self.linear(modulate(self.norm_final(x_BTSD), shift, scale))
 
 
 class STDiT(ModelMixin, ConfigMixin):

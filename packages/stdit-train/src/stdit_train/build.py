@@ -2,80 +2,27 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from stdit_data.clip import ClipDataset
-from stdit_data.datasets.shapes import ShapesDataset, triples
 from stdit_data.latents.dataset import LatentDataset
-from stdit_model import STDiT
-from stdit_train.cached_texts import open_components
-from stdit_train.callbacks import Unwatched, Watcher
+from stdit_train.callbacks import Callback, NullCallback
 from stdit_train.checkpoint.init_weights import load_initial
 from stdit_train.checkpoint.run_folder import RunFolder
-from stdit_train.components.load import Components
-from stdit_train.config.load import TrainConfig
-from stdit_train.data.cached import (
-    cached_prompts,
-    check_components,
-    is_cached,
-    is_of_shapes,
-    open_cached,
-    validation_of_shapes,
-)
-from stdit_train.data.holdout import parted
-from stdit_train.data.videos import open_clips
-from stdit_train.distributed.world import Processes
-from stdit_train.estimate.training import model_arguments
-from stdit_train.loss.validation import ValidationClips
-from stdit_train.noisy_captions import NoisyCaptions
+from stdit_train.components.identity import check_components
+from stdit_train.components.load import Components, open_components
+from stdit_train.config.schema import TrainConfig, model_arguments
+from stdit_train.data.datasets import build_datasets
+from stdit_train.data.holdout import ValidationClips
+from stdit_train.distributed.world import World
 from stdit_train.trainer import Trainer
-
-SAMPLED_PROMPTS = 4  # drawn along the way
-
-
-def build_model(config: TrainConfig, latent_channels: int, caption_channels: int) -> STDiT:
-    """The transformer of a run, initialised from (seed), its channels those of the VAE and the text encoder."""
-    torch.manual_seed(config.seed)
-    return STDiT(**model_arguments(config, latent_channels, caption_channels))
-
-
-def build_datasets(config: TrainConfig) -> tuple[ClipDataset, ClipDataset | None, list[str]]:
-    """Clips to train on, clips to validate on (None for none), and prompts to sample along the way.
-
-    Raises:
-        ConfigError, DataError: no such clips, or settings that don't fit them.
-    """
-    data = config.data
-    if is_cached(config):
-        cached = open_cached(config)
-        if is_of_shapes(cached):
-            return cached, validation_of_shapes(config), cached_prompts(cached, SAMPLED_PROMPTS)
-        encoded, held = parted(cached, data)
-        return encoded, held, cached_prompts(encoded, SAMPLED_PROMPTS)
-    if data.source == "shapes":
-        size: dict[str, Any] = {"frames": data.frames, "height": data.height, "width": data.width, "fps": data.fps}
-        train: ClipDataset = ShapesDataset(
-            length=data.clips, seed=config.seed, spread=data.spread, later=data.later, **size
-        )
-        if data.caption_noise:
-            train = NoisyCaptions(train, data.caption_noise, config.seed)
-        validation = ShapesDataset(split="val", length=64, spread=data.spread, **size)
-        seen, held_out = triples("train"), triples("heldout")
-        shown = [seen[0], seen[100], held_out[5], held_out[17]]
-        return train, validation, [triple.captions()[0] for triple in shown]
-    videos, held = parted(open_clips(data), data)
-    captions = [entry.caption for entry in videos.entries if entry.caption][:SAMPLED_PROMPTS]
-    return videos, held, captions or [""]
 
 
 def build_trainer(
     config: TrainConfig,
     run: RunFolder,
-    watcher: Watcher,
+    watcher: Callback,
     components: Components | None = None,
-    processes: Processes | None = None,
+    processes: World | None = None,
 ) -> Trainer:
     """Everything a run needs, on the best device here. The run's folder must exist.
 
@@ -89,7 +36,7 @@ def build_trainer(
     Raises:
         ConfigError: what does not fit.
     """
-    processes = (processes or Processes()).grouped(config)
+    processes = (processes or World()).grouped(config)
     device = processes.device()
     dataset, validation, prompts = build_datasets(config)
     if components is None:
@@ -117,10 +64,10 @@ def open_trainer(
     config: TrainConfig,
     fitted: TrainConfig,
     run: RunFolder,
-    watcher: Watcher,
+    watcher: Callback,
     components: Components | None = None,
     previous: RunFolder | None = None,
-    processes: Processes | None = None,
+    processes: World | None = None,
 ) -> Trainer:
     """The trainer of a new run, or of one that goes on from its last whole checkpoint, or from nothing if it has none.
 
@@ -137,8 +84,8 @@ def open_trainer(
     Raises:
         ConfigError: settings, components, weights or checkpoints that don't fit.
     """
-    processes = processes or Processes()
-    watcher = watcher if processes.first else Unwatched()
+    processes = processes or World()
+    watcher = watcher if processes.first else NullCallback()
 
     def begin() -> tuple[bool, int | None, Path | None]:
         if not run.config_file.exists():
@@ -155,7 +102,7 @@ def open_trainer(
         trainer.resume(checkpoint)
         watcher.said(f"going on from {checkpoint}")
     elif previous is not None:
-        trainer.hand_on(previous)
+        trainer.init_from_run(previous)
         watcher.said(f"starting with the weights of {previous.path}")
     if begun and checkpoint is None:
         watcher.said(f"{run.path} has no checkpoint yet: from the beginning")

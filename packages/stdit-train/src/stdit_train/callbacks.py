@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 
-class Watcher(Protocol):
+class Callback(Protocol):
     """Who is told how the run goes (the CLI's progress bar)."""
 
     def started(self, step: int, steps: int) -> None:
@@ -17,7 +17,7 @@ class Watcher(Protocol):
         """Something worth a line."""
 
 
-class Unwatched:
+class NullCallback:
     """Nobody is told."""
 
     def started(self, step: int, steps: int) -> None:

@@ -11,7 +11,7 @@ from stdit_data.errors import DataError
 from stdit_train.errors import ConfigError
 
 if TYPE_CHECKING:
-    from stdit_train.config.load import DataConfig, TrainConfig
+    from stdit_train.config.schema import DataConfig, TrainConfig
 
 
 AT_LEAST_ONE = (

@@ -3,24 +3,18 @@
 A schedule's folder holds schedule.json and a run folder for each stage: 1-16x256/, 2-16x256-hq/, ...
 """
 
-import json
-import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from stdit_train.build import open_trainer
-from stdit_train.callbacks import Outcome, Unwatched, Watcher
-from stdit_train.checkpoint.run_folder import SCHEDULE_FILE, RunFolder, read_settings
+from stdit_train.callbacks import Callback, NullCallback, Outcome
+from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.components.load import Components, load_components
-from stdit_train.config.load import ConfigError, TrainConfig, flat, from_dict, like, set_values, stage_values, to_dict
-from stdit_train.data.cached import is_cached
-from stdit_train.distributed.world import Processes
-from stdit_train.tracking.metrics import replace_text
-
-FILE = SCHEDULE_FILE
+from stdit_train.config.resolve import is_cached
+from stdit_train.config.schema import TrainConfig
+from stdit_train.distributed.world import World
 
 
 class Stage(NamedTuple):
@@ -31,67 +25,13 @@ class Stage(NamedTuple):
     run: RunFolder
 
 
-def schedule_names() -> list[str]:
-    """The schedules that there are."""
-    folder = resources.files("stdit_train.config").joinpath("curricula")
-    return sorted(path.name.removesuffix(".toml") for path in folder.iterdir())
-
-
-def schedule_about(name: str) -> str:
-    """What a schedule does, in one line."""
-    return _read(name)["about"]
-
-
-def load_schedule(name: str, overrides: Mapping[str, Any] | None = None) -> list[TrainConfig]:
-    """The configurations of a schedule's stages, in order.
-
-    Args:
-        name: of the schedule.
-        overrides: by dotted key for all stages, or by "STAGE/KEY" for one.
-
-    Raises:
-        ConfigError: no such schedule, stage or key, or a value of the wrong type.
-    """
-    entries = _read(name)["stage"]
-    _check_stages(name, [entry["name"] for entry in entries], overrides or {})
-    configs = []
-    for number, entry in enumerate(entries):
-        own = {key: value for key, value in entry.items() if key not in ("name", "from")}
-        values = stage_values(entry.get("from", entry["name"]))
-        values = set_values(values, flat(own)) | {"stage": entry["name"]}
-        config = from_dict(set_values(values, _for_stage(overrides or {}, entry["name"])))
-        if number and config.init is not None:  # what --init gives is for the first; the others are handed theirs
-            config = from_dict(to_dict(config) | {"init": None})
-        configs.append(config)
-    return configs
-
-
-def write_schedule(folder: Path, name: str, configs: Sequence[TrainConfig]) -> None:
-    """Make a schedule's folder, or save its changed settings."""
-    folder.mkdir(parents=True, exist_ok=True)
-    values = {"schedule": name, "stages": [to_dict(config) for config in configs]}
-    replace_text(folder / FILE, json.dumps(values, indent=1) + "\n")
-
-
-def read_schedule(folder: Path, overrides: Mapping[str, Any]) -> tuple[str, list[TrainConfig]]:
-    """Name and configurations of a schedule that was started, with overrides (see `load_schedule`).
-
-    Raises:
-        ConfigError: no such stage or key, or a value of the wrong type.
-    """
-    saved = read_settings(folder / FILE)
-    _check_stages(saved["schedule"], [values["stage"] for values in saved["stages"]], overrides)
-    configs = [from_dict(set_values(values, _for_stage(overrides, values["stage"]))) for values in saved["stages"]]
-    return saved["schedule"], configs
-
-
 def stage_folder(folder: Path, number: int, config: TrainConfig) -> RunFolder:
     """The run folder of a schedule's stage, numbered from 1."""
     return RunFolder(folder / f"{number}-{config.stage}")
 
 
 def train_stages(
-    stages: Sequence[Stage], watch: Callable[[int, Stage], Watcher], processes: Processes | None = None
+    stages: Sequence[Stage], watch: Callable[[int, Stage], Callback], processes: World | None = None
 ) -> tuple[int, Outcome | None]:
     """Train what is not done yet, each stage from its last checkpoint where it has one.
 
@@ -106,7 +46,7 @@ def train_stages(
     Raises:
         RunEnded: a stage can't go on.
     """
-    processes = processes or Processes()
+    processes = processes or World()
     device, loaded = processes.device(), dict[tuple[str, str, str], Components]()
     outcome, previous = None, None
     for number, stage in enumerate(stages, start=1):
@@ -115,7 +55,7 @@ def train_stages(
             parts = config.data.vae, config.data.text_encoder, config.precision
             if not is_cached(config) and parts not in loaded:
                 loaded = {parts: load_components(parts[0], parts[1], device, config.precision)}
-            watcher = watch(number, stage) if processes.first else Unwatched()
+            watcher = watch(number, stage) if processes.first else NullCallback()
             trainer = open_trainer(stage.config, config, stage.run, watcher, loaded.get(parts), previous, processes)
             outcome = trainer.train()
             if not outcome.finished:
@@ -130,25 +70,3 @@ def _is_done(stage: Stage, last: bool) -> bool:
     if done is None or not last:
         return done is not None
     return stage.config.minutes is not None or done >= stage.config.steps
-
-
-def _read(name: str) -> dict[str, Any]:
-    if name not in schedule_names():
-        known = schedule_names()
-        raise ConfigError(f"unknown schedule {name!r}: choose one of {', '.join(known)}{like(name, known)}")
-    return tomllib.loads(resources.files("stdit_train.config").joinpath("curricula", f"{name}.toml").read_text())
-
-
-def _check_stages(name: str, stages: list[str], overrides: Mapping[str, Any]) -> None:
-    for key in overrides:
-        stage, slash, _ = key.rpartition("/")
-        if slash and stage not in stages:
-            known = ", ".join(stages)
-            raise ConfigError(
-                f"--set {key}: schedule {name} has no stage {stage!r}{like(stage, stages)}; it has {known}"
-            )
-
-
-def _for_stage(overrides: Mapping[str, Any], stage: str) -> dict[str, Any]:
-    own = {key.removeprefix(f"{stage}/"): value for key, value in overrides.items() if key.startswith(f"{stage}/")}
-    return {key: value for key, value in overrides.items() if "/" not in key} | own

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch
+
 GIB = 2**30
 
 
@@ -47,8 +49,6 @@ def this_device() -> Device:
     """The GPU here or, without one, this CPU: its free memory, and no stated peak."""
     import torch
 
-    from stdit_train.estimate.training import available_memory
-
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
         known = known_device(name)
@@ -71,3 +71,30 @@ def measured_peak(seconds: float = 0.3) -> float:
         a @ b
         best = min(best, time.perf_counter() - started)
     return 2 * size**3 / best
+
+
+def available_memory() -> int:
+    """Bytes free on the GPU, or in main memory where there is none."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Bytes: the most that torch has had allocated on a GPU so far, or this process's resident set now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import psutil
+
+    return psutil.Process().memory_info().rss
+
+
+def find_device() -> torch.device:
+    """CUDA, then MPS, then CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

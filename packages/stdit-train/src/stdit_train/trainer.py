@@ -1,4 +1,4 @@
-"""One training run: set-up, step, loop. Whether on one process or on many, `Processes` knows."""
+"""One training run: set-up, step, loop. Whether on one process or on many, `World` knows."""
 
 import contextlib
 import math
@@ -11,21 +11,27 @@ import torch
 from torch import Tensor
 
 from stdit_data.clip import ClipDataset
+from stdit_data.latents.memory import InMemoryLatents
 from stdit_data.loading.loader import Batch, ClipLoader
 from stdit_model import STDiT, flops
-from stdit_train.callbacks import Outcome, Unwatched, Watcher
-from stdit_train.checkpoint.format import load_checkpoint, load_weights, named_tensors
-from stdit_train.checkpoint.manager import Saver
+from stdit_train.callbacks import Callback, NullCallback, Outcome
+from stdit_train.checkpoint.format import (
+    generators_state,
+    load_checkpoint,
+    load_weights,
+    named_tensors,
+    restore_generators,
+)
+from stdit_train.checkpoint.manager import CheckpointManager
 from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.components.load import Components
-from stdit_train.config.load import TrainConfig
+from stdit_train.config.schema import TrainConfig
+from stdit_train.data.datasets import cached_in_memory
 from stdit_train.data.videos import loader_settings
-from stdit_train.distributed.world import Processes
-from stdit_train.encoded import RememberedLatents, remembered
+from stdit_train.distributed.world import World
 from stdit_train.errors import Diverged, RunEnded
 from stdit_train.interrupts import Interrupts
-from stdit_train.loss.batch import Scorer
-from stdit_train.loss.noise import generators_state, restore_generators
+from stdit_train.loss.batch import BatchLoss
 from stdit_train.optim.ema import Ema
 from stdit_train.optim.optimizers import build_optimizers, clip_gradients, learning_rate_factor, set_learning_rate
 from stdit_train.optim.precision import UNSTABLE, Precision
@@ -42,7 +48,7 @@ class Trainer:
     Args:
         config: the run's settings.
         run: its folder, created.
-        model: on `device`, float32, in shards where there are many processes (`Processes.model`).
+        model: on `device`, float32, in shards where there are many processes (`World.model`).
         components: VAE and text encoder, on `device`.
         dataset: clips.
         validation: clips for the validation loss, None for none.
@@ -62,27 +68,27 @@ class Trainer:
         validation: ClipDataset | None,
         prompts: list[str],
         device: torch.device,
-        watcher: Watcher,
-        processes: Processes | None = None,
+        watcher: Callback,
+        processes: World | None = None,
     ) -> None:
         self.config, self.run, self.components, self.device = config, run, components, device
-        self.processes = processes = processes or Processes()
-        self.prompts, self.watcher = prompts, watcher if processes.first else Unwatched()
+        self.processes = processes = processes or World()
+        self.prompts, self.watcher = prompts, watcher if processes.first else NullCallback()
         self.model = model.train()
         self.ema = Ema(model, config.optimizer.ema, processes.average(model))
         self.optimizers = build_optimizers(model, config.optimizer)
         self.precision = Precision(model, config.precision, device, processes.sharded)
         processes.outfit(self.precision.module, config)
         encoded = getattr(dataset, "moments", False) or config.data.remember_latents
-        self.scorer = Scorer(config, components, self.precision, device, encoded, processes)
+        self.scorer = BatchLoss(config, components, self.precision, device, encoded, processes)
         if encoded:
             size = self.scorer.latent_shape[1:]
-            dataset = remembered(dataset, components.vae, device, size)
-            validation = validation and remembered(validation, components.vae, device, size)
+            dataset = cached_in_memory(dataset, components.vae, device, size)
+            validation = validation and cached_in_memory(validation, components.vae, device, size)
         self.validation = validation
         # Clips that are encoded when they are asked for share the device with the step: threads that read ahead would
         # only take turns with it, on a CPU at half the speed.
-        lazily = isinstance(dataset, RememberedLatents)
+        lazily = isinstance(dataset, InMemoryLatents)
         self.loader = ClipLoader(
             dataset,
             **loader_settings(config),
@@ -95,7 +101,7 @@ class Trainer:
             pin_memory=device.type == "cuda",
         )
         asynchronous = device.type == "cuda" if config.checkpoint_async is None else config.checkpoint_async
-        self.saver = Saver(run, config.keep_checkpoints, config.keep_every, asynchronous, processes)
+        self.saver = CheckpointManager(run, config.keep_checkpoints, config.keep_every, asynchronous, processes)
         self.bins = TimestepBins(config.timestep_bins)
         self.step = 0
         self.elapsed = 0.0  # seconds of training, over all resumptions
@@ -114,7 +120,7 @@ class Trainer:
         self.loader.load_state_dict(state["loader"])
         restore_generators(rest)
 
-    def hand_on(self, previous: RunFolder) -> None:
+    def init_from_run(self, previous: RunFolder) -> None:
         """Start with the weights, and their average, that another run ended with."""
         checkpoint = self.processes.decided(lambda: previous.latest_checkpoint(self.watcher.said))
         if checkpoint is None:
@@ -171,7 +177,7 @@ class Trainer:
             self.watcher.said(f"step {self.step}: gradients overflowed, loss scale now {self.precision.loss_scale:g}")
             return {"skipped": 1.0}
         self.skipped += 1
-        cause = self.scorer.blame(batches) or "nothing, when the step was run again"
+        cause = self.scorer.find_nonfinite(batches) or "nothing, when the step was run again"
         line = f"step {self.step} skipped: loss {loss:g}, gradient norm {norm:g}; first not finite: {cause}"
         self.watcher.said(line)
         if self.skipped >= self.config.max_skipped:

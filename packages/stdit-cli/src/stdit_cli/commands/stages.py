@@ -8,8 +8,7 @@ def stages() -> None:
     from rich.table import Table
 
     from stdit_data.video.frames import default_sampling
-    from stdit_train.config.load import load_stage, stage_names
-    from stdit_train.curriculum import schedule_about, schedule_names
+    from stdit_train.config.load import load_stage, schedule_about, schedule_names, stage_names
 
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))  # narrow enough for 80 columns
     for column in ("stage", "clip", "every", "model", "loss", "steps", "batch", "rate"):

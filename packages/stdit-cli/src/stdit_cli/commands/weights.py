@@ -17,7 +17,7 @@ def inspect(
     ema: Ema = False,
 ) -> None:
     """Say what a checkpoint is: layout, parameters, dtype, sizes, and what it lacks as each variant."""
-    from stdit_model.inspection import describe
+    from stdit_model.convert import describe
 
     for line in describe(file, ema=ema):
         typer.echo(line)
@@ -43,7 +43,8 @@ def convert(
     scheduler: Annotated[str | None, typer.Option(help="iddpm, flow, a Hub id or a folder.")] = None,
 ) -> None:
     """Write a whole pipeline folder, or the Open-Sora v1.0 layout back."""
-    from stdit_model.convert import read_null_caption, write_open_sora, write_pipeline
+    from stdit_model.convert import read_null_caption, write_open_sora
+    from stdit_model.sampling.folder import write_pipeline
 
     options: dict[str, Any] = {
         "variant": variant,

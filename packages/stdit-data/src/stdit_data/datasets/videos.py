@@ -11,13 +11,11 @@ import os
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from stdit_data import files
@@ -25,18 +23,22 @@ from stdit_data.buckets import Bucket
 from stdit_data.clip import Clip
 from stdit_data.errors import DataError
 from stdit_data.manifests.format import Entry, Manifest, read_manifest
-from stdit_data.manifests.metadata import completed, fitting_bucket, known_short
+from stdit_data.manifests.metadata import complete_metadata, fitting_bucket, known_short
 from stdit_data.transforms import Fit, may_flip, normalise
-from stdit_data.video import color
-from stdit_data.video.deinterlace import OneField
-from stdit_data.video.frames import Sampling, Short, default_sampling, take
+from stdit_data.video.frames import Sampling, Short, default_sampling, read_frames
 from stdit_data.video.probe import read_image, reading
+from stdit_data.video.read import _Convert
 from stdit_data.video.stream import VideoStream
 
 log = logging.getLogger(__name__)
 
+
 Crop = Literal["center", "random"]
+
+
 Place = Literal["random", "start", "center"]
+
+
 DRAWS = 4  # random numbers per sample: place, crop x, crop y, flip
 
 
@@ -112,7 +114,7 @@ class VideoDataset:
                 return Clip(_repeat(picture, bucket.frames), entry.caption, index, fps=0.0)
             with VideoStream(media, self.stream) as video:
                 convert = _Convert(fit, video)
-                taken = take(video, self.samplings[bucket], convert, place=place, cut=entry.cut)
+                taken = read_frames(video, self.samplings[bucket], convert, place=place, cut=entry.cut)
         span = (taken.times[0], taken.times[-1])
         return Clip(torch.stack(taken.pictures, dim=1), entry.caption, index, taken.fps, span)
 
@@ -184,7 +186,9 @@ def open_videos(
     manifest = read_manifest(str(source), root=root)
     entries = _captioned(manifest, empty_captions)
     if len(shapes) > 1:
-        entries = completed(manifest, entries, stream, workers, lengths=len({shape.frames for shape in shapes}) > 1)
+        entries = complete_metadata(
+            manifest, entries, stream, workers, lengths=len({shape.frames for shape in shapes}) > 1
+        )
     kept = [entry for entry in entries if short == "hold" or not known_short(entry, least)]
     if not kept:
         need = math.ceil(least.span(entries[0].fps or 30))
@@ -208,23 +212,6 @@ def open_videos(
         place=place,
         stream=stream,
     )
-
-
-class _Convert:
-    """A decoded frame to [C, H, W] float32 in [-1, 1], the same way for all frames of a clip."""
-
-    def __init__(self, fit: Fit, video: VideoStream) -> None:
-        self.fit, self.aspect, self.reformatter = fit, video.aspect, VideoReformatter()
-        self.one_field = OneField(video.video.codec_context.name)
-
-    def __call__(self, frame: Any) -> Tensor:
-        field = self.one_field(frame)
-        aspect = self.aspect * field.height / frame.height  # a field's lines are as high as two
-        aspect = 1 / aspect if color.turned(field) else aspect
-        picture = replace(self.fit, aspect=aspect)(color.to_rgb(field, self.reformatter))
-        if color.is_hdr(field):
-            picture = color.tone_map(picture, field.color_trc)
-        return normalise(picture)
 
 
 def _repeat(picture: Tensor, frames: int) -> Tensor:

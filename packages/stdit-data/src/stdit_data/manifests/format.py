@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from stdit_data import files
 from stdit_data.errors import DataError
-from stdit_data.video.frames import Cut
+from stdit_data.video.frames import Segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,8 @@ class Entry:
     weight: float | None = None  # how often an epoch shows it; 1 without
 
     @property
-    def cut(self) -> Cut:
-        return Cut(self.start, self.end, self.start_frame, self.end_frame)
+    def cut(self) -> Segment:
+        return Segment(self.start, self.end, self.start_frame, self.end_frame)
 
 
 COLUMNS = tuple(field.name for field in fields(Entry))

@@ -14,7 +14,7 @@ from stdit_data.video.frames import Sampling
 from stdit_data.video.probe import Probe, probe
 
 
-def with_facts(entry: Entry, facts: Probe) -> Entry:
+def with_metadata(entry: Entry, facts: Probe) -> Entry:
     """The entry with what a probe found where it says nothing itself."""
     return replace(
         entry,
@@ -25,7 +25,7 @@ def with_facts(entry: Entry, facts: Probe) -> Entry:
     )
 
 
-def completed(
+def complete_metadata(
     manifest: Manifest, entries: list[Entry], stream: int | None, workers: int, *, lengths: bool
 ) -> list[Entry]:
     """The entries with their width and height, and where `lengths` matter frames and rate: probed where not given."""
@@ -35,7 +35,7 @@ def completed(
         if known:
             return entry
         try:
-            return with_facts(entry, probe(manifest.locate(entry), stream=stream))
+            return with_metadata(entry, probe(manifest.locate(entry), stream=stream))
         except ClipError:
             return entry
 

@@ -18,8 +18,8 @@ from stdit_data import files
 from stdit_data.clip import ClipDataset
 from stdit_data.errors import ClipError, DataError
 from stdit_data.manifests.format import Entry, Manifest
-from stdit_data.manifests.metadata import with_facts
-from stdit_data.video.frames import Sampling, take
+from stdit_data.manifests.metadata import with_metadata
+from stdit_data.video.frames import Sampling, read_frames
 from stdit_data.video.probe import Probe, probe, reading
 from stdit_data.video.stream import VideoStream
 
@@ -129,7 +129,7 @@ def good_entries(manifest: Manifest, report: Report) -> list[Entry]:
     """The entries without problems, with full paths and with fps, width, height and num_frames filled in."""
     good = [finding for finding in report.findings if not finding.problems and finding.facts is not None]
     return [
-        replace(with_facts(manifest.entries[f.index], f.facts), path=files.canonical(f.path))
+        replace(with_metadata(manifest.entries[f.index], f.facts), path=files.canonical(f.path))
         for f in good
         if f.facts is not None
     ]
@@ -194,9 +194,9 @@ def _check(manifest: Manifest, index: int, sampling: Sampling | None, stream: in
 def _check_frames(url: str, entry: Entry, sampling: Sampling | None, stream: int | None, thorough: bool) -> None:
     with reading(url), files.open_media(url) as media, VideoStream(media, stream) as video:
         nothing = torch.zeros(0)
-        take(video, Sampling(1, interval=1), lambda _: nothing, place=1.0, cut=entry.cut)
+        read_frames(video, Sampling(1, interval=1), lambda _: nothing, place=1.0, cut=entry.cut)
         if sampling is not None:
-            take(video, sampling, lambda _: nothing, place=1.0, cut=entry.cut)
+            read_frames(video, sampling, lambda _: nothing, place=1.0, cut=entry.cut)
         if thorough:
             for tick, frame in video.all_frames():
                 if frame.is_corrupt:

@@ -71,7 +71,7 @@ def default_sampling(
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class Segment:
     """The part of a video that an entry means: from `start` up to but without `end`, in seconds or in frames (which
     are counted at the video's average rate). None is the video's own start or end."""
 
@@ -97,11 +97,11 @@ class Cut:
         return f"frames {self.start_frame or 0} to {'the end' if self.end_frame is None else self.end_frame}"
 
 
-WHOLE = Cut()
+WHOLE = Segment()
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class ReadFrames:
     """The pictures read, where they were, and how fast they play."""
 
     pictures: list[Tensor]
@@ -109,7 +109,9 @@ class Taken:
     fps: float
 
 
-def take(video: VideoStream, sampling: Sampling, convert: Convert, *, place: float = 0.0, cut: Cut = WHOLE) -> Taken:
+def read_frames(
+    video: VideoStream, sampling: Sampling, convert: Convert, *, place: float = 0.0, cut: Segment = WHOLE
+) -> ReadFrames:
     """Reads a clip.
 
     Args:
@@ -140,8 +142,8 @@ def take(video: VideoStream, sampling: Sampling, convert: Convert, *, place: flo
     return _take_exactly(video, sampling, convert, place, cut)
 
 
-def _take_exactly(video: VideoStream, sampling: Sampling, convert: Convert, place: float, cut: Cut) -> Taken:
-    """As `take`, from the timestamps of all packets: for what the header's count and rate don't tell or tell wrong."""
+def _take_exactly(video: VideoStream, sampling: Sampling, convert: Convert, place: float, cut: Segment) -> ReadFrames:
+    """Reads a clip by the timestamps of all packets, for files whose header has no count and rate, or wrong ones."""
     low, high = cut.seconds(video.rate)
     stamps = video.timestamps()
     if video.packets < video.declared:
@@ -202,7 +204,7 @@ def _read(
     high: Fraction | None,
     *,
     hold: bool,
-) -> Taken:
+) -> ReadFrames:
     first, stop = _bounds(video, low, high)
     frames = _within(video.frames_from(start), first, stop)
     picker = _Picker(video, convert, sampling.frames)
@@ -214,7 +216,7 @@ def _read(
         picker.by_time(frames, [video.ticks(begin + j * step) for j in range(sampling.frames)])
     if hold:
         picker.hold()
-    return Taken(picker.pictures, picker.times, sampling.played(float(video.rate)))
+    return ReadFrames(picker.pictures, picker.times, sampling.played(float(video.rate)))
 
 
 def _within(frames: Iterator[tuple[int, Any]], first: int, stop: int | None) -> Iterator[tuple[int, Any]]:

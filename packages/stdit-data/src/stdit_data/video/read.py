@@ -5,16 +5,20 @@ C channels (3), T frames, H height, W width.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import torch
+from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from stdit_data import files
-from stdit_data.datasets.videos import _Convert
 from stdit_data.errors import ClipError
 from stdit_data.transforms import Fit, normalise
-from stdit_data.video.frames import Sampling, take
+from stdit_data.video import color
+from stdit_data.video.deinterlace import OneField
+from stdit_data.video.frames import Sampling, read_frames
 from stdit_data.video.probe import read_image, reading
 from stdit_data.video.stream import VideoStream
 
@@ -51,5 +55,22 @@ def read_video(url: str, height: int, width: int, fps: float | None = None) -> t
         else:
             frames = int((count - 1) * Fraction(fps).limit_denominator(10**6) / video.rate) + 1
             sampling = Sampling(frames, fps=fps, short="hold")
-        taken = take(video, sampling, _Convert(Fit(height, width), video))
+        taken = read_frames(video, sampling, _Convert(Fit(height, width), video))
     return torch.stack(taken.pictures, dim=1), taken.fps
+
+
+class _Convert:
+    """A decoded frame to [C, H, W] float32 in [-1, 1], the same way for all frames of a clip."""
+
+    def __init__(self, fit: Fit, video: VideoStream) -> None:
+        self.fit, self.aspect, self.reformatter = fit, video.aspect, VideoReformatter()
+        self.one_field = OneField(video.video.codec_context.name)
+
+    def __call__(self, frame: Any) -> Tensor:
+        field = self.one_field(frame)
+        aspect = self.aspect * field.height / frame.height  # a field's lines are as high as two
+        aspect = 1 / aspect if color.turned(field) else aspect
+        picture = replace(self.fit, aspect=aspect)(color.to_rgb(field, self.reformatter))
+        if color.is_hdr(field):
+            picture = color.tone_map(picture, field.color_trc)
+        return normalise(picture)

@@ -5,6 +5,8 @@ C channels (3), T frames, H height, W width.
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import av
 import torch.nn.functional as F
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from einops import rearrange
+from PIL import Image
 from torch import Tensor
 
 from stdit_data.errors import DataError
@@ -63,6 +66,92 @@ def write_mp4(path: str | Path, video: Tensor, fps: float, *, crf: int = 17) -> 
                 )
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_gif(path: str | Path, video: Tensor, fps: float) -> None:
+    """An endless GIF: 256 colours a frame, and frame times in hundredths of a second, at least two.
+
+    Args:
+        path: where; its folder must exist.
+        video: [C, T, H, W] in [-1, 1]; values outside are clamped.
+        fps: frames a second; above 50 browsers slow a GIF down, so that is as far as it goes.
+
+    Raises:
+        DataError: not three channels, no frames, or an impossible rate.
+    """
+    pictures = [picture.quantize(256, dither=Image.Dither.NONE) for picture in _pictures(video, fps)]
+    # Times add up to the video's: a frame of 1/8 s takes 12 and 13 hundredths in turns.
+    ends = [round(100 * (i + 1) / min(fps, 50.0)) for i in range(len(pictures))]
+    durations = [10 * (end - start) for start, end in zip([0, *ends], ends, strict=False)]
+    _replacing(
+        Path(path),
+        lambda partial: pictures[0].save(
+            partial, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0, disposal=1
+        ),
+    )
+
+
+def write_webp(path: str | Path, video: Tensor, fps: float) -> None:
+    """An endless lossless WebP; arguments and errors as `write_gif`, but to the millisecond."""
+    pictures = _pictures(video, fps)
+    ends = [round(1000 * (i + 1) / fps) for i in range(len(pictures))]
+    durations = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+    _replacing(
+        Path(path),
+        lambda partial: pictures[0].save(
+            partial, "WEBP", save_all=True, append_images=pictures[1:], duration=durations, loop=0, lossless=True
+        ),
+    )
+
+
+def write_frames(path: str | Path, video: Tensor) -> None:
+    """A folder of lossless PNGs, 0000.png and so on; one that is there is replaced.
+
+    Raises:
+        DataError: not three channels or no frames.
+    """
+    pictures = _pictures(video)
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        for i, picture in enumerate(pictures):
+            picture.save(partial / f"{i:04d}.png")
+        if path.is_dir():
+            shutil.rmtree(path)
+        partial.replace(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_png(path: str | Path, video: Tensor) -> None:
+    """The single frame of a video [C, 1, H, W] as a PNG.
+
+    Raises:
+        DataError: not three channels, or another number of frames.
+    """
+    pictures = _pictures(video)
+    if len(pictures) != 1:
+        raise DataError(f"{path}: a picture has one frame, not {len(pictures)}")
+    _replacing(Path(path), lambda partial: pictures[0].save(partial, "PNG"))
+
+
+def _pictures(video: Tensor, fps: float = 1.0) -> list[Image.Image]:
+    if video.ndim != 4 or video.shape[0] != 3 or 0 in video.shape:
+        raise DataError(f"video of shape {tuple(video.shape)}: expected [3, T, H, W] with at least one frame")
+    if not 0 < fps <= 1000:
+        raise DataError(f"fps {fps}: expected a rate above 0 and up to 1000")
+    return [Image.fromarray(frame) for frame in rearrange(to_uint8(video.cpu()), "c t h w -> t h w c").numpy()]
+
+
+def _replacing(path: Path, write: Callable[[Path], None]) -> None:
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        write(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -10,44 +10,11 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from stdit_model.convert import HUB_COMPONENTS
 from stdit_model.errors import WeightsError
 from stdit_model.weights.files import read_json
 from stdit_model.weights.hub import split_hub_id
 
 PARTS = ("vae", "text_encoder", "tokenizer", "scheduler")
-
-
-def named_parts(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The components that an index names by Hub id (`stdit weights convert` writes such) and that are not given.
-
-    Raises:
-        WeightsError: the Hub does not give one; the message says what to download or to pass.
-    """
-    index = folder / "model_index.json"
-    names = read_json(index).get(HUB_COMPONENTS, {}) if index.is_file() else {}
-    wanted = {part: name for part, name in names.items() if part not in given}
-    require(wanted)
-    return {part: load_part(part, name) for part, name in wanted.items()}
-
-
-def check_parts(folder: Path, given: Mapping[str, Any]) -> None:
-    """Every part that the index names is there.
-
-    Raises:
-        FileNotFoundError: no index, or a part is missing; all missing parts are named.
-    """
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise FileNotFoundError(f"{folder}: no model_index.json in it, so not a pipeline folder")
-    named = {name for name, value in read_json(index).items() if isinstance(value, list) and value[0] is not None}
-    expected = {"transformer", *PARTS} - set(given)
-    missing = sorted(part for part in expected if part in named and not any((folder / part).glob("*.json")))
-    unnamed = sorted(expected - named)
-    if missing or unnamed:
-        raise FileNotFoundError(
-            f"{folder}: this pipeline folder lacks {', '.join(missing + unnamed)}; copy or download it again, whole"
-        )
 
 
 def require(sources: Mapping[str, str | Path]) -> None:

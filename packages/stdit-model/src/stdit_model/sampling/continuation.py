@@ -20,60 +20,17 @@ Legend: B videos, C latent channels, T frames, K given frames, H W height and wi
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from stdit_model.diffusion import add_noise
+from stdit_model.diffusion import RESAMPLING_SHARE, NoiseLevel
 
-SHARE = 0.2  # of a step's noise that the given frames are seen under
-NOISY = 0.5  # above this noise the new frames are noised afresh, below it the given ones are corrected
-
-
-class Level(NamedTuple):
-    """A step's noise: x = signal * clean + noise * epsilon. In training each clip has its own, [B, 1, 1, 1, 1]."""
-
-    signal: float | Tensor
-    noise: float | Tensor
-    flow: bool  # the model predicts epsilon - clean, and signal = 1 - noise; else epsilon, and the squares add up to 1
-
-    @classmethod
-    def of(cls, scheduler: Any, step: int) -> "Level":
-        """Of a step of a diffusers scheduler whose timesteps are set."""
-        if "FlowMatch" in type(scheduler).__name__:
-            sigma = float(scheduler.sigmas[step])
-            return cls(1.0 - sigma, sigma, True)
-        alpha_bar = float(scheduler.alphas_cumprod[int(scheduler.timesteps[step])])
-        return cls(alpha_bar**0.5, (1.0 - alpha_bar) ** 0.5, False)
-
-    @classmethod
-    def of_flow(cls, sigma: Tensor) -> "Level":
-        """Of rectified flow at sigma [B] in 0..1."""
-        sigma = sigma.float()[:, None, None, None, None]
-        return cls(1.0 - sigma, sigma, True)
-
-    @classmethod
-    def of_iddpm(cls, timestep: Tensor) -> "Level":
-        """Of timesteps [B] in 0..999."""
-        one = torch.ones(len(timestep), 1, 1, 1, 1, device=timestep.device)
-        zero = torch.zeros_like(one)
-        return cls(add_noise(one, zero, timestep), add_noise(zero, one, timestep), False)
-
-    def noised(self, clean: Tensor, epsilon: Tensor, share: float = 1.0) -> Tensor:
-        """Clean latents under a share of this noise, with the signal that belongs to it."""
-        noise = share * self.noise
-        signal = 1.0 - noise if self.flow else (1.0 - noise**2) ** 0.5
-        return signal * clean + noise * epsilon
-
-    def clean(self, x: Tensor, prediction: Tensor) -> Tensor:
-        """The estimate of the clean latents that a prediction [B, C, T, H, W] makes of noisy ones."""
-        if self.flow:
-            return x - self.noise * prediction
-        return (x - self.noise * prediction) / self.signal
+RESAMPLING_FROM = 0.5  # above this noise the new frames are noised afresh, below it the given ones are corrected
 
 
-class Given:
+class ConditioningFrames:
     """The given frames of a video under way, and the correction so far, which goes on from step to step.
 
     Args:
@@ -87,7 +44,7 @@ class Given:
         self.correction = torch.zeros_like(frames)
 
     def settle(
-        self, x: Tensor, level: Level, predict: Callable[[Tensor], Tensor], draw: Callable[[], Tensor]
+        self, x: Tensor, level: NoiseLevel, predict: Callable[[Tensor], Tensor], draw: Callable[[], Tensor]
     ) -> Tensor:
         """Noisy latents [B, C, T, H, W] of one step, with the new frames fitted to the given ones.
 
@@ -97,7 +54,7 @@ class Given:
             predict: the guided model without its variance, [B, C, T, H, W] to the same.
             draw: fresh noise like x.
         """
-        if level.noise > NOISY:
+        if level.noise > RESAMPLING_FROM:
             for _ in range(self.rounds):
                 x = self._seen(x, level)
                 epsilon = draw()
@@ -109,16 +66,16 @@ class Given:
             latents = self._seen(x, level)
             estimate = level.clean(latents, predict(latents))[:, :, : self.frames.shape[2]]
             tried.append((self.correction, self.frames - estimate))
-            self.correction = accelerated(tried, float(level.signal))
+            self.correction = anderson_step(tried, float(level.signal))
         return self._seen(x, level)
 
-    def _seen(self, x: Tensor, level: Level) -> Tensor:
+    def _seen(self, x: Tensor, level: NoiseLevel) -> Tensor:
         """The latents as the model sees them, given frames first."""
-        seen = level.noised(self.frames, self.epsilon, SHARE) + self.correction
+        seen = level.noised(self.frames, self.epsilon, RESAMPLING_SHARE) + self.correction
         return torch.cat([seen, x[:, :, self.frames.shape[2] :]], dim=2)
 
 
-def accelerated(tried: list[tuple[Tensor, Tensor]], damping: float) -> Tensor:
+def anderson_step(tried: list[tuple[Tensor, Tensor]], damping: float) -> Tensor:
     """The next point to try on the way to where the residual vanishes: Anderson acceleration, each video by itself.
 
     Args:
@@ -137,3 +94,40 @@ def accelerated(tried: list[tuple[Tensor, Tensor]], damping: float) -> Tensor:
     mix_BM1 = (torch.linalg.pinv(normal_BMM, rtol=1e-7, hermitian=True) @ wanted_BM1).to(residual.dtype)
     undone = ((moves_BNM + damping * turns_BNM) @ mix_BM1)[:, :, 0]
     return (flat[-1][0] + damping * flat[-1][1] - undone).view_as(point)
+
+
+class Window(NamedTuple):
+    """Frames `start` to `stop` (not counted), of which the first `known` are there already."""
+
+    start: int
+    stop: int
+    known: int
+
+
+def plan_windows(total: int, known: int, window: int, overlap: int) -> list[Window]:
+    """Windows that together reach `total` frames, each starting `overlap` frames before what is new in it.
+
+    All have the length of `window`, the one that the model was trained on; the last is moved back rather than cut
+    short, so that it overlaps more.
+
+    Args:
+        total: frames wanted.
+        known: frames that are there at the start, 0 for none.
+        window: frames that the model makes at once.
+        overlap: frames of the past that a window goes on from.
+
+    Raises:
+        ValueError: an overlap that leaves nothing new, or nothing to make.
+    """
+    if not 0 < overlap < window:
+        raise ValueError(f"an overlap of {overlap} frames in windows of {window}: take 1 to {window - 1}")
+    if known >= total:
+        raise ValueError(f"{known} frames are given and {total} wanted: nothing is left to make")
+    if total <= window:
+        return [Window(0, total, known)]
+    windows = []
+    while known < total:
+        start = min(max(known - overlap, 0), total - window)
+        windows.append(Window(start, start + window, known - start))
+        known = start + window
+    return windows

@@ -17,10 +17,10 @@ from torch import Tensor
 from stdit_model import video_vae
 from stdit_model.conveniences import Conveniences, as_frames
 from stdit_model.model import STDiT
-from stdit_model.sampling.components import check_parts, named_parts
+from stdit_model.sampling.continuation import Window, plan_windows
 from stdit_model.sampling.denoise import Denoiser
+from stdit_model.sampling.folder import check_parts, named_parts
 from stdit_model.sampling.prompts import Prompting
-from stdit_model.windows import Window, plan_windows
 
 
 @dataclass
@@ -153,7 +153,7 @@ class STDiTPipeline(Prompting, Conveniences, DiffusionPipeline):
             num_frames, height, width: size of the clips in frames and pixels; the checkpoint's own unless given.
             num_inference_steps: denoising steps.
             guidance_scale: classifier-free guidance (arXiv:2207.12598); 1 turns it off.
-            guidance_rescale: 0 to 1, see `stdit_model.guidance.guide`.
+            guidance_rescale: 0 to 1, see `stdit_model.sampling.denoise.guide`.
             guidance_interval: the share of the steps in which guidance acts, as in (0.1, 0.7); outside, a step costs
                 half (arXiv:2404.07724).
             guidance_channels: guide only the first so many latent channels and take the others from the prompt's

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from stdit_model.convert import T5, VAE, clip_size, flow_scheduler, iddpm_scheduler, read
+from stdit_model.convert import read
 from stdit_model.errors import WeightsError
 from stdit_model.model import STDiT
 from stdit_model.sampling.components import load_part, require
+from stdit_model.sampling.folder import T5, VAE, clip_size
+from stdit_model.sampling.schedulers import flow_scheduler, iddpm_scheduler
 from stdit_model.text import encode_captions
 from stdit_model.video_vae import spatial_stride
 from stdit_model.weights.files import open_checkpoint

@@ -5,8 +5,13 @@ And what "as the reference does it" means, by its name.
 
 from typing import Any
 
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+
 FLOW_SAMPLERS = ("euler",)
+
+
 EPSILON_SAMPLERS = ("ddpm", "ddim", "dpmsolver++", "unipc")
+
 
 # Sampling as the reference releases do it. Each is a sampler and arguments of `STDiTPipeline.__call__`. Beside these,
 # the unconditional half always has the null caption under its prompt's mask, as Open-Sora 1.0 has it.
@@ -69,3 +74,21 @@ def use_sampler(pipeline: Any, name: str) -> None:
     }
     cls, settings = classes[name]
     pipeline.scheduler = cls.from_config(pipeline.scheduler.config, **settings)
+
+
+def iddpm_scheduler() -> DDPMScheduler:
+    """The sampler of Open-Sora 1.0: iDDPM's ancestral steps with a learned variance, evenly spaced from 999 to 0."""
+    return DDPMScheduler(
+        num_train_timesteps=1000,
+        beta_start=1e-4,
+        beta_end=0.02,
+        beta_schedule="linear",
+        variance_type="learned_range",
+        timestep_spacing="linspace",
+        clip_sample=False,
+    )
+
+
+def flow_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """Euler steps of rectified flow, timesteps 1000 * sigma."""
+    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000)

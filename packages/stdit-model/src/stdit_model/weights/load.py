@@ -29,7 +29,7 @@ from stdit_model.weights.layouts import (
     sizes,
     stdit_items,
 )
-from stdit_model.weights.strict import Fit, fit
+from stdit_model.weights.strict import KeyMatch, fit
 
 if TYPE_CHECKING:
     from stdit_model.model import STDiT
@@ -110,7 +110,7 @@ def from_images(layout: Layout, variant: str) -> tuple[Callable[[str], bool], Ca
     return new, unused
 
 
-def _settle(checkpoint: Checkpoint, config: dict[str, Any], result: Fit) -> Weights:
+def _settle(checkpoint: Checkpoint, config: dict[str, Any], result: KeyMatch) -> Weights:
     """The weights, if they fit without complaints."""
     if result.complaints:
         raise WeightsError(f"{checkpoint.path}: does not fit this STDiT ({config['variant']}): {result.complaints}")

@@ -10,7 +10,7 @@ from stdit_model.errors import WeightsError, few
 from stdit_model.weights.files import LazyTensor
 
 
-class Fit(NamedTuple):
+class KeyMatch(NamedTuple):
     """How a file's tensors match a model's: see `fit`."""
 
     tensors: dict[str, LazyTensor]  # what the model takes
@@ -24,7 +24,7 @@ def fit(
     tensors: Mapping[str, LazyTensor],
     new: Callable[[str], bool] = lambda name: False,
     unused: Callable[[str], bool] = lambda name: False,
-) -> Fit:
+) -> KeyMatch:
     """Match tensors, under STDiT's names, with those of the model that `config` describes.
 
     Args:
@@ -34,7 +34,7 @@ def fit(
     expected = shapes(config)
     wanted = {name: shape for name, shape in expected.items() if name in tensors or not new(name)}
     offered = {name: tensor for name, tensor in tensors.items() if name in expected or not unused(name)}
-    return Fit(
+    return KeyMatch(
         offered,
         tuple(name for name in expected if name not in wanted),
         tuple(name for name in tensors if name not in offered),

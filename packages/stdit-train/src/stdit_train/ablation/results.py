@@ -10,7 +10,7 @@ from pathlib import Path
 
 from stdit_train.ablation.arms import estimate_arm
 from stdit_train.checkpoint.run_folder import RunFolder
-from stdit_train.config.load import TrainConfig
+from stdit_train.config.schema import TrainConfig
 from stdit_train.evaluation.confidence import Interval, mean_interval, paired_difference
 from stdit_train.tracking.metrics import read_metrics
 

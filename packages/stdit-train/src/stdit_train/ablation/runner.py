@@ -13,22 +13,23 @@ from typing import Any
 import torch
 
 from stdit_data.clip import ClipDataset
+from stdit_data.files import replace_text
 from stdit_data.latents.dataset import LatentDataset
 from stdit_model import STDiT, video_vae
-from stdit_train.ablation.arms import Arm, Match, estimate_arm, reference_arm, same_start, with_parameters_matched
-from stdit_train.ablation.matching import Cost, measure_cost, with_length
+from stdit_train.ablation.arms import Arm, Match, estimate_arm, reference_arm
+from stdit_train.ablation.matching import Cost, measure_cost, same_start, with_length, with_parameters_matched
 from stdit_train.ablation.results import SCORES, Result, read_result
-from stdit_train.build import build_datasets, build_model
 from stdit_train.checkpoint.init_weights import load_initial
 from stdit_train.checkpoint.run_folder import RunFolder
+from stdit_train.components.identity import check_components
 from stdit_train.components.load import Components, load_components
-from stdit_train.config.load import ConfigError, TrainConfig, flat, from_dict, to_dict
-from stdit_train.data.cached import check_components
-from stdit_train.device import find_device
-from stdit_train.encoded import remembered
+from stdit_train.config.load import ConfigError, flat, from_dict, to_dict
+from stdit_train.config.schema import TrainConfig
+from stdit_train.data.datasets import build_datasets, cached_in_memory
+from stdit_train.distributed.parallelize import build_model
 from stdit_train.errors import Diverged
-from stdit_train.tracking.metrics import replace_text
-from stdit_train.trainer import Trainer, Watcher
+from stdit_train.hardware import find_device
+from stdit_train.trainer import Callback, Trainer
 
 DIVERGED = "diverged_at_step"  # in a run's notes
 FILE = "ablation.json"  # what was asked for, and the settings that followed from it
@@ -123,7 +124,7 @@ class Ablation:
 
     # -- running ---------------------------------------------------------------------------------------------------
 
-    def run(self, watch: Callable[[Arm, int], Watcher]) -> bool:
+    def run(self, watch: Callable[[Arm, int], Callback]) -> bool:
         """Train and score what isn't yet; whether all came to its end (an interruption stops it early).
 
         Args:
@@ -166,7 +167,7 @@ class Ablation:
         """Whether runs are scored by what their videos show: of `shapes` alone it is known."""
         return self.study.prompts > 0 and self.study.base.data.source == "shapes"
 
-    def _train(self, arm: Arm, seed: int, watcher: Watcher) -> bool:
+    def _train(self, arm: Arm, seed: int, watcher: Callback) -> bool:
         """One run, from its last checkpoint where it has one; whether it came to its end, or diverged for good."""
         config, run = self.config(arm, seed), self.run_folder(arm, seed)
         if self.device.type == "cuda":
@@ -184,7 +185,7 @@ class Ablation:
             self.said(f"{run.path.name}: diverged, {config.max_skipped} steps before {trainer.step} were not finite")
             return True
 
-    def _trainer(self, seed: int, config: TrainConfig, run: RunFolder, watcher: Watcher) -> Trainer:
+    def _trainer(self, seed: int, config: TrainConfig, run: RunFolder, watcher: Callback) -> Trainer:
         components = self._parts(config)
         reference = reference_arm(self.study.base, self.arms)  # first: its runs don't depend on which others take part
         arms = [reference, *(arm for arm in self.arms if arm is not reference)]
@@ -221,7 +222,7 @@ class Ablation:
     def _datasets(
         self, config: TrainConfig, components: Components
     ) -> tuple[ClipDataset, ClipDataset | None, list[str]]:
-        """As for any run, but clips that are remembered as latents are encoded once for all arms that share them."""
+        """As for any run, but clips whose latents are kept in memory are encoded once for all arms that share them."""
         dataset, validation, prompts = build_datasets(config)
         if isinstance(dataset, LatentDataset):
             check_components(dataset, components)
@@ -230,7 +231,7 @@ class Ablation:
             if self._shared is None or self._shared[0] != key:
                 size = (config.data.frames, config.data.height, config.data.width)
                 shape = video_vae.latent_shape(components.vae, *size)[1:]
-                self._shared = key, remembered(dataset, components.vae, self.device, shape)
+                self._shared = key, cached_in_memory(dataset, components.vae, self.device, shape)
             dataset = self._shared[1]
         return dataset, validation, prompts
 

@@ -26,7 +26,11 @@ from torch.optim import Optimizer
 from stdit_train.config.load import ConfigError
 
 FORMAT = 1
+
+
 _TENSORS, _STATE = "tensors", "state.json"
+
+
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is a case, not a fault
 
 
@@ -164,7 +168,7 @@ def load_checkpoint(
         path: of the checkpoint.
         run_id: whose it must be.
         model, ema, optimizers: to be filled, on as many processes as there are now.
-        decided: `Processes.decided`, so that only one process looks whether all is whole.
+        decided: `World.decided`, so that only one process looks whether all is whole.
 
     Raises:
         CheckpointError: torn, or of another run.
@@ -265,3 +269,20 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def generators_state() -> dict[str, Tensor]:
+    """The state of torch's own generators. No step draws from them, but what a user adds may."""
+    state = {"rng.cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state |= {f"rng.cuda{i}": value for i, value in enumerate(torch.cuda.get_rng_state_all())}
+    return state
+
+
+def restore_generators(state: dict[str, Tensor]) -> None:
+    """Go on from `generators_state`; of a machine with other devices, what there is."""
+    if "rng.cpu" in state:
+        torch.set_rng_state(state["rng.cpu"])
+    for i in range(torch.cuda.device_count()):
+        if f"rng.cuda{i}" in state:
+            torch.cuda.set_rng_state(state[f"rng.cuda{i}"], i)

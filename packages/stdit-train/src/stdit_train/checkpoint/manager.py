@@ -21,14 +21,14 @@ from stdit_train.checkpoint.format import (
     verify,
 )
 from stdit_train.checkpoint.run_folder import RunFolder
-from stdit_train.distributed.world import Processes
+from stdit_train.distributed.world import World
 from stdit_train.errors import RunEnded
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 MARGIN = 16 * 2**20  # bytes that a checkpoint takes beside its tensors, with room for metrics and samples
 
 
-class Saver:
+class CheckpointManager:
     """The checkpoints of one run. Every process writes its shards; the first does the rest.
 
     Args:
@@ -39,9 +39,7 @@ class Saver:
         processes: of the run.
     """
 
-    def __init__(
-        self, run: RunFolder, keep: int, keep_every: int | None, asynchronous: bool, processes: Processes
-    ) -> None:
+    def __init__(self, run: RunFolder, keep: int, keep_every: int | None, asynchronous: bool, processes: World) -> None:
         self.run, self.folder, self.keep, self.keep_every = run, run.checkpoints, keep, keep_every
         self.asynchronous, self.processes = asynchronous, processes
         self._pending: Future[None] | None = None

@@ -9,11 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from stdit_data.files import replace_text
 from stdit_train.checkpoint.format import newest_whole
-from stdit_train.config.load import ConfigError, TrainConfig, from_dict, to_dict
-from stdit_train.tracking.metrics import replace_text
-
-SCHEDULE_FILE = "schedule.json"  # what a schedule's folder holds beside the run folders of its stages
+from stdit_train.config.load import SCHEDULE_FILE, ConfigError, from_dict, read_settings, to_dict
+from stdit_train.config.schema import TrainConfig
 
 
 class RunFolder:
@@ -117,21 +116,6 @@ class RunFolder:
             return 0, 0.0
         state = json.loads((checkpoint / "state.json").read_text())
         return state["step"], state["elapsed"]
-
-
-def read_settings(file: Path) -> dict[str, Any]:
-    """An object of a JSON file of ours.
-
-    Raises:
-        ConfigError: it is none; the message names the file.
-    """
-    try:
-        values = json.loads(file.read_text())
-    except ValueError as error:
-        raise ConfigError(f"{file} is damaged: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{file} is damaged: an object expected, not {type(values).__name__}")
-    return values
 
 
 def stage_folders(path: Path) -> list[Path]:

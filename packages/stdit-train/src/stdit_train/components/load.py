@@ -7,12 +7,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from stdit_model.convert import iddpm_scheduler
 from stdit_model.text import encode_captions
-from stdit_train.config.load import ConfigError, ObjectiveConfig
+from stdit_train.config.load import ConfigError
 
 if TYPE_CHECKING:
-    from stdit_train.cached_texts import KnownTexts
+    from stdit_train.components.captions import KnownTexts
+import gc
+
+from stdit_data.clip import ClipDataset
+from stdit_data.latents.dataset import LatentDataset
+from stdit_train.components.captions import KnownTexts
+from stdit_train.components.identity import check_text_encoder
+from stdit_train.config.schema import TrainConfig
+from stdit_train.data.holdout import VALIDATION_CLIPS, ValidationClips
 
 
 @dataclass
@@ -120,52 +127,50 @@ def _load(cls: Any, location: dict[str, str], what: str, option: str, **kwargs: 
         ) from error
 
 
-class TextMemory:
-    """Captions to text-encoder states; each distinct caption is encoded once and kept, in memory, up to a limit."""
+def open_components(
+    config: TrainConfig,
+    dataset: ClipDataset,
+    validation: ClipDataset | None,
+    prompts: list[str],
+    device: torch.device,
+) -> Components:
+    """The frozen models of a run; without the text encoder where a cache has the texts.
 
-    def __init__(self, components: Components, max_length: int, limit: int = 20_000) -> None:
-        self.components = components
-        self.max_length = max_length
-        self.limit = limit
-        self._known: dict[str, tuple[Tensor, Tensor]] = {}
-        self._given: dict[str, Tensor] = {}
+    Args:
+        config: of the run.
+        dataset: what it trains on.
+        validation: what it is validated on; those captions, and the prompts, are encoded here if the cache lacks them.
+        prompts: what is sampled along the way.
+        device: of the models.
 
-    def give(self, captions: list[str], states: list[Tensor] | None) -> None:
-        """Take the states of a batch, [L, Dc] without padding, from a cache; they are kept until the next batch."""
-        self._given = dict(zip(captions, states, strict=True)) if states else {}
-
-    def __call__(self, captions: list[str]) -> tuple[Tensor, Tensor]:
-        """States [B, L, Dc] and mask [B, L]."""
-        if self._given and all(caption in self._given for caption in captions):
-            return self._pad([self._given[caption] for caption in captions])
-        if self.components.texts is not None:
-            return self._pad([self.components.texts(caption) for caption in captions])
-        new = [caption for caption in dict.fromkeys(captions) if caption not in self._known]
-        if len(self._known) + len(new) > self.limit:
-            self._known.clear()
-            new = list(dict.fromkeys(captions))
-        if new:
-            parts = self.components
-            y, mask = encode_captions(parts.tokenizer, parts.text_encoder, new, self.max_length)
-            self._known.update({caption: (y[i], mask[i]) for i, caption in enumerate(new)})
-        states, masks = zip(*(self._known[caption] for caption in captions), strict=True)
-        return torch.stack(states), torch.stack(masks)
-
-    def _pad(self, texts: list[Tensor]) -> tuple[Tensor, Tensor]:
-        known = self.components.texts
-        dtype = self.components.text_encoder.dtype if known is None else known.dtype
-        states = torch.zeros(len(texts), self.max_length, texts[0].shape[-1], dtype=dtype)
-        mask = torch.zeros(len(texts), self.max_length, dtype=torch.long)
-        for i, text in enumerate(texts):
-            states[i, : len(text)] = text
-            mask[i, : len(text)] = 1
-        return states, mask
+    Raises:
+        ConfigError: nothing there, or another text encoder than the cache's.
+    """
+    data = config.data
+    if not isinstance(dataset, LatentDataset) or dataset.texts is None or dataset.about_text is None:
+        return load_components(data.vae, data.text_encoder, device, config.precision)
+    captions = [*prompts, *_captions(validation)]
+    missing = [caption for caption in dict.fromkeys(captions) if caption not in dataset.texts]
+    others: dict[str, Tensor] = {}
+    if missing or data.text_encoder != dataset.about_text["text_encoder"]["source"]:
+        tokenizer, encoder = load_text_encoder(data.text_encoder, device, config.precision)
+        check_text_encoder(dataset, encoder, data.text_encoder)
+        if missing:
+            states, mask = encode_captions(tokenizer, encoder, missing, config.model.model_max_length)
+            others = {caption: states[i, : int(mask[i].sum())].cpu() for i, caption in enumerate(missing)}
+        del tokenizer, encoder
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    texts = KnownTexts(dataset, text_dtype(config.precision), others)
+    return Components(load_vae(data.vae, device), None, None, data.vae, data.text_encoder, texts)
 
 
-def build_scheduler(objective: ObjectiveConfig) -> Any:
-    """The diffusers scheduler that samples what an objective trains."""
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
-    if objective.name == "flow":
-        return FlowMatchEulerDiscreteScheduler(shift=objective.shift)
-    return iddpm_scheduler()
+def _captions(validation: ClipDataset | None) -> list[str]:
+    """Those of the clips that the validation loss is measured on."""
+    if validation is None:
+        return []
+    if isinstance(validation, ValidationClips):
+        return validation.captions
+    known: Any = validation
+    return [known.caption(index) for index in range(min(VALIDATION_CLIPS, len(validation)))]

@@ -6,153 +6,18 @@ Sizes are in frames and pixels, times in steps unless a name says otherwise.
 import difflib
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
 from importlib import resources
-from typing import Any, Literal, get_type_hints
+from pathlib import Path
+from typing import Any, get_type_hints
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from stdit_model.presets import Variant
+from stdit_data.files import replace_text
 from stdit_train.checks import check
+from stdit_train.config.schema import TrainConfig
 from stdit_train.errors import ConfigError as ConfigError  # re-exported: settings and their error go together
-
-PrecisionName = Literal["fp32", "bf16", "bf16-weights", "fp16"]
-Checkpointing = bool | Literal["selective"]
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The network. Latent channels and caption width follow from the VAE and the text encoder."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    preset: str = "XL/2"
-    variant: Variant = "seq"
-    patch_size: tuple[int, int, int] = (1, 2, 2)
-    model_max_length: int = 120  # text tokens
-    space_scale: float = 1.0
-    time_scale: float = 1.0
-    depth: int | None = None  # the preset's unless set; likewise the next two
-    hidden_size: int | None = None
-    num_heads: int | None = None
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Which clips, and how they become frames."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    source: str = "shapes"  # the embedded set, or a folder or manifest of videos
-    frames: int = 16
-    height: int = 256
-    width: int = 256
-    interval: int | None = None  # source frames from one frame to the next; unless set 3 up to 16 frames, 2 above
-    target_fps: float | None = None  # take frames at this rate, whatever the interval
-    short: Literal["skip", "hold"] = "skip"  # videos too short: leave them out, or hold their last frame
-    crop: Literal["center", "random"] = "center"
-    place: Literal["random", "start", "center"] = "random"  # of a clip in its video
-    flip: bool = False
-    stream: int | None = None  # which video stream of a file, from 0; FFmpeg's best unless set
-    root: str | None = None  # folder that a manifest's relative paths start from; the manifest's own unless set
-    empty_captions: bool = False  # train on videos without a caption
-    validation: float = 0.0  # share of the videos that is kept out of training, for the validation loss
-    validation_source: str | None = None  # or a folder, manifest or cache of its own for that
-    max_reject_share: float = 0.1  # of the clips may be unreadable before the run stops
-    buckets: tuple[str, ...] = ()  # shapes to sort videos into, as in "16x256x256"; frames x height x width unless set
-    tokens: int | None = None  # of a step: the batch of each bucket is what fits, in place of global_batch
-    fps: float = 8.0  # at which samples are played
-    clips: int = 8192  # of shapes, per epoch
-    spread: float = 0.15  # of shapes: how far from the middle, at most, a shape starts; 0.5 is anywhere in the frame
-    later: float = 0.0  # of shapes: share of clips that are cut out of a longer video, the shape anywhere
-    caption_noise: float = 0.0  # share of clips that get the caption of another, to see what bad captions do
-    remember_latents: bool = False  # encode each clip once and keep its latents in memory
-    window: int = 16  # of a cache: shards that are shuffled together; 0 for all, which is the order of the clips
-    workers: int = 2
-    vae: str = "stabilityai/sd-vae-ft-ema"
-    text_encoder: str = "DeepFloyd/t5-v1_1-xxl"
-
-
-@dataclass(frozen=True)
-class ObjectiveConfig:
-    """What is learned (see `stdit_model.diffusion`)."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    name: Literal["iddpm", "flow"] = "iddpm"
-    shift: float = 1.0  # flow: moves noise levels towards 1
-    timesteps: Literal["uniform", "logit-normal"] = "uniform"
-    logit_mean: float = 0.0  # of logit-normal timesteps; above 0 more noise
-    logit_std: float = 1.0
-    min_snr: float | None = None  # iddpm: epsilon's error is weighted by min(SNR, this) / SNR; 5 in the paper
-    caption_dropout: float = 0.1
-    given: float = 0.0  # share of clips whose first frames are given, for a model that goes on from such
-    given_of: Literal["any", "later"] = "any"  # which clips: all, or those that begin after their video's first frame
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW as published, or Muon on the hidden matrices with AdamW on the rest."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    name: Literal["adamw", "muon"] = "adamw"
-    lr: float = 2e-5
-    muon_lr: float = 0.04
-    muon_weight_decay: float = 0.1  # without it the matrices outgrow a rate this high
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    warmup: int = 0  # steps
-    decay: float = 0.0  # the last share of the run over which the learning rate falls linearly to zero
-    ema: float = 0.9999
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """How videos are drawn along the way, and what the finished checkpoint's defaults are."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    steps: int = 100
-    guidance: float = 7.0
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """One training run."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    stage: str
-    steps: int
-    global_batch: int
-    micro_batch: int | None = None  # samples at once; the whole batch unless set
-    seed: int = 0
-    minutes: float | None = None  # a time budget: the schedule is fitted to it
-    precision: PrecisionName = "bf16"  # see stdit_train.optim.precision
-    activation_checkpointing: Checkpointing = False  # see stdit_train.distributed.parallelize.outfit
-    compile: bool = False  # each block with torch.compile
-    replicate: int = 1  # of many processes: copies of the weights, each in shards; 0 for one on each process
-    sequence: int = 1  # of many processes: that share each clip
-    profile: int = 0  # steps to trace, after two to warm up, into profile/ of the run's folder
-    log_every: int = 10
-    timestep_bins: int = 4  # equal parts of 0..1000 that the loss is logged by
-    validate_every: int = 1000
-    sample_every: int = 5000
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 2  # the newest
-    keep_every: int | None = None  # and besides them those of every so many steps
-    checkpoint_async: bool | None = None  # write while training goes on, from a copy; unless set, on a GPU
-    max_skipped: int = 10  # non-finite steps in a row that end the run
-    wandb: str | None = None  # a project there to log to as well
-    init: str | None = None  # weights to start from
-    model: ModelConfig = ModelConfig()
-    data: DataConfig = DataConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    sampling: SamplingConfig = SamplingConfig()
 
 
 def stage_names() -> list[str]:
@@ -280,3 +145,97 @@ def like(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     near += [key for key in known if key.split(".")[-1] == leaf and key not in near]
     return f" (did you mean {' or '.join(near)}?)" if near else ""
+
+
+SCHEDULE_FILE = "schedule.json"  # what a schedule's folder holds beside the run folders of its stages
+
+
+def schedule_names() -> list[str]:
+    """The schedules that there are."""
+    folder = resources.files("stdit_train.config").joinpath("curricula")
+    return sorted(path.name.removesuffix(".toml") for path in folder.iterdir())
+
+
+def schedule_about(name: str) -> str:
+    """What a schedule does, in one line."""
+    return _read(name)["about"]
+
+
+def load_schedule(name: str, overrides: Mapping[str, Any] | None = None) -> list[TrainConfig]:
+    """The configurations of a schedule's stages, in order.
+
+    Args:
+        name: of the schedule.
+        overrides: by dotted key for all stages, or by "STAGE/KEY" for one.
+
+    Raises:
+        ConfigError: no such schedule, stage or key, or a value of the wrong type.
+    """
+    entries = _read(name)["stage"]
+    _check_stages(name, [entry["name"] for entry in entries], overrides or {})
+    configs = []
+    for number, entry in enumerate(entries):
+        own = {key: value for key, value in entry.items() if key not in ("name", "from")}
+        values = stage_values(entry.get("from", entry["name"]))
+        values = set_values(values, flat(own)) | {"stage": entry["name"]}
+        config = from_dict(set_values(values, _for_stage(overrides or {}, entry["name"])))
+        if number and config.init is not None:  # what --init gives is for the first; the others are handed theirs
+            config = from_dict(to_dict(config) | {"init": None})
+        configs.append(config)
+    return configs
+
+
+def write_schedule(folder: Path, name: str, configs: Sequence[TrainConfig]) -> None:
+    """Make a schedule's folder, or save its changed settings."""
+    folder.mkdir(parents=True, exist_ok=True)
+    values = {"schedule": name, "stages": [to_dict(config) for config in configs]}
+    replace_text(folder / SCHEDULE_FILE, json.dumps(values, indent=1) + "\n")
+
+
+def read_schedule(folder: Path, overrides: Mapping[str, Any]) -> tuple[str, list[TrainConfig]]:
+    """Name and configurations of a schedule that was started, with overrides (see `load_schedule`).
+
+    Raises:
+        ConfigError: no such stage or key, or a value of the wrong type.
+    """
+    saved = read_settings(folder / SCHEDULE_FILE)
+    _check_stages(saved["schedule"], [values["stage"] for values in saved["stages"]], overrides)
+    configs = [from_dict(set_values(values, _for_stage(overrides, values["stage"]))) for values in saved["stages"]]
+    return saved["schedule"], configs
+
+
+def _read(name: str) -> dict[str, Any]:
+    if name not in schedule_names():
+        known = schedule_names()
+        raise ConfigError(f"unknown schedule {name!r}: choose one of {', '.join(known)}{like(name, known)}")
+    return tomllib.loads(resources.files("stdit_train.config").joinpath("curricula", f"{name}.toml").read_text())
+
+
+def _check_stages(name: str, stages: list[str], overrides: Mapping[str, Any]) -> None:
+    for key in overrides:
+        stage, slash, _ = key.rpartition("/")
+        if slash and stage not in stages:
+            known = ", ".join(stages)
+            raise ConfigError(
+                f"--set {key}: schedule {name} has no stage {stage!r}{like(stage, stages)}; it has {known}"
+            )
+
+
+def _for_stage(overrides: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    own = {key.removeprefix(f"{stage}/"): value for key, value in overrides.items() if key.startswith(f"{stage}/")}
+    return {key: value for key, value in overrides.items() if "/" not in key} | own
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """An object of a JSON file of ours.
+
+    Raises:
+        ConfigError: it is none; the message names the file.
+    """
+    try:
+        values = json.loads(file.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{file} is damaged: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file} is damaged: an object expected, not {type(values).__name__}")
+    return values

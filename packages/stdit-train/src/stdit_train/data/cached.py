@@ -1,36 +1,12 @@
 """Training from a cache of latents and text embeddings: its components by default, and that everything fits."""
 
-from collections.abc import Mapping
-from dataclasses import replace
 from itertools import islice
-from typing import Any
 
 from stdit_data.buckets import Bucket, parse_bucket
 from stdit_data.datasets.shapes import ShapesDataset
 from stdit_data.latents.dataset import LatentDataset
-from stdit_data.latents.format import Part, is_cache, read_about
-from stdit_train.components.load import Components
-from stdit_train.config.load import ConfigError, TrainConfig
-from stdit_train.encoders import about_text_encoder, about_vae
-
-PARTS: dict[str, Part] = {"vae": "video", "text_encoder": "text"}
-SAID = {"vae": ("VAE", "--vae"), "text_encoder": ("text encoder", "--text-encoder")}
-
-
-def is_cached(config: TrainConfig) -> bool:
-    """Whether a run's data are a cache."""
-    return config.data.source != "shapes" and is_cache(config.data.source)
-
-
-def with_cached_parts(config: TrainConfig, named: Mapping[str, Any]) -> TrainConfig:
-    """The configuration with the VAE and the text encoder that its cache was made with, where `named` (settings by
-    dotted key) names no other. The names are the cache's: "demo" is still to be resolved."""
-    sources = {}
-    for key, part in PARTS.items():
-        about = read_about(config.data.source, part)
-        if about is not None and f"data.{key}" not in named:
-            sources[key] = about[key]["source"]
-    return replace(config, data=replace(config.data, remember_latents=False, **sources))
+from stdit_train.config.load import ConfigError
+from stdit_train.config.schema import TrainConfig
 
 
 def open_cached(config: TrainConfig) -> LatentDataset:
@@ -59,12 +35,6 @@ def open_cached(config: TrainConfig) -> LatentDataset:
     return dataset
 
 
-def cached_text_width(config: TrainConfig) -> int | None:
-    """Width of the texts of a run's cache; None without a cache of texts."""
-    about = read_about(config.data.source, "text") if is_cached(config) else None
-    return about["text_encoder"]["width"] if about is not None else None
-
-
 def is_of_shapes(dataset: LatentDataset) -> bool:
     """Whether `shapes` is what the cache was made of."""
     return dataset.about["manifest"]["source"].split(":")[0] == "shapes"
@@ -90,34 +60,3 @@ def cached_prompts(dataset: LatentDataset, count: int) -> list[str]:
     """The first different captions, to be sampled along the way."""
     captions = (dataset.caption(i) for i in range(len(dataset)))
     return list(islice(dict.fromkeys(caption for caption in captions if caption), count)) or [""]
-
-
-def check_components(dataset: LatentDataset, components: Components) -> None:
-    """Looks whether the run's VAE, its scale and, where it has one, its text encoder are those of the cache.
-
-    Raises:
-        ConfigError: another one; the message names both.
-    """
-    _compare(dataset, "vae", dataset.about, about_vae(components.vae, components.vae_source))
-    if components.text_encoder is not None:
-        check_text_encoder(dataset, components.text_encoder, components.text_source)
-
-
-def check_text_encoder(dataset: LatentDataset, encoder: Any, source: str) -> None:
-    """Looks whether a text encoder is that of the cache, where it has texts.
-
-    Raises:
-        ConfigError: another one.
-    """
-    if dataset.about_text is not None:
-        _compare(dataset, "text_encoder", dataset.about_text, about_text_encoder(encoder, source))
-
-
-def _compare(dataset: LatentDataset, key: str, about: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    there, (what, option) = about[key], SAID[key]
-    for fact in ("class", "hash", "scale"):
-        if fact in there and there[fact] != asked[fact]:
-            raise ConfigError(
-                f"{dataset.url} was encoded with the {what} {there['source']} ({fact} {there[fact]}), this run has "
-                f"{asked['source']} ({fact} {asked[fact]}): leave {option} out, or encode anew"
-            )

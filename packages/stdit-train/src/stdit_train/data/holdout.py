@@ -3,24 +3,77 @@
 `shapes`, and caches of it, have validation clips of their own; see `setup.build_datasets`.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from stdit_data.buckets import Bucket
+from stdit_data.clip import Clip
 from stdit_data.datasets.videos import VideoDataset
-from stdit_data.errors import DataError
+from stdit_data.errors import ClipError, DataError
 from stdit_data.latents.dataset import LatentDataset
 from stdit_data.latents.format import is_cache
 from stdit_data.manifests.split import split
-from stdit_train.config.load import ConfigError, DataConfig
+from stdit_train.config.load import ConfigError
+from stdit_train.config.schema import DataConfig
 from stdit_train.data.videos import open_clips
-from stdit_train.loss.validation import ValidationClips
+
+log = logging.getLogger(__name__)
 
 Clips = TypeVar("Clips", VideoDataset, LatentDataset)
 
 
-def parted(dataset: Clips, data: DataConfig) -> tuple[Clips, ValidationClips | None]:
+VALIDATION_CLIPS = 64
+
+
+class ValidationClips:
+    """A `ClipDataset` of the clips that a run of videos is validated on: the first 64 of another.
+
+    As many again stand in for clips that can't be read, so that a broken file costs no run, and the loss is the same
+    on every machine that finds the same files broken.
+
+    Args:
+        dataset: clips of one shape, nothing of them drawn at random; also `caption(index)`.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset, self.moments = dataset, getattr(dataset, "moments", False)
+        self.own = range(len(dataset))[:VALIDATION_CLIPS]
+        self.spare = range(len(dataset))[VALIDATION_CLIPS : 2 * VALIDATION_CLIPS]
+        self._told: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self.own)
+
+    def bucket(self, index: int) -> Bucket:
+        """Their shape."""
+        return self.dataset.bucket(index)
+
+    @property
+    def captions(self) -> list[str]:
+        """Of all that may be read."""
+        return [self.dataset.caption(index) for index in (*self.own, *self.spare)]
+
+    def load(self, index: int, *, seed: int, epoch: int) -> Clip:
+        """A clip, or the one that stands in for it.
+
+        Raises:
+            DataError: not one can be read.
+        """
+        failed: ClipError | None = None
+        for candidate in (index, *self.spare[index : index + 1], *self.own, *self.spare):
+            try:
+                return self.dataset.load(candidate, seed=0, epoch=0)
+            except ClipError as error:
+                failed = error
+                if candidate not in self._told:
+                    self._told.add(candidate)
+                    log.warning("of the validation clips another stands in for %s", error)
+        raise DataError(f"none of the {len(self)} validation clips can be read, the last: {failed}")
+
+
+def train_val_split(dataset: Clips, data: DataConfig) -> tuple[Clips, ValidationClips | None]:
     """The clips to train on, and those to validate on as the settings say: a share of them, others, or none.
 
     Validation clips have the run's own shape (`data.frames`, `height` and `width`) where there are buckets. Of videos

@@ -4,7 +4,8 @@ from typing import Any
 
 from stdit_data.buckets import Bucket, batch_sizes, parse_bucket
 from stdit_data.datasets.videos import VideoDataset, open_videos
-from stdit_train.config.load import ConfigError, DataConfig, TrainConfig
+from stdit_train.config.load import ConfigError
+from stdit_train.config.schema import DataConfig, TrainConfig
 
 RANKS = 8  # batches from a token budget can be shared by so many, and by 1, 2 and 4
 

@@ -11,7 +11,7 @@ import torch
 
 from stdit_data.datasets.shapes import triples, vocabulary
 from stdit_model import STDiTPipeline
-from stdit_train.config.load import TrainConfig
+from stdit_train.config.schema import TrainConfig
 from stdit_train.demo.autoencoder import AutoencoderConfig, train_autoencoder
 from stdit_train.demo.text import build_text_encoder, build_tokenizer
 from stdit_train.evaluation.evaluate import Scores

@@ -12,37 +12,38 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
 
-from stdit_data.buckets import parse_bucket
 from stdit_model import STDiT
-from stdit_train.config.load import ConfigError, TrainConfig
-from stdit_train.distributed.mesh import Grouping, Mesh, build_mesh, mean_over_processes
+from stdit_train.config.load import ConfigError
+from stdit_train.config.schema import TrainConfig
+from stdit_train.distributed.mesh import ParallelMesh, build_mesh, parallel_dims
 from stdit_train.distributed.parallelize import gathered, parallel_model
 from stdit_train.distributed.sharded_weights import copy_shards, fill, fresh
-from stdit_train.distributed.world import Processes
-from stdit_train.estimate.training import model_arguments
+from stdit_train.distributed.world import World, mean_over_processes
 
 T = TypeVar("T")
+
+
 CPU = torch.device("cpu")
 
 
-class EndedElsewhere(SystemExit):
+class PeerFailed(SystemExit):
     """Another process failed, and says why itself; this one has nothing to add."""
 
 
-def join() -> Processes:
+def join() -> World:
     """The processes that torchrun, or `stdit train --nproc`, started and that this is one of; alone, this one.
 
     Raises:
         ConfigError: more processes on this machine than it has GPUs.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
-        return Processes()
+        return World()
     if torch.cuda.is_available():
         check_devices(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    return Many()
+    return DistributedWorld()
 
 
 def check_devices(processes: int) -> None:
@@ -56,25 +57,7 @@ def check_devices(processes: int) -> None:
         raise ConfigError(f"{processes} processes on a machine with {devices} GPUs: take at most {devices} (--nproc)")
 
 
-def grouping_of(config: TrainConfig, processes: int) -> Grouping:
-    """How a run groups so many processes.
-
-    Raises:
-        ConfigError: what of it does not fit, and what would.
-    """
-    if processes == 1:
-        return Grouping(1)
-    grouping = Grouping(processes, config.replicate or processes, config.sequence)
-    if config.precision == "fp16":
-        raise ConfigError("precision=fp16 is for one process; on many take bf16: --set precision=bf16")
-    sizes = model_arguments(config, latent_channels=4, caption_channels=1)
-    clips = [parse_bucket(bucket).frames for bucket in config.data.buckets] or [config.data.frames]
-    batch = config.global_batch if config.data.tokens is None else None  # else buckets have batches of their own
-    grouping.check(config.model.variant, sizes["num_heads"], min(clips) // config.model.patch_size[0], batch)
-    return grouping
-
-
-class Many(Processes):
+class DistributedWorld(World):
     """This process among several. torch.distributed must be initialised.
 
     Args:
@@ -83,7 +66,7 @@ class Many(Processes):
 
     sharded = True
 
-    def __init__(self, mesh: Mesh | None = None) -> None:
+    def __init__(self, mesh: ParallelMesh | None = None) -> None:
         self.mesh = mesh
         self.number, self.count = dist.get_rank(), dist.get_world_size()
         self.first = self.number == 0
@@ -99,8 +82,8 @@ class Many(Processes):
             dist.barrier()
             dist.destroy_process_group()
 
-    def grouped(self, config: TrainConfig) -> Processes:
-        return Many(build_mesh(grouping_of(config, self.count), self.device()))
+    def grouped(self, config: TrainConfig) -> World:
+        return DistributedWorld(build_mesh(parallel_dims(config, self.count), self.device()))
 
     def device(self) -> torch.device:
         return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else CPU
@@ -151,7 +134,7 @@ class Many(Processes):
         if failure is not None:
             raise failure
         if not answer[1]:
-            raise EndedElsewhere(1)
+            raise PeerFailed(1)
         return answer[0]
 
     def together(self, act: Callable[[], T]) -> T:
@@ -162,7 +145,7 @@ class Many(Processes):
             failure = error
         if self.largest(float(failure is not None)) == (0.0,):
             return result  # type: ignore[return-value]
-        raise failure or EndedElsewhere(1)
+        raise failure or PeerFailed(1)
 
     def largest(self, *numbers: float) -> tuple[float, ...]:
         values = torch.tensor(numbers, dtype=torch.float64)

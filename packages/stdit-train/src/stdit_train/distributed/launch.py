@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from stdit_train.distributed._distributed import EndedElsewhere, check_devices
+from stdit_train.distributed._distributed import PeerFailed, check_devices
 
 PATIENCE = 10.0  # seconds that a process with nothing to say leaves to the one that failed
 
@@ -76,7 +76,7 @@ def _work(work: Callable[..., None], *arguments: Any) -> None:
     os.setsid()  # Ctrl-C reaches the launcher alone, which passes it on once
     try:
         work(*arguments)
-    except EndedElsewhere:
+    except PeerFailed:
         time.sleep(PATIENCE)
         raise
 

@@ -12,12 +12,14 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from stdit_data.buckets import parse_bucket
 from stdit_model.presets import Variant
 from stdit_train.config.load import ConfigError
+from stdit_train.config.schema import TrainConfig, model_arguments
 
 
 @dataclass(frozen=True)
-class Grouping:
+class ParallelDims:
     """How many processes there are, and how they are grouped.
 
     Raises:
@@ -76,7 +78,7 @@ class Grouping:
 
 
 @dataclass(frozen=True)
-class Mesh:
+class ParallelMesh:
     """A grouping on running processes.
 
     Attributes:
@@ -85,13 +87,13 @@ class Mesh:
         sequence: the processes that share this one's clip; None if it has it alone.
     """
 
-    grouping: Grouping
+    grouping: ParallelDims
     weights: DeviceMesh
     data_rank: int
     sequence: dist.ProcessGroup | None
 
 
-def build_mesh(grouping: Grouping, device: torch.device) -> Mesh:
+def build_mesh(grouping: ParallelDims, device: torch.device) -> ParallelMesh:
     """Make the process groups. torch.distributed must be initialised; all processes call this.
 
     Raises:
@@ -105,13 +107,24 @@ def build_mesh(grouping: Grouping, device: torch.device) -> Mesh:
     else:
         weights = init_device_mesh(device.type, (copies, shards), mesh_dim_names=("replicate", "shard"))
     if grouping.sequence == 1:
-        return Mesh(grouping, weights, dist.get_rank(), None)
+        return ParallelMesh(grouping, weights, dist.get_rank(), None)
     clips = init_device_mesh(device.type, (grouping.data, grouping.sequence), mesh_dim_names=("data", "sequence"))
-    return Mesh(grouping, weights, clips.get_local_rank("data"), clips.get_group("sequence"))
+    return ParallelMesh(grouping, weights, clips.get_local_rank("data"), clips.get_group("sequence"))
 
 
-def mean_over_processes(values: dict[str, float], device: torch.device) -> dict[str, float]:
-    """The mean of each number over all processes, which all give the same names; one message."""
-    totals = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
-    dist.all_reduce(totals)
-    return dict(zip(values, (totals / dist.get_world_size()).tolist(), strict=True))
+def parallel_dims(config: TrainConfig, processes: int) -> ParallelDims:
+    """How a run groups so many processes.
+
+    Raises:
+        ConfigError: what of it does not fit, and what would.
+    """
+    if processes == 1:
+        return ParallelDims(1)
+    grouping = ParallelDims(processes, config.replicate or processes, config.sequence)
+    if config.precision == "fp16":
+        raise ConfigError("precision=fp16 is for one process; on many take bf16: --set precision=bf16")
+    sizes = model_arguments(config, latent_channels=4, caption_channels=1)
+    clips = [parse_bucket(bucket).frames for bucket in config.data.buckets] or [config.data.frames]
+    batch = config.global_batch if config.data.tokens is None else None  # else buckets have batches of their own
+    grouping.check(config.model.variant, sizes["num_heads"], min(clips) // config.model.patch_size[0], batch)
+    return grouping

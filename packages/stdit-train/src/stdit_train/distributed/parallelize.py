@@ -16,11 +16,13 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from stdit_model import STDiT
 from stdit_model.model import TextCache
-from stdit_train.config.load import Checkpointing
-from stdit_train.distributed.mesh import Mesh
+from stdit_train.config.schema import Checkpointing, TrainConfig, model_arguments
+from stdit_train.distributed.mesh import ParallelMesh
 from stdit_train.distributed.sequence_parallel import share_clips
 
 _aten = torch.ops.aten
+
+
 PRODUCTS = {  # what selective checkpointing keeps: dear to compute, and no larger than what it was computed from
     _aten.mm,
     _aten.addmm,
@@ -34,7 +36,7 @@ PRODUCTS = {  # what selective checkpointing keeps: dear to compute, and no larg
 
 def parallel_model(
     arguments: dict[str, Any],
-    mesh: Mesh,
+    mesh: ParallelMesh,
     device: torch.device,
     *,
     dtype: torch.dtype | None = None,
@@ -89,7 +91,7 @@ def _keep_products() -> Any:
     )
 
 
-def shard(model: STDiT, mesh: Mesh, dtype: torch.dtype | None = None) -> None:
+def shard(model: STDiT, mesh: ParallelMesh, dtype: torch.dtype | None = None) -> None:
     """FSDP2 over a mesh: a block's weights are gathered for its forward and for its backward, and given up after each.
 
     The caption's keys and values are computed before the first block runs, for all of them (`STDiT.encode_text`), so
@@ -129,3 +131,9 @@ def gathered(model: STDiT) -> dict[str, Tensor]:
     """
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     return cast("dict[str, Tensor]", state)
+
+
+def build_model(config: TrainConfig, latent_channels: int, caption_channels: int) -> STDiT:
+    """The transformer of a run, initialised from (seed), its channels those of the VAE and the text encoder."""
+    torch.manual_seed(config.seed)
+    return STDiT(**model_arguments(config, latent_channels, caption_channels))

@@ -9,17 +9,18 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from stdit_model import STDiT
-from stdit_train.config.load import TrainConfig
-from stdit_train.device import find_device
+from stdit_train.config.schema import TrainConfig
 from stdit_train.distributed.parallelize import outfit
+from stdit_train.hardware import find_device
 
 T = TypeVar("T")
 
 
-class Processes:
+class World:
     """One process.
 
     Attributes:
@@ -42,11 +43,11 @@ class Processes:
     def __exit__(self, *error: object) -> None:
         """Leave; not waiting for the others if there was an error."""
 
-    def grouped(self, config: TrainConfig) -> "Processes":
+    def grouped(self, config: TrainConfig) -> "World":
         """The same, in the groups of a run.
 
         Raises:
-            ConfigError: they don't fit it; see `stdit_train.distributed.mesh.Grouping`.
+            ConfigError: they don't fit it; see `stdit_train.distributed.mesh.ParallelDims`.
         """
         return self
 
@@ -98,3 +99,10 @@ class Processes:
     def any(self, found: Iterable[str | None]) -> str | None:
         """The first that is not None, of this process or else of the next."""
         return next(filter(None, found), None)
+
+
+def mean_over_processes(values: dict[str, float], device: torch.device) -> dict[str, float]:
+    """The mean of each number over all processes, which all give the same names; one message."""
+    totals = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
+    dist.all_reduce(totals)
+    return dict(zip(values, (totals / dist.get_world_size()).tolist(), strict=True))

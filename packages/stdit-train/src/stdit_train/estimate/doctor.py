@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from stdit_train.config.load import TrainConfig
-from stdit_train.device import find_device
-from stdit_train.estimate.training import GIB, available_memory, estimate_run, refusal
+from stdit_train.config.schema import TrainConfig
+from stdit_train.estimate.training import GIB, estimate_run, refusal
+from stdit_train.hardware import available_memory, find_device
 
 PACKAGES = ("torch", "diffusers", "transformers", "torchdata", "av", "safetensors", "huggingface-hub")
 

@@ -3,12 +3,13 @@
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from stdit_train.config.load import ConfigError, TrainConfig, like
-from stdit_train.estimate.training import Estimate, all_arguments, estimate_run, model_arguments
+from stdit_train.config.load import ConfigError, like
+from stdit_train.config.schema import TrainConfig, all_arguments, model_arguments
+from stdit_train.estimate.training import Estimate, estimate_run
 from stdit_train.hardware import DEVICES, Device, measured_peak, this_device
 
 if TYPE_CHECKING:
-    from stdit_train.traffic import Traffic
+    from stdit_train.estimate.parallel import Traffic
 
 NODE = 8  # devices that one machine usually has
 SHARE_OF_PEAK = 0.4  # what a well-kept training run of this size reaches; the plan says that it is assumed
@@ -53,8 +54,8 @@ def plan_stage(config: TrainConfig, device: Device, count: int) -> list[Plan]:
     Raises:
         ConfigError: the devices don't divide the global batch, or have no stated peak.
     """
-    from stdit_train.distributed._distributed import grouping_of
-    from stdit_train.traffic import traffic
+    from stdit_train.distributed.mesh import parallel_dims
+    from stdit_train.estimate.parallel import traffic
 
     peak = device.peak(config.precision)
     if peak is None:
@@ -70,7 +71,7 @@ def plan_stage(config: TrainConfig, device: Device, count: int) -> list[Plan]:
     plans, refused = [], None
     for how, way in ways.items():
         try:
-            grouping = grouping_of(way, count)
+            grouping = parallel_dims(way, count)
         except ConfigError as error:
             refused = refused or error  # the first: what follows was not asked for
             continue

@@ -4,12 +4,10 @@ The modules themselves run on fake tensors, which have shapes and no memory, whi
 added up. Attention counts as fused kernels, which keep no scores.
 """
 
-import json
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,18 +18,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from stdit_train.config.load import TrainConfig
-from stdit_train.estimate.training import model_arguments
-
-# The published configurations of T5 v1.1 XXL's encoder and of sd-vae-ft-ema.
-T5_XXL: dict[str, Any] = {
-    "d_model": 4096, "d_ff": 10240, "d_kv": 64, "num_heads": 64, "num_layers": 24, "vocab_size": 32128,
-    "feed_forward_proj": "gated-gelu",
-}  # fmt: skip
-SD_VAE: dict[str, Any] = {
-    "block_out_channels": (128, 256, 512, 512), "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4, "layers_per_block": 2, "latent_channels": 4,
-}  # fmt: skip
+from stdit_train.components.sizes import SD_VAE, T5_XXL, component_arguments
+from stdit_train.config.schema import TrainConfig, model_arguments
 
 
 @dataclass(frozen=True)
@@ -129,15 +117,6 @@ def plan_sampling(config: TrainConfig) -> list[Phase]:
         text_encoder=text_encoder,
         vae=vae,
     )
-
-
-def component_arguments(source: str, part: str) -> dict[str, Any] | None:
-    """The configuration of a part in a folder; None where there is no such folder."""
-    for folder in (Path(source) / part, Path(source)):
-        if (folder / "config.json").is_file():
-            values = json.loads((folder / "config.json").read_text())
-            return {name: value for name, value in values.items() if not name.startswith("_")}
-    return None
 
 
 def peak(run: Callable[[], Any]) -> int:

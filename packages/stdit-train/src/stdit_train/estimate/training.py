@@ -1,23 +1,18 @@
 """What a run takes, before anything is allocated: parameters, tokens, FLOPs, memory."""
 
-import inspect
-import json
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stdit_model import flops
-from stdit_model.presets import preset
-from stdit_train.config.load import ConfigError, TrainConfig
+from stdit_train.components.sizes import _text_encoder, _vae
+from stdit_train.config.load import ConfigError
+from stdit_train.config.schema import TrainConfig, all_arguments, model_arguments
+from stdit_train.hardware import GIB, available_memory
 
 if TYPE_CHECKING:
-    from stdit_train.distributed.mesh import Grouping
+    from stdit_train.distributed.mesh import ParallelDims
 
-GIB = 2**30
 HEADROOM = 0.9  # share of the memory that a run may plan with
-# Read from the published configurations: latent channels, pixels per latent, parameters; caption width, parameters.
-_KNOWN_VAES = {"stabilityai/sd-vae-ft-ema": (4, 8, 83_653_863), "stabilityai/sd-vae-ft-mse": (4, 8, 83_653_863)}
-_KNOWN_TEXT_ENCODERS = {"DeepFloyd/t5-v1_1-xxl": (4096, 4_762_310_656), "google/t5-v1_1-xxl": (4096, 4_762_310_656)}
 
 
 @dataclass(frozen=True)
@@ -54,7 +49,7 @@ class Estimate:
         return lasting + (max(passing) if self.accumulation == 1 else sum(passing))
 
 
-def estimate_run(config: TrainConfig, available: int | None = None, grouping: "Grouping | None" = None) -> Estimate:
+def estimate_run(config: TrainConfig, available: int | None = None, grouping: "ParallelDims | None" = None) -> Estimate:
     """Estimate one step of a run.
 
     Args:
@@ -82,7 +77,7 @@ def estimate_run(config: TrainConfig, available: int | None = None, grouping: "G
     return smallest
 
 
-def _estimate(config: TrainConfig, micro_batch: int, grouping: "Grouping | None") -> Estimate:
+def _estimate(config: TrainConfig, micro_batch: int, grouping: "ParallelDims | None") -> Estimate:
     assumed: list[str] = []
     channels, stride, vae_parameters = _vae(config.data.vae, assumed)
     cached = _cached_text(config)
@@ -133,45 +128,9 @@ def _estimate(config: TrainConfig, micro_batch: int, grouping: "Grouping | None"
     )
 
 
-def all_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
-    """STDiT's constructor arguments with the defaults of those that are not given."""
-    from stdit_model import STDiT
-
-    known = inspect.signature(STDiT.__init__).parameters
-    return {name: arguments.get(name, known[name].default) for name in known if name != "self"}
-
-
-def model_arguments(config: TrainConfig, latent_channels: int, caption_channels: int) -> dict[str, Any]:
-    """The constructor arguments of a run's STDiT."""
-    sizes = {key: getattr(config.model, key) for key in ("depth", "hidden_size", "num_heads")}
-    return {
-        **preset(config.model.preset),
-        "variant": config.model.variant,
-        "patch_size": config.model.patch_size,
-        "model_max_length": config.model.model_max_length,
-        "space_scale": config.model.space_scale,
-        "time_scale": config.model.time_scale,
-        "in_channels": latent_channels,
-        "caption_channels": caption_channels,
-        "learn_sigma": config.objective.name == "iddpm",
-        **{key: value for key, value in sizes.items() if value is not None},
-    }
-
-
 def with_micro_batch(config: TrainConfig, estimate: Estimate) -> TrainConfig:
     """The configuration with the micro-batch that the estimate settled on."""
     return replace(config, micro_batch=estimate.micro_batch)
-
-
-def available_memory() -> int:
-    """Bytes free on the GPU, or in main memory where there is none."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.mem_get_info()[0]
-    import psutil
-
-    return psutil.virtual_memory().available
 
 
 def refusal(estimate: Estimate, available: int) -> str | None:
@@ -217,54 +176,11 @@ def describe(estimate: Estimate) -> list[str]:
     return lines
 
 
-def _component_config(source: str, part: str) -> dict[str, Any] | None:
-    for folder in (Path(source) / part, Path(source)):
-        if (folder / "config.json").is_file():
-            return {"folder": folder, **json.loads((folder / "config.json").read_text())}
-    return None
-
-
-def _stored_parameters(folder: Path) -> int:
-    """Parameters in a folder's safetensors files, from their headers."""
-    from safetensors import safe_open
-
-    count = 0
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  (not a mapping)
-                size = 1
-                for extent in tensors.get_slice(name).get_shape():
-                    size *= extent
-                count += size
-    return count
-
-
-def _vae(source: str, assumed: list[str]) -> tuple[int, int, int]:
-    """Latent channels, pixels per latent, parameters."""
-    config = _component_config(source, "vae")
-    if config is not None:
-        stride = 2 ** (len(config["block_out_channels"]) - 1)
-        return config["latent_channels"], stride, _stored_parameters(config["folder"])
-    if source not in _KNOWN_VAES:
-        assumed.append(f"the VAE {source} is not here: sizes of sd-vae-ft taken")
-    return _KNOWN_VAES.get(source, _KNOWN_VAES["stabilityai/sd-vae-ft-ema"])
-
-
 def _cached_text(config: TrainConfig) -> tuple[int, int] | None:
     """Caption width, and that no text encoder is kept, of a run from a cache with texts."""
     if config.data.source == "shapes":
         return None
-    from stdit_train.data.cached import cached_text_width
+    from stdit_train.config.resolve import cached_text_width
 
     width = cached_text_width(config)
     return None if width is None else (width, 0)
-
-
-def _text_encoder(source: str, assumed: list[str]) -> tuple[int, int]:
-    """Caption width, parameters."""
-    config = _component_config(source, "text_encoder")
-    if config is not None:
-        return config["d_model"], _stored_parameters(config["folder"])
-    if source not in _KNOWN_TEXT_ENCODERS:
-        assumed.append(f"the text encoder {source} is not here: sizes of T5-XXL taken")
-    return _KNOWN_TEXT_ENCODERS.get(source, _KNOWN_TEXT_ENCODERS["DeepFloyd/t5-v1_1-xxl"])

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from stdit_data.clip import ClipDataset
 from stdit_data.datasets.shapes import Split
+from stdit_data.files import replace_text
 from stdit_train.evaluation.confidence import Interval
 from stdit_train.evaluation.prompt_following import Trial, follow_prompts, score
 from stdit_train.evaluation.video_metrics import Measure
-from stdit_train.tracking.metrics import replace_text
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Prompt-following on `shapes`: does the video show what its prompt says?"""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -8,6 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from stdit_data.datasets.shapes import Split, Triple, triples
+from stdit_train.evaluation.confidence import wilson_interval
 from stdit_train.evaluation.shape_reader import Reading, analyse
 
 ASPECTS = ("all", "colour", "shape", "motion")
@@ -72,11 +72,3 @@ def score(trials: Sequence[Trial]) -> dict[str, dict[str, float]]:
         low, high = wilson_interval(right, len(trials))
         scores[aspect] = {"share": right / len(trials), "low": low, "high": high}
     return scores
-
-
-def wilson_interval(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
-    """The 95 % confidence interval of a share (Wilson 1927)."""
-    share = right / total
-    center = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return 0.0 if right == 0 else center - half, 1.0 if right == total else center + half

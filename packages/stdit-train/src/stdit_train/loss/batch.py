@@ -10,17 +10,19 @@ from stdit_data.buckets import Bucket, parse_bucket
 from stdit_data.clip import ClipDataset
 from stdit_data.loading.loader import Batch
 from stdit_model import STDiT, video_vae
-from stdit_train.components.load import Components, TextMemory
-from stdit_train.config.load import ConfigError, TrainConfig
-from stdit_train.distributed.world import Processes
+from stdit_train.components.captions import TextMemory
+from stdit_train.components.load import Components
+from stdit_train.config.load import ConfigError
+from stdit_train.config.schema import TrainConfig
+from stdit_train.distributed.world import World
 from stdit_train.loss.noise import draw
-from stdit_train.loss.nonfinite import blame
-from stdit_train.loss.objective import given_frames, place_levels, timestep_of, training_loss
+from stdit_train.loss.nonfinite import find_nonfinite
+from stdit_train.loss.objective import given_frames, timestep_density, timestep_of, training_loss
 from stdit_train.loss.validation import validation_loss
 from stdit_train.optim.precision import Precision
 
 
-class Scorer:
+class BatchLoss:
     """Scores a run's micro-batches and its validation clips.
 
     Args:
@@ -42,7 +44,7 @@ class Scorer:
         precision: Precision,
         device: torch.device,
         encoded: bool,
-        processes: Processes,
+        processes: World,
     ) -> None:
         self.config, self.components, self.precision, self.device = config, components, precision, device
         self.encoded, self.processes = encoded, processes
@@ -62,7 +64,7 @@ class Scorer:
         """Timesteps [b] in 0..1000, on the CPU, and loss terms [b] of a micro-batch."""
         config = self.config.objective
         draws = draw(self.config.seed, batch.epoch, batch.indices, self.shape(batch))
-        level = place_levels(draws.level, config)
+        level = timestep_density(draws.level, config)
         drop = (draws.drop < config.caption_dropout).to(self.device) if config.caption_dropout else None
         x0 = self._latents(batch, draws.posterior)
         given = self._given(batch, draws.given, x0.shape[2])
@@ -100,7 +102,7 @@ class Scorer:
         with torch.no_grad():
             return validation_loss(dataset, self.config.global_batch, terms, self.processes)
 
-    def blame(self, batches: list[Batch]) -> str | None:
+    def find_nonfinite(self, batches: list[Batch]) -> str | None:
         """What in a step was first not finite, when it is done once more."""
         return self.processes.any(map(self._blame, batches))
 
@@ -111,7 +113,7 @@ class Scorer:
         inputs = {f"the VAE's latents {clips}": x0, f"the text encoder's states {clips}": y}
         if self.processes.sharded:  # to run it once more takes all processes, of which some may be done looking
             return next((name for name, tensor in inputs.items() if not torch.isfinite(tensor).all()), None)
-        return blame(self.precision.module, inputs, lambda: self.loss(batch)[1]["loss"].mean())
+        return find_nonfinite(self.precision.module, inputs, lambda: self.loss(batch)[1]["loss"].mean())
 
     def _score(
         self,

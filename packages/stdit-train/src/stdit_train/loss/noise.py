@@ -30,20 +30,3 @@ def draw(seed: int, epoch: int, indices: list[int], shape: tuple[int, ...]) -> D
         given.append(torch.rand(2, generator=generator))
     level, drop = torch.stack(uniform).unbind(1)
     return Draws(torch.stack(posterior), torch.stack(noise), level, drop, torch.stack(given))
-
-
-def generators_state() -> dict[str, Tensor]:
-    """The state of torch's own generators. No step draws from them, but what a user adds may."""
-    state = {"rng.cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state |= {f"rng.cuda{i}": value for i, value in enumerate(torch.cuda.get_rng_state_all())}
-    return state
-
-
-def restore_generators(state: dict[str, Tensor]) -> None:
-    """Go on from `generators_state`; of a machine with other devices, what there is."""
-    if "rng.cpu" in state:
-        torch.set_rng_state(state["rng.cpu"])
-    for i in range(torch.cuda.device_count()):
-        if f"rng.cuda{i}" in state:
-            torch.cuda.set_rng_state(state[f"rng.cuda{i}"], i)

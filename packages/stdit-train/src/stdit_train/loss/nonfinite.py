@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 
-def blame(module: nn.Module, inputs: Mapping[str, Tensor], run: Callable[[], Tensor]) -> str | None:
+def find_nonfinite(module: nn.Module, inputs: Mapping[str, Tensor], run: Callable[[], Tensor]) -> str | None:
     """Name what first went wrong in a forward and backward, None if all stays finite this time.
 
     Weights come first, then what the micro-batch holds, then forward order, then backward order. Gradients of the

@@ -9,17 +9,18 @@ from torch import Tensor
 from stdit_model import STDiT
 from stdit_model.diffusion import (
     NUM_TIMESTEPS,
+    RESAMPLING_SHARE,
+    NoiseLevel,
     add_noise,
     flow_interpolate,
     flow_loss,
     iddpm_loss,
     shift_sigma,
 )
-from stdit_model.sampling.continuation import SHARE, Level
-from stdit_train.config.load import ObjectiveConfig
+from stdit_train.config.schema import ObjectiveConfig
 
 
-def place_levels(level: Tensor, config: ObjectiveConfig) -> Tensor:
+def timestep_density(level: Tensor, config: ObjectiveConfig) -> Tensor:
     """Uniform numbers in 0..1 to the levels that a run trains on: as they are, or logit-normal.
 
     Logit-normal (Esser et al. 2024, section 3.1): the logistic function of a normal number with mean and standard
@@ -60,9 +61,9 @@ def given_frames(draws: Tensor, share: float, frames: int) -> Tensor:
     return torch.arange(frames) < count_b[:, None]
 
 
-def show_given(x_t: Tensor, x0: Tensor, noise: Tensor, level: Level, given: Tensor) -> Tensor:
+def show_given(x_t: Tensor, x0: Tensor, noise: Tensor, level: NoiseLevel, given: Tensor) -> Tensor:
     """Noisy latents with the given frames as a sampler shows them: under a small share of the noise, see `given`."""
-    return torch.where(given[:, None, :, None, None], level.noised(x0, noise, SHARE), x_t)
+    return torch.where(given[:, None, :, None, None], level.noised(x0, noise, RESAMPLING_SHARE), x_t)
 
 
 def training_loss(
@@ -82,7 +83,7 @@ def training_loss(
         model: called once.
         config: which objective.
         x0, noise: [b, C, T, H, W].
-        level: [b] in 0..1, becomes the timestep (see `place_levels`).
+        level: [b] in 0..1, becomes the timestep (see `timestep_density`).
         y, mask: text-encoder states [b, L, Dc] and mask [b, L].
         drop: [b] bool, captions to swap for the null caption; it keeps the caption's mask (Open-Sora 1.0).
         given: [b, T] bool, frames that are shown nearly clean, to go on from; they count for nothing.
@@ -94,12 +95,12 @@ def training_loss(
         sigma = shift_sigma(level, config.shift)
         x_t = flow_interpolate(x0, noise, sigma)
         if given is not None:
-            x_t = show_given(x_t, x0, noise, Level.of_flow(sigma), given)
+            x_t = show_given(x_t, x0, noise, NoiseLevel.of_flow(sigma), given)
         return flow_loss(model(x_t, sigma * NUM_TIMESTEPS, y, mask), x0, noise, counts)
     timestep = (level * NUM_TIMESTEPS).long().clamp(max=NUM_TIMESTEPS - 1)
     x_t = add_noise(x0, noise, timestep)
     if given is not None:
-        x_t = show_given(x_t, x0, noise, Level.of_iddpm(timestep), given)
+        x_t = show_given(x_t, x0, noise, NoiseLevel.of_iddpm(timestep), given)
     terms = iddpm_loss(model(x_t, timestep, y, mask), x0, noise, timestep, counts)
     if config.min_snr is not None:
         terms["loss"] = min_snr_weight(timestep, config.min_snr) * terms["mse"] + terms["vb"]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from stdit_model import STDiT
-from stdit_train.config.load import OptimizerConfig
+from stdit_train.config.schema import OptimizerConfig
 from stdit_train.optim.muon import Muon
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from stdit_model import STDiT
-from stdit_train.config.load import PrecisionName
+from stdit_train.config.schema import PrecisionName
 
 UNSTABLE = (
     "warning: float16 training of this model was found unstable (Open-Sora 1.0's report); the loss is scaled, and "

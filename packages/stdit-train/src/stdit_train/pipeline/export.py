@@ -2,11 +2,11 @@
 
 import torch
 
-from stdit_train.build import build_model
 from stdit_train.checkpoint.format import CheckpointError, checkpoint_name, load_weights, verify
 from stdit_train.checkpoint.run_folder import RunFolder, stage_folders
 from stdit_train.components.load import load_components
 from stdit_train.config.load import ConfigError, from_dict
+from stdit_train.distributed.parallelize import build_model
 from stdit_train.optim.ema import Ema
 from stdit_train.pipeline.save import save_pipeline
 

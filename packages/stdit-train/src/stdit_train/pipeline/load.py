@@ -9,18 +9,18 @@ from typing import Any
 import torch
 
 from stdit_model import STDiTPipeline
-from stdit_model.convert import HUB_COMPONENTS, T5
 from stdit_model.sampling.components import load_part
+from stdit_model.sampling.folder import HUB_COMPONENTS, T5
 from stdit_model.weights.files import read_json
 from stdit_model.weights.hub import local_path, split_hub_id
 from stdit_train.checkpoint.run_folder import stage_folders
 from stdit_train.components.load import quiet_libraries
 from stdit_train.config.load import ConfigError
-from stdit_train.device import find_device
+from stdit_train.hardware import find_device
 
 
 @dataclass(frozen=True)
-class Found:
+class CheckpointSource:
     """A checkpoint: a pipeline's folder or Hub id, or bare weights that need a VAE and a text encoder beside them."""
 
     source: str
@@ -35,7 +35,7 @@ class Found:
         return sorted((inner if inner.is_dir() else place).glob("*.safetensors"))
 
 
-def find_pipeline(checkpoint: str) -> Found:
+def find_checkpoint(checkpoint: str) -> CheckpointSource:
     """What a checkpoint means: a pipeline folder or that inside a run folder, a file, a Hub id as it is.
 
     A schedule's folder stands for the last of its stages that has a pipeline.
@@ -50,11 +50,11 @@ def find_pipeline(checkpoint: str) -> Found:
     for folder in (path, path / "pipeline"):
         index = folder / "model_index.json"
         if index.is_file():
-            return Found(str(folder), bare=read_json(index).get("_class_name") != "STDiTPipeline")
+            return CheckpointSource(str(folder), bare=read_json(index).get("_class_name") != "STDiTPipeline")
     if (path / "config.json").is_file() and (path / "metrics.jsonl").is_file():
         raise ConfigError(f"{path} is a run that has saved no pipeline yet: let it finish, or stop it once with Ctrl-C")
     if path.is_file() or (path / "config.json").is_file():
-        return Found(str(path), bare=True)
+        return CheckpointSource(str(path), bare=True)
     if path.is_dir():
         raise ConfigError(
             f"{path} is neither a pipeline folder (model_index.json), a run folder nor a model's (config.json)"
@@ -64,7 +64,7 @@ def find_pipeline(checkpoint: str) -> Found:
         raise ConfigError(
             f"no checkpoint at {checkpoint}: give a pipeline folder, a run folder, a released file or a hub id"
         )
-    return Found(checkpoint, bare=bool(hub_id[1]))
+    return CheckpointSource(checkpoint, bare=bool(hub_id[1]))
 
 
 def load_pipeline(
@@ -89,7 +89,7 @@ def load_pipeline(
     """
     if text_8bit:
         eight_bits()  # else told only when its turn comes, after minutes of loading
-    found = find_pipeline(checkpoint)
+    found = find_checkpoint(checkpoint)
     device = find_device()
     dtype = _dtype(device)
     quiet_libraries()
@@ -124,7 +124,7 @@ def add_text_encoder(
 ) -> None:
     """Put the text encoder, alone, on the device of a pipeline that was loaded with `low_memory`."""
     device = find_device()
-    encoder = _load_text_encoder(find_pipeline(checkpoint), text_encoder, _dtype(device), text_8bit)
+    encoder = _load_text_encoder(find_checkpoint(checkpoint), text_encoder, _dtype(device), text_8bit)
     pipeline.text_encoder = encoder if text_8bit else encoder.to(device)
 
 
@@ -141,7 +141,7 @@ def _dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
-def _text_source(found: Found, text_encoder: str | None) -> str:
+def _text_source(found: CheckpointSource, text_encoder: str | None) -> str:
     """Where text encoder and tokenizer come from."""
     if text_encoder is not None:
         return text_encoder
@@ -151,7 +151,7 @@ def _text_source(found: Found, text_encoder: str | None) -> str:
     return T5 if found.bare else f"{found.source}/text_encoder"
 
 
-def _load_text_encoder(found: Found, text_encoder: str | None, dtype: torch.dtype, text_8bit: bool) -> Any:
+def _load_text_encoder(found: CheckpointSource, text_encoder: str | None, dtype: torch.dtype, text_8bit: bool) -> Any:
     options: dict[str, Any] = {"dtype": dtype}
     if text_8bit:
         options |= {"quantization_config": eight_bits(), "device_map": {"": find_device()}}

@@ -1,18 +1,21 @@
 """Videos drawn while training, and the pipeline folder that a run leaves behind."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from stdit_data.sheet import contact_sheet
+from stdit_data.files import replace_text
+from stdit_data.preview import contact_sheet
 from stdit_data.video.write import write_mp4
 from stdit_model import STDiT, STDiTPipeline
-from stdit_train.cached_texts import add_text_encoder
-from stdit_train.components.load import Components, TextMemory, build_scheduler
-from stdit_train.config.load import TrainConfig
-from stdit_train.tracking.metrics import replace_text
+from stdit_model.sampling.folder import HUB_COMPONENTS
+from stdit_model.sampling.schedulers import iddpm_scheduler
+from stdit_train.components.captions import TextMemory
+from stdit_train.components.load import Components
+from stdit_train.config.schema import ObjectiveConfig, TrainConfig
 
 
 def build_pipeline(model: STDiT, components: Components, config: TrainConfig) -> STDiTPipeline:
@@ -74,3 +77,39 @@ def save_pipeline(folder: Path, model: STDiT, components: Components, config: Tr
         raise
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+
+
+def build_scheduler(objective: ObjectiveConfig) -> Any:
+    """The diffusers scheduler that samples what an objective trains."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    if objective.name == "flow":
+        return FlowMatchEulerDiscreteScheduler(shift=objective.shift)
+    return iddpm_scheduler()
+
+
+INDEX = "model_index.json"
+
+
+def add_text_encoder(folder: Path, source: str) -> None:
+    """Complete a pipeline folder that was written without one, and load no weights for it.
+
+    A folder's files are copied; a hub id, or a folder that is not on this machine, is recorded by its name.
+    """
+    index: dict[str, Any] = json.loads((folder / INDEX).read_text())
+    if Path(source).is_dir():
+        from transformers import AutoTokenizer
+
+        parts = {part: _inner(Path(source), part) for part in ("text_encoder", "tokenizer")}
+        shutil.copytree(parts["text_encoder"], folder / "text_encoder", ignore=shutil.ignore_patterns(".*"))
+        tokenizer = AutoTokenizer.from_pretrained(parts["tokenizer"])
+        tokenizer.save_pretrained(folder / "tokenizer")
+        index["text_encoder"] = ["transformers", "T5EncoderModel"]
+        index["tokenizer"] = ["transformers", type(tokenizer).__name__]
+    else:
+        index[HUB_COMPONENTS] = {"text_encoder": source, "tokenizer": source}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _inner(source: Path, part: str) -> Path:
+    return source / part if (source / part).is_dir() else source

@@ -6,8 +6,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from stdit_train.checkpoint.run_folder import SCHEDULE_FILE, RunFolder, stage_folders
-from stdit_train.config.load import ConfigError, flat
+from stdit_train.checkpoint.run_folder import RunFolder, stage_folders
+from stdit_train.config.load import SCHEDULE_FILE, ConfigError, flat
 from stdit_train.report.html import image, page, row, table, video
 from stdit_train.report.plots import plot_runs
 from stdit_train.tracking.metrics import read_metrics

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from stdit_train.config.load import ConfigError, TrainConfig, to_dict
+from stdit_train.config.load import ConfigError, to_dict
+from stdit_train.config.schema import TrainConfig
 
 if TYPE_CHECKING:
     from stdit_train.checkpoint.run_folder import RunFolder
+from stdit_data.files import replace_text
 
 
 class Metrics:
@@ -172,10 +174,3 @@ def read_metrics(file: Path) -> list[dict[str, float]]:
         if isinstance(row, dict) and "step" in row:
             rows.append(row)
     return rows
-
-
-def replace_text(file: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(text)
-    partial.replace(file)

@@ -2,7 +2,7 @@
 
 import torch
 
-from stdit_train.hardware import known_device
+from stdit_train.hardware import known_device, memory_in_use
 
 
 class Speed:
@@ -38,12 +38,3 @@ class Speed:
         if self.peak is not None:
             found["mfu"] = self.flops / seconds / self.peak
         return found
-
-
-def memory_in_use(device: torch.device) -> int:
-    """Bytes: the most that torch has had allocated on a GPU so far, or this process's resident set now."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import psutil
-
-    return psutil.Process().memory_info().rss

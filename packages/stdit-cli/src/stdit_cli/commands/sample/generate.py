@@ -13,12 +13,18 @@ from stdit_data.video.read import read_picture, read_video
 from stdit_model import video_vae
 from stdit_model.sampling.schedulers import compat, sampler_name, use_sampler
 from stdit_train.assets import resolve
-from stdit_train.pipeline.load import Found, add_text_encoder, find_pipeline, free_text_encoder, load_pipeline
+from stdit_train.pipeline.load import (
+    CheckpointSource,
+    add_text_encoder,
+    find_checkpoint,
+    free_text_encoder,
+    load_pipeline,
+)
 
 Progress = Any  # a callback of STDiTPipeline.__call__
 
 
-class Studio:
+class VideoGenerator:
     """Attributes:
     settings: the request's, with every number that the checkpoint supplied.
     frames: of a finished video, given ones included.
@@ -27,7 +33,7 @@ class Studio:
 
     def __init__(self, request: Request) -> None:
         asked = request.settings
-        self.found: Found = find_pipeline(resolve(asked.checkpoint))
+        self.found: CheckpointSource = find_checkpoint(resolve(asked.checkpoint))
         self.pipeline = load_pipeline(
             resolve(asked.checkpoint),
             vae=asked.vae,

@@ -53,7 +53,7 @@ def check_out(request: Request) -> None:
 def plan_jobs(request: Request, kind: str) -> list[Job]:
     """A job for each video, in order: of each prompt in turn, its seeds counting up.
 
-    Names don't depend on what is on the disk, so that several processes plan the same: see `settled`.
+    Names don't depend on what is on the disk, so that several processes plan the same: see `unique_path`.
     """
     jobs, names = [], Counter[str]()
     suffix = "" if kind == "frames" else f".{kind}"
@@ -70,7 +70,7 @@ def plan_jobs(request: Request, kind: str) -> list[Job]:
     return jobs
 
 
-def settled(path: Path, overwrite: bool) -> Path:
+def unique_path(path: Path, overwrite: bool) -> Path:
     """The path itself, or with -2, -3, ... when it or its sidecar is there and must not be replaced."""
     candidate, number = path, 2
     while not overwrite and (candidate.exists() or sidecar_path(candidate).exists()):
@@ -93,17 +93,16 @@ def slug(prompt: str) -> str:
 
 def write_video(path: Path, kind: str, video: Any, fps: float) -> None:
     """[3, T, H, W] in [-1, 1] in one of the formats."""
-    from stdit_data import animation
-    from stdit_data.video.write import write_mp4
+    from stdit_data.video.write import write_frames, write_gif, write_mp4, write_png, write_webp
 
     path.parent.mkdir(parents=True, exist_ok=True)
     if kind == "mp4":
         write_mp4(path, video, fps)
     elif kind == "gif":
-        animation.write_gif(path, video, fps)
+        write_gif(path, video, fps)
     elif kind == "webp":
-        animation.write_webp(path, video, fps)
+        write_webp(path, video, fps)
     elif kind == "png":
-        animation.write_png(path, video)
+        write_png(path, video)
     else:
-        animation.write_frames(path, video)
+        write_frames(path, video)

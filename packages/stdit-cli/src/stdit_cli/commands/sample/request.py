@@ -12,7 +12,7 @@ LONG = ("windows", "stretch", "whole")
 
 
 @dataclass(frozen=True)
-class Wanted:
+class PromptRequest:
     """A prompt with what a line of a prompts file can say about it; None is left to the command's options."""
 
     prompt: str
@@ -89,7 +89,7 @@ class Request:
         recorded: the sidecar that this repeats.
     """
 
-    wanted: list[Wanted]
+    wanted: list[PromptRequest]
     settings: Settings
     num: int = 1
     seed: int = 0

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from stdit_cli.commands.sample import sidecar
-from stdit_cli.commands.sample.outputs import check_out, plan_jobs, settled, sidecar_path, video_format, write_video
+from stdit_cli.commands.sample.outputs import check_out, plan_jobs, sidecar_path, unique_path, video_format, write_video
 from stdit_cli.commands.sample.request import Job, Request
 from stdit_cli.sharing import find_share, gather
 
@@ -27,11 +27,11 @@ def run_sampling(request: Request) -> None:
     if request.settings.checkpoint == "demo" and share.rank == 0:
         console.print("with the bundled demo model (shapes, 16 frames of 64x64); --checkpoint takes another")
 
-    from stdit_cli.commands.sample.generate import Studio
+    from stdit_cli.commands.sample.generate import VideoGenerator
     from stdit_cli.limits import outside
 
     share.choose_device()
-    studio = Studio(request)
+    studio = VideoGenerator(request)
     kind = video_format(request, studio.frames)
     jobs = plan_jobs(request, kind)
     sha256 = studio.weights_sha256()
@@ -55,7 +55,7 @@ def run_sampling(request: Request) -> None:
             for batch, wanted in mine:
                 videos = studio.make(batch, advance)
                 for i in wanted:
-                    path = settled(batch[i].path, request.overwrite)
+                    path = unique_path(batch[i].path, request.overwrite)
                     write_video(path, kind, videos[i], studio.fps)
                     content = sidecar.build(settings, batch, i, weights, used, str(studio.pipeline.device))
                     sidecar.write(sidecar_path(path), content)
@@ -119,9 +119,9 @@ def thumbnails(video: Any) -> Any:
 
 def write_sheet(console: Console, path: Path, overwrite: bool, videos: list[tuple[str, Any]]) -> None:
     """The finished videos under their prompts."""
-    from stdit_data.sheet import contact_sheet
+    from stdit_data.preview import contact_sheet
 
     shown = videos[:SHEET_ROWS]
-    sheet = settled(path, overwrite)
+    sheet = unique_path(path, overwrite)
     contact_sheet([video for _, video in shown], [prompt for prompt, _ in shown], columns=SHEET_COLUMNS).save(sheet)
     console.print(f"{sheet}")

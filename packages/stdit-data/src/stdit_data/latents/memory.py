@@ -1,18 +1,16 @@
-"""A clip dataset whose clips are encoded once and remembered as latents."""
+""""""
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from stdit_data.buckets import Bucket
 from stdit_data.clip import Clip, ClipDataset
-from stdit_model import video_vae
 
 
-class RememberedLatents:
+class InMemoryLatents:
     """Wraps a dataset in which nothing is drawn at random: `load` gives VAE moments in place of pixels.
 
     Each clip is encoded when it is first asked for and kept in memory as bfloat16, so that
@@ -47,17 +45,3 @@ class RememberedLatents:
             clip = replace(clip, video=self.encode(clip.video[None])[0].to(torch.bfloat16))
             self._clips[index] = clip
         return replace(clip, video=clip.video.float())
-
-
-def remembered(dataset: ClipDataset, vae: Any, device: torch.device, shape: tuple[int, int, int]) -> ClipDataset:
-    """A dataset whose clips a VAE on a device encodes, to latents of `shape` (T', H', W').
-
-    One that gives latents already, a cache for instance, stays as it is.
-    """
-    if getattr(dataset, "moments", False):
-        return dataset
-
-    def encode(video: Tensor) -> Tensor:
-        return video_vae.encode_moments(vae, video.to(device)).cpu()
-
-    return RememberedLatents(dataset, encode, shape)

@@ -1,0 +1,148 @@
+""""""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+
+from stdit_model.convert import _VAE_FACTOR, read
+from stdit_model.errors import WeightsError
+from stdit_model.model import STDiT
+from stdit_model.sampling.components import PARTS, load_part, require
+from stdit_model.sampling.schedulers import flow_scheduler, iddpm_scheduler
+from stdit_model.weights.files import read_json
+from stdit_model.weights.hub import split_hub_id
+from stdit_model.weights.load import Weights
+
+# What Open-Sora 1.0 was trained with. A pipeline finds these by their Hub ids, under "_hub_components" of its
+# model_index.json, unless they are copied into its folder.
+VAE = "stabilityai/sd-vae-ft-ema"
+
+
+T5 = "DeepFloyd/t5-v1_1-xxl"
+
+
+HUB_COMPONENTS = "_hub_components"
+
+
+def write_pipeline(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    vae: str | Path = VAE,
+    text_encoder: str | Path = T5,
+    tokenizer: str | Path = T5,
+    scheduler: str | Path | None = None,
+    max_shard_size: str = "10GB",
+    **options: Any,
+) -> STDiT:
+    """Convert weights of any layout into a pipeline folder, which `STDiTPipeline.from_pretrained` reads.
+
+    Args:
+        source: a file, folder or Hub id.
+        destination: a new or empty folder.
+        vae, text_encoder, tokenizer: each a local folder, which is copied, or a Hub id ("owner/name" or
+            "owner/name/folder"), which is recorded.
+        scheduler: the same, or "iddpm" or "flow", which are written out; by default "iddpm" for a model that
+            predicts its variance and "flow" for one that doesn't.
+        max_shard_size: of the transformer's safetensors files.
+        options: of `read`.
+
+    Raises:
+        FileExistsError: the destination holds something.
+        FileNotFoundError, WeightsError: as `read`; or a component's folder is not one.
+    """
+    folder = Path(destination)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder}: already there: name a new folder, or empty this one")
+    parts = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer}
+    schedulers = {"iddpm": iddpm_scheduler, "flow": flow_scheduler}
+    if scheduler is not None and scheduler not in schedulers:
+        parts["scheduler"] = scheduler
+    copied = {name: Path(part).expanduser() for name, part in parts.items() if Path(part).expanduser().is_dir()}
+    named = {name: str(part) for name, part in parts.items() if name not in copied}
+    for name, part in named.items():
+        if split_hub_id(part) is None:
+            raise FileNotFoundError(f"{part}: neither a folder nor a Hub id (owner/name) for the {name}")
+    classes = {name: _component_class(name, path) for name, path in copied.items()}
+
+    model, found = read(source, **options)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder / "transformer", max_shard_size=max_shard_size)
+    classes["transformer"] = ("stdit_model", "STDiT")
+    for name, path in copied.items():
+        shutil.copytree(path, folder / name)
+    if "scheduler" not in parts:
+        made = schedulers[str(scheduler or ("iddpm" if model.config.learn_sigma else "flow"))]()
+        made.save_pretrained(folder / "scheduler")
+        classes["scheduler"] = ("diffusers", type(made).__name__)
+    index = {
+        "_class_name": "STDiTPipeline",
+        "_diffusers_version": diffusers.__version__,
+        HUB_COMPONENTS: named,
+        **{name: [None, None] for name in named},
+        **{name: list(of) for name, of in classes.items()},
+        **clip_size(model, found),
+    }
+    text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+    (folder / "model_index.json").write_text(text, encoding="utf-8")
+    return model
+
+
+def _component_class(name: str, folder: Path) -> tuple[str, str]:
+    """Library and class of a component's local folder, as model_index.json records them."""
+    file, key, library, default = {
+        "vae": ("config.json", "_class_name", "diffusers", None),
+        "scheduler": ("scheduler_config.json", "_class_name", "diffusers", None),
+        "text_encoder": ("config.json", "", "transformers", "T5EncoderModel"),
+        "tokenizer": ("tokenizer_config.json", "tokenizer_class", "transformers", "T5Tokenizer"),
+    }[name]
+    if not (folder / file).is_file():
+        raise FileNotFoundError(f"{folder}: no {file} in it, so not a {name}")
+    found = read_json(folder / file).get(key, default)
+    if not isinstance(found, str):
+        raise WeightsError(f"{folder / file}: does not say its class ({key})")
+    return library, found
+
+
+def clip_size(model: STDiT, found: Weights) -> dict[str, int]:
+    """The pipeline's default clip, in frames and pixels, where the position buffers of a video model tell it."""
+    if found.grid is None:
+        return {}
+    sizes = [tokens * patch for tokens, patch in zip(found.grid, model.config.patch_size, strict=True)]
+    return {"num_frames": sizes[0], "height": sizes[1] * _VAE_FACTOR, "width": sizes[2] * _VAE_FACTOR}
+
+
+def named_parts(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The components that an index names by Hub id (`stdit weights convert` writes such) and that are not given.
+
+    Raises:
+        WeightsError: the Hub does not give one; the message says what to download or to pass.
+    """
+    index = folder / "model_index.json"
+    names = read_json(index).get(HUB_COMPONENTS, {}) if index.is_file() else {}
+    wanted = {part: name for part, name in names.items() if part not in given}
+    require(wanted)
+    return {part: load_part(part, name) for part, name in wanted.items()}
+
+
+def check_parts(folder: Path, given: Mapping[str, Any]) -> None:
+    """Every part that the index names is there.
+
+    Raises:
+        FileNotFoundError: no index, or a part is missing; all missing parts are named.
+    """
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise FileNotFoundError(f"{folder}: no model_index.json in it, so not a pipeline folder")
+    named = {name for name, value in read_json(index).items() if isinstance(value, list) and value[0] is not None}
+    expected = {"transformer", *PARTS} - set(given)
+    missing = sorted(part for part in expected if part in named and not any((folder / part).glob("*.json")))
+    unnamed = sorted(expected - named)
+    if missing or unnamed:
+        raise FileNotFoundError(
+            f"{folder}: this pipeline folder lacks {', '.join(missing + unnamed)}; copy or download it again, whole"
+        )

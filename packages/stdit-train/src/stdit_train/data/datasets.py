@@ -1,0 +1,63 @@
+""""""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stdit_data.clip import ClipDataset
+from stdit_data.datasets.noisy_captions import NoisyCaptions
+from stdit_data.datasets.shapes import ShapesDataset, triples
+from stdit_data.latents.memory import InMemoryLatents
+from stdit_model import video_vae
+from stdit_train.config.resolve import is_cached
+from stdit_train.config.schema import TrainConfig
+from stdit_train.data.cached import cached_prompts, is_of_shapes, open_cached, validation_of_shapes
+from stdit_train.data.holdout import train_val_split
+from stdit_train.data.videos import open_clips
+
+
+def cached_in_memory(dataset: ClipDataset, vae: Any, device: torch.device, shape: tuple[int, int, int]) -> ClipDataset:
+    """A dataset whose clips a VAE on a device encodes, to latents of `shape` (T', H', W').
+
+    One that gives latents already, a cache for instance, stays as it is.
+    """
+    if getattr(dataset, "moments", False):
+        return dataset
+
+    def encode(video: Tensor) -> Tensor:
+        return video_vae.encode_moments(vae, video.to(device)).cpu()
+
+    return InMemoryLatents(dataset, encode, shape)
+
+
+SAMPLED_PROMPTS = 4  # drawn along the way
+
+
+def build_datasets(config: TrainConfig) -> tuple[ClipDataset, ClipDataset | None, list[str]]:
+    """Clips to train on, clips to validate on (None for none), and prompts to sample along the way.
+
+    Raises:
+        ConfigError, DataError: no such clips, or settings that don't fit them.
+    """
+    data = config.data
+    if is_cached(config):
+        cached = open_cached(config)
+        if is_of_shapes(cached):
+            return cached, validation_of_shapes(config), cached_prompts(cached, SAMPLED_PROMPTS)
+        encoded, held = train_val_split(cached, data)
+        return encoded, held, cached_prompts(encoded, SAMPLED_PROMPTS)
+    if data.source == "shapes":
+        size: dict[str, Any] = {"frames": data.frames, "height": data.height, "width": data.width, "fps": data.fps}
+        train: ClipDataset = ShapesDataset(
+            length=data.clips, seed=config.seed, spread=data.spread, later=data.later, **size
+        )
+        if data.caption_noise:
+            train = NoisyCaptions(train, data.caption_noise, config.seed)
+        validation = ShapesDataset(split="val", length=64, spread=data.spread, **size)
+        seen, held_out = triples("train"), triples("heldout")
+        shown = [seen[0], seen[100], held_out[5], held_out[17]]
+        return train, validation, [triple.captions()[0] for triple in shown]
+    videos, held = train_val_split(open_clips(data), data)
+    captions = [entry.caption for entry in videos.entries if entry.caption][:SAMPLED_PROMPTS]
+    return videos, held, captions or [""]
