@@ -1,1 +1,1 @@
-"""."""
+"""The commands, one file each: options on top, heavy imports inside the functions."""

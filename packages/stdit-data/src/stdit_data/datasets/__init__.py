@@ -1,1 +1,1 @@
-"""Converters from public sets' own metadata to manifests."""
+"""Data sets to train on."""

@@ -1,1 +1,1 @@
-"""."""
+"""Lists of clips: read, complete, validate and split them."""

@@ -1,1 +1,1 @@
-"""."""
+"""From encoded bytes to frames and back."""

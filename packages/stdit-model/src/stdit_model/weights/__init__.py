@@ -1,1 +1,1 @@
-"""."""
+"""Checkpoint files of any known layout, read strictly into a model."""

@@ -1,1 +1,1 @@
-"""."""
+"""Several runs trained and compared under equal conditions."""

@@ -1,1 +1,1 @@
-"""."""
+"""A run on disk: its folder, its checkpoints, its initial weights."""

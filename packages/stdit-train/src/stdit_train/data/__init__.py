@@ -1,1 +1,1 @@
-"""."""
+"""The data sets of a run, as its settings describe them."""

@@ -1,1 +1,1 @@
-"""."""
+"""Building the bundled demo model."""

@@ -1,1 +1,1 @@
-"""."""
+"""Training on many processes: world, mesh, sharding, launch."""

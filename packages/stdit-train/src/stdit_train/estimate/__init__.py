@@ -1,1 +1,1 @@
-"""."""
+"""Memory, FLOPs and traffic of a run before anything is allocated."""

@@ -1,1 +1,1 @@
-"""."""
+"""Scores of a finished model."""

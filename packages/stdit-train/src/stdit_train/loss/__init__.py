@@ -1,1 +1,1 @@
-"""."""
+"""From a batch to the loss."""

@@ -1,1 +1,1 @@
-"""."""
+"""Everything that changes the weights: optimizers, EMA, precision."""

@@ -1,1 +1,1 @@
-"""."""
+"""Between a run and a sampling pipeline: load, save, export."""

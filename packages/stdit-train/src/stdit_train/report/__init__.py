@@ -1,1 +1,1 @@
-"""."""
+"""Plots and pages of finished runs."""

@@ -1,1 +1,1 @@
-"""."""
+"""Numbers recorded along a run: metrics, throughput, profiles."""

@@ -1,1 +1,1 @@
-"""."""
+"""`stdit sample`: options, jobs, generation, files."""
