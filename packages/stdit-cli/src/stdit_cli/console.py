@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 SMOOTHING = 0.98  # share of a smoothed loss that a step keeps
 RATE_SMOOTHING = 0.95
 TOLD_EVERY = 60.0  # seconds between lines where there is no terminal to draw a bar on

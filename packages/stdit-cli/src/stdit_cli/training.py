@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from typer import Exit
 
-from stdit_cli.console import TrainingBar, plain_console
+from stdit_cli.console import INTERRUPTED, TrainingBar, plain_console
 from stdit_train.assets import resolve
 from stdit_train.checkpoint.run_folder import RunFolder, free_run_folder, newest_run
 from stdit_train.config.load import ConfigError, from_dict, load_stage, parse_overrides, set_values, to_dict
@@ -20,8 +20,7 @@ from stdit_train.config.schema import TrainConfig
 if TYPE_CHECKING:
     from stdit_train.distributed.world import World
 
-__all__ = ["INTERRUPTED", "Request", "TrainingBar", "run_training", "with_demo_parts"]
-INTERRUPTED = 130
+__all__ = ["Request", "run_training", "with_demo_parts"]
 NEWEST = "newest"  # what a bare --resume stands for
 ENDED = 1  # exit code of a run that could not go on
 

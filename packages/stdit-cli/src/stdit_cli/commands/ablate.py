@@ -1,57 +1,233 @@
-"""`stdit ablate`: parse, call, show."""
+"""`stdit ablate`: train several architectures or settings alike, and compare them."""
 
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stdit_train.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from stdit_cli.console import TrainingBar
+    from stdit_train.ablation.arms import Arm
+    from stdit_train.ablation.results import Ranking, Result
+    from stdit_train.ablation.runner import Study
+
 MINUTES, SEEDS, PROMPTS = 30.0, 3, 24
 QUICK_MINUTES, QUICK_SEEDS, QUICK_PROMPTS = 3.0, 1, 6
+VARIANTS = "dit,seq,parallel,latte"
+OWN_OPTIONS = {"steps": "--steps", "minutes": "--minutes", "seed": "--seeds", "model.variant": "--variants"}
+
+
+@dataclass(frozen=True)
+class AblateOptions:
+    """The options of `stdit ablate`, with defaults filled in."""
+
+    variants: str | None
+    vary: list[str]
+    match: str
+    seeds: int
+    steps: int | None
+    minutes: float | None
+    quick: bool
+    prompts: int
+    stage: str
+    out: Path
+    settings: list[str]
 
 
 def ablate(
     variants: Annotated[
         str | None,
-        typer.Option(help="Comma-separated: dit, seq, parallel, latte. All, or with --vary the stage's own."),
+        typer.Option(
+            help="Variants to compare, separated by commas: dit, seq, parallel, latte.",
+            show_default="all; with --vary, the stage's own",
+        ),
     ] = None,
     vary: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=A,B", help="Compare values of any setting, e.g. objective.name=iddpm,flow."),
+        typer.Option(metavar="KEY=A,B", help="Setting and values to compare, e.g. objective.name=iddpm,flow."),
     ] = None,
-    match: Annotated[str, typer.Option(help="What is equal: steps, parameters, flops or time.")] = "steps",
-    seeds: Annotated[int | None, typer.Option(min=1, help=f"Runs of each arm, paired by seed; {SEEDS}.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps of a run, in place of a time budget.")] = None,
+    match: Annotated[
+        str, typer.Option(help="What to hold equal across arms: steps, parameters, flops or time.")
+    ] = "steps",
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Runs per arm; arms are paired by seed.", show_default=str(SEEDS))
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps per run, instead of a time budget.")] = None,
     minutes: Annotated[
-        float | None, typer.Option(min=0.1, help=f"For everything together, as timed on this machine; {MINUTES:g}.")
+        float | None,
+        typer.Option(min=0.1, help="Time budget of all runs together, in minutes.", show_default=f"{MINUTES:g}"),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help=f"{QUICK_MINUTES:g} minutes, {QUICK_SEEDS} seed: a look, not a ranking.")
+        bool,
+        typer.Option(
+            "--quick",
+            help=f"Take a quick look instead of a ranking: {QUICK_MINUTES:g} minutes, {QUICK_SEEDS} seed, "
+            f"{QUICK_PROMPTS} prompts, unless given.",
+        ),
     ] = False,
     prompts: Annotated[
-        int | None, typer.Option(min=0, help=f"Of seen and of held-out prompts, to score each run by; {PROMPTS}.")
+        int | None,
+        typer.Option(
+            min=0, help="Prompts per split (seen, held-out) to score each run with.", show_default=str(PROMPTS)
+        ),
     ] = None,
-    stage: Annotated[str, typer.Option(help="Whose settings.")] = "demo",
+    stage: Annotated[str, typer.Option(help="Stage whose settings all arms start from.")] = "demo",
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the runs, where an interrupted ablation goes on; runs/ablation.")
+        Path | None,
+        typer.Option(
+            help="Folder of the runs; an interrupted ablation in it is resumed.", show_default="runs/ablation"
+        ),
     ] = None,
-    setting: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting.")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting of the stage.")
+    ] = None,
 ) -> None:
-    """Train arms on the same data, noise and steps from the same start; compare them with paired intervals."""
+    """Train arms with the same data, noise and initial weights, and compare them with paired intervals."""
     if steps is not None and minutes is not None:
-        raise ValueError("--steps and --minutes both say how long: give one")
-    from stdit_cli.ablating import Request, run_ablation
-
-    request = Request(
-        variants=variants,
-        varied=vary or [],
-        match=match,
-        seeds=seeds or (QUICK_SEEDS if quick else SEEDS),
-        steps=steps,
-        minutes=None if steps else minutes or (QUICK_MINUTES if quick else MINUTES),
-        quick=quick,
-        prompts=(QUICK_PROMPTS if quick else PROMPTS) if prompts is None else prompts,
-        stage=stage,
-        out=out or Path("runs/ablation-quick" if quick else "runs/ablation"),
-        settings=setting or [],
+        raise ConfigError("--steps and --minutes both set the length: give one")
+    run_ablation(
+        AblateOptions(
+            variants=variants,
+            vary=vary or [],
+            match=match,
+            seeds=seeds or (QUICK_SEEDS if quick else SEEDS),
+            steps=steps,
+            minutes=None if steps else minutes or (QUICK_MINUTES if quick else MINUTES),
+            quick=quick,
+            prompts=(QUICK_PROMPTS if quick else PROMPTS) if prompts is None else prompts,
+            stage=stage,
+            out=out or Path("runs/ablation-quick" if quick else "runs/ablation"),
+            settings=setting or [],
+        )
     )
-    run_ablation(request)
+
+
+def run_ablation(options: AblateOptions) -> None:
+    """Train and score the runs that are missing, then print tables and write the report.
+
+    Raises:
+        Exit: 130, interrupted.
+    """
+    study = make_study(options)
+
+    from rich.console import Console
+
+    from stdit_cli.console import INTERRUPTED, TrainingBar
+    from stdit_train.ablation.report import QUICK, diverged_lines, rankings_of, write_ablation_report
+    from stdit_train.ablation.results import separation
+    from stdit_train.ablation.runner import Ablation
+
+    console, started = Console(highlight=False), time.perf_counter()
+    ablation = Ablation(study, options.out, console.print)
+    with ExitStack() as bars:
+
+        def watch(arm: Arm, seed: int) -> TrainingBar:
+            bars.close()
+            config = ablation.config(arm, seed)
+            length = f"{config.minutes:.2g} minutes" if config.minutes else f"{config.steps} steps"
+            console.print(f"{arm.name}, seed {seed}: {length}")
+            return bars.enter_context(TrainingBar(console, quiet=True))
+
+        def said(line: str) -> None:
+            bars.close()
+            console.print(line)
+
+        ablation.said = said
+        try:
+            finished = ablation.run(watch)
+        except KeyboardInterrupt:
+            finished = False
+    results = ablation.results()
+    command = shlex.join(["stdit", *sys.argv[1:]])
+    files = write_ablation_report(ablation, results, command, options.quick) if results else []
+    if not finished:
+        console.print("stopped and saved; run the same command again to resume")
+        raise typer.Exit(INTERRUPTED)
+    rankings = rankings_of(ablation, results)
+    if results:
+        console.print(costs_table(results))
+    if rankings:
+        console.print(outcomes_table(rankings))
+    for line in diverged_lines(ablation):
+        console.print(line)
+    for ranking in rankings:
+        console.print(f"by {ranking.measure}: {ranking.line}\n  {separation(ranking)}")
+    for file in files:
+        console.print(f"{file}")
+    console.print(f"{(time.perf_counter() - started) / 60:.1f} minutes")
+    if options.quick:
+        console.print(QUICK)
+
+
+def make_study(options: AblateOptions) -> Study:
+    """Resolve the arms and their common settings, before anything is trained.
+
+    Raises:
+        ConfigError: an option or setting that does not exist or does not make sense.
+    """
+    from stdit_cli.training import with_demo_parts
+    from stdit_train.ablation.arms import MATCHES, make_arms, parse_variants, parse_vary
+    from stdit_train.config.load import load_stage, parse_overrides
+
+    if options.match not in MATCHES:
+        raise ConfigError(f"--match {options.match}: choose {', '.join(MATCHES)}")
+    given = parse_overrides(options.settings)
+    for key, option in OWN_OPTIONS.items():
+        if key in given:
+            raise ConfigError(f"--set {key}: use {option} instead")
+    base = with_demo_parts(load_stage(options.stage, given), given)
+    varied = [parse_vary(text) for text in options.vary]
+    variants = parse_variants(options.variants or (base.model.variant if varied else VARIANTS))
+    arms = make_arms(base, variants, varied)
+
+    from stdit_train.ablation.runner import Study  # imports torch: mistyped settings are told without waiting for it
+
+    return Study(
+        base=base,
+        arms=arms,
+        seeds=options.seeds,
+        match=options.match,
+        steps=options.steps,
+        minutes=options.minutes,
+        prompts=options.prompts,
+        given=given,
+    )
+
+
+def costs_table(results: list[Result]) -> Table:
+    """Tabulate what each arm's runs cost: steps, parameters, FLOPs and seconds."""
+    from statistics import mean
+
+    from rich.table import Table
+
+    table = Table("arm", "runs", "steps", "parameters", "GFLOPs a step", "seconds a step")
+    for name in dict.fromkeys(result.arm for result in results):
+        runs = [result for result in results if result.arm == name]
+        cells = [str(len(runs)), f"{mean(r.steps for r in runs):.0f}", f"{runs[0].parameters:,}"]
+        cells += [f"{runs[0].step_flops / 1e9:.3g}", f"{mean(r.seconds_per_step for r in runs):.3f}"]
+        table.add_row(name, *cells)
+    return table
+
+
+def outcomes_table(rankings: list[Ranking]) -> Table:
+    """Tabulate each arm's mean of every measure, best first by the first measure."""
+    from rich.table import Table
+
+    from stdit_train.ablation.results import LOSS
+
+    table = Table("arm", *(ranking.measure for ranking in rankings))
+    for name in rankings[0].means:
+        shown = (ranking.means[name].text(4 if ranking.measure == LOSS else 3) for ranking in rankings)
+        table.add_row(name, *shown)
+    return table

@@ -1,25 +1,96 @@
-"""`stdit build-demo`: the bundled model, from nothing."""
+"""`stdit build-demo`: build the bundled demo model from nothing."""
 
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stdit_train.errors import ConfigError
+
+if TYPE_CHECKING:
+    from stdit_cli.console import TrainingBar
+    from stdit_train.curriculum import Stage
+
 
 def build_demo(
-    out: Annotated[Path, typer.Argument(help="Folder to build in; what is done there already is kept.")],
+    out: Annotated[Path, typer.Argument(help="Folder to build in; finished parts in it are kept.")],
     vae_steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps of the VAE, and again of its decoder alone.")
+        int | None,
+        typer.Option(min=1, help="Training steps of the VAE, and again of its decoder.", show_default="the recipe's"),
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps of the transformer.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Time budget of the transformer, in place of steps.")] = None,
-    prompts: Annotated[int, typer.Option(min=1, help="Prompts of each split that the scores are of.")] = 200,
-    seed: Annotated[int, typer.Option(min=0, help="Of all weights and data.")] = 0,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Training steps of each of the transformer's stages.", show_default="the recipe's"),
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.1, help="Time budget of the transformer in minutes, instead of steps.")
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts per split (seen, held-out) for scoring.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for weights, data order and noise.")] = 0,
 ) -> None:
-    """Train VAE, text side and transformer of the demo model, score it, and write OUT/demo with a model card.
+    """Train the demo model's VAE, text encoder and transformer, score it, and write OUT/demo with a model card.
 
-    Interrupted, the same command goes on: parts that are whole are kept, the transformer from its last checkpoint.
+    Run the same command again to resume an interrupted build.
     """
-    from stdit_cli.building import run_build
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    run_build(out, vae_steps, steps, minutes, prompts, seed)
+    from stdit_cli.commands.evaluate import SPLITS, score_splits, score_table
+    from stdit_cli.console import INTERRUPTED, TrainingBar
+    from stdit_train.config.load import load_schedule
+    from stdit_train.curriculum import Stage, stage_folder, train_stages
+    from stdit_train.demo.autoencoder import AutoencoderConfig
+    from stdit_train.demo.build import build_parts, model_card, publish
+    from stdit_train.pipeline.load import load_pipeline
+
+    console = Console(highlight=False)
+    final = out / "demo"
+    if final.exists():
+        raise ConfigError(f"{final} is built already: remove it, or name another folder")
+    parts = out / "parts"
+    overrides: dict[str, Any] = {"data.vae": str(parts), "data.text_encoder": str(parts)}
+    overrides |= {"learn/seed": seed, "go-on/seed": seed + 1}  # other clips and noise; the weights are carried over
+    if minutes is not None:
+        overrides |= {"steps": 10**6, "learn/minutes": minutes / 3, "go-on/minutes": minutes * 2 / 3}
+    configs = load_schedule("demo", overrides | ({"steps": steps} if steps else {}))
+    config = configs[-1]
+    vae_config = AutoencoderConfig(seed=seed, size=config.data.height)
+    vae_config = replace(vae_config, steps=vae_steps, decoder_steps=vae_steps) if vae_steps else vae_config
+
+    columns = (TextColumn("VAE"), BarColumn(), MofNCompleteColumn(), TextColumn("error {task.fields[error]:.5f}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+        total = vae_config.steps + vae_config.decoder_steps
+        task = bar.add_task("", total=total, error=float("nan"), visible=not (parts / "vae").exists())
+        build_parts(
+            parts,
+            vae_config,
+            config.model.model_max_length,
+            lambda step, error: bar.update(task, completed=step, error=error),
+        )
+    runs = [stage_folder(out / "run", number, config) for number, config in enumerate(configs, start=1)]
+    stages = [Stage(config, config, run) for config, run in zip(configs, runs, strict=True)]
+    with ExitStack() as bars:
+
+        def watch(number: int, stage: Stage) -> TrainingBar:
+            bars.close()
+            console.print(f"transformer, stage {number} of {len(stages)}: {stage.config.stage}")
+            return bars.enter_context(TrainingBar(console))
+
+        _, outcome = train_stages(stages, watch)
+    if outcome is not None and not outcome.finished:
+        console.print("stopped and saved; run the same command again to resume")
+        raise typer.Exit(INTERRUPTED)
+
+    candidate = out / ".demo.partial"
+    publish(runs[-1].pipeline, candidate)
+    pipeline = load_pipeline(str(candidate))
+    scores = score_splits(console, pipeline, list(SPLITS), prompts)
+    card = model_card(pipeline, configs, [run.reached() for run in runs], minutes, scores)
+    (candidate / "README.md").write_text(card)
+    candidate.rename(final)
+    console.print(score_table(scores))
+    console.print(f"{final}")

@@ -61,7 +61,7 @@ def validate(
         task = bar.add_task("probing", total=None)
 
         def progress(done: int, total: int) -> None:
-            bar.update(task, complete_metadata=done, total=total)
+            bar.update(task, completed=done, total=total)
 
         if manifest is None:
             found = check_dataset(_open(source, frames or 16, 64, 64), progress=progress)

@@ -1,63 +1,188 @@
-"""`stdit eval`: parse, call, show."""
+"""`stdit eval`: score a checkpoint by the videos that it makes."""
 
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from stdit_train.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
+
+    from stdit_model import STDiTPipeline
+    from stdit_train.evaluation.evaluate import Scores
+    from stdit_train.evaluation.video_metrics import Measure
 
 SPLITS = {"seen": "train", "held-out": "heldout"}
 
 
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """The options of `stdit eval`."""
+
+    checkpoint: str
+    prompts: int
+    splits: list[str]
+    data: str | None
+    clip: str | None
+    fvd: str | None
+    vae_clips: int
+    seed: int
+    steps: int | None
+    guidance: float | None
+    out: Path | None
+
+
 def evaluate(
     checkpoint: Annotated[
-        str, typer.Argument(help="Pipeline folder, run folder or hub id; `demo` is bundled.")
+        str, typer.Argument(help="Pipeline folder, run folder or Hub id; `demo` is the bundled model.")
     ] = "demo",
-    prompts: Annotated[int, typer.Option(min=1, help="Prompts of each split, or clips of --data.")] = 200,
-    split: Annotated[str, typer.Option(help="seen, held-out or both.")] = "both",
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts per split, or captions of --data.")] = 200,
+    split: Annotated[str, typer.Option(help="Prompts of `shapes` to use: seen, held-out or both.")] = "both",
     data: Annotated[
-        str | None, typer.Option(help="Videos (folder or manifest): their captions as prompts, and compared with.")
+        str | None,
+        typer.Option(help="Folder or manifest of videos for prompts and comparison, instead of `shapes`."),
     ] = None,
     clip: Annotated[
-        str | None, typer.Option(help="CLIP model, as in openai/clip-vit-base-patch32: similarity to the prompt.")
+        str | None,
+        typer.Option(help="CLIP model (folder or Hub id, e.g. openai/clip-vit-base-patch32) for prompt similarity."),
     ] = None,
     fvd: Annotated[
-        str | None, typer.Option(help="I3D as TorchScript, or a video model of transformers: Fréchet video distance.")
+        str | None,
+        typer.Option(help="I3D as a TorchScript file, or a transformers video model, for the Fréchet video distance."),
     ] = None,
-    vae_clips: Annotated[int, typer.Option(min=0, help="Clips that the VAE encodes and decodes; 0 for none.")] = 32,
-    seed: Annotated[int, typer.Option(min=0, help="Which prompts.")] = 0,
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write scores, prompts, seeds and readings here as JSON.")] = None,
+    vae_clips: Annotated[
+        int, typer.Option(min=0, help="Clips to encode and decode with the VAE; 0 skips its measures.")
+    ] = 32,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for the choice of prompts.")] = 0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.", show_default="the checkpoint's")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale.", show_default="the checkpoint's")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="JSON file for scores, prompts, seeds and readings; it must not exist.")
+    ] = None,
 ) -> None:
-    """Score a checkpoint: prompt-following on `shapes`, smoothness, the VAE; CLIP similarity and FVD by option."""
+    """Measure how well a checkpoint follows prompts, how smooth its videos are, and how much its VAE loses."""
     if split not in ("both", *SPLITS):
-        raise ValueError(f"--split {split}: choose {', '.join(SPLITS)} or both")
+        raise ConfigError(f"--split {split}: choose {', '.join(SPLITS)} or both")
     if out is not None and out.exists():
-        raise FileExistsError(f"{out} exists: take another name")
+        raise ConfigError(f"--out {out} exists: choose another name")
     if out is not None and not out.resolve().parent.is_dir():
-        raise FileNotFoundError(f"--out {out}: there is no folder {out.parent}")
-    from stdit_cli.evaluating import Request, run_evaluation
-
+        raise ConfigError(f"--out {out}: there is no folder {out.parent}")
     splits = list(SPLITS) if split == "both" else [split]
-    run_evaluation(Request(checkpoint, prompts, splits, data, clip, fvd, vae_clips, seed, steps, guidance, out))
+    run_evaluation(EvaluateOptions(checkpoint, prompts, splits, data, clip, fvd, vae_clips, seed, steps, guidance, out))
+
+
+def run_evaluation(options: EvaluateOptions) -> None:
+    """Load every model first, so that a missing one is told at once; then sample, measure and print tables."""
+    from rich.console import Console
+
+    from stdit_train.assets import resolve
+    from stdit_train.evaluation.clip_score import load_clip
+    from stdit_train.evaluation.evaluate import evaluate_captions, reference_videos, write_scores
+    from stdit_train.evaluation.fvd import FrechetDistance, load_features
+    from stdit_train.evaluation.video_metrics import Smoothness, reconstruction
+    from stdit_train.hardware import find_device
+    from stdit_train.pipeline.load import load_pipeline
+
+    console, device = Console(highlight=False), find_device()
+    clip = load_clip(options.clip, device) if options.clip else None
+    features = load_features(options.fvd, device) if options.fvd else None
+    pipeline = load_pipeline(resolve(options.checkpoint))
+    references = open_references(options, pipeline)
+
+    def measures(name: str) -> list[Measure]:
+        found: list[Measure] = [Smoothness()]
+        if clip is not None:
+            found.append(type(clip)(clip.model, clip.tokenizer))
+        if features is not None:
+            found.append(FrechetDistance(features, reference_videos(references[name], options.prompts)))
+        return found
+
+    scores: dict[str, Scores] = {}
+    if options.data is None:
+        numbers = options.seed, options.steps, options.guidance
+        scores = score_splits(console, pipeline, options.splits, options.prompts, *numbers, measures)
+    else:
+        captions = [entry.caption for entry in references["data"].entries if entry.caption][: options.prompts]
+        with progress_bar(console) as bar:
+            task = bar.add_task("prompts", total=len(captions))
+            scores["data"] = evaluate_captions(
+                pipeline,
+                captions,
+                seed=options.seed,
+                steps=options.steps,
+                guidance=options.guidance,
+                measures=measures("data"),
+                on_progress=lambda done: bar.update(task, completed=done),
+            )
+    if options.vae_clips:
+        for name, found in scores.items():
+            found.measures.update(reconstruction(pipeline.vae, reference_videos(references[name], options.vae_clips)))
+    if options.data is None:
+        console.print(score_table(scores))
+    console.print(measure_table(scores))
+    if options.out is not None:
+        settings = {key: value for key, value in asdict(options).items() if key != "out"}
+        if options.steps is None:
+            settings["steps"] = pipeline.config.num_inference_steps
+        if options.guidance is None:
+            settings["guidance"] = pipeline.config.guidance_scale
+        write_scores(scores, settings, options.out)
+        console.print(f"{options.out}")
+
+
+def open_references(options: EvaluateOptions, pipeline: STDiTPipeline) -> dict[str, Any]:
+    """Open the clips to compare with, at the checkpoint's own size, by the name of the set of prompts."""
+    sizes = pipeline.config
+    size = {"frames": sizes.num_frames, "height": sizes.height, "width": sizes.width}
+    if options.data is not None:
+        from stdit_train.config.schema import DataConfig
+        from stdit_train.data.videos import open_clips
+
+        return {"data": open_clips(DataConfig(source=options.data, place="center", **size))}
+    from stdit_data.datasets.shapes import ShapesDataset
+
+    splits: dict[str, Any] = {"seen": "val", "held-out": "heldout"}  # clips that no run was trained on
+    return {name: ShapesDataset(split=splits[name], seed=options.seed, **size) for name in options.splits}
 
 
 def score_splits(
-    console: Any,
-    pipeline: Any,
+    console: Console,
+    pipeline: STDiTPipeline,
     splits: list[str],
     count: int,
     seed: int = 0,
     steps: int | None = None,
     guidance: float | None = None,
-    measures: Any = None,
-) -> dict[str, Any]:
-    """Evaluate with a progress bar; scores by the split's name. `measures` makes those of a split."""
-    from stdit_cli.evaluating import progress
+    measures: Callable[[str], Sequence[Measure]] = lambda name: (),
+) -> dict[str, Scores]:
+    """Evaluate a pipeline on splits of `shapes`, with a progress bar each.
+
+    Args:
+        console: for the bars.
+        pipeline: to be scored.
+        splits: keys of `SPLITS`.
+        count: prompts per split.
+        seed: for the choice of prompts.
+        steps: denoising steps; None for the pipeline's own.
+        guidance: guidance scale; None for the pipeline's own.
+        measures: makes the measures of a split from its name.
+
+    Returns:
+        The scores by the split's name.
+    """
     from stdit_train.evaluation.evaluate import evaluate_pipeline
 
     scores = {}
-    with progress(console) as bar:
+    with progress_bar(console) as bar:
         for name in splits:
             task = bar.add_task(f"{name} prompts", total=count)
 
@@ -71,14 +196,22 @@ def score_splits(
                 seed=seed,
                 steps=steps,
                 guidance=guidance,
-                measures=measures(name) if measures else (),
+                measures=measures(name),
                 on_progress=advance,
             )
     return scores
 
 
-def score_table(scores: dict[str, Any]) -> Any:
-    """Shares with their 95 % intervals."""
+def progress_bar(console: Console) -> Progress:
+    """Make a progress bar that disappears when it is done."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True)
+
+
+def score_table(scores: dict[str, Scores]) -> Table:
+    """Tabulate the shares of videos that show what their prompts say, with 95 % intervals."""
     from rich.table import Table
 
     table = Table("share right", *(f"{name} (of {len(found.trials)})" for name, found in scores.items()))
@@ -86,4 +219,16 @@ def score_table(scores: dict[str, Any]) -> Any:
         shares = (found.shares[aspect] for found in scores.values())
         cells = (f"{share['share']:.3f} ({share['low']:.3f} to {share['high']:.3f})" for share in shares)
         table.add_row("all right" if aspect == "all" else aspect, *cells)
+    return table
+
+
+def measure_table(scores: dict[str, Scores]) -> Table:
+    """Tabulate the measures of the videos, with 95 % intervals."""
+    from rich.table import Table
+
+    names = list(dict.fromkeys(name for found in scores.values() for name in found.measures))
+    table = Table("measure", *scores)
+    for name in names:
+        cells = [found.measures.get(name) for found in scores.values()]
+        table.add_row(name, *(f"{cell.text()} (of {cell.count})" if cell else "" for cell in cells))
     return table

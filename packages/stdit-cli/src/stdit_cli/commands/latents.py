@@ -4,18 +4,33 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stdit_train.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from stdit_data.latents.job import Job
+    from stdit_train.components.precompute import Encoding, Process
+
+T5_XXL_WIDTH = 4096
+CLIPS = [20_000, 366_000]  # of the sets that Open-Sora's report trains on
+
 
 class Dtype(StrEnum):
+    """Dtypes of a stored cache."""
+
     bfloat16 = "bfloat16"
     float32 = "float32"
 
 
 class Loading(StrEnum):
-    plain = "plain"
+    """Ways to load the text encoder."""
+
+    full = "full"
     eight_bit = "8bit"
     offload = "offload"
 
@@ -24,42 +39,53 @@ Cache = Annotated[str, typer.Argument(help="Folder or URL of a cache.")]
 
 
 def encode(
-    source: Annotated[str, typer.Argument(metavar="M", help="Folder or manifest of videos, or `shapes`.")],
-    out: Annotated[str, typer.Argument(help="Folder or URL of the cache; what is done there already is kept.")],
-    stage: Annotated[str, typer.Option(help="Whose clips: frames, size, interval, flips.")] = "demo",
-    frames: Annotated[int | None, typer.Option(help="Frames of a clip, instead of the stage's.")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels, instead of the stage's.")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels, instead of the stage's.")] = None,
-    vae: Annotated[str | None, typer.Option(help="VAE: a folder, hub id, or `demo`.")] = None,
-    text_encoder: Annotated[str | None, typer.Option(help="T5 encoder: a folder, hub id, or `demo`.")] = None,
+    source: Annotated[str, typer.Argument(help="Folder or manifest of videos, or `shapes` for the built-in set.")],
+    out: Annotated[str, typer.Argument(help="Folder or URL of the cache; finished shards in it are kept.")],
+    stage: Annotated[
+        str, typer.Option(help="Stage whose clip settings to use: frames, size, interval, flips.")
+    ] = "demo",
+    frames: Annotated[int | None, typer.Option(help="Frames per clip.", show_default="the stage's")] = None,
+    height: Annotated[int | None, typer.Option(help="Height in pixels.", show_default="the stage's")] = None,
+    width: Annotated[int | None, typer.Option(help="Width in pixels.", show_default="the stage's")] = None,
+    vae: Annotated[
+        str | None, typer.Option(help="VAE: a folder, Hub id or `demo`.", show_default="the stage's")
+    ] = None,
+    text_encoder: Annotated[
+        str | None, typer.Option(help="T5 encoder: a folder, Hub id or `demo`.", show_default="the stage's")
+    ] = None,
     setting: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the stage, e.g. data.place=center."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of places, crops and flips, and of `shapes`.")] = None,
-    variants: Annotated[int, typer.Option(min=1, help="How often each clip: places, crops and flips anew.")] = 1,
-    video_only: Annotated[bool, typer.Option("--video-only", help="Latents alone.")] = False,
-    text_only: Annotated[bool, typer.Option("--text-only", help="Text embeddings alone.")] = False,
-    dtype: Annotated[Dtype, typer.Option(help="As stored.")] = Dtype.bfloat16,
-    shard_mb: Annotated[float, typer.Option(min=1e-4, help="Megabytes (2^20 bytes) of a shard.")] = 256,
-    workers: Annotated[int | None, typer.Option(min=1, help="Threads that read clips.")] = None,
-    chunk: Annotated[int, typer.Option(min=1, help="Frames that an image VAE takes at once.")] = 16,
-    tiling: Annotated[bool, typer.Option("--tiling", help="The VAE goes through large frames in tiles.")] = False,
-    text_batch: Annotated[int, typer.Option(min=1, help="Captions encoded at once.")] = 16,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed for start frames, crops, flips and `shapes`.", show_default="the stage's")
+    ] = None,
+    variants: Annotated[
+        int, typer.Option(min=1, help="Random variants (start frame, crop, flip) stored per clip.")
+    ] = 1,
+    video_only: Annotated[bool, typer.Option("--video-only", help="Encode the videos only.")] = False,
+    text_only: Annotated[bool, typer.Option("--text-only", help="Encode the captions only.")] = False,
+    dtype: Annotated[Dtype, typer.Option(help="Storage dtype.")] = Dtype.bfloat16,
+    shard_mb: Annotated[float, typer.Option(min=1e-4, help="Size of a shard in MiB.")] = 256,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads that read clips.", show_default="the stage's")
+    ] = None,
+    chunk: Annotated[int, typer.Option(min=1, help="Frames per forward pass of an image VAE.")] = 16,
+    tiling: Annotated[bool, typer.Option("--tiling", help="Encode large frames in tiles.")] = False,
+    text_batch: Annotated[int, typer.Option(min=1, help="Captions per forward pass of the text encoder.")] = 16,
     text_loading: Annotated[
-        Loading, typer.Option(help="The text encoder whole, in 8 bits, or offloaded layer by layer.")
-    ] = Loading.plain,
+        Loading, typer.Option(help="Load the text encoder in full, in 8 bits, or offloaded layer by layer.")
+    ] = Loading.full,
     text_memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="With offload: what it may take of the device, as in 6GiB.")
+        str | None,
+        typer.Option(metavar="SIZE", help="Device memory for an offloaded text encoder, e.g. 6GiB."),
     ] = None,
 ) -> None:
     """Encode clips and captions once, to train from with `stdit train --data OUT`.
 
-    Interrupted, the same command goes on. Under torchrun every process takes its share.
+    Run the same command again to resume an interrupted one. Under torchrun, the processes share the work.
     """
-    from stdit_cli.encoding_run import run_encode
     from stdit_train.components.precompute import Encoding
-    from stdit_train.config.load import ConfigError
 
     if video_only and text_only:
         raise ConfigError("--video-only and --text-only: give one of the two, or neither for both parts")
@@ -90,39 +116,168 @@ def encode(
 
 def inspect(
     cache: Cache,
-    out: Annotated[Path, typer.Option(help="The contact sheet to write.")] = Path("inspect.png"),
-    samples: Annotated[int, typer.Option(min=0, help="Entries to decode; 0 decodes none.")] = 4,
-    columns: Annotated[int, typer.Option(min=1, help="Frames per row of the sheet.")] = 8,
-    seed: Annotated[int, typer.Option(min=0, help="Draws the entries.")] = 0,
-    vae: Annotated[str | None, typer.Option(help="VAE that decodes, instead of the cache's.")] = None,
+    out: Annotated[Path, typer.Option(help="PNG file for the contact sheet.")] = Path("inspect.png"),
+    samples: Annotated[int, typer.Option(min=0, help="Entries to decode; 0 writes no contact sheet.")] = 4,
+    columns: Annotated[int, typer.Option(min=1, help="Frames per row of the contact sheet.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for the choice of entries.")] = 0,
+    vae: Annotated[
+        str | None, typer.Option(help="VAE to decode with: a folder or Hub id.", show_default="the cache's")
+    ] = None,
 ) -> None:
-    """Tell all that is recorded of a cache, and decode a few entries to a contact sheet."""
-    from stdit_cli.encoding_run import run_inspect
+    """Show a cache's metadata, and decode a few entries to a contact sheet."""
+    from rich.console import Console
+    from rich.table import Table
 
-    run_inspect(cache, out, samples, columns, seed, vae)
+    from stdit_data.files import exists, join
+    from stdit_data.latents.format import INDEX, read_about
+    from stdit_data.latents.summary import describe
+    from stdit_data.preview import contact_sheet
+    from stdit_train.assets import resolve
+    from stdit_train.components.precompute import decode_entries
+
+    console = Console(highlight=False)
+    table = Table(show_header=False, title=cache, title_justify="left")
+    for name, value in describe(cache):
+        table.add_row(name, value)
+    console.print(table)
+    about = read_about(cache, "video")
+    if about is None or samples == 0 or not exists(join(cache, f"video/{INDEX}")):
+        return
+    videos, lines = decode_entries(cache, resolve(vae or about["vae"]["source"]), samples, seed)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(videos, lines, columns=columns).save(out)
+    console.print(f"{out}: {len(videos)} decoded entries")
 
 
 def merge(
-    cache: Annotated[str, typer.Argument(help="Folder or URL that is added to.")],
-    other: Annotated[str, typer.Argument(help="What is copied from: it stays as it is.")],
+    cache: Annotated[str, typer.Argument(help="Folder or URL of the cache to add to.")],
+    other: Annotated[str, typer.Argument(help="Folder or URL of the cache to copy from; it is not changed.")],
 ) -> None:
-    """Add to CACHE what OTHER has: a part that it lacks, or shards of one that both have begun."""
-    from stdit_cli.encoding_run import run_merge
+    """Copy into CACHE what it lacks from OTHER: a whole part, or missing shards of one."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    run_merge(cache, other)
+    from stdit_data.latents.merge import merge as merge_caches
+
+    console = Console(highlight=False)
+    columns = (TextColumn("copying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        complete = merge_caches(cache, other, lambda done, total: bar.update(task, completed=done, total=total))
+    for part, whole in complete.items():
+        console.print(f"{part}: {'complete' if whole else 'not finished'}")
 
 
 def sizes(
-    clips: Annotated[list[int] | None, typer.Option(min=1, help="Clips of a set; may be given again.")] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="Text tokens of a caption.")] = 120,
+    clips: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1,
+            help="Clips in the data set; repeat for several columns.",
+            show_default=" and ".join(map(str, CLIPS)),
+        ),
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Text tokens per caption.")] = 120,
 ) -> None:
-    """What the caches of the published stages take, in bfloat16."""
-    from stdit_cli.encoding_run import show_sizes
+    """Show the size of a cache in bfloat16 for each published stage."""
+    from rich.console import Console
+    from rich.table import Table
 
-    show_sizes(clips or [20_000, 366_000], tokens)
+    from stdit_data.latents.summary import human_bytes, moments_bytes, text_bytes
+    from stdit_train.config.load import load_stage, stage_names
+    from stdit_train.estimate.training import estimate_run
+
+    clips = clips or CLIPS
+    table = Table("stage", "latents", "a clip", *(f"{count:,} clips" for count in clips))
+    for name in stage_names():
+        if name == "demo":
+            continue
+        estimate = estimate_run(load_stage(name, {"micro_batch": 1}))
+        size = moments_bytes(estimate.latent)
+        totals = [human_bytes(size * count) for count in clips]
+        table.add_row(name, "x".join(map(str, estimate.latent)), human_bytes(size), *totals)
+    size = text_bytes(tokens, T5_XXL_WIDTH)
+    totals = [human_bytes(size * count) for count in clips]
+    table.add_row(f"text, {tokens} tokens", f"{tokens}x{T5_XXL_WIDTH}", human_bytes(size), *totals)
+    Console(highlight=False).print(table)
 
 
 def add_to(app: typer.Typer) -> None:
-    """Registers the commands."""
+    """Register the commands of this file."""
     for command in (encode, inspect, merge, sizes):
         app.command()(command)
+
+
+def run_encode(stage: str, named: dict[str, object], settings: list[str], encoding: Encoding) -> None:
+    """Encode this process's share of a stage's clips and captions.
+
+    Args:
+        stage: name of the stage.
+        named: settings that have an option of their own, by dotted key.
+        settings: `KEY=VALUE` texts of --set.
+        encoding: how to encode, and where to.
+
+    Raises:
+        ConfigError, DataError: settings, files or components that do not fit.
+        Exit: 130, interrupted.
+    """
+    import tempfile
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    from stdit_cli.console import INTERRUPTED
+    from stdit_cli.training import with_demo_parts
+    from stdit_train.components.precompute import open_jobs, this_process
+    from stdit_train.config.load import load_stage, parse_overrides
+
+    console, process = Console(highlight=False), this_process()
+    overrides = {**named, **parse_overrides(settings)}
+    config = with_demo_parts(load_stage(stage, overrides), overrides)
+    names = {part: _component_name(getattr(config.data, part)) for part in ("vae", "text_encoder")}
+    with tempfile.TemporaryDirectory(prefix="stdit-offload-") as folder:
+        if encoding.text_loading == "offload":
+            encoding = replace(encoding, offload_folder=Path(folder))
+        try:
+            done = [_run_job(console, job, process) for job in open_jobs(config, names, encoding, process)]
+        except KeyboardInterrupt:
+            console.print(f"stopped; {encoding.out} keeps what is done, run the same command again to resume")
+            raise typer.Exit(INTERRUPTED) from None
+    if not all(done):
+        console.print(f"rank {process.rank} is done with its share; the last process to finish writes the index")
+    elif set(encoding.parts) == {"video", "text"}:
+        console.print(f"done: {encoding.out}. Look into it: stdit data inspect {encoding.out}")
+        console.print(f"train on it: stdit train --stage {stage} --data {encoding.out}")
+    else:
+        console.print(f"done: the {encoding.parts[0]} part in {encoding.out}; `stdit data merge` combines parts")
+
+
+def _run_job(console: Console, job: Job, process: Process) -> bool:
+    """Run the job of one part, with a progress bar on rank 0; whether the part is complete."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left"))
+    bar = Progress(*columns, TimeRemainingColumn(), TimeElapsedColumn(), console=console, disable=process.rank > 0)
+    what = {"video": "clips", "text": "captions"}[job.part]
+    share = f" (rank {process.rank} of {process.world})" if process.world > 1 else ""
+    if job.done:
+        console.print(f"{what}: {job.done} of {job.total} are there already{share}")
+    with bar:
+        task = bar.add_task(f"{what}{share}", total=job.total, completed=job.done)
+        return job.run(lambda done, total: bar.update(task, completed=done))
+
+
+def _component_name(source: str) -> str:
+    """The name that a cache records for a VAE or text encoder: "demo", an absolute path, or a Hub id."""
+    from stdit_train.assets import demo_folder
+
+    if source == str(demo_folder()):
+        return "demo"
+    return str(Path(source).resolve()) if Path(source).exists() else source

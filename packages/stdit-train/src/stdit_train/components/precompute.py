@@ -25,7 +25,7 @@ from stdit_train.config.schema import TrainConfig
 from stdit_train.data.datasets import build_datasets
 from stdit_train.hardware import find_device
 
-TextLoading = Literal["plain", "8bit", "offload"]
+TextLoading = Literal["full", "8bit", "offload"]
 
 # Settings of a run that its clips depend on.
 TRANSFORM = ("frames", "height", "width", "interval", "target_fps", "short", "crop", "place", "flip", "stream")
@@ -43,7 +43,7 @@ class Encoding:
     chunk: int = 16  # frames that an image VAE takes at once
     tiling: bool = False
     text_batch: int = 16
-    text_loading: TextLoading = "plain"
+    text_loading: TextLoading = "full"
     text_memory: str | None = None
     offload_folder: Path | None = None
 
@@ -189,7 +189,7 @@ def open_text_encoder(
     *,
     max_length: int,
     precision: str,
-    loading: TextLoading = "plain",
+    loading: TextLoading = "full",
     memory: str | None = None,
     folder: Path | None = None,
 ) -> TextEncoder:
@@ -199,7 +199,7 @@ def open_text_encoder(
         source, name, device: as for the VAE.
         max_length: tokens; what is longer is cut off.
         precision: of the run that will train on it: float32 with "fp32", else bfloat16.
-        loading: `plain`; `8bit`, weights in 8 bits (needs bitsandbytes); `offload`, layers in main memory and, where
+        loading: `full`; `8bit`, weights in 8 bits (needs bitsandbytes); `offload`, layers in main memory and, where
             that is short too, on disk, brought in one after another.
         memory: with `offload`, what it may take of the device that it runs on, as in "6GiB".
         folder: with `offload`, where layers lie on disk.
@@ -223,7 +223,7 @@ def _precision(precision: str) -> str:
 
 def _options(loading: TextLoading, memory: str | None, folder: Path | None) -> dict[str, Any]:
     """What transformers' `from_pretrained` takes for it."""
-    if loading == "plain":
+    if loading == "full":
         return {}
     if loading == "8bit":
         from importlib.util import find_spec
