@@ -27,7 +27,7 @@ from questions import MINUTES, PROMPTS, QUESTIONS, SEEDS, Arm, Question, make_ar
 from report import write_report
 
 from stdit_data.errors import DataError
-from stdit_data.files import replace_text
+from stdit_data.files import replace_text, write_atomically
 from stdit_data.latents.format import INDEX
 from stdit_model import STDiT
 from stdit_model.embed import temporal_positions
@@ -199,9 +199,8 @@ def pixart_file(run: RunFolder) -> Path:
         first = temporal_positions(model.config.hidden_size, 1, model.config.time_scale)[0]
         weights["x_embedder.proj.weight"] = weights["x_embedder.proj.weight"].squeeze(2)
         weights["x_embedder.proj.bias"] = weights["x_embedder.proj.bias"] + first
-        partial = file.with_suffix(".partial")
-        torch.save({"state_dict": weights}, partial)
-        partial.rename(file)
+        with write_atomically(file) as partial:
+            torch.save({"state_dict": weights}, partial)
     return file
 
 

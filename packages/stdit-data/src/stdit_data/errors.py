@@ -11,6 +11,14 @@ class DataError(UserError, ValueError):
     """A fault in what the user gave: a manifest, a setting, a file."""
 
 
+class FileError(DataError, OSError):
+    """A file or store that can't be opened, read or written."""
+
+
+class MissingFileError(FileError, FileNotFoundError):
+    """A file or folder that does not exist."""
+
+
 class ClipError(DataError):
     """A clip that can't be read or used.
 

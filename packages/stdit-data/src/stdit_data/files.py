@@ -6,20 +6,21 @@ A URL here is what fsspec calls one: a plain path, or `protocol://path`, with `:
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from io import BytesIO, RawIOBase
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
-import fsspec
 from fsspec.core import split_protocol, url_to_fs
 from fsspec.implementations.memory import MemoryFileSystem
 
-from stdit_data.errors import DataError
+from stdit_data.errors import DataError, FileError, MissingFileError
 
 VIDEO_SUFFIXES = frozenset((
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv", ".ogv",
@@ -106,35 +107,49 @@ def _archive(protocol: str, rest: str) -> Any:
 
 
 @contextmanager
-def _answering(url: str) -> Iterator[None]:
-    """What the clients of remote places raise, in words of ours: each has its own errors, few of them `OSError`."""
+def explained_errors(url: str) -> Iterator[None]:
+    """Turn what the system or the client of a store raises into a `FileError` that names the file.
+
+    Each store's client has errors of its own, few of them `OSError`. For a local file any other error is a bug of ours
+    and passes through.
+    """
     try:
         yield
-    except (OSError, DataError, EOFError, zipfile.BadZipFile, zlib.error):
+    except (DataError, EOFError, zipfile.BadZipFile, zlib.error):
         raise
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{_name(error, url)}: no such file or folder") from None
+    except OSError as error:
+        raise FileError(f"{_name(error, url)}: {error.strerror or error}") from error
     except Exception as error:
         if is_local(url):
             raise
         words = " ".join(str(error).split())
-        raise OSError(f"{url}: {type(error).__name__}{': ' if words else ''}{words}") from error
+        raise FileError(f"{url}: {type(error).__name__}{': ' if words else ''}{words}") from error
+
+
+def _name(error: OSError, url: str) -> str:
+    """The file that an error is about; `url` for an unfinished file of its own."""
+    name = str(error.filename or url)
+    return url if not is_local(url) or re.search(r"\.\d+\.part(/|$)", name) else name
 
 
 def exists(url: str) -> bool:
     fs, path = filesystem(url)
-    with _answering(url):
+    with explained_errors(url):
         return bool(fs.exists(path))
 
 
 def is_folder(url: str) -> bool:
     fs, path = filesystem(url)
-    with _answering(url):
+    with explained_errors(url):
         return bool(fs.isdir(path))
 
 
 def size(url: str) -> int:
     """Bytes."""
     fs, path = filesystem(url)
-    with _answering(url):
+    with explained_errors(url):
         return int(fs.size(path))
 
 
@@ -143,7 +158,7 @@ def walk(folder: str) -> list[str]:
     fs, root = filesystem(folder)
     root = fs._strip_protocol(root).rstrip("/")
     found = []
-    with _answering(folder):
+    with explained_errors(folder):
         paths = fs.find(root)
     for path in paths:
         relative = str(path).removeprefix(root).lstrip("/")
@@ -158,7 +173,7 @@ def open_binary(url: str) -> Iterator[IO[bytes]]:
     if isinstance(fs, MemoryFileSystem):  # its open files are one object, whose position threads would share
         yield BytesIO(fs.cat_file(path))
         return
-    with _answering(url):
+    with explained_errors(url):
         opened = fs.open(path, "rb")
     with opened as file:
         yield file if is_local(url.split("::")[-1]) else cast(IO[bytes], _RemoteFile(file, url))
@@ -183,7 +198,7 @@ class _RemoteFile(RawIOBase):
         return self._file.tell()
 
     def readinto(self, buffer: Any) -> int:
-        with _answering(self._url):
+        with explained_errors(self._url):
             data = self._file.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
@@ -204,21 +219,85 @@ def read_text(url: str) -> str:
 
 
 @contextmanager
+def write_atomically(path: str | Path) -> Iterator[Path]:
+    """Write a local file or folder so that it appears whole or not at all.
+
+    Yields a path beside `path` to write the file or folder to. It is renamed to `path` when the block ends, and removed
+    if the block raises; what was at `path` before is then untouched. A process that is killed leaves
+    `.NAME.PID.part` behind.
+
+    Args:
+        path: the file or folder to write or replace; its parent folder must exist.
+
+    Raises:
+        FileError: `path` can't be written, the disk is full, or the unfinished file is gone.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with explained_errors(str(path)):
+        _remove(partial)  # of a killed process with the same id
+        try:
+            yield partial
+            if not partial.exists():
+                raise FileError(f"{path}: the unfinished file is gone; does another process write the same file?")
+            if partial.is_dir():
+                _remove(path)
+            else:
+                _flush_to_disk(partial)
+            partial.replace(path)
+        finally:
+            _remove(partial)
+
+
+@contextmanager
 def open_write(url: str) -> Iterator[IO[bytes]]:
-    """A file to write. A local one is written beside its place and renamed at the end, so it is never half there."""
-    if not is_local(url):
-        with fsspec.open(url, "wb") as file:
+    """Open a file or URL for writing; it appears whole or not at all, see `write_atomically`.
+
+    A missing folder is created.
+
+    Raises:
+        FileError: it can't be written, or the unfinished file is gone.
+    """
+    if is_local(url):
+        path = local_path(url)
+        with explained_errors(url):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with write_atomically(path) as partial, partial.open("wb") as file:
             yield file
         return
-    path = local_path(url)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        with partial.open("wb") as file:
-            yield file
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    buffer = BytesIO()
+    yield buffer
+    fs, stored = filesystem(url)
+    folder, _, name = stored.rpartition("/")
+    unfinished = f"{folder}/.{name}.{os.getpid()}.part"
+    with explained_errors(url):
+        fs.makedirs(folder, exist_ok=True)
+        try:
+            fs.pipe_file(unfinished, buffer.getvalue())
+            fs.mv(unfinished, stored)
+        except BaseException:
+            with suppress(Exception):
+                fs.rm_file(unfinished)
+            raise
+
+
+def replace_text(path: str | Path, text: str) -> None:
+    """Write a local text file in UTF-8, whole or not at all."""
+    with write_atomically(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _flush_to_disk(path: Path) -> None:
+    """Without this, a power cut could leave the new name with no data."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 @contextmanager
@@ -226,20 +305,13 @@ def open_media(url: str) -> Iterator[str | IO[bytes]]:
     """What PyAV and Pillow open: the path itself for a local file, since FFmpeg's own reading is faster, else a file.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        MissingFileError: there is no such file.
     """
     if is_local(url):
         path = local_path(url)
         if not path.is_file():
-            raise FileNotFoundError(f"{url}: no such file")
+            raise MissingFileError(f"{url}: no such file")
         yield str(path)
     else:
         with open_binary(url) as file:
             yield file
-
-
-def replace_text(file: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(text)
-    partial.replace(file)

@@ -41,6 +41,7 @@ def build_demo(
 
     from stdit_cli.commands.evaluate import SPLITS, score_splits, score_table
     from stdit_cli.console import INTERRUPTED, TrainingBar
+    from stdit_data.files import write_atomically
     from stdit_train.config.load import load_schedule
     from stdit_train.curriculum import Stage, stage_folder, train_stages
     from stdit_train.demo.autoencoder import AutoencoderConfig
@@ -85,12 +86,11 @@ def build_demo(
         console.print("stopped and saved; run the same command again to resume")
         raise typer.Exit(INTERRUPTED)
 
-    candidate = out / ".demo.partial"
-    publish(runs[-1].pipeline, candidate)
-    pipeline = load_pipeline(str(candidate))
-    scores = score_splits(console, pipeline, list(SPLITS), prompts)
-    card = model_card(pipeline, configs, [run.reached() for run in runs], minutes, scores)
-    (candidate / "README.md").write_text(card)
-    candidate.rename(final)
+    with write_atomically(final) as candidate:
+        publish(runs[-1].pipeline, candidate)
+        pipeline = load_pipeline(str(candidate))
+        scores = score_splits(console, pipeline, list(SPLITS), prompts)
+        card = model_card(pipeline, configs, [run.reached() for run in runs], minutes, scores)
+        (candidate / "README.md").write_text(card)
     console.print(score_table(scores))
     console.print(f"{final}")

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -142,28 +141,8 @@ def write_shard(cache: str, part: Part, number: int, shard: Shard) -> None:
 
 
 def write_whole(url: str, data: bytes) -> None:
-    """Writes a file beside its place, under a name of this process alone, and renames it.
-
-    Raises:
-        DataError: someone has taken the unfinished file away.
-    """
-    name = url.rsplit("/", 1)[-1]
-    partial = files.join(files.parent(url), f".{name}.{os.getpid()}.part")
-    fs, path = files.filesystem(url)
-    beside = files.filesystem(partial)[1]
-    fs.makedirs(fs._parent(path), exist_ok=True)
-    try:
-        with fs.open(beside, "wb") as file:
-            file.write(data)
-            if files.is_local(url):  # else a power cut could leave the new name with no data
-                file.flush()
-                os.fsync(file.fileno())
-        if files.is_local(url):
-            os.replace(beside, path)  # noqa: PTH105 - plain strings
-        else:
-            fs.mv(beside, path)
-    except FileNotFoundError:
-        raise DataError(f"{url}: the unfinished file is gone; does another process encode the same shards?") from None
+    with files.open_write(url) as file:
+        file.write(data)
 
 
 def list_shards(cache: str, part: Part) -> set[int]:

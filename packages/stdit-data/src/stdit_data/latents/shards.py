@@ -115,9 +115,8 @@ class ShardFiles:
                 if not path.exists():
                     self._make_room()
                     fs, source = files.filesystem(self._url(shard))
-                    partial = path.with_suffix(f".{os.getpid()}.part")
-                    fs.get_file(source, str(partial))
-                    partial.replace(path)
+                    with files.write_atomically(path) as partial:
+                        fs.get_file(source, str(partial))
         with contextlib.suppress(FileNotFoundError):
             os.utime(path)
         return path
@@ -130,7 +129,7 @@ class ShardFiles:
                 copies.append((path.stat().st_mtime, path))
         for _, path in sorted(copies)[: max(0, len(copies) + 1 - self.keep)]:
             path.unlink(missing_ok=True)  # who has it open goes on reading it
-        for path in self.copies.glob("*.part"):
+        for path in self.copies.glob(".*.part"):
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - path.stat().st_mtime > 3600:
                     path.unlink()

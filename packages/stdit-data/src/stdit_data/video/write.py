@@ -5,8 +5,6 @@ C channels (3), T frames, H height, W width.
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from stdit_data.errors import DataError
+from stdit_data.files import write_atomically
 from stdit_data.transforms import to_uint8
 
 
@@ -46,29 +45,24 @@ def write_mp4(path: str | Path, video: Tensor, fps: float, *, crf: int = 17) -> 
         pixels = F.pad(pixels.float(), (0, width % 2, 0, height % 2), mode="replicate").to(pixels.dtype)
     pictures = rearrange(pixels, "t c h w -> t h w c").contiguous().numpy()
 
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        with av.open(str(partial), "w", format="mp4", options={"movflags": "faststart"}) as container:
-            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(65535))
-            stream.height, stream.width = pictures.shape[1:3]
-            stream.pix_fmt = "yuv420p"
-            # Without macroblock trees: their AVX-512 code writes one of several files for the same small frames.
-            stream.options = {"crf": str(crf), "x264-params": "mbtree=0"}
-            context = stream.codec_context
-            context.thread_count = 1  # what is written then depends on the frames alone
-            context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
-            context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
-            for picture in pictures:
-                # One thread: with more, FFmpeg's scaler now and then leaves wrong pixels.
-                frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
-                    format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG, threads=1
-                )
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    options = {"movflags": "faststart"}
+    with write_atomically(path) as partial, av.open(str(partial), "w", format="mp4", options=options) as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(65535))
+        stream.height, stream.width = pictures.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        # Without macroblock trees: their AVX-512 code writes one of several files for the same small frames.
+        stream.options = {"crf": str(crf), "x264-params": "mbtree=0"}
+        context = stream.codec_context
+        context.thread_count = 1  # what is written then depends on the frames alone
+        context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
+        context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+        for picture in pictures:
+            # One thread: with more, FFmpeg's scaler now and then leaves wrong pixels.
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
+                format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG, threads=1
+            )
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
 
 
 def write_gif(path: str | Path, video: Tensor, fps: float) -> None:
@@ -86,12 +80,10 @@ def write_gif(path: str | Path, video: Tensor, fps: float) -> None:
     # Times add up to the video's: a frame of 1/8 s takes 12 and 13 hundredths in turns.
     ends = [round(100 * (i + 1) / min(fps, 50.0)) for i in range(len(pictures))]
     durations = [10 * (end - start) for start, end in zip([0, *ends], ends, strict=False)]
-    _replacing(
-        Path(path),
-        lambda partial: pictures[0].save(
+    with write_atomically(path) as partial:
+        pictures[0].save(
             partial, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0, disposal=1
-        ),
-    )
+        )
 
 
 def write_webp(path: str | Path, video: Tensor, fps: float) -> None:
@@ -99,12 +91,10 @@ def write_webp(path: str | Path, video: Tensor, fps: float) -> None:
     pictures = _pictures(video, fps)
     ends = [round(1000 * (i + 1) / fps) for i in range(len(pictures))]
     durations = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-    _replacing(
-        Path(path),
-        lambda partial: pictures[0].save(
+    with write_atomically(path) as partial:
+        pictures[0].save(
             partial, "WEBP", save_all=True, append_images=pictures[1:], duration=durations, loop=0, lossless=True
-        ),
-    )
+        )
 
 
 def write_frames(path: str | Path, video: Tensor) -> None:
@@ -114,18 +104,10 @@ def write_frames(path: str | Path, video: Tensor) -> None:
         DataError: not three channels or no frames.
     """
     pictures = _pictures(video)
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.part")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with write_atomically(path) as partial:
         partial.mkdir()
         for i, picture in enumerate(pictures):
             picture.save(partial / f"{i:04d}.png")
-        if path.is_dir():
-            shutil.rmtree(path)
-        partial.replace(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_png(path: str | Path, video: Tensor) -> None:
@@ -137,7 +119,8 @@ def write_png(path: str | Path, video: Tensor) -> None:
     pictures = _pictures(video)
     if len(pictures) != 1:
         raise DataError(f"{path}: a picture has one frame, not {len(pictures)}")
-    _replacing(Path(path), lambda partial: pictures[0].save(partial, "PNG"))
+    with write_atomically(path) as partial:
+        pictures[0].save(partial, "PNG")
 
 
 def _pictures(video: Tensor, fps: float = 1.0) -> list[Image.Image]:
@@ -146,12 +129,3 @@ def _pictures(video: Tensor, fps: float = 1.0) -> list[Image.Image]:
     if not 0 < fps <= 1000:
         raise DataError(f"fps {fps}: expected a rate above 0 and up to 1000")
     return [Image.fromarray(frame) for frame in rearrange(to_uint8(video.cpu()), "c t h w -> t h w c").numpy()]
-
-
-def _replacing(path: Path, write: Callable[[Path], None]) -> None:
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        write(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from stdit_data.datasets.shapes import triples, vocabulary
+from stdit_data.files import write_atomically
 from stdit_model import STDiTPipeline
 from stdit_train.config.schema import TrainConfig
 from stdit_train.demo.autoencoder import AutoencoderConfig, train_autoencoder
@@ -28,10 +29,8 @@ def build_parts(
         tokenizer.save_pretrained(folder / "tokenizer")
     if not (folder / "vae").exists():
         vae = train_autoencoder(config, on_step)
-        partial = folder / ".vae.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        vae.save_pretrained(partial)
-        partial.rename(folder / "vae")
+        with write_atomically(folder / "vae") as partial:
+            vae.save_pretrained(partial)
 
 
 def publish(source: Path, destination: Path) -> None:

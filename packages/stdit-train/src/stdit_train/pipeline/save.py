@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from stdit_data.files import replace_text
+from stdit_data.files import replace_text, write_atomically
 from stdit_data.preview import contact_sheet
 from stdit_data.video.write import write_mp4
 from stdit_model import STDiT, STDiTPipeline
@@ -66,17 +66,10 @@ def draw_samples(
 
 def save_pipeline(folder: Path, model: STDiT, components: Components, config: TrainConfig) -> None:
     """Write the pipeline folder of a run, whole or not at all."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with write_atomically(folder) as partial:
         build_pipeline(model, components, config).save_pretrained(partial)
         if components.texts is not None:
             add_text_encoder(partial, components.text_source)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
 
 
 def build_scheduler(objective: ObjectiveConfig) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stdit_cli.commands.sample.request import Job, Settings
+from stdit_data.files import replace_text
 
 VIDEO: dict[str, Any] = {"prompt": str, "negative": str | None, "seed": int}
 # What is read back of a sidecar.
@@ -62,10 +63,8 @@ def build(
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    """Write a sidecar, whole or not at all."""
+    replace_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def read(path: Path) -> dict[str, Any]:
