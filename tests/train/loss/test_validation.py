@@ -22,7 +22,7 @@ from stdit_train.components.precompute import Encoding, Process, open_jobs
 from stdit_train.config.load import ConfigError, from_dict, set_values, to_dict
 from stdit_train.config.schema import TrainConfig
 from stdit_train.data.datasets import build_datasets
-from stdit_train.data.holdout import VALIDATION_CLIPS, ValidationClips
+from stdit_train.data.holdout import VALIDATION_CLIPS, ValidationClips, validation_captions
 from stdit_train.distributed.world import World
 from stdit_train.loss.validation import validation_loss
 from stdit_train.tracking.metrics import read_metrics
@@ -141,8 +141,9 @@ def test_another_folder_to_validate_on(videos: TrainConfig, clips: Path, tmp_pat
     assert texts <= 10
     cached = changed(config, data__source=cache)  # videos beside a cache: encoded here, captions as well
     dataset, validation, prompts = build_datasets(cached)
-    components = open_components(cached, dataset, validation, prompts, torch.device("cpu"))
     assert isinstance(validation, ValidationClips)
+    captions = [*prompts, *validation_captions(validation)]
+    components = open_components(cached, dataset, captions, torch.device("cpu"))
     assert all(components.texts(caption).shape[1] == 32 for caption in validation.captions)  # type: ignore[misc]
     assert len(train(cached, tmp_path / "cached")[0]) == 1
     with pytest.raises(ConfigError, match=r"is a cache, .* is not"):
@@ -183,7 +184,7 @@ class Broken:
 
 def test_another_stands_in_for_a_clip_that_cannot_be_read() -> None:
     def used(count: int, broken: set[int]) -> list[int]:
-        clips = ValidationClips(Broken(count, broken))
+        clips = ValidationClips(Broken(count, broken))  # type: ignore[arg-type]
         return [clips.load(i, seed=0, epoch=0).index for i in range(len(clips))]
 
     assert used(200, set()) == list(range(VALIDATION_CLIPS))
@@ -201,7 +202,7 @@ def test_a_short_set_repeats_and_ranks_share_it() -> None:
         seen.extend(indices)
         return video[:, 0].flatten()
 
-    clips = ValidationClips(Broken(4, set()))
+    clips = ValidationClips(Broken(4, set()))  # type: ignore[arg-type]
     assert validation_loss(clips, 8, loss, World()) == 1.5
     assert seen == list(range(VALIDATION_CLIPS))
 

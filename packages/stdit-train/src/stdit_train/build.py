@@ -8,11 +8,10 @@ from stdit_data.latents.dataset import LatentDataset
 from stdit_train.callbacks import Callback, NullCallback
 from stdit_train.checkpoint.init_weights import load_initial
 from stdit_train.checkpoint.run_folder import RunFolder
-from stdit_train.components.identity import check_components
-from stdit_train.components.load import Components, open_components
+from stdit_train.components.load import Components, check_components, open_components
 from stdit_train.config.schema import TrainConfig, model_arguments
 from stdit_train.data.datasets import build_datasets
-from stdit_train.data.holdout import ValidationClips
+from stdit_train.data.holdout import ValidationClips, validation_captions
 from stdit_train.distributed.world import World
 from stdit_train.trainer import Trainer
 
@@ -40,7 +39,8 @@ def build_trainer(
     device = processes.device()
     dataset, validation, prompts = build_datasets(config)
     if components is None:
-        components = open_components(config, dataset, validation, prompts, device)
+        captions = [*prompts, *validation_captions(validation)]
+        components = open_components(config, dataset, captions, device)
     watcher.said(_about(validation))
     for clips in (dataset, validation.dataset if isinstance(validation, ValidationClips) else None):
         if isinstance(clips, LatentDataset):

@@ -19,17 +19,17 @@ from stdit_model import STDiT, video_vae
 from stdit_train.ablation.arms import Arm, Match, estimate_arm, reference_arm
 from stdit_train.ablation.matching import Cost, measure_cost, same_start, with_length, with_parameters_matched
 from stdit_train.ablation.results import SCORES, Result, read_result
+from stdit_train.callbacks import Callback, NullCallback
 from stdit_train.checkpoint.init_weights import load_initial
 from stdit_train.checkpoint.run_folder import RunFolder
-from stdit_train.components.identity import check_components
-from stdit_train.components.load import Components, load_components
+from stdit_train.components.load import Components, check_components, load_components
 from stdit_train.config.load import ConfigError, flat, from_dict, to_dict
 from stdit_train.config.schema import TrainConfig
 from stdit_train.data.datasets import build_datasets, cached_in_memory
 from stdit_train.distributed.parallelize import build_model
 from stdit_train.errors import Diverged
 from stdit_train.hardware import find_device
-from stdit_train.trainer import Callback, Trainer
+from stdit_train.trainer import Trainer
 
 DIVERGED = "diverged_at_step"  # in a run's notes
 FILE = "ablation.json"  # what was asked for, and the settings that followed from it
@@ -205,7 +205,7 @@ class Ablation:
         components = self._parts(config)
         dataset, validation, prompts = self._datasets(config, components)
         model = self._model(config, components).to(self.device)
-        return Trainer(config, run, model, components, dataset, validation, prompts, self.device, _Silent())
+        return Trainer(config, run, model, components, dataset, validation, prompts, self.device, NullCallback())
 
     @staticmethod
     def _model(config: TrainConfig, components: Components) -> STDiT:
@@ -265,13 +265,3 @@ def is_finished(run: RunFolder, config: TrainConfig) -> bool:
             "choose another folder with --out"
         )
     return DIVERGED in run.notes() or (run.finished and (run.pipeline / "model_index.json").exists())
-
-
-class _Silent:
-    """A watcher that tells nobody."""
-
-    def started(self, step: int, steps: int) -> None: ...
-
-    def stepped(self, step: int, progress: float, values: dict[str, float]) -> None: ...
-
-    def said(self, line: str) -> None: ...

@@ -1,7 +1,8 @@
-"""A short hash that tells models apart by their weights, whatever file, precision or quantisation they came in.
+"""Hashes of the VAE and the text encoder, and the check that a run has those that its cache was made with.
 
-It is taken of evenly spaced values of every tensor, in bfloat16: milliseconds for a model of any size. Training changes
-nearly all values, so another model has another hash; a single weight changed by hand may go unnoticed.
+A hash covers evenly spaced values of every tensor, in bfloat16. That takes milliseconds for a model of any size and
+gives the same result for any file format, precision or quantisation. Training changes nearly all values, so another
+model has another hash; a single weight changed by hand may go unnoticed.
 """
 
 import hashlib
@@ -12,28 +13,65 @@ import torch
 from torch import Tensor
 
 from stdit_data.latents.dataset import LatentDataset
-from stdit_train.components.load import Components
-from stdit_train.config.load import ConfigError
+from stdit_train.errors import ConfigError
 
-VALUES = 1024  # of each tensor, at most twice as many
+VALUES_PER_TENSOR = 1024  # hashed; at most twice as many
+SCALE_KEYS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+_NAMES = {"vae": ("VAE", "--vae"), "text_encoder": ("text encoder", "--text-encoder")}
 
 
 def vae_hash(vae: Any) -> str:
-    """Of all weights."""
+    """Hash all weights of a VAE; 16 hexadecimal digits."""
     return _digest(tensor for tensor in vae.state_dict().values() if tensor.is_floating_point())
 
 
 def text_encoder_hash(text_encoder: Any) -> str:
-    """Of norms and embeddings, which 8-bit loading and offloading leave as they are."""
-    return _digest(_plain_tensors(text_encoder))
+    """Hash a text encoder's norms and embeddings, which 8-bit loading and offloading leave unchanged; 16 hexadecimal
+    digits."""
+    return _digest(_unquantised_tensors(text_encoder))
 
 
-def _plain_tensors(model: Any) -> Iterator[Tensor]:
+def about_vae(vae: Any, name: str) -> dict[str, Any]:
+    """Return what a cache records of a VAE: class, hash, and the numbers that normalise its latents."""
+    scale = {key: vae.config.get(key) for key in SCALE_KEYS if vae.config.get(key) is not None}
+    return {"source": name, "class": type(vae).__name__, "hash": vae_hash(vae), "scale": scale}
+
+
+def about_text_encoder(encoder: Any, name: str) -> dict[str, Any]:
+    """Return what a cache records of a text encoder: class, hash and width."""
+    return {
+        "source": name,
+        "class": type(encoder).__name__,
+        "hash": text_encoder_hash(encoder),
+        "width": encoder.config.d_model,
+    }
+
+
+def check_vae(dataset: LatentDataset, vae: Any, source: str) -> None:
+    """Check that a VAE and the scale of its latents are those of a cache.
+
+    Raises:
+        ConfigError: they differ; the message names both.
+    """
+    _check_same(dataset, "vae", dataset.about, about_vae(vae, source))
+
+
+def check_text_encoder(dataset: LatentDataset, encoder: Any, source: str) -> None:
+    """Check that a text encoder is that of a cache; a cache without texts fits any.
+
+    Raises:
+        ConfigError: they differ; the message names both.
+    """
+    if dataset.about_text is not None:
+        _check_same(dataset, "text_encoder", dataset.about_text, about_text_encoder(encoder, source))
+
+
+def _unquantised_tensors(model: Any) -> Iterator[Tensor]:
     for module in model.modules():
         own = list(module.parameters(recurse=False))
         if not isinstance(module, torch.nn.Embedding) and any(parameter.ndim != 1 for parameter in own):
             continue
-        if any(parameter.is_meta for parameter in own):  # offloaded: the hook that brings it in for a forward
+        if any(parameter.is_meta for parameter in own):  # offloaded: accelerate's hook fetches the weights
             from accelerate.utils import align_module_device
 
             with align_module_device(module, "cpu"):
@@ -43,63 +81,21 @@ def _plain_tensors(model: Any) -> Iterator[Tensor]:
 
 
 def _digest(tensors: Iterable[Tensor]) -> str:
-    """Names and order don't count: libraries rename weights, and tied ones appear once or twice."""
+    """Hash tensors whatever their names and order: libraries rename weights, and list tied ones once or twice."""
     parts = set()
     for tensor in tensors:
         flat = tensor.detach().reshape(-1)
-        values = flat[:: max(1, flat.numel() // VALUES)].to("cpu", torch.bfloat16).contiguous().view(torch.uint8)
+        step = max(1, flat.numel() // VALUES_PER_TENSOR)
+        values = flat[::step].to("cpu", torch.bfloat16).contiguous().view(torch.uint8)
         parts.add(hashlib.sha256(repr(tuple(tensor.shape)).encode() + values.numpy().tobytes()).hexdigest())
     return hashlib.sha256("".join(sorted(parts)).encode()).hexdigest()[:16]
 
 
-SAID = {"vae": ("VAE", "--vae"), "text_encoder": ("text encoder", "--text-encoder")}
-
-
-def check_components(dataset: LatentDataset, components: Components) -> None:
-    """Looks whether the run's VAE, its scale and, where it has one, its text encoder are those of the cache.
-
-    Raises:
-        ConfigError: another one; the message names both.
-    """
-    _compare(dataset, "vae", dataset.about, about_vae(components.vae, components.vae_source))
-    if components.text_encoder is not None:
-        check_text_encoder(dataset, components.text_encoder, components.text_source)
-
-
-def check_text_encoder(dataset: LatentDataset, encoder: Any, source: str) -> None:
-    """Looks whether a text encoder is that of the cache, where it has texts.
-
-    Raises:
-        ConfigError: another one.
-    """
-    if dataset.about_text is not None:
-        _compare(dataset, "text_encoder", dataset.about_text, about_text_encoder(encoder, source))
-
-
-def _compare(dataset: LatentDataset, key: str, about: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    there, (what, option) = about[key], SAID[key]
-    for fact in ("class", "hash", "scale"):
-        if fact in there and there[fact] != asked[fact]:
+def _check_same(dataset: LatentDataset, part: str, recorded: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    theirs, (what, option) = recorded[part], _NAMES[part]
+    for key in ("class", "hash", "scale"):
+        if key in theirs and theirs[key] != ours[key]:
             raise ConfigError(
-                f"{dataset.url} was encoded with the {what} {there['source']} ({fact} {there[fact]}), this run has "
-                f"{asked['source']} ({fact} {asked[fact]}): leave {option} out, or encode anew"
+                f"{dataset.url} was encoded with the {what} {theirs['source']} ({key} {theirs[key]}), this run has "
+                f"{ours['source']} ({key} {ours[key]}): leave {option} out, or encode again"
             )
-
-
-SCALE = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
-
-
-def about_vae(vae: Any, name: str) -> dict[str, Any]:
-    """What a cache records of a VAE: class, weights, and the numbers that normalise its latents."""
-    scale = {key: vae.config.get(key) for key in SCALE if vae.config.get(key) is not None}
-    return {"source": name, "class": type(vae).__name__, "hash": vae_hash(vae), "scale": scale}
-
-
-def about_text_encoder(encoder: Any, name: str) -> dict[str, Any]:
-    """What a cache records of a text encoder: class, weights, width."""
-    return {
-        "source": name,
-        "class": type(encoder).__name__,
-        "hash": text_encoder_hash(encoder),
-        "width": encoder.config.d_model,
-    }

@@ -1,6 +1,5 @@
 """Makes a cache of what a stage trains on, and looks into one: datasets, VAE and text encoder brought together."""
 
-import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from stdit_data.latents.job import SHARD_BYTES, Job
 from stdit_model import video_vae
 from stdit_model.text import clean_caption, encode_captions
 from stdit_train.components.identity import about_text_encoder, about_vae
-from stdit_train.components.load import load_text_encoder, load_vae
+from stdit_train.components.load import eight_bit_config, load_text_encoder, load_vae
 from stdit_train.config.load import ConfigError
 from stdit_train.config.schema import TrainConfig
 from stdit_train.data.datasets import build_datasets
@@ -226,14 +225,7 @@ def _options(loading: TextLoading, memory: str | None, folder: Path | None) -> d
     if loading == "full":
         return {}
     if loading == "8bit":
-        from importlib.util import find_spec
-
-        if find_spec("bitsandbytes") is None:
-            raise ConfigError("--text-loading 8bit needs bitsandbytes: pip install bitsandbytes, or take offload")
-        logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)  # else a line for every layer: what it casts
-        from transformers import BitsAndBytesConfig
-
-        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True), "device_map": "auto"}
+        return {"quantization_config": eight_bit_config("--text-loading 8bit", "offload"), "device_map": "auto"}
     limits: dict[str, Any] = {}
     if memory is not None:
         limits = {"max_memory": {0: memory} if torch.cuda.is_available() else {"cpu": memory}}

@@ -1,20 +1,20 @@
-"""Training from a cache of latents and text embeddings: its components by default, and that everything fits."""
+"""Open a cache of latents and text states to train from, and check that it fits the run."""
 
 from itertools import islice
 
 from stdit_data.buckets import Bucket, parse_bucket
 from stdit_data.datasets.shapes import ShapesDataset
 from stdit_data.latents.dataset import LatentDataset
-from stdit_train.config.load import ConfigError
 from stdit_train.config.schema import TrainConfig
+from stdit_train.errors import ConfigError
 
 
 def open_cached(config: TrainConfig) -> LatentDataset:
-    """The cache of a run.
+    """Open the cache that a run trains from.
 
     Raises:
-        ConfigError: it holds another shape than the run's.
-        DataError: it is not whole.
+        ConfigError: it holds clips of another shape, or texts of another length, than the run's.
+        DataError: it is incomplete or damaged.
     """
     data = config.data
     dataset = LatentDataset(data.source, window=data.window)
@@ -24,27 +24,27 @@ def open_cached(config: TrainConfig) -> LatentDataset:
         sizes = f"--set data.frames={other[0].frames} data.height={other[0].height} data.width={other[0].width}"
         raise ConfigError(
             f"{data.source} holds clips of {other[0]}, stage {config.stage} trains on {', '.join(map(str, wanted))}: "
-            f"encode anew with --stage {config.stage}, or train with {sizes.replace(' data', ' --set data')}"
+            f"encode again with --stage {config.stage}, or train with {sizes.replace(' data', ' --set data')}"
         )
     about = dataset.about_text
     if about is not None and about["max_length"] != config.model.model_max_length:
         raise ConfigError(
             f"{data.source} holds texts of up to {about['max_length']} tokens, the run's model.model_max_length is "
-            f"{config.model.model_max_length}: set it to the same, or encode the texts anew (--text-only)"
+            f"{config.model.model_max_length}: set it to the same, or encode the texts again (--text-only)"
         )
     return dataset
 
 
 def is_of_shapes(dataset: LatentDataset) -> bool:
-    """Whether `shapes` is what the cache was made of."""
+    """Whether a cache was made from `shapes`."""
     return dataset.about["manifest"]["source"].split(":")[0] == "shapes"
 
 
 def validation_of_shapes(config: TrainConfig) -> ShapesDataset:
-    """Clips of `shapes` to validate on, for a cache of it.
+    """Return the validation clips of `shapes`, for a cache made from it.
 
     Raises:
-        ConfigError: the run names others.
+        ConfigError: the run names other validation clips.
     """
     data = config.data
     if data.validation or data.validation_source is not None:
@@ -57,6 +57,6 @@ def validation_of_shapes(config: TrainConfig) -> ShapesDataset:
 
 
 def cached_prompts(dataset: LatentDataset, count: int) -> list[str]:
-    """The first different captions, to be sampled along the way."""
+    """Return the first `count` distinct captions, to sample during training."""
     captions = (dataset.caption(i) for i in range(len(dataset)))
     return list(islice(dict.fromkeys(caption for caption in captions if caption), count)) or [""]

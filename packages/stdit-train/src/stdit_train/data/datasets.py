@@ -1,4 +1,4 @@
-""""""
+"""Open the data sets that a run's settings name."""
 
 from typing import Any
 
@@ -13,32 +13,18 @@ from stdit_model import video_vae
 from stdit_train.config.resolve import is_cached
 from stdit_train.config.schema import TrainConfig
 from stdit_train.data.cached import cached_prompts, is_of_shapes, open_cached, validation_of_shapes
-from stdit_train.data.holdout import train_val_split
+from stdit_train.data.holdout import ValidationClips, train_val_split
 from stdit_train.data.videos import open_clips
 
-
-def cached_in_memory(dataset: ClipDataset, vae: Any, device: torch.device, shape: tuple[int, int, int]) -> ClipDataset:
-    """A dataset whose clips a VAE on a device encodes, to latents of `shape` (T', H', W').
-
-    One that gives latents already, a cache for instance, stays as it is.
-    """
-    if getattr(dataset, "moments", False):
-        return dataset
-
-    def encode(video: Tensor) -> Tensor:
-        return video_vae.encode_moments(vae, video.to(device)).cpu()
-
-    return InMemoryLatents(dataset, encode, shape)
+SAMPLED_PROMPTS = 4  # sampled during training
 
 
-SAMPLED_PROMPTS = 4  # drawn along the way
-
-
-def build_datasets(config: TrainConfig) -> tuple[ClipDataset, ClipDataset | None, list[str]]:
-    """Clips to train on, clips to validate on (None for none), and prompts to sample along the way.
+def build_datasets(config: TrainConfig) -> tuple[ClipDataset, ShapesDataset | ValidationClips | None, list[str]]:
+    """Open the clips to train on, the clips to validate on (None for none), and choose the prompts to sample.
 
     Raises:
-        ConfigError, DataError: no such clips, or settings that don't fit them.
+        ConfigError: settings that do not fit the clips.
+        DataError: the clips do not exist or cannot be used.
     """
     data = config.data
     if is_cached(config):
@@ -61,3 +47,21 @@ def build_datasets(config: TrainConfig) -> tuple[ClipDataset, ClipDataset | None
     videos, held = train_val_split(open_clips(data), data)
     captions = [entry.caption for entry in videos.entries if entry.caption][:SAMPLED_PROMPTS]
     return videos, held, captions or [""]
+
+
+def cached_in_memory(dataset: ClipDataset, vae: Any, device: torch.device, shape: tuple[int, int, int]) -> ClipDataset:
+    """Wrap a data set so that each clip is encoded once and its latents are kept in memory.
+
+    Args:
+        dataset: clips; one that yields latents already, a cache for instance, is returned as it is.
+        vae: encodes them.
+        device: where the VAE is.
+        shape: size of the latents, (T, H, W).
+    """
+    if getattr(dataset, "moments", False):
+        return dataset
+
+    def encode(video: Tensor) -> Tensor:
+        return video_vae.encode_moments(vae, video.to(device)).cpu()
+
+    return InMemoryLatents(dataset, encode, shape)

@@ -1,65 +1,65 @@
-"""Which clips a run of videos, or of a cache of videos, trains on and which it is validated on.
+"""Which clips a run trains on and which it is validated on.
 
-`shapes`, and caches of it, have validation clips of their own; see `setup.build_datasets`.
+`shapes` and caches of it come with validation clips of their own; see `stdit_train.data.datasets.build_datasets`.
 """
 
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from stdit_data.buckets import Bucket
 from stdit_data.clip import Clip
+from stdit_data.datasets.shapes import ShapesDataset
 from stdit_data.datasets.videos import VideoDataset
 from stdit_data.errors import ClipError, DataError
 from stdit_data.latents.dataset import LatentDataset
 from stdit_data.latents.format import is_cache
 from stdit_data.manifests.split import split
-from stdit_train.config.load import ConfigError
 from stdit_train.config.schema import DataConfig
 from stdit_train.data.videos import open_clips
+from stdit_train.errors import ConfigError
+
+VALIDATION_CLIPS = 64  # that the validation loss is the mean of
 
 log = logging.getLogger(__name__)
 
 Clips = TypeVar("Clips", VideoDataset, LatentDataset)
 
 
-VALIDATION_CLIPS = 64
-
-
 class ValidationClips:
-    """A `ClipDataset` of the clips that a run of videos is validated on: the first 64 of another.
+    """The first 64 clips of a data set, as a `ClipDataset`.
 
-    As many again stand in for clips that can't be read, so that a broken file costs no run, and the loss is the same
-    on every machine that finds the same files broken.
+    The next 64 stand in for clips that cannot be read, so that a broken file does not end the run and the loss is the
+    same on every machine where the same files are broken.
 
     Args:
-        dataset: clips of one shape, nothing of them drawn at random; also `caption(index)`.
+        dataset: clips of one shape, without random transforms.
     """
 
-    def __init__(self, dataset: Any) -> None:
+    def __init__(self, dataset: VideoDataset | LatentDataset) -> None:
         self.dataset, self.moments = dataset, getattr(dataset, "moments", False)
         self.own = range(len(dataset))[:VALIDATION_CLIPS]
         self.spare = range(len(dataset))[VALIDATION_CLIPS : 2 * VALIDATION_CLIPS]
-        self._told: set[int] = set()
+        self._reported: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.own)
 
     def bucket(self, index: int) -> Bucket:
-        """Their shape."""
+        """Return the clips' shape."""
         return self.dataset.bucket(index)
 
     @property
     def captions(self) -> list[str]:
-        """Of all that may be read."""
+        """Captions of all clips that may be read, those that stand in for others included."""
         return [self.dataset.caption(index) for index in (*self.own, *self.spare)]
 
     def load(self, index: int, *, seed: int, epoch: int) -> Clip:
-        """A clip, or the one that stands in for it.
+        """Load a clip, or the one that stands in for it; seed and epoch make no difference.
 
         Raises:
-            DataError: not one can be read.
+            DataError: no clip can be read.
         """
         failed: ClipError | None = None
         for candidate in (index, *self.spare[index : index + 1], *self.own, *self.spare):
@@ -67,21 +67,21 @@ class ValidationClips:
                 return self.dataset.load(candidate, seed=0, epoch=0)
             except ClipError as error:
                 failed = error
-                if candidate not in self._told:
-                    self._told.add(candidate)
-                    log.warning("of the validation clips another stands in for %s", error)
+                if candidate not in self._reported:
+                    self._reported.add(candidate)
+                    log.warning("validation: another clip stands in for %s", error)
         raise DataError(f"none of the {len(self)} validation clips can be read, the last: {failed}")
 
 
 def train_val_split(dataset: Clips, data: DataConfig) -> tuple[Clips, ValidationClips | None]:
-    """The clips to train on, and those to validate on as the settings say: a share of them, others, or none.
+    """Split clips into those to train on and those to validate on: a share of them, another source, or none.
 
-    Validation clips have the run's own shape (`data.frames`, `height` and `width`) where there are buckets. Of videos
-    they are the middle, in time and in the picture, and never mirrored.
+    Validation clips have the run's own shape (`data.frames`, `height` and `width`), also where there are buckets. Of a
+    video they are the middle, in time and in the picture, and never mirrored.
 
     Raises:
         ConfigError: the share leaves one side empty, or no clip has that shape.
-        DataError: no such `data.validation_source`, or nothing usable there.
+        DataError: `data.validation_source` does not exist or has no usable clip.
     """
     if data.validation_source is not None:
         others = _open(data.validation_source, dataset, data)
@@ -93,6 +93,15 @@ def train_val_split(dataset: Clips, data: DataConfig) -> tuple[Clips, Validation
     except DataError as error:
         raise ConfigError(f"data.validation: {error}; set another, or name a data.validation_source") from None
     return dataset.subset(kept), _validation(dataset, held, data)
+
+
+def validation_captions(validation: ShapesDataset | ValidationClips | None) -> list[str]:
+    """Return the captions of the clips that the validation loss is measured on."""
+    if validation is None:
+        return []
+    if isinstance(validation, ValidationClips):
+        return validation.captions
+    return [validation.caption(index) for index in range(min(VALIDATION_CLIPS, len(validation)))]
 
 
 def _open(source: str, dataset: VideoDataset | LatentDataset, data: DataConfig) -> VideoDataset | LatentDataset:

@@ -1,21 +1,21 @@
-"""Videos to train on, and how many a step takes, as a run's settings say."""
+"""Open the videos of a run and derive the batch sizes of its loader."""
 
 from typing import Any
 
 from stdit_data.buckets import Bucket, batch_sizes, parse_bucket
 from stdit_data.datasets.videos import VideoDataset, open_videos
-from stdit_train.config.load import ConfigError
 from stdit_train.config.schema import DataConfig, TrainConfig
+from stdit_train.errors import ConfigError
 
-RANKS = 8  # batches from a token budget can be shared by so many, and by 1, 2 and 4
+RANKS = 8  # batches from a token budget divide evenly among this many ranks, and among 1, 2 and 4
 
 
 def open_clips(data: DataConfig) -> VideoDataset:
-    """The videos of `data.source`, a folder or a manifest.
+    """Open the videos of `data.source`, a folder or a manifest.
 
     Raises:
-        DataError: nothing usable there.
-        ConfigError: settings that don't go together.
+        DataError: it does not exist or has no usable video.
+        ConfigError: settings contradict each other.
     """
     if data.remember_latents and data.buckets:
         raise ConfigError("data.remember_latents keeps latents of one size: leave data.buckets out, or it")
@@ -38,14 +38,14 @@ def open_clips(data: DataConfig) -> VideoDataset:
 
 
 def loader_settings(config: TrainConfig) -> dict[str, Any]:
-    """What a `ClipLoader` is told of batches and bad clips.
+    """Return the arguments of a `ClipLoader` that set batch sizes and the share of rejected clips.
 
-    With buckets, a step of each has `global_batch` clips or, from a token budget, as many as fit: a multiple of 8, or
-    4, 2 or 1 where fewer fit, whatever the number of ranks. Clips at once are as many as make no more tokens than
+    With buckets, a step takes `global_batch` clips of one bucket or, with a token budget, as many as fit: a multiple
+    of 8, or 4, 2 or 1 where fewer fit, for any number of ranks. A micro-batch has at most as many tokens as
     `micro_batch` clips of the run's own shape.
 
     Raises:
-        DataError: not one clip of some bucket fits the budget.
+        DataError: a single clip of some bucket exceeds the token budget.
     """
     data, settings = config.data, {"max_reject_share": config.data.max_reject_share}
     if not data.buckets:

@@ -48,7 +48,8 @@ class BatchLoss:
     ) -> None:
         self.config, self.components, self.precision, self.device = config, components, precision, device
         self.encoded, self.processes = encoded, processes
-        self.text = TextMemory(components, config.model.model_max_length)
+        parts = components.tokenizer, components.text_encoder, components.texts
+        self.text = TextMemory(*parts, config.model.model_max_length)
         data = config.data
         self.latent_shape = video_vae.latent_shape(components.vae, data.frames, data.height, data.width)
         for size in (self.latent_shape, *(self._bucket_shape(parse_bucket(bucket)) for bucket in data.buckets)):
@@ -68,8 +69,8 @@ class BatchLoss:
         drop = (draws.drop < config.caption_dropout).to(self.device) if config.caption_dropout else None
         x0 = self._latents(batch, draws.posterior)
         given = self._given(batch, draws.given, x0.shape[2])
-        self.text.give(batch.captions, batch.texts)
-        terms = self._score(self.precision.module, x0, draws.noise, level, batch.captions, drop, given)
+        states = self.text(batch.captions, batch.texts)
+        terms = self._score(self.precision.module, x0, draws.noise, level, states, drop, given)
         return timestep_of(level, config), terms
 
     def _given(self, batch: Batch, draws: Tensor, frames: int) -> Tensor | None:
@@ -97,7 +98,7 @@ class BatchLoss:
         def terms(video: Tensor, captions: list[str], indices: list[int], level: Tensor) -> Tensor:
             x0 = video_vae.sample_latents(self.components.vae, self._moments(video))
             noise = draw(0, 0, indices, self.latent_shape).noise
-            return self._score(model, x0, noise, level, captions)["loss"]
+            return self._score(model, x0, noise, level, self.text(captions))["loss"]
 
         with torch.no_grad():
             return validation_loss(dataset, self.config.global_batch, terms, self.processes)
@@ -108,7 +109,7 @@ class BatchLoss:
 
     def _blame(self, batch: Batch) -> str | None:
         draws = draw(self.config.seed, batch.epoch, batch.indices, self.shape(batch))
-        x0, y = self._latents(batch, draws.posterior), self.text(batch.captions)[0]
+        x0, y = self._latents(batch, draws.posterior), self.text(batch.captions, batch.texts)[0]
         clips = f"of clips {', '.join(map(str, batch.indices))}"
         inputs = {f"the VAE's latents {clips}": x0, f"the text encoder's states {clips}": y}
         if self.processes.sharded:  # to run it once more takes all processes, of which some may be done looking
@@ -121,11 +122,11 @@ class BatchLoss:
         x0: Tensor,
         noise: Tensor,
         level: Tensor,
-        captions: list[str],
+        states: tuple[Tensor, Tensor],
         drop: Tensor | None = None,
         given: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        y, mask = (tensor.to(self.device) for tensor in self.text(captions))
+        y, mask = (tensor.to(self.device) for tensor in states)
         noise, level = noise.to(self.device), level.to(self.device)
         with self.precision.autocast():
             return training_loss(model, self.config.objective, x0, noise, level, y, mask, drop, given)

@@ -2,7 +2,6 @@
 
 import gc
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from stdit_model.sampling.folder import HUB_COMPONENTS, T5
 from stdit_model.weights.files import read_json
 from stdit_model.weights.hub import local_path, split_hub_id
 from stdit_train.checkpoint.run_folder import stage_folders
-from stdit_train.components.load import quiet_libraries
+from stdit_train.components.load import eight_bit_config, quiet_libraries
 from stdit_train.config.load import ConfigError
 from stdit_train.hardware import find_device
 
@@ -81,14 +80,14 @@ def load_pipeline(
         checkpoint: a pipeline folder, a run folder, a released file or a Hub id.
         vae, text_encoder: folders or Hub ids that replace the checkpoint's, or complete bare weights.
         text_8bit: the text encoder's weights in 8 bits.
-        low_memory: leave the text encoder out, see `add_text_encoder`, and everything in main memory.
+        low_memory: leave the text encoder out, see `attach_text_encoder`, and everything in main memory.
 
     Raises:
         ConfigError: it can't be found or, offline, not be fetched; 8 bits without bitsandbytes, told first of all.
         WeightsError: a part of it can't.
     """
     if text_8bit:
-        eight_bits()  # else told only when its turn comes, after minutes of loading
+        _eight_bits()  # else told only when its turn comes, after minutes of loading
     found = find_checkpoint(checkpoint)
     device = find_device()
     dtype = _dtype(device)
@@ -119,7 +118,7 @@ def load_pipeline(
     return pipeline if low_memory else pipeline.to(device)
 
 
-def add_text_encoder(
+def attach_text_encoder(
     pipeline: STDiTPipeline, checkpoint: str, *, text_encoder: str | None = None, text_8bit: bool = False
 ) -> None:
     """Put the text encoder, alone, on the device of a pipeline that was loaded with `low_memory`."""
@@ -154,21 +153,12 @@ def _text_source(found: CheckpointSource, text_encoder: str | None) -> str:
 def _load_text_encoder(found: CheckpointSource, text_encoder: str | None, dtype: torch.dtype, text_8bit: bool) -> Any:
     options: dict[str, Any] = {"dtype": dtype}
     if text_8bit:
-        options |= {"quantization_config": eight_bits(), "device_map": {"": find_device()}}
+        options |= {"quantization_config": _eight_bits(), "device_map": {"": find_device()}}
     return load_part("text_encoder", _text_source(found, text_encoder), **options)
 
 
-def eight_bits() -> Any:
-    """transformers' setting for weights in 8 bits.
-
-    Raises:
-        ConfigError: bitsandbytes is not installed.
-    """
-    if find_spec("bitsandbytes") is None:
-        raise ConfigError("--text-8bit needs bitsandbytes: pip install bitsandbytes, or take --low-memory alone")
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(load_in_8bit=True)
+def _eight_bits() -> Any:
+    return eight_bit_config("--text-8bit", "--low-memory alone")
 
 
 def _from_pretrained(source: str, **options: Any) -> STDiTPipeline:

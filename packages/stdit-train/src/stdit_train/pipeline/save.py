@@ -49,7 +49,7 @@ def draw_samples(
     generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
     wanted: dict[str, Any] = {"prompt": prompts}
     if components.texts is not None:
-        y, mask = TextMemory(components, model.config.model_max_length)(prompts)
+        y, mask = TextMemory(None, None, components.texts, model.config.model_max_length)(prompts)
         wanted = {"prompt_embeds": y, "prompt_attention_mask": mask}
     output: Any = pipeline(**wanted, generator=generators)
     videos = output.frames
@@ -69,7 +69,7 @@ def save_pipeline(folder: Path, model: STDiT, components: Components, config: Tr
     with write_atomically(folder) as partial:
         build_pipeline(model, components, config).save_pretrained(partial)
         if components.texts is not None:
-            add_text_encoder(partial, components.text_source)
+            save_text_encoder(partial, components.text_source)
 
 
 def build_scheduler(objective: ObjectiveConfig) -> Any:
@@ -84,7 +84,7 @@ def build_scheduler(objective: ObjectiveConfig) -> Any:
 INDEX = "model_index.json"
 
 
-def add_text_encoder(folder: Path, source: str) -> None:
+def save_text_encoder(folder: Path, source: str) -> None:
     """Complete a pipeline folder that was written without one, and load no weights for it.
 
     A folder's files are copied; a hub id, or a folder that is not on this machine, is recorded by its name.

@@ -15,7 +15,7 @@ from stdit_model.sampling.schedulers import compat, sampler_name, use_sampler
 from stdit_train.assets import resolve
 from stdit_train.pipeline.load import (
     CheckpointSource,
-    add_text_encoder,
+    attach_text_encoder,
     find_checkpoint,
     free_text_encoder,
     load_pipeline,
@@ -95,7 +95,7 @@ class VideoGenerator:
         """Every text, then away with the encoder: it is larger than all the rest."""
         source = resolve(self.settings.checkpoint)
         settings = self.settings
-        add_text_encoder(self.pipeline, source, text_encoder=settings.text_encoder, text_8bit=settings.text_8bit)
+        attach_text_encoder(self.pipeline, source, text_encoder=settings.text_encoder, text_8bit=settings.text_8bit)
         texts = [text for wanted in request.wanted for text in (wanted.prompt, wanted.negative)]
         if request.recorded is not None:  # what was made together with it is made again, too
             texts += [video[name] for video in request.recorded["batch"]["videos"] for name in ("prompt", "negative")]
