@@ -16,9 +16,9 @@ from stdit_data.datasets.shapes import ShapesDataset
 from stdit_data.latents.dataset import LatentDataset
 from stdit_data.video.write import write_mp4
 from stdit_model import STDiTPipeline, video_vae
-from stdit_train import cached_texts
 from stdit_train.build import build_trainer
 from stdit_train.checkpoint.run_folder import RunFolder
+from stdit_train.components import load as components_load
 from stdit_train.components.load import load_text_encoder
 from stdit_train.components.precompute import Encoding, Process, decode_entries, open_jobs, this_process
 from stdit_train.config.load import ConfigError, from_dict, set_values, to_dict
@@ -201,7 +201,7 @@ def test_the_text_encoder_is_not_loaded(
 
     real = load_text_encoder
     loaded: list[str] = []
-    monkeypatch.setattr(cached_texts, "load_text_encoder", lambda *given: loaded.append(given[0]) or real(*given))
+    monkeypatch.setattr(components_load, "load_text_encoder", lambda *given: loaded.append(given[0]) or real(*given))
     trainer, watcher = start(config, tmp_path / "named")  # validation's captions are not in the cache
     assert loaded == [str(parts)]
     assert (trainer.components.text_encoder, trainer.components.tokenizer) == (None, None)
@@ -227,7 +227,7 @@ def test_not_even_looked_at_when_nothing_names_another(
     about = tmp_path / "cache" / "video" / "about.json"  # as if made of videos: no validation
     about.write_text(about.read_text().replace('"source": "shapes"', '"source": "videos"'))
     config = changed(small, data__source=cache, data__remember_latents=False, data__text_encoder=NAMES["text_encoder"])
-    monkeypatch.setattr(cached_texts, "load_text_encoder", None)
+    monkeypatch.setattr(components_load, "load_text_encoder", None)
     trained(config, tmp_path / "run")
     assert list((tmp_path / "run" / "samples").glob("*.mp4"))
     index = json.loads((tmp_path / "run" / "pipeline" / "model_index.json").read_text())

@@ -1,10 +1,10 @@
 """Load the frozen models around the transformer: VAE, text encoder and tokenizer."""
 
 import gc
+import importlib.util
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,7 @@ def eight_bit_config(option: str, alternative: str) -> Any:
     Raises:
         ConfigError: bitsandbytes is not installed.
     """
-    if find_spec("bitsandbytes") is None:
+    if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(f"{option} needs bitsandbytes: pip install bitsandbytes, or use {alternative}")
     from transformers import BitsAndBytesConfig
 
