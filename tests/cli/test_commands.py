@@ -69,7 +69,7 @@ def test_unknown_words_and_sizes_are_said(stdit: Callable) -> None:
     done = stdit("sample", "a red dragon moving left", "--steps", "1", "--size", "32x48", "--frames", "8")
     assert done.code == 0, done
     (warning,) = [line for line in done.out.splitlines() if line.startswith("warning")]
-    for said in ("does not know 'dragon'", "trained on 16x64x64", "8x32x48"):
+    for said in ("unknown words 'dragon'", "trained on 16x64x64", "8x32x48"):
         assert said in warning
 
 

@@ -11,8 +11,7 @@ from PIL import Image
 
 from stdit_cli.commands.sample import sidecar
 from stdit_cli.commands.sample.outputs import plan_jobs, unique_path
-from stdit_cli.commands.sample.request import PromptRequest, Request, Settings
-from stdit_cli.prompt_files import read_prompts
+from stdit_cli.commands.sample.request import PromptRequest, SampleRequest, Settings, read_prompts
 from stdit_cli.sharing import Share, in_turns
 from stdit_data.datasets.shapes import ShapesDataset
 from stdit_data.video.read import read_video
@@ -72,9 +71,9 @@ def test_other_weights_are_said(stdit: Callable, tmp_path: Path) -> None:
         (["batch", "index"], 7, "not the sidecar"),
         (["made_on"], None, "not the sidecar"),
         (["prompt"], 5, "not the sidecar"),
-        (["settings", "steps"], "x", "steps 'x' is no setting: expected int"),
-        (["settings", "size"], 64, "size 64 is no setting: expected str"),
-        (["settings", "nonsense"], 1, "does not know: nonsense"),
+        (["settings", "steps"], "x", "steps 'x': expected int"),
+        (["settings", "size"], 64, "size 64: expected str"),
+        (["settings", "nonsense"], 1, "unknown settings: nonsense"),
     ],
 )
 def test_a_garbled_sidecar_is_told(stdit: Callable, tmp_path: Path, path: list[str], value: object, said: str) -> None:
@@ -110,7 +109,7 @@ def test_another_picture_under_the_same_name_is_said(stdit: Callable, tmp_path: 
     assert stdit("sample", RED, "--image", "first.png", "--frames", "2", "--steps", "1", "--out", "a.mp4").code == 0
     Image.new("RGB", (64, 64), "blue").save(tmp_path / "first.png")
     done = stdit("sample", "--from", "a.json", "--out", "b.mp4")
-    assert "the image that it goes on from has changed" in done.out, done
+    assert "the image that it starts from has changed" in done.out, done
 
 
 def test_the_batch_and_the_number_change_nothing(stdit: Callable, tmp_path: Path) -> None:
@@ -174,7 +173,7 @@ def test_faults_of_prompt_files_name_the_line(tmp_path: Path, name: str, text: s
 
 
 def test_names_are_planned_alike_by_every_process(tmp_path: Path) -> None:
-    request = Request(
+    request = SampleRequest(
         [PromptRequest("a cat"), PromptRequest("a cat"), PromptRequest("a dog", seed=5)],
         Settings(),
         num=2,
@@ -226,7 +225,9 @@ def test_a_video_to_go_on_from(stdit: Callable, tmp_path: Path) -> None:
     ("how", "said"), [("windows", "in windows of 16"), ("stretch", "40x64x64"), ("whole", "40x64x64")]
 )
 def test_longer_than_trained(stdit: Callable, tmp_path: Path, how: str, said: str) -> None:
-    done = stdit("sample", RED, "--frames", "40", "--steps", "1", "--long", how, "--settling", "0", "--out", "x.mp4")
+    done = stdit(
+        "sample", RED, "--frames", "40", "--steps", "1", "--long", how, "--resampling-steps", "0", "--out", "x.mp4"
+    )
     assert done.code == 0, done
     assert said in done.out
     assert read_video(str(tmp_path / "x.mp4"), 64, 64)[0].shape[1] == 40

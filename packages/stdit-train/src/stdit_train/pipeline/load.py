@@ -67,7 +67,7 @@ def find_checkpoint(checkpoint: str) -> CheckpointSource:
 
 
 def load_pipeline(
-    checkpoint: str,
+    checkpoint: str | CheckpointSource,
     *,
     vae: str | None = None,
     text_encoder: str | None = None,
@@ -77,7 +77,7 @@ def load_pipeline(
     """Load a pipeline, its progress bar off: in bfloat16 on CUDA, else in float32 on MPS or the CPU.
 
     Args:
-        checkpoint: a pipeline folder, a run folder, a released file or a Hub id.
+        checkpoint: a pipeline folder, a run folder, a released file or a Hub id; or what `find_checkpoint` found.
         vae, text_encoder: folders or Hub ids that replace the checkpoint's, or complete bare weights.
         text_8bit: the text encoder's weights in 8 bits.
         low_memory: leave the text encoder out, see `attach_text_encoder`, and everything in main memory.
@@ -88,7 +88,7 @@ def load_pipeline(
     """
     if text_8bit:
         _eight_bits()  # else told only when its turn comes, after minutes of loading
-    found = find_checkpoint(checkpoint)
+    found = checkpoint if isinstance(checkpoint, CheckpointSource) else find_checkpoint(checkpoint)
     device = find_device()
     dtype = _dtype(device)
     quiet_libraries()
@@ -119,11 +119,11 @@ def load_pipeline(
 
 
 def attach_text_encoder(
-    pipeline: STDiTPipeline, checkpoint: str, *, text_encoder: str | None = None, text_8bit: bool = False
+    pipeline: STDiTPipeline, checkpoint: CheckpointSource, *, text_encoder: str | None = None, text_8bit: bool = False
 ) -> None:
     """Put the text encoder, alone, on the device of a pipeline that was loaded with `low_memory`."""
     device = find_device()
-    encoder = _load_text_encoder(find_checkpoint(checkpoint), text_encoder, _dtype(device), text_8bit)
+    encoder = _load_text_encoder(checkpoint, text_encoder, _dtype(device), text_8bit)
     pipeline.text_encoder = encoder if text_8bit else encoder.to(device)
 
 

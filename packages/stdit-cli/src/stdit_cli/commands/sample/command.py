@@ -1,9 +1,15 @@
-"""`stdit sample`: parse, call, show."""
+"""`stdit sample`: its options, and the request that they make up."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from stdit_cli.commands.sample.request import SEED_MAX, PromptRequest, SampleRequest, Settings, read_prompts
+from stdit_train.errors import ConfigError
+
+OUTPUT = {"out", "format", "overwrite"}  # options that do not change the video
 
 
 def sample(
@@ -12,59 +18,184 @@ def sample(
     ] = None,
     checkpoint: Annotated[
         str | None,
-        typer.Option(help="Pipeline folder, run folder, released .pth or hub id; the bundled `demo` unless given."),
+        typer.Option(
+            help="Pipeline folder, run folder, released .pth file or Hub id.", show_default="the bundled demo"
+        ),
     ] = None,
     prompts_file: Annotated[
-        Path | None, typer.Option("--prompts", help="More prompts: a .txt, .csv or .jsonl; see docs/sampling.md.")
+        Path | None, typer.Option("--prompts", help="File of prompts: .txt, .csv or .jsonl; see docs/sampling.md.")
     ] = None,
     from_: Annotated[
-        Path | None, typer.Option("--from", help="Make a video again from the JSON beside it; options given here win.")
+        Path | None,
+        typer.Option("--from", help="Repeat the video whose JSON file this is; other options override its settings."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the videos, or FILE.mp4 for a single one; videos/ unless given.")
+        Path | None, typer.Option(help="Folder for the videos, or FILE.mp4 for a single one.", show_default="videos")
     ] = None,
-    format: Annotated[str | None, typer.Option(help="mp4, gif, webp, png (one frame) or frames (a folder).")] = None,
-    num: Annotated[int | None, typer.Option(min=1, help="Videos of each prompt.")] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            help="mp4, gif, webp, png (one frame) or frames (a folder of PNGs).",
+            show_default="as --out is named, else mp4, or png for one frame",
+        ),
+    ] = None,
+    num: Annotated[int | None, typer.Option(min=1, help="Videos per prompt.", show_default="1")] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, max=2**63 - 1, help="Of each prompt's first video; the next ones count up.")
+        int | None,
+        typer.Option(
+            min=0, max=SEED_MAX, help="Seed of the first video per prompt; later ones add 1.", show_default="0"
+        ),
     ] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Videos made at once.")] = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Frames; the checkpoint's unless given.")] = None,
-    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH in pixels, or one number for both.")] = None,
-    fps: Annotated[float | None, typer.Option(min=0.1, max=1000, help="Frames a second when played.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; the checkpoint's unless given.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="euler, ddpm, ddim, dpmsolver++ or unipc.")] = None,
-    compat: Annotated[str | None, typer.Option(help="open-sora-1.0: sampler and guidance as the reference.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale; the checkpoint's unless given.")] = None,
-    guidance_rescale: Annotated[float | None, typer.Option(help="0 to 1, against over-exposure.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Videos made at once.", show_default="1")] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Frames per video.", show_default="the checkpoint's")
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(help="HEIGHTxWIDTH in pixels, or one number for both.", show_default="the checkpoint's"),
+    ] = None,
+    fps: Annotated[
+        float | None,
+        typer.Option(min=0.1, max=1000, help="Frames a second when played.", show_default="the checkpoint's"),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.", show_default="the checkpoint's")] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="euler, ddpm, ddim, dpmsolver++ or unipc.", show_default="the checkpoint's")
+    ] = None,
+    compat: Annotated[
+        str | None, typer.Option(help="Reference whose sampler and guidance to use: open-sora-1.0.")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Scale of classifier-free guidance.", show_default="the checkpoint's")
+    ] = None,
+    guidance_rescale: Annotated[
+        float | None, typer.Option(help="Guidance rescale, 0 to 1, against over-exposure.", show_default="0")
+    ] = None,
     guidance_interval: Annotated[
-        str | None, typer.Option(help="Share of the steps that are guided, as in 0.1,0.7.")
+        str | None, typer.Option(help="Share of the steps to guide, e.g. 0.1,0.7.", show_default="0,1")
     ] = None,
-    negative: Annotated[str | None, typer.Option(help="What guidance moves away from.")] = None,
+    negative: Annotated[str | None, typer.Option(help="Negative prompt, which guidance moves away from.")] = None,
     long: Annotated[
-        str | None, typer.Option(help="For more frames than trained: windows (the default), stretch or whole.")
+        str | None,
+        typer.Option(
+            help="How to make more frames than trained on: windows, stretch or whole.", show_default="windows"
+        ),
     ] = None,
-    overlap: Annotated[int | None, typer.Option(min=1, help="Frames that a window goes on from; half of one.")] = None,
-    image: Annotated[str | None, typer.Option(help="A picture that the video begins with.")] = None,
-    video: Annotated[str | None, typer.Option(help="A video to go on from.")] = None,
-    extend: Annotated[int | None, typer.Option(min=1, help="Frames to add to --video.")] = None,
-    settling: Annotated[
-        int | None, typer.Option(min=0, help="Extra passes a step that fit new frames to given ones.")
+    overlap: Annotated[
+        int | None,
+        typer.Option(min=1, help="Frames shared by consecutive windows.", show_default="half a window"),
     ] = None,
-    vae: Annotated[str | None, typer.Option(help="Folder or hub id, in place of the checkpoint's.")] = None,
-    text_encoder: Annotated[str | None, typer.Option(help="Folder or hub id, in place of the checkpoint's.")] = None,
+    image: Annotated[str | None, typer.Option(help="Picture to start from, as the first frame.")] = None,
+    video: Annotated[str | None, typer.Option(help="Video to continue.")] = None,
+    extend: Annotated[
+        int | None, typer.Option(min=1, help="Frames to add to --video.", show_default="as many as trained on")
+    ] = None,
+    resampling_steps: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Resampling passes per denoising step, which fit new frames to given ones.",
+            show_default="the checkpoint's",
+        ),
+    ] = None,
+    settling: Annotated[int | None, typer.Option(min=0, hidden=True)] = None,
+    vae: Annotated[str | None, typer.Option(help="VAE: a folder or Hub id.", show_default="the checkpoint's")] = None,
+    text_encoder: Annotated[
+        str | None, typer.Option(help="T5 encoder: a folder or Hub id.", show_default="the checkpoint's")
+    ] = None,
     low_memory: Annotated[
         bool | None,
         typer.Option("--low-memory", help="Encode the text, free its encoder, sample, decode frame by frame."),
     ] = None,
     text_8bit: Annotated[
-        bool | None, typer.Option("--text-8bit", help="Text encoder in 8 bits (needs bitsandbytes).")
+        bool | None, typer.Option("--text-8bit", help="Load the text encoder in 8 bits (needs bitsandbytes).")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files of the same name.")] = False,
 ) -> None:
-    """Make videos from prompts. Without --checkpoint the bundled demo model makes them."""
-    options = {name: value for name, value in locals().items() if value is not None}
-    from stdit_cli.asking import make_request
+    """Make videos from prompts."""
+    if settling is not None:
+        typer.echo("stdit: --settling is deprecated: use --resampling-steps", err=True)
+    settings = {
+        "checkpoint": checkpoint,
+        "vae": vae,
+        "text_encoder": text_encoder,
+        "frames": frames,
+        "size": size,
+        "fps": fps,
+        "steps": steps,
+        "guidance": guidance,
+        "guidance_rescale": guidance_rescale,
+        "guidance_interval": guidance_interval,
+        "sampler": sampler,
+        "compat": compat,
+        "long": long,
+        "overlap": overlap,
+        "image": image,
+        "video": video,
+        "extend": extend,
+        "resampling_steps": settling if resampling_steps is None else resampling_steps,
+        "low_memory": low_memory,
+        "text_8bit": text_8bit,
+    }
+    options = {
+        "num": num,
+        "seed": seed,
+        "negative": negative,
+        "batch": batch,
+        "out": out,
+        "format": format,
+        "overwrite": overwrite,
+    }
+    request = make_request(prompts or [], prompts_file, from_, _given(settings), _given(options))
+
     from stdit_cli.commands.sample.run import run_sampling
 
-    run_sampling(make_request(options))
+    run_sampling(request)
+
+
+def make_request(
+    prompts: list[str],
+    prompts_file: Path | None,
+    recorded_file: Path | None,
+    settings: dict[str, Any],
+    options: dict[str, Any],
+) -> SampleRequest:
+    """Gather prompts, settings and options into one request.
+
+    Args:
+        prompts: of the command line.
+        prompts_file: more of them.
+        recorded_file: a sidecar, whose prompt and settings hold where none are given.
+        settings: fields of `Settings` that were given.
+        options: other fields of `SampleRequest` that were given.
+
+    Raises:
+        ConfigError: no prompt or an empty one, a file that cannot be read, or options that contradict each other.
+    """
+    if not all(prompt.strip() for prompt in prompts):
+        raise ConfigError('the prompt is empty: describe the video, e.g. "a red circle moving left"')
+    requests = [PromptRequest(prompt) for prompt in prompts]
+    if prompts_file is not None:
+        requests += read_prompts(prompts_file)
+    if recorded_file is None:
+        if not requests:
+            raise ConfigError('no prompt: describe the video, e.g. stdit sample "a red circle moving left"')
+        request = SampleRequest(requests, Settings(**settings), **options)
+    else:
+        from stdit_cli.commands.sample import sidecar
+
+        recorded = sidecar.read(recorded_file)
+        changed = bool(requests or settings or options.keys() - OUTPUT)
+        request = SampleRequest(
+            requests or [PromptRequest(recorded["prompt"])],
+            replace(Settings(**recorded["settings"]), **settings),
+            **{"seed": recorded["seed"], "negative": recorded["negative"], **options},
+            recorded=None if changed else recorded,
+        )
+    request.settings.check()
+    return request
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that have a value."""
+    return {name: value for name, value in options.items() if value is not None}

@@ -1,5 +1,6 @@
-"""A loaded checkpoint, and how the videos of a request are made with it."""
+"""A loaded checkpoint, and how it makes the videos of a request."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -8,34 +9,43 @@ import torch
 from torch import Tensor
 
 from stdit_cli.commands.sample import sidecar
-from stdit_cli.commands.sample.request import Job, Request, Settings, parse_interval, parse_size
+from stdit_cli.commands.sample.request import Job, SampleRequest, Settings, parse_interval, parse_size
 from stdit_data.video.read import read_picture, read_video
 from stdit_model import video_vae
 from stdit_model.sampling.schedulers import compat, sampler_name, use_sampler
+from stdit_model.text import dropped_text, unknown_words
 from stdit_train.assets import resolve
-from stdit_train.pipeline.load import (
-    CheckpointSource,
-    attach_text_encoder,
-    find_checkpoint,
-    free_text_encoder,
-    load_pipeline,
-)
+from stdit_train.pipeline.load import attach_text_encoder, find_checkpoint, free_text_encoder, load_pipeline
 
-Progress = Any  # a callback of STDiTPipeline.__call__
+MAX_WORDS = 10  # that a warning lists
+MAX_VOCABULARY = 100  # a tokenizer with fewer words has them listed
 
 
 class VideoGenerator:
-    """Attributes:
-    settings: the request's, with every number that the checkpoint supplied.
-    frames: of a finished video, given ones included.
-    size: of a finished video, height and width. What is sampled may be larger by up to a patch, and is cut.
+    """A loaded pipeline with the settings of a request.
+
+    Args:
+        request: its settings say what to load; its texts are encoded at once with `low_memory`.
+
+    Attributes:
+        source: the checkpoint.
+        pipeline: with the request's sampler.
+        settings: the request's, with every number that the checkpoint supplied.
+        frames: of a finished video, given ones included.
+        size: height and width of a finished video. What is sampled may be larger by up to a patch, and is cropped.
+        fps: frames a second when played.
+        windowed: whether a video is longer than trained on, and made window by window.
+        new_frames: frames to sample, with the conditioning frames at their head.
+
+    Raises:
+        ConfigError, WeightsError, DataError: a checkpoint, component, picture or video that cannot be loaded.
     """
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: SampleRequest) -> None:
         asked = request.settings
-        self.found: CheckpointSource = find_checkpoint(resolve(asked.checkpoint))
+        self.source = find_checkpoint(resolve(asked.checkpoint))
         self.pipeline = load_pipeline(
-            resolve(asked.checkpoint),
+            self.source,
             vae=asked.vae,
             text_encoder=asked.text_encoder,
             text_8bit=asked.text_8bit,
@@ -59,70 +69,78 @@ class VideoGenerator:
             if asked.guidance is None
             else asked.guidance,
         )
-        self.sampled = video_vae.covering_size(
-            self.pipeline.vae, self.pipeline.transformer.config.patch_size, *self.size
-        )
-        self._read_given()
-        self._texts: dict[str, tuple[Tensor, Tensor]] = {}
+        patch_size = self.pipeline.transformer.config.patch_size
+        self.sampled_size = video_vae.covering_size(self.pipeline.vae, patch_size, *self.size)
+        self._read_conditioning()
+        self._states: dict[str, tuple[Tensor, Tensor]] = {}
         if asked.low_memory:
             self._encode_all(request)
         if request.recorded is not None and self.pipeline.device.type == "cpu":
-            torch.set_num_threads(request.recorded["made_on"]["threads"])  # which shows in the last bits
+            torch.set_num_threads(request.recorded["made_on"]["threads"])  # sums in the same order
 
-    def _read_given(self) -> None:
-        """`before`: the video to go on from, whole; `first`: the frames of it that the model sees; how long, how."""
+    def _read_conditioning(self) -> None:
+        """Read the picture or video to start from, and derive the lengths and the way to make a long video."""
         asked, trained = self.settings, self.pipeline.config.num_frames
         overlap = asked.overlap or max(trained // 2, 1)
-        self.before: Tensor | None = None
+        self.before: Tensor | None = None  # all given frames
         if asked.image is not None:
             self.before = read_picture(asked.image, *self.size)[:, None]
         elif asked.video is not None:
             self.before = read_video(asked.video, *self.size, fps=self.fps)[0]
-        self.first = None if self.before is None else self.before[:, -min(overlap, self.before.shape[1]) :]
-        unseen = 0 if self.before is None or self.first is None else self.before.shape[1] - self.first.shape[1]
-        if asked.video is not None:
-            assert self.before is not None
+        if self.before is None:
+            self.first_frames, skipped = None, 0
+        else:
+            self.first_frames = self.before[:, -min(overlap, self.before.shape[1]) :]  # those that the model sees
+            skipped = self.before.shape[1] - self.first_frames.shape[1]
+        if asked.video is not None and self.before is not None:
             self.frames = self.before.shape[1] + (asked.extend or trained)
         else:
             self.frames = asked.frames or trained
-        self.new_frames = self.frames - unseen  # sampled, the first of them given
+        self.new_frames = self.frames - skipped
         longer = trained > 1 and self.new_frames > trained
         self.windowed = longer and asked.long == "windows"
         scale = self.pipeline.transformer.config.time_scale
         self.time_scale = scale * self.new_frames / trained if longer and asked.long == "stretch" else None
 
-    def _encode_all(self, request: Request) -> None:
-        """Every text, then away with the encoder: it is larger than all the rest."""
-        source = resolve(self.settings.checkpoint)
+    def _encode_all(self, request: SampleRequest) -> None:
+        """Encode every text of a request, then free the text encoder: it is larger than all the rest."""
         settings = self.settings
-        attach_text_encoder(self.pipeline, source, text_encoder=settings.text_encoder, text_8bit=settings.text_8bit)
-        texts = [text for wanted in request.wanted for text in (wanted.prompt, wanted.negative)]
-        if request.recorded is not None:  # what was made together with it is made again, too
-            texts += [video[name] for video in request.recorded["batch"]["videos"] for name in ("prompt", "negative")]
+        attach_text_encoder(self.pipeline, self.source, text_encoder=settings.text_encoder, text_8bit=settings.text_8bit)
+        texts = [text for asked in request.prompts for text in (asked.prompt, asked.negative)]
+        if request.recorded is not None:  # the videos of its batch are made again with it
+            texts += [video[key] for video in request.recorded["batch"]["videos"] for key in ("prompt", "negative")]
         for text in (*texts, request.negative):
             if text is not None:
-                self._text(text)
+                self._encode(text)
         free_text_encoder(self.pipeline)
 
-    def _text(self, text: str) -> tuple[Tensor, Tensor]:
-        """The states of one text, encoded by itself and once, so that they don't depend on what else is asked for."""
-        if text not in self._texts:
+    def _encode(self, text: str) -> tuple[Tensor, Tensor]:
+        """States [1, L, Dc] and mask [1, L] of a text, encoded alone and once, whatever else is asked for."""
+        if text not in self._states:
             y, mask, _, _ = self.pipeline.encode_prompt(text, do_classifier_free_guidance=False)
-            self._texts[text] = y.cpu(), mask.cpu()
-        return self._texts[text]
+            self._states[text] = y.cpu(), mask.cpu()
+        return self._states[text]
 
-    def make(self, batch: list[Job], on_step: Progress) -> list[Tensor]:
-        """The videos of a batch, each [3, T, H, W] in [-1, 1]. All have a negative prompt, or none has."""
-        y, mask = (torch.cat(parts) for parts in zip(*(self._text(job.prompt) for job in batch), strict=True))
+    def make(self, batch: list[Job], on_step: Callable[..., dict[str, Any]]) -> list[Tensor]:
+        """Make the videos of a batch.
+
+        Args:
+            batch: all with a negative prompt, or all without.
+            on_step: called after each denoising step, see `callback_on_step_end` of diffusers.
+
+        Returns:
+            A video [3, T, H, W] in [-1, 1] for each job.
+        """
+        y, mask = (torch.cat(parts) for parts in zip(*(self._encode(job.prompt) for job in batch), strict=True))
         options: dict[str, Any] = {"prompt_embeds": y, "prompt_attention_mask": mask}
-        negatives = [self._text(job.negative) for job in batch if job.negative is not None]
+        negatives = [self._encode(job.negative) for job in batch if job.negative is not None]
         if negatives:
             y, mask = (torch.cat(parts) for parts in zip(*negatives, strict=True))
             options |= {"negative_prompt_embeds": y, "negative_prompt_attention_mask": mask}
         settings = self.settings
-        height, width = self.sampled
-        if settings.settling is not None:
-            options["settling"] = settings.settling
+        height, width = self.sampled_size
+        if settings.resampling_steps is not None:
+            options["settling"] = settings.resampling_steps
         if self.windowed:
             options |= {"window": self.pipeline.config.num_frames, "overlap": settings.overlap}
         output: Any = self.pipeline(
@@ -135,32 +153,33 @@ class VideoGenerator:
             guidance_interval=parse_interval(settings.guidance_interval),
             guidance_channels=self.reference.get("guidance_channels"),
             generator=[torch.Generator().manual_seed(job.seed) for job in batch],
-            first_frames=None if self.first is None else _pad(self.first, self.sampled),
+            first_frames=None if self.first_frames is None else _pad(self.first_frames, self.sampled_size),
             time_scale=self.time_scale,
             decode_chunk_size=1 if settings.low_memory else 16,
             callback_on_step_end=on_step,
             **options,
         )
-        videos = _cut(output.frames, self.size).cpu()
-        if self.before is not None:
-            seen = self.first.shape[1] if self.first is not None else 0
-            videos = torch.cat([self.before.expand(len(batch), -1, -1, -1, -1), videos[:, :, seen:]], dim=2)
+        videos = _crop(output.frames, self.size).cpu()
+        if self.before is not None and self.first_frames is not None:
+            new = videos[:, :, self.first_frames.shape[1] :]
+            videos = torch.cat([self.before.expand(len(batch), -1, -1, -1, -1), new], dim=2)
         return list(videos)
 
     def weights_sha256(self) -> str:
-        """Of the transformer's files."""
-        return sidecar.sha256(self.found.weights())
+        """The SHA-256 of the transformer's files."""
+        return sidecar.sha256(self.source.weights())
 
     def record(self) -> tuple[Settings, dict[str, Any]]:
-        """What a sidecar says beside the prompt: settings that hold from any folder, and what followed from them."""
+        """What a sidecar records: the settings, with absolute paths, and what followed from them."""
 
-        def absolute(name: str | None) -> str | None:
-            return str(Path(name).expanduser().resolve()) if name and Path(name).expanduser().exists() else name
+        def absolute(name: str) -> str:
+            path = Path(name).expanduser()
+            return str(path.resolve()) if path.exists() else name
 
-        places = ("checkpoint", "vae", "text_encoder", "image", "video")
-        settings = self.settings
-        moved = {name: absolute(value) for name in places if (value := getattr(settings, name)) not in (None, "demo")}
-        scheduler = self.pipeline.scheduler
+        settings, scheduler = self.settings, self.pipeline.scheduler
+        keys = ("checkpoint", "vae", "text_encoder", "image", "video")
+        paths = {key: absolute(value) for key in keys if (value := getattr(settings, key)) not in (None, "demo")}
+        files = {key: Path(paths[key]) for key in ("image", "video") if key in paths and Path(paths[key]).is_file()}
         used = {
             "frames": self.frames,
             "sampler": sampler_name(scheduler),
@@ -168,25 +187,56 @@ class VideoGenerator:
                 "class": type(scheduler).__name__,
                 **{key: value for key, value in scheduler.config.items() if not key.startswith("_")},
             },
-            "sampled": f"{self.new_frames}x{self.sampled[0]}x{self.sampled[1]}",
+            "sampled": f"{self.new_frames}x{self.sampled_size[0]}x{self.sampled_size[1]}",
             "guidance_channels": self.reference.get("guidance_channels"),
             "dtype": str(self.pipeline.transformer.dtype).removeprefix("torch."),
-            **{f"{name}_sha256": sidecar.sha256([Path(file)]) for name in ("image", "video")
-               if (file := moved.get(name)) and Path(file).is_file()},
-        }  # fmt: skip
-        return Settings(**{**asdict(settings), **moved}), used
+            **{f"{key}_sha256": sidecar.sha256([file]) for key, file in files.items()},
+        }
+        return Settings(**{**asdict(settings), **paths}), used
+
+
+def remarks(generator: VideoGenerator, jobs: list[Job]) -> Iterator[str]:
+    """Yield a warning if the request goes beyond what the checkpoint was trained on, and a line on long videos."""
+    pipeline = generator.pipeline
+    config, tokenizer = pipeline.config, pipeline.tokenizer
+    findings = []
+    trained = (config.num_frames, config.height, config.width)
+    asked = (config.num_frames if generator.windowed else generator.new_frames, *generator.size)
+    if asked != trained:
+        findings.append(f"{_by(asked)} (frames x height x width; trained on {_by(trained)})")
+    prompts = list(dict.fromkeys(job.prompt for job in jobs))
+    unknown = list(dict.fromkeys(word for prompt in prompts for word in unknown_words(tokenizer, prompt)))
+    if unknown:
+        words = ", ".join(repr(word) for word in unknown[:MAX_WORDS]) + (", ..." if len(unknown) > MAX_WORDS else "")
+        known = sorted(word for word in tokenizer.get_vocab() if not word.startswith("<"))
+        listing = f" (known words: {', '.join(known)})" if len(known) < MAX_VOCABULARY else ""
+        findings.append(f"unknown words {words}{listing}")
+    length = pipeline.transformer.config.model_max_length
+    cut = [rest for prompt in prompts if (rest := dropped_text(tokenizer, prompt, length))]
+    if cut:
+        others = f", and the ends of {len(cut) - 1} more prompts" if len(cut) > 1 else ""
+        findings.append(f"prompts are cut after {length} tokens, which drops {cut[0]!r}{others}")
+    if findings:
+        yield f"warning: beyond what this checkpoint was trained on: {'; '.join(findings)}"
+    if generator.windowed:
+        window = config.num_frames
+        yield f"{generator.frames} frames, in windows of {window}; --long stretch or whole makes them at once"
+
+
+def _by(sizes: tuple[int, ...]) -> str:
+    return "x".join(map(str, sizes))
 
 
 def _pad(video: Tensor, size: tuple[int, int]) -> Tensor:
-    """[3, T, H, W] to a size that is not smaller, its borders repeated on all sides alike."""
+    """Pad [3, T, H, W] to a larger size, borders repeated equally on all sides."""
     height, width = video.shape[-2:]
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
     borders = (left, size[1] - width - left, top, size[0] - height - top)
     return torch.nn.functional.pad(video, borders, mode="replicate") if any(borders) else video
 
 
-def _cut(videos: Tensor, size: tuple[int, int]) -> Tensor:
-    """The middle of [B, 3, T, H, W]: what `_pad` put around goes."""
+def _crop(videos: Tensor, size: tuple[int, int]) -> Tensor:
+    """Crop [B, 3, T, H, W] to its middle, undoing `_pad`."""
     height, width = videos.shape[-2:]
     top, left = (height - size[0]) // 2, (width - size[1]) // 2
     return videos[..., top : top + size[0], left : left + size[1]]

@@ -1,19 +1,25 @@
-"""What `stdit sample` was asked for, and each video of it as a job. Plain data: no heavy imports."""
+"""A request to `stdit sample` as plain data: its prompts, its settings, and a job for each video. No heavy imports."""
 
+import csv
+import json
 import math
 import re
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import Any
+
+from stdit_train.errors import ConfigError
 
 FORMATS = ("mp4", "gif", "webp", "png", "frames")
 SEED_MAX = 2**63 - 1  # of torch's generators
 LONG = ("windows", "stretch", "whole")
+PROMPT_KEYS = ("prompt", "caption", "text")  # of the column or key that holds the prompt
 
 
 @dataclass(frozen=True)
 class PromptRequest:
-    """A prompt with what a line of a prompts file can say about it; None is left to the command's options."""
+    """A prompt, with the seed and negative prompt that a prompts file may give it; None leaves them to the command."""
 
     prompt: str
     seed: int | None = None
@@ -22,18 +28,38 @@ class PromptRequest:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a video is made: what its sidecar records, and `--from` takes up again. None is left to the checkpoint."""
+    """How a video is made. A sidecar records these and `--from` reads them back; None means the checkpoint's own.
+
+    Attributes:
+        checkpoint, vae, text_encoder: folders, files or Hub ids.
+        frames: length of the video.
+        size: HEIGHTxWIDTH in pixels.
+        fps: frames a second when played.
+        steps: denoising steps.
+        guidance: scale of classifier-free guidance.
+        guidance_rescale: 0 to 1, against over-exposure.
+        guidance_interval: the share of the steps that are guided, as "0.1,0.7".
+        sampler: one of `stdit_model.sampling.schedulers`.
+        compat: a reference implementation whose sampler and guidance to use.
+        long: how to make more frames than the checkpoint was trained on, see `LONG`.
+        overlap: frames shared by consecutive windows.
+        image, video: what the video starts with.
+        extend: frames to add to `video`.
+        resampling_steps: extra passes a step that fit new frames to given ones.
+        low_memory: load the text encoder, then drop it, and decode frame by frame.
+        text_8bit: keep the text encoder's weights in 8 bits.
+    """
 
     checkpoint: str = "demo"
     vae: str | None = None
     text_encoder: str | None = None
     frames: int | None = None
-    size: str | None = None  # HEIGHTxWIDTH
+    size: str | None = None
     fps: float | None = None
     steps: int | None = None
     guidance: float | None = None
     guidance_rescale: float = 0.0
-    guidance_interval: str | None = None  # "0.1,0.7", shares of the steps
+    guidance_interval: str | None = None
     sampler: str | None = None
     compat: str | None = None
     long: str = "windows"
@@ -41,55 +67,55 @@ class Settings:
     image: str | None = None
     video: str | None = None
     extend: int | None = None
-    settling: int | None = None
+    resampling_steps: int | None = None
     low_memory: bool = False
     text_8bit: bool = False
 
     def check(self) -> None:
-        """What can be told before anything is loaded.
+        """Check what can be checked before anything is loaded.
 
         Raises:
-            ValueError: an option whose value makes no sense, or two that contradict each other.
+            ConfigError: an option whose value makes no sense, two that contradict each other, or a missing file.
         """
         parse_size(self.size)
         parse_interval(self.guidance_interval)
         if not 0.0 <= self.guidance_rescale <= 1.0:
-            raise ValueError(f"--guidance-rescale {self.guidance_rescale}: expected 0 to 1")
+            raise ConfigError(f"--guidance-rescale {self.guidance_rescale}: expected 0 to 1")
         if self.guidance is not None and not math.isfinite(self.guidance):
-            raise ValueError(f"--guidance {self.guidance}: expected a number")
+            raise ConfigError(f"--guidance {self.guidance}: expected a finite number")
         if self.long not in LONG:
-            raise ValueError(f"--long {self.long}: choose {', '.join(LONG)}")
+            raise ConfigError(f"--long {self.long}: choose {', '.join(LONG)}")
         if self.image is not None and self.video is not None:
-            raise ValueError("--image and --video: give one of the two to go on from")
+            raise ConfigError("--image and --video: give one of the two to start from")
         if self.image is not None and self.frames == 1:
-            raise ValueError("--image and --frames 1: the picture is the first frame, which leaves nothing to make")
+            raise ConfigError("--image and --frames 1: the picture is the first frame, which leaves nothing to make")
         if self.extend is not None and self.video is None:
-            raise ValueError("--extend says how many frames to add to --video: give that too")
+            raise ConfigError("--extend is the number of frames to add to --video: give that too")
         if self.video is not None and self.frames is not None:
-            raise ValueError("--frames and --video: say how many frames to add with --extend")
+            raise ConfigError("--frames and --video: set the number of frames to add with --extend")
         for option, file in (("--image", self.image), ("--video", self.video)):
             if file is not None and "://" not in file and not Path(file).expanduser().is_file():
-                raise FileNotFoundError(f"{option} {file}: no such file")
+                raise ConfigError(f"{option} {file}: no such file")
 
 
 @dataclass(frozen=True)
-class Request:
-    """One command.
+class SampleRequest:
+    """One run of `stdit sample`.
 
     Attributes:
-        wanted: the prompts.
+        prompts: what the videos should show.
         settings: shared by all videos.
-        num: videos of each prompt.
-        seed: of each prompt's first video; the next ones count up.
-        negative: what guidance moves away from, where a prompt does not say.
+        num: videos per prompt.
+        seed: of the first video per prompt; later ones add 1.
+        negative: negative prompt, where a prompt has none of its own.
         batch: videos made at once.
-        out: folder, or file for a single video; videos/ unless given.
-        format: see FORMATS; from `out`, else mp4, or png for a single frame.
+        out: folder, or file for a single video; None for videos/.
+        format: one of `FORMATS`; None to follow `out`, else mp4, or png for a single frame.
         overwrite: replace files of the same name.
-        recorded: the sidecar that this repeats.
+        recorded: the sidecar that this repeats unchanged.
     """
 
-    wanted: list[PromptRequest]
+    prompts: list[PromptRequest]
     settings: Settings
     num: int = 1
     seed: int = 0
@@ -103,7 +129,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Job:
-    """One video to make. Its noise comes from its seed alone, so it does not depend on what else is asked for."""
+    """One video to make. Its noise depends on its seed alone, not on what else is made with it."""
 
     prompt: str
     negative: str | None
@@ -112,17 +138,25 @@ class Job:
 
 
 def parse_size(size: str | None) -> tuple[int | None, int | None]:
-    """HEIGHTxWIDTH in pixels, or one number for both."""
+    """Parse HEIGHTxWIDTH in pixels, or one number for both.
+
+    Raises:
+        ConfigError: anything else.
+    """
     if size is None:
         return None, None
     match = re.fullmatch(r"(\d+)(?:x(\d+))?", size)
     if match is None or int(match[1]) == 0 or match[2] == "0":
-        raise ValueError(f"--size {size}: expected HEIGHTxWIDTH in pixels, as in 64x64")
+        raise ConfigError(f"--size {size}: expected HEIGHTxWIDTH in pixels, e.g. 64x64")
     return int(match[1]), int(match[2] or match[1])
 
 
 def parse_interval(interval: str | None) -> tuple[float, float]:
-    """Two shares of the steps, "0.1,0.7"."""
+    """Parse two shares of the steps, e.g. "0.1,0.7".
+
+    Raises:
+        ConfigError: anything but two numbers from 0 to 1, the smaller first.
+    """
     if interval is None:
         return 0.0, 1.0
     match = re.fullmatch(r"\s*([\d.]+)\s*,\s*([\d.]+)\s*", interval)
@@ -131,5 +165,88 @@ def parse_interval(interval: str | None) -> tuple[float, float]:
     except ValueError:
         first, last = 1.0, 0.0
     if not 0.0 <= first < last <= 1.0:
-        raise ValueError(f"--guidance-interval {interval}: expected two shares of the steps, as in 0.1,0.7")
+        raise ConfigError(f"--guidance-interval {interval}: expected two shares of the steps, e.g. 0.1,0.7")
     return first, last
+
+
+def read_prompts(path: Path) -> list[PromptRequest]:
+    """Read the prompts of a file, in order.
+
+    A .txt has one per line; blank lines are skipped. A .csv has a header with a column `prompt` (or `caption`, `text`);
+    each line of a .jsonl is an object with such a key, or a string. `seed` and `negative` may stand beside the prompt.
+
+    Raises:
+        ConfigError: no such file, no prompts in it, or a line that cannot be read; the message names it.
+    """
+    if not path.is_file():
+        raise ConfigError(f"--prompts {path}: no such file")
+    readers = {".txt": _read_lines, ".csv": _read_csv, ".jsonl": _read_jsonl, ".ndjson": _read_jsonl}
+    if path.suffix.lower() not in readers:
+        raise ConfigError(f"--prompts {path}: expected a .txt, .csv or .jsonl file")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--prompts {path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    except OSError as error:
+        raise ConfigError(f"--prompts {path}: {error.strerror}") from error
+    prompts = readers[path.suffix.lower()](path, text)
+    if not prompts:
+        raise ConfigError(f"--prompts {path}: holds no prompts")
+    return prompts
+
+
+def _read_lines(path: Path, text: str) -> list[PromptRequest]:
+    return [PromptRequest(line.strip()) for line in text.splitlines() if line.strip()]
+
+
+def _read_csv(path: Path, text: str) -> list[PromptRequest]:
+    rows = csv.DictReader(StringIO(text, newline=""))  # a quoted prompt may continue on the next line
+    try:
+        names = {name.strip().lower(): name for name in rows.fieldnames or () if name}
+        if not any(name in names for name in PROMPT_KEYS):
+            raise ConfigError(
+                f"--prompts {path}: no column {' or '.join(PROMPT_KEYS)} in its header ({', '.join(names) or 'empty'})"
+            )
+        prompts = []
+        for row in rows:
+            if row.get(None):  # where DictReader puts values without a column
+                raise ConfigError(
+                    f"--prompts {path}, line {rows.line_num}: more values than columns; put quotes around a prompt "
+                    "that contains commas"
+                )
+            prompts.append(_prompt_of(path, rows.line_num, {short: row[name] for short, name in names.items()}))
+    except csv.Error as error:
+        raise ConfigError(f"--prompts {path}, line {rows.line_num}: not CSV ({error})") from error
+    return prompts
+
+
+def _read_jsonl(path: Path, text: str) -> list[PromptRequest]:
+    prompts = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise ConfigError(f"--prompts {path}, line {number}: not JSON ({error})") from error
+        prompts.append(_prompt_of(path, number, {"prompt": value} if isinstance(value, str) else value))
+    return prompts
+
+
+def _prompt_of(path: Path, number: int, values: Any) -> PromptRequest:
+    """The prompt that the values of one row describe."""
+    prompt = next((values[key] for key in PROMPT_KEYS if values.get(key)), None) if isinstance(values, dict) else None
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ConfigError(f"--prompts {path}, line {number}: no {' or '.join(PROMPT_KEYS)}")
+    seed, negative = values.get("seed"), values.get("negative")
+    try:
+        seed = None if seed in (None, "") else int(seed if isinstance(seed, int) else str(seed))
+    except (TypeError, ValueError):
+        seed = -1
+    if seed is not None and not 0 <= seed <= SEED_MAX:
+        raise ConfigError(
+            f"--prompts {path}, line {number}: seed {values['seed']!r}: expected a whole number from 0 to {SEED_MAX}"
+        )
+    if negative is not None and not isinstance(negative, str):
+        raise ConfigError(f"--prompts {path}, line {number}: negative {negative!r}: expected text")
+    return PromptRequest(prompt.strip(), seed, negative or None)

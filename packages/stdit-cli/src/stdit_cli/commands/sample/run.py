@@ -11,32 +11,31 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from stdit_cli.commands.sample import sidecar
 from stdit_cli.commands.sample.outputs import check_out, plan_jobs, sidecar_path, unique_path, video_format, write_video
-from stdit_cli.commands.sample.request import Job, Request
+from stdit_cli.commands.sample.request import Job, SampleRequest
 from stdit_cli.sharing import find_share, gather
 
 SHEET_ROWS = 24  # videos on a contact sheet at most
 SHEET_COLUMNS = 8  # frames of each
 
 
-def run_sampling(request: Request) -> None:
+def run_sampling(request: SampleRequest) -> None:
     """Make the videos batch by batch, each written when it is done, so that they survive an interruption."""
     started = time.perf_counter()
     share = find_share()
     console = Console(highlight=False, markup=False, soft_wrap=True)
     check_out(request)
     if request.settings.checkpoint == "demo" and share.rank == 0:
-        console.print("with the bundled demo model (shapes, 16 frames of 64x64); --checkpoint takes another")
+        console.print("using the bundled demo model (shapes, 16 frames of 64x64); choose another with --checkpoint")
 
-    from stdit_cli.commands.sample.generate import VideoGenerator
-    from stdit_cli.limits import outside
+    from stdit_cli.commands.sample.generate import VideoGenerator, remarks
 
     share.choose_device()
-    studio = VideoGenerator(request)
-    kind = video_format(request, studio.frames)
+    generator = VideoGenerator(request)
+    kind = video_format(request, generator.frames)
     jobs = plan_jobs(request, kind)
-    sha256 = studio.weights_sha256()
-    settings, used = studio.record()
-    for line in [*outside(studio, jobs), *differences(request, studio, sha256, used)] if share.rank == 0 else ():
+    sha256 = generator.weights_sha256()
+    settings, used = generator.record()
+    for line in [*remarks(generator, jobs), *differences(request, generator, sha256, used)] if share.rank == 0 else ():
         console.print(line)
 
     weights = {"source": settings.checkpoint, "sha256": sha256}
@@ -53,11 +52,11 @@ def run_sampling(request: Request) -> None:
                 return kwargs
 
             for batch, wanted in mine:
-                videos = studio.make(batch, advance)
+                videos = generator.make(batch, advance)
                 for i in wanted:
                     path = unique_path(batch[i].path, request.overwrite)
-                    write_video(path, kind, videos[i], studio.fps)
-                    content = sidecar.build(settings, batch, i, weights, used, str(studio.pipeline.device))
+                    write_video(path, kind, videos[i], generator.fps)
+                    content = sidecar.build(settings, batch, i, weights, used, str(generator.pipeline.device))
                     sidecar.write(sidecar_path(path), content)
                     finished.append((batch[i].prompt, thumbnails(videos[i])))
                     console.print(f"{path}")
@@ -72,7 +71,7 @@ def run_sampling(request: Request) -> None:
         console.print(f"{len(everything)} video{'s' * (len(everything) > 1)} in {seconds:.1f} s")
 
 
-def batches(jobs: list[Job], request: Request) -> Iterator[tuple[list[Job], list[int]]]:
+def batches(jobs: list[Job], request: SampleRequest) -> Iterator[tuple[list[Job], list[int]]]:
     """Jobs to make together, and which of them to write: all, but for a recorded video its alone.
 
     What is made together either has negative prompts or has none.
@@ -88,7 +87,7 @@ def batches(jobs: list[Job], request: Request) -> Iterator[tuple[list[Job], list
             yield batch, list(range(len(batch)))
 
 
-def differences(request: Request, studio: Any, sha256: str, used: dict[str, Any]) -> Iterator[str]:
+def differences(request: SampleRequest, generator: Any, sha256: str, used: dict[str, Any]) -> Iterator[str]:
     """A line where a recorded video will not come out the same."""
     recorded = request.recorded
     if recorded is None:
@@ -96,10 +95,10 @@ def differences(request: Request, studio: Any, sha256: str, used: dict[str, Any]
     for name in ("image", "video"):
         key = f"{name}_sha256"
         if recorded["used"].get(key) != used.get(key):
-            yield f"warning: the {name} that it goes on from has changed since; it will differ"
+            yield f"warning: the {name} that it starts from has changed since; the video will differ"
     if recorded["checkpoint"]["sha256"] != sha256:
         yield "warning: this checkpoint has other weights than the video was made with; it will differ"
-    device = str(studio.pipeline.device)
+    device = str(generator.pipeline.device)
     if recorded["made_on"]["device"] != device:
         yield f"warning: made on {recorded['made_on']['device']}, now on {device}; it will differ a little"
     import torch

@@ -1,4 +1,4 @@
-"""The JSON file beside a video: every setting that made it, with what and from which weights; and back again."""
+"""The sidecar: a JSON file beside each video with all that `--from` needs to make it again."""
 
 import hashlib
 import json
@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from stdit_cli.commands.sample.request import Job, Settings
-from stdit_data.files import replace_text
+from stdit_data.files import explained_errors, replace_text
+from stdit_train.errors import ConfigError
 
 VIDEO: dict[str, Any] = {"prompt": str, "negative": str | None, "seed": int}
-# What is read back of a sidecar.
+# Keys of a sidecar that are read back, with their types.
 SHAPE: dict[str, Any] = {
     **VIDEO,
     "settings": dict,
@@ -23,21 +24,22 @@ SHAPE: dict[str, Any] = {
     "made_on": {"device": str, "threads": int},
     "versions": dict,
 }
+RENAMED = {"settling": "resampling_steps"}  # settings of older versions
 PACKAGES = ("stdit-cli", "stdit-model", "stdit-data", "diffusers", "transformers", "av")
 
 
 def build(
     settings: Settings, batch: list[Job], index: int, weights: dict[str, Any], used: dict[str, Any], device: str
 ) -> dict[str, Any]:
-    """What is written beside a video.
+    """Build the content of a sidecar.
 
     Args:
-        settings: with every number that the checkpoint supplied filled in.
-        batch: the videos that were made together with it, since that shows in the last bits.
-        index: which of them this is.
-        weights: of the checkpoint: where from, sha256.
-        used: what follows from the settings: scheduler, windows.
-        device: what it was computed on.
+        settings: with every number that the checkpoint supplied.
+        batch: the videos that were made together, since batching shows in the last bits.
+        index: of this video in the batch.
+        weights: source and sha256 of the checkpoint.
+        used: what follows from the settings: sampler, sizes.
+        device: that it was computed on.
     """
     import torch
 
@@ -68,31 +70,35 @@ def write(path: Path, content: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A sidecar; a video's path means the file beside it.
+    """Read a sidecar, with settings of older versions under their new names.
+
+    Args:
+        path: of the sidecar, or of its video.
 
     Raises:
-        FileNotFoundError: nothing there.
-        ValueError: not a sidecar, or one with settings that this version does not know.
+        ConfigError: no such file, not a sidecar, or one with settings that this version does not know.
     """
     from stdit_cli.commands.sample.outputs import sidecar_path
 
     file = path if path.suffix == ".json" or not path.name else sidecar_path(path)
     if not file.is_file():
-        raise FileNotFoundError(f"--from {file}: no such file; `stdit sample` writes one beside each video")
+        raise ConfigError(f"--from {file}: no such file; `stdit sample` writes one beside each video")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--from {file}: {error.strerror}") from error
     except ValueError as error:
-        raise ValueError(f"--from {file}: not JSON ({error})") from error
+        raise ConfigError(f"--from {file}: not JSON ({error})") from error
     if not _fits(content, SHAPE) or not 0 <= content["batch"]["index"] < len(content["batch"]["videos"]):
-        raise ValueError(f"--from {file}: not the sidecar of a video of `stdit sample`")
-    known = {field.name for field in fields(Settings)}
-    unknown = sorted(content["settings"].keys() - known)
+        raise ConfigError(f"--from {file}: not the sidecar of a video of `stdit sample`")
+    settings = {RENAMED.get(name, name): value for name, value in content["settings"].items()}
+    unknown = sorted(settings.keys() - {field.name for field in fields(Settings)})
     if unknown:
-        raise ValueError(f"--from {file}: a setting that this version does not know: {', '.join(unknown)}")
+        raise ConfigError(f"--from {file}: unknown settings: {', '.join(unknown)}")
     for field in fields(Settings):
-        if not _fits(value := content["settings"].get(field.name, field.default), field.type):
-            raise ValueError(f"--from {file}: {field.name} {value!r} is no setting: expected {_said(field.type)}")
-    return content
+        if not _fits(value := settings.get(field.name, field.default), field.type):
+            raise ConfigError(f"--from {file}: {field.name} {value!r}: expected {_type_name(field.type)}")
+    return {**content, "settings": settings}
 
 
 def _fits(value: Any, shape: Any) -> bool:
@@ -106,15 +112,19 @@ def _fits(value: Any, shape: Any) -> bool:
     return isinstance(value, shape) and (not isinstance(value, bool) or shape is bool)
 
 
-def _said(kind: Any) -> str:
+def _type_name(kind: Any) -> str:
     return str(getattr(kind, "__name__", kind)).replace("None", "null")
 
 
 def sha256(files: Iterable[Path]) -> str:
-    """Of one file its own; of several that of their names and hashes, in order of names."""
+    """Return the SHA-256 of a file; of several files, that of their names and hashes in the order of names.
+
+    Raises:
+        FileError: a file cannot be read.
+    """
     hashes = {}
     for file in sorted(files):
-        with file.open("rb") as stream:
+        with explained_errors(str(file)), file.open("rb") as stream:
             hashes[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
     if len(hashes) == 1:
         return next(iter(hashes.values()))
