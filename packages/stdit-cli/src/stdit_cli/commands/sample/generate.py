@@ -105,7 +105,9 @@ class VideoGenerator:
     def _encode_all(self, request: SampleRequest) -> None:
         """Encode every text of a request, then free the text encoder: it is larger than all the rest."""
         settings = self.settings
-        attach_text_encoder(self.pipeline, self.source, text_encoder=settings.text_encoder, text_8bit=settings.text_8bit)
+        attach_text_encoder(
+            self.pipeline, self.source, text_encoder=settings.text_encoder, text_8bit=settings.text_8bit
+        )
         texts = [text for asked in request.prompts for text in (asked.prompt, asked.negative)]
         if request.recorded is not None:  # the videos of its batch are made again with it
             texts += [video[key] for video in request.recorded["batch"]["videos"] for key in ("prompt", "negative")]
