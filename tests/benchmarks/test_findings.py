@@ -187,7 +187,7 @@ def test_noisy_captions_are_known_without_drawing() -> None:
     assert captions == [noisy.load(i, seed=0, epoch=0).caption for i in range(60)]
     wrong = np.mean([caption != clean.caption(i) for i, caption in enumerate(captions)])
     assert 0.3 < wrong < 0.7
-    assert noisy.about() != clean.about()
+    assert noisy.settings() != clean.settings()
     assert [NoisyCaptions(clean, 0.0, seed=1).caption(i) for i in range(9)] == [clean.caption(i) for i in range(9)]
 
 

@@ -51,7 +51,7 @@ def test_validate_finds_what_is_wrong(clips: Path, tmp_path: Path) -> None:
     code, output = run("validate", manifest, "--show", 1)
     assert code == 1
     assert "0: " in output
-    assert "no caption (column caption is empty)" in output
+    assert "no caption (column 'caption' is empty)" in output
     assert "and 1 more" in output
     code, output = run("validate", clips, "--frames", 64)
     assert code == 1

@@ -53,7 +53,7 @@ def test_later_clips_are_cut_out_of_longer_videos() -> None:
     index = next(i for i, scene in enumerate(scenes) if scene.start)
     start, stop = mixed.load(index).span
     assert start == scenes[index].start / 8 > 0 and stop == pytest.approx(start + 1 / 8)
-    assert mixed.about() != plain.about()
+    assert mixed.settings() != plain.settings()
 
 
 def test_a_spread_of_one_half_is_anywhere() -> None:

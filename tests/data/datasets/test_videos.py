@@ -145,7 +145,7 @@ def test_short_clips_that_the_manifest_tells_of_are_left_out(folder: Path, caplo
 
 
 def test_scenes_of_one_file(folder: Path) -> None:
-    """Cuts in frames give the frames they name, wherever in the cut a sample starts."""
+    """Segments in frames give the frames they name, wherever in the segment a sample starts."""
     manifest = folder.parent / "scenes.csv"
     scenes = [Entry(str(folder / "0.mp4"), "a", end_frame=8), Entry(str(folder / "0.mp4"), "b", start_frame=8)]
     write_manifest(str(manifest), scenes)
@@ -254,7 +254,7 @@ def test_a_run_goes_on_only_with_the_same_clips_in_the_same_order(folder: Path, 
         ({"place": "end"}, "place 'end'"),
         ({"short": "loop"}, "short 'loop'"),
         ({"frames": 0}, "expected numbers from 1"),
-        ({"interval": 3, "fps": 8.0}, "expected one of the two"),
+        ({"interval": 3, "fps": 8.0}, "expected exactly one of the two"),
         ({"buckets": []}, "buckets: expected at least one"),
     ],
 )

@@ -27,7 +27,7 @@ from stdit_data.datasets.videos import open_videos
 from stdit_data.errors import ClipError, DataError
 from stdit_data.latents import format as cache
 from stdit_data.latents.dataset import LatentDataset
-from stdit_data.latents.encode import TextEncoder, VideoEncoder, manifest_about, text_job, video_job
+from stdit_data.latents.encode import TextEncoder, VideoEncoder, manifest_metadata, text_job, video_job
 from stdit_data.latents.job import Job
 from stdit_data.loading.loader import ClipLoader
 
@@ -53,7 +53,7 @@ def shapes(length: int = 11) -> ShapesDataset:
 
 
 def both(dataset: Any, out: object, **settings: Any) -> list[Job]:
-    about = manifest_about("shapes", dataset)
+    about = manifest_metadata("shapes", dataset)
     captions = [dataset.caption(i) for i in range(len(dataset))]
     ranks = {key: settings[key] for key in ("rank", "world") if key in settings}
     return [
@@ -91,7 +91,7 @@ def test_what_is_stored_is_what_was_encoded(where: str, tmp_path: Path) -> None:
         assert torch.equal(clip.text, states([expected.caption])[0].bfloat16())
         assert (clip.caption, clip.index, clip.fps, clip.span) == (expected.caption, index, 8.0, (0.0, 0.125))
         assert found.entry(index)["source"] == f"shapes:train/0/{index}"
-    assert found.about["manifest"]["samples"] == 11
+    assert found.metadata["manifest"]["samples"] == 11
     assert cache.list_shards(out, "video") == {0, 1, 2}
     names = {path for path in files.walk(out) if path.startswith("video/")}
     assert names == {"video/about.json", "video/index.parquet", *(f"video/0000{n}.safetensors" for n in range(3))}
@@ -196,9 +196,9 @@ def test_killed_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_another_setting_is_refused_by_name(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     encode(shapes(), tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    encoder = VideoEncoder(moments, VIDEO.latent_shape, change.pop("vae", VIDEO.about))
+    encoder = VideoEncoder(moments, VIDEO.latent_shape, change.pop("vae", VIDEO.metadata))
     dataset = change.pop("dataset", shapes())
-    about = manifest_about("shapes", dataset)
+    about = manifest_metadata("shapes", dataset)
     with pytest.raises(DataError, match=message):
         video_job(dataset, str(tmp_path), encoder, {"crop": "center"}, about, shard_bytes=4 * ENTRY, **change)
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -207,7 +207,7 @@ def test_another_setting_is_refused_by_name(change: dict[str, Any], message: str
 def test_the_same_model_from_another_place_goes_on(tmp_path: Path) -> None:
     encode(shapes(), tmp_path)
     moved = VideoEncoder(moments, VIDEO.latent_shape, {"source": "/elsewhere", "hash": "a1"})
-    about = manifest_about("a copy", shapes())
+    about = manifest_metadata("a copy", shapes())
     job = video_job(shapes(), str(tmp_path), moved, {"crop": "center"}, about, shard_bytes=4 * ENTRY)
     assert (job.done, job.missing) == (11, [])
     assert job.run()
@@ -296,7 +296,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     url.unlink()
     with pytest.raises(DataError, match=r"00001\.safetensors: no such file"):
         LatentDataset(str(tmp_path)).load(5, seed=0, epoch=0)
-    (tmp_path / "video" / cache.ABOUT).write_text("{}")
+    (tmp_path / "video" / cache.METADATA_FILE).write_text("{}")
     with pytest.raises(DataError, match="not what `stdit data encode` writes"):
         LatentDataset(str(tmp_path))
 
@@ -321,4 +321,4 @@ def test_without_a_text_part(tmp_path: Path) -> None:
     assert found.load(0, seed=0, epoch=0).text is None
     batch = next(iter(ClipLoader(found, global_batch=2, seed=0)))[0]
     assert batch.texts is None
-    assert json.loads((tmp_path / "video" / cache.ABOUT).read_text())["shards"] == 3
+    assert json.loads((tmp_path / "video" / cache.METADATA_FILE).read_text())["shards"] == 3

@@ -13,7 +13,7 @@ from torch import Tensor
 from stdit_data.buckets import Bucket
 from stdit_data.datasets.shapes import ShapesDataset
 from stdit_data.latents.dataset import LatentDataset
-from stdit_data.latents.encode import TextEncoder, VideoEncoder, manifest_about, text_job, video_job
+from stdit_data.latents.encode import TextEncoder, VideoEncoder, manifest_metadata, text_job, video_job
 from stdit_data.latents.shards import ShardFiles
 from stdit_data.loading.loader import Batch, ClipLoader
 
@@ -30,7 +30,7 @@ TEXT = TextEncoder(lambda texts: [torch.full((len(t), 2), len(t)) for t in texts
 
 def encode(out: str, length: int = 30) -> str:
     dataset = ShapesDataset(frames=2, height=16, width=16, length=length)
-    about = manifest_about("shapes", dataset)
+    about = manifest_metadata("shapes", dataset)
     assert video_job(dataset, out, VIDEO, {}, about, shard_bytes=300).run()
     assert text_job([dataset.caption(i) for i in range(length)], out, TEXT, about, shard_bytes=400).run()
     return out
@@ -94,7 +94,7 @@ def test_files_of_a_url_are_copied_and_few_are_kept(tmp_path: Path) -> None:
     url = encode(f"memory://{tmp_path.name}")
     found = LatentDataset(url, window=1, copies=tmp_path / "copies")
     local = LatentDataset(encode(str(tmp_path / "local")), window=1)
-    assert found.about["shards"] == 10
+    assert found.metadata["shards"] == 10
     for batches, expected in zip(
         islice(ClipLoader(found, global_batch=6, seed=2), 12),
         islice(ClipLoader(local, global_batch=6, seed=2), 12),

@@ -86,7 +86,7 @@ def test_header_is_not_case_sensitive_and_other_columns_are_ignored(tmp_path: Pa
         (
             "a.csv",
             "file_name,caption\nx.mp4,hi\n",
-            "no column 'path'; found file_name, caption; known are path, caption,",
+            "no column 'path'; found file_name, caption; known columns: path, caption,",
         ),
         ("a.csv", "path,caption\nx.mp4,A dog, running\n", "line 2: 3 cells for 2 columns; quote captions"),
         ("a.csv", "x.mp4,A dog\ny.mp4,A dog, running, fast\n", "line 2: 4 cells; without a header"),
@@ -94,13 +94,13 @@ def test_header_is_not_case_sensitive_and_other_columns_are_ignored(tmp_path: Pa
         ("a.csv", "path,caption,num_frames\nx.mp4,hi,3.5\n", "num_frames is '3.5'; expected a whole number"),
         ("a.csv", "path,caption,width\nx.mp4,hi,-3\n", "width is -3; expected a number above 0"),
         ("a.csv", "path,caption\n,hi\n", "line 2: no path"),
-        ("a.csv", "path,caption,start,end\nx.mp4,hi,4,2\n", "the cut ends at 2 and starts at 4"),
+        ("a.csv", "path,caption,start,end\nx.mp4,hi,4,2\n", "the segment ends at 2 and starts at 4"),
         ("a.csv", "path,start,end_frame\nx.mp4,0,50\n", "both start/end and start_frame/end_frame"),
         ("a.csv", "path,path\nx.mp4,y.mp4\n", "column 'path' occurs twice"),
         ("a.csv", "path,caption\n", "no entries"),
         ("a.csv", "", "no entries"),
         ("a.jsonl", '{"path": "x.mp4"}\n{"path": \n', "line 2: not JSON"),
-        ("a.jsonl", '["x.mp4"]\n', "line 1: list; expected an object"),
+        ("a.jsonl", '["x.mp4"]\n', "line 1: found a list; expected an object"),
         ("a.jsonl", '{"file": "x.mp4", "video": "x.mp4"}\n', "column 'path' occurs twice"),
         ("a.parquet", "not parquet at all", "not Parquet"),
         ("a.xlsx", "", "expected a folder or a manifest"),
@@ -256,5 +256,5 @@ def test_zip_files_that_are_none(tmp_path: Path) -> None:
         read_manifest(f"zip://set.csv::{tmp_path}/a.zip")
     with pytest.raises(DataError, match=r"none\.zip: no such file"):
         read_manifest(f"zip://set.csv::{tmp_path}/none.zip")
-    with pytest.raises(DataError, match=r"found \.zip; what is in it is zip://::.*a\.zip$"):
+    with pytest.raises(DataError, match=r"found \.zip; give its contents as zip://::.*a\.zip$"):
         read_manifest(f"{tmp_path}/a.zip")

@@ -47,7 +47,7 @@ def test_nothing_wrong(clips: Path) -> None:
         report = check(clips, *entries, thorough=thorough, progress=lambda *now: calls.append(now))
         assert problems(report) == [[], [], [], []]
     assert calls == [(i, 4) for i in range(1, 5)] * 2
-    facts = [finding.facts for finding in report.findings]
+    facts = [finding.metadata for finding in report.findings]
     assert [(f.codec, f.width, f.height, f.frames, f.fps) for f in facts if f] == [
         ("h264", 96, 64, 60, 30.0),
         ("vp9", 64, 48, 20, 10.0),
@@ -78,10 +78,10 @@ def test_everything_wrong(clips: Path) -> None:
         ["no such file"],
         ["FFmpeg: Invalid data found when processing input"],
         ["truncated: 60 frames declared, data for"],
-        ["no caption (column caption is empty)"],
-        ["the same as entry 0"],
+        ["no caption (column 'caption' is empty)"],
+        ["a duplicate of entry 0"],
         [f"the same content as {clips / 'a.mp4'}"],
-        ["no frames in the cut, 5 to 6 s; the video has 9 frames, the last at 0.267 s"],
+        ["no frames in the segment, 5 to 6 s; the video has 9 frames, the last at 0.267 s"],
         ["width is 64, the manifest says 640", "fps is 30, the manifest says 24"],
     ]
     for found, wanted in zip(problems(report), expected, strict=True):
@@ -93,14 +93,14 @@ def test_everything_wrong(clips: Path) -> None:
 def test_one_file_under_two_names_is_one_file(clips: Path) -> None:
     there = str(clips / ".." / clips.name / "a.mp4")
     report = check(clips, Entry("a.mp4", "A", end=1.0), Entry(there, "B", start=1.0), Entry(there, "C", end=1.0))
-    assert problems(report) == [[], [], ["the same as entry 0"]]
+    assert problems(report) == [[], [], ["a duplicate of entry 0"]]
 
 
 def test_too_short_for_a_stage(clips: Path) -> None:
     report = check(clips, Entry("a.mp4", "A"), Entry("c.mkv", "C"), sampling=Sampling(16, interval=3))
     assert problems(report)[0] == []
     assert problems(report)[1] == [
-        "too short: 9 frames, 46 needed for 16 frames at interval 3 (short='hold' would hold the last)"
+        "too short: 9 frames, 46 needed for 16 frames at interval 3 (short='hold' repeats the last frame)"
     ]
 
 
@@ -165,7 +165,7 @@ def test_check_of_any_dataset() -> None:
     report = check_dataset(Odd())
     assert problems(report) == [
         ["no caption"],
-        ["shape (3, 2, 8, 9), announced 2x8x8"],
+        ["shape (3, 2, 8, 9), expected 2x8x8 by `bucket`"],
         ["torch.float32 in 3 to 3, expected float32 in -1 to 1"],
-        ["another clip when loaded again with the same seed, epoch and index"],
+        ["loading again with the same seed, epoch and index gives another clip"],
     ]

@@ -169,27 +169,27 @@ def test_frames_at_a_rate(encode_clip: Any, full_decode: Any, tmp_path: Path, en
     assert taken.fps == fps
 
 
-@pytest.mark.parametrize(("cut", "numbers"), [
+@pytest.mark.parametrize(("segment", "numbers"), [
     (Segment(start=0.5, end=1.0), range(15, 30)),
     (Segment(start_frame=7, end_frame=11), range(7, 11)),
     (Segment(end=0.2), range(6)),
     (Segment(start_frame=33), range(33, 40)),
     (Segment(start=1.3333, end=99), range(40 - 0, 40)),
 ])  # fmt: skip
-def test_cuts(encode_clip: Any, full_decode: Any, tmp_path: Path, cut: Segment, numbers: range) -> None:
+def test_segments(encode_clip: Any, full_decode: Any, tmp_path: Path, segment: Segment, numbers: range) -> None:
     path = encode_clip(tmp_path / "clip.mkv", rate=30, frames=40)
     _, pictures, _ = full_decode(path)
     with VideoStream(str(path)) as video:
         if not numbers:
-            with pytest.raises(DataError, match=r"no frames in the cut, 1\.3333 to 99 s; the video has 40 frames"):
-                read_frames(video, Sampling(1, interval=1), as_tensor, cut=cut)
+            with pytest.raises(DataError, match=r"no frames in the segment, 1\.3333 to 99 s; the video has 40 frames"):
+                read_frames(video, Sampling(1, interval=1), as_tensor, segment=segment)
             return
         for place in (0.0, 1.0):
-            taken = read_frames(video, Sampling(len(numbers), interval=1), as_tensor, cut=cut, place=place)
+            taken = read_frames(video, Sampling(len(numbers), interval=1), as_tensor, segment=segment, place=place)
             assert all(same(got, pictures[i]) for got, i in zip(taken.pictures, numbers, strict=True))
         with pytest.raises(DataError, match=f"too short: {len(numbers)} frames, {len(numbers) + 1} needed"):
-            read_frames(video, Sampling(len(numbers) + 1, interval=1), as_tensor, cut=cut)
-        held = read_frames(video, Sampling(len(numbers) + 2, interval=1, short="hold"), as_tensor, cut=cut)
+            read_frames(video, Sampling(len(numbers) + 1, interval=1), as_tensor, segment=segment)
+        held = read_frames(video, Sampling(len(numbers) + 2, interval=1, short="hold"), as_tensor, segment=segment)
         assert same(held.pictures[-1], pictures[numbers[-1]])
 
 
@@ -207,8 +207,8 @@ def test_every_possible_start_is_drawn_about_equally(encode_clip: Any, tmp_path:
     ("values", "words"),
     [
         ({"frames": 0, "interval": 1}, "frames 0"),
-        ({"frames": 4}, "expected one of the two"),
-        ({"frames": 4, "interval": 3, "fps": 8.0}, "expected one of the two"),
+        ({"frames": 4}, "expected exactly one of the two"),
+        ({"frames": 4, "interval": 3, "fps": 8.0}, "expected exactly one of the two"),
         ({"frames": 4, "interval": 0}, "interval 0"),
         ({"frames": 4, "fps": 0.0}, "fps 0.0"),
         ({"frames": 4, "interval": 1, "short": "loop"}, "'skip' or 'hold'"),

@@ -117,7 +117,7 @@ def test_videos_read_without_randomness_train_as_their_cache_does(small: TrainCo
 def test_resuming_on_a_cache_is_exact(small: TrainConfig, tmp_path: Path) -> None:
     """With a window narrower than the cache: ten clips in five shards."""
     cache = encode(small, tmp_path / "cache", shard_bytes=2 * 2 * 4 * 4 * 2 * 2 * 2 + 1)
-    assert LatentDataset(cache).about["shards"] == 5
+    assert LatentDataset(cache).metadata["shards"] == 5
     config = changed(small, data__source=cache, data__remember_latents=False, data__window=2, steps=8)
     whole, losses = trained(config, tmp_path / "whole")
     first, first_watcher = start(config, tmp_path / "parts")
@@ -279,7 +279,7 @@ def test_offloaded_text_encoders_give_the_same(
         )
     )
     assert "offloaded to the disk" in caplog.text  # it did not all fit
-    assert plain.about_text == offloaded.about_text
+    assert plain.text_metadata == offloaded.text_metadata
     for index in range(len(plain)):
         assert torch.equal(plain.load(index, seed=0, epoch=0).text, offloaded.load(index, seed=0, epoch=0).text)
 

@@ -107,7 +107,7 @@ def _archive(protocol: str, rest: str) -> Any:
 
 
 @contextmanager
-def explained_errors(url: str) -> Iterator[None]:
+def wrap_errors(url: str) -> Iterator[None]:
     """Turn what the system or the client of a store raises into a `FileError` that names the file.
 
     Each store's client has errors of its own, few of them `OSError`. For a local file any other error is a bug of ours
@@ -136,20 +136,20 @@ def _name(error: OSError, url: str) -> str:
 
 def exists(url: str) -> bool:
     fs, path = filesystem(url)
-    with explained_errors(url):
+    with wrap_errors(url):
         return bool(fs.exists(path))
 
 
 def is_folder(url: str) -> bool:
     fs, path = filesystem(url)
-    with explained_errors(url):
+    with wrap_errors(url):
         return bool(fs.isdir(path))
 
 
 def size(url: str) -> int:
     """Bytes."""
     fs, path = filesystem(url)
-    with explained_errors(url):
+    with wrap_errors(url):
         return int(fs.size(path))
 
 
@@ -158,7 +158,7 @@ def walk(folder: str) -> list[str]:
     fs, root = filesystem(folder)
     root = fs._strip_protocol(root).rstrip("/")
     found = []
-    with explained_errors(folder):
+    with wrap_errors(folder):
         paths = fs.find(root)
     for path in paths:
         relative = str(path).removeprefix(root).lstrip("/")
@@ -173,7 +173,7 @@ def open_binary(url: str) -> Iterator[IO[bytes]]:
     if isinstance(fs, MemoryFileSystem):  # its open files are one object, whose position threads would share
         yield BytesIO(fs.cat_file(path))
         return
-    with explained_errors(url):
+    with wrap_errors(url):
         opened = fs.open(path, "rb")
     with opened as file:
         yield file if is_local(url.split("::")[-1]) else cast(IO[bytes], _RemoteFile(file, url))
@@ -198,7 +198,7 @@ class _RemoteFile(RawIOBase):
         return self._file.tell()
 
     def readinto(self, buffer: Any) -> int:
-        with explained_errors(self._url):
+        with wrap_errors(self._url):
             data = self._file.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
@@ -234,7 +234,7 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with explained_errors(str(path)):
+    with wrap_errors(str(path)):
         _remove(partial)  # of a killed process with the same id
         try:
             yield partial
@@ -260,7 +260,7 @@ def open_write(url: str) -> Iterator[IO[bytes]]:
     """
     if is_local(url):
         path = local_path(url)
-        with explained_errors(url):
+        with wrap_errors(url):
             path.parent.mkdir(parents=True, exist_ok=True)
         with write_atomically(path) as partial, partial.open("wb") as file:
             yield file
@@ -270,7 +270,7 @@ def open_write(url: str) -> Iterator[IO[bytes]]:
     fs, stored = filesystem(url)
     folder, _, name = stored.rpartition("/")
     unfinished = f"{folder}/.{name}.{os.getpid()}.part"
-    with explained_errors(url):
+    with wrap_errors(url):
         fs.makedirs(folder, exist_ok=True)
         try:
             fs.pipe_file(unfinished, buffer.getvalue())
@@ -279,6 +279,12 @@ def open_write(url: str) -> Iterator[IO[bytes]]:
             with suppress(Exception):
                 fs.rm_file(unfinished)
             raise
+
+
+def write_bytes(url: str, data: bytes) -> None:
+    """Write a file or URL, whole or not at all, see `open_write`."""
+    with open_write(url) as file:
+        file.write(data)
 
 
 def replace_text(path: str | Path, text: str) -> None:

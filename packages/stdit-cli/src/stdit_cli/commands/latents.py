@@ -129,7 +129,7 @@ def inspect(
     from rich.table import Table
 
     from stdit_data.files import exists, join
-    from stdit_data.latents.format import INDEX, read_about
+    from stdit_data.latents.format import INDEX, read_metadata
     from stdit_data.latents.summary import describe
     from stdit_data.preview import contact_sheet
     from stdit_train.assets import resolve
@@ -140,7 +140,7 @@ def inspect(
     for name, value in describe(cache):
         table.add_row(name, value)
     console.print(table)
-    about = read_about(cache, "video")
+    about = read_metadata(cache, "video")
     if about is None or samples == 0 or not exists(join(cache, f"video/{INDEX}")):
         return
     videos, lines = decode_entries(cache, resolve(vae or about["vae"]["source"]), samples, seed)

@@ -41,9 +41,9 @@ class NoisyCaptions:
         """A name for the clip."""
         return self.dataset.path(index)
 
-    def about(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """What determines every clip and its caption."""
-        return {**self.dataset.about(), "caption_noise": self.share, "caption_seed": self.seed}
+        return {**self.dataset.settings(), "caption_noise": self.share, "caption_seed": self.seed}
 
     def load(self, index: int, *, seed: int, epoch: int) -> Clip:
         """The clip, perhaps with a wrong caption."""

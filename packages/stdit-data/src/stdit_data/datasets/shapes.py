@@ -212,7 +212,7 @@ class ShapesDataset:
         """A name for the clip, where others have a file."""
         return f"shapes:{self.split}/{self.seed}/{index}"
 
-    def about(self) -> dict[str, str | int | float]:
+    def settings(self) -> dict[str, str | int | float]:
         """What determines every clip."""
         return {
             "split": self.split,

@@ -23,11 +23,11 @@ from stdit_data.buckets import Bucket
 from stdit_data.clip import Clip
 from stdit_data.errors import DataError
 from stdit_data.manifests.format import Entry, Manifest, read_manifest
-from stdit_data.manifests.metadata import complete_metadata, fitting_bucket, known_short
+from stdit_data.manifests.metadata import complete_metadata, entry_bucket, is_known_short
 from stdit_data.transforms import Fit, may_flip, normalise
 from stdit_data.video.frames import Sampling, Short, default_sampling, read_frames
-from stdit_data.video.probe import read_image, reading
-from stdit_data.video.read import _Convert
+from stdit_data.video.probe import clip_errors, read_image
+from stdit_data.video.read import FrameConverter
 from stdit_data.video.stream import VideoStream
 
 log = logging.getLogger(__name__)
@@ -108,13 +108,13 @@ class VideoDataset:
         entry, bucket, url = self.entries[index], self._buckets[index], self.path(index)
         place, x, y, mirror = self._draw(seed, epoch, index)
         fit = Fit(bucket.height, bucket.width, x, y, flip=self.flip and mirror < 0.5 and may_flip(entry.caption))
-        with reading(url), files.open_media(url) as media:
+        with clip_errors(url), files.open_media(url) as media:
             if files.is_image(url):
                 picture = normalise(fit(read_image(media)))
                 return Clip(_repeat(picture, bucket.frames), entry.caption, index, fps=0.0)
             with VideoStream(media, self.stream) as video:
-                convert = _Convert(fit, video)
-                taken = read_frames(video, self.samplings[bucket], convert, place=place, cut=entry.cut)
+                convert = FrameConverter(fit, video)
+                taken = read_frames(video, self.samplings[bucket], convert, place=place, segment=entry.segment)
         span = (taken.times[0], taken.times[-1])
         return Clip(torch.stack(taken.pictures, dim=1), entry.caption, index, taken.fps, span)
 
@@ -189,7 +189,7 @@ def open_videos(
         entries = complete_metadata(
             manifest, entries, stream, workers, lengths=len({shape.frames for shape in shapes}) > 1
         )
-    kept = [entry for entry in entries if short == "hold" or not known_short(entry, least)]
+    kept = [entry for entry in entries if short == "hold" or not is_known_short(entry, least)]
     if not kept:
         need = math.ceil(least.span(entries[0].fps or 30))
         raise DataError(
@@ -198,7 +198,7 @@ def open_videos(
         )
     if len(kept) < len(entries):
         log.warning("%s: %d of %d clips left out, too short", source, len(entries) - len(kept), len(entries))
-    chosen = [fitting_bucket(entry, samplings) for entry in kept]
+    chosen = [entry_bucket(entry, samplings) for entry in kept]
     if len(shapes) > 1:
         shares = ", ".join(f"{bucket}: {count}" for bucket, count in sorted(Counter(chosen).items()))
         log.info("%s: clips per bucket %s", source, shares)
@@ -231,7 +231,9 @@ def _identity(urls: Sequence[str], entries: Sequence[Entry]) -> int:
     for url, head, entry in zip(urls, heads, entries, strict=True):
         place = head[shared:].lstrip("/") if len(heads) > 1 else PurePosixPath(head).name
         archives = [PurePosixPath(layer).name for layer in url.split("::")[1:]]
-        crc = zlib.crc32(repr((place, archives, entry.cut)).encode(), crc)
+        # Saved runs hold this number: the text is what `repr` made of a segment when its class was named Cut.
+        segment = repr(entry.segment).replace("Segment", "Cut", 1)
+        crc = zlib.crc32(f"({place!r}, {archives!r}, {segment})".encode(), crc)
     return crc
 
 

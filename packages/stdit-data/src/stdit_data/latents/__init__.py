@@ -1,1 +1,1 @@
-"""The cache of encoded clips and captions: write, read, shuffle and merge it."""
+"""The cache of encoded clips and captions."""

@@ -44,7 +44,7 @@ class LatentDataset:
         copies: where files of a URL are copied to, see `ShardFiles`.
 
     Attributes:
-        about, about_text: what the parts were made with; the latter None where there is no text part.
+        about, text_metadata: what the parts were made with; the latter None where there is no text part.
         texts: the text part, or None.
         buckets: the clips' shapes in frames and pixels, and those of their latents.
 
@@ -59,10 +59,10 @@ class LatentDataset:
             raise DataError(f"window {window}: expected a number of shards, or 0 for all")
         self.url = url
         rows = cache.read_index(url, "video")
-        self.about = cache.read_about(url, "video") or {}
-        self.about_text = cache.read_about(url, "text")
-        self.buckets = {parse_bucket(name): Bucket(*shape[1:]) for name, shape in self.about["shapes"].items()}
-        self.samples, self.variants = self.about["manifest"]["samples"], self.about["transform"]["variants"]
+        self.metadata = cache.read_metadata(url, "video") or {}
+        self.text_metadata = cache.read_metadata(url, "text")
+        self.buckets = {parse_bucket(name): Bucket(*shape[1:]) for name, shape in self.metadata["shapes"].items()}
+        self.samples, self.variants = self.metadata["manifest"]["samples"], self.metadata["transform"]["variants"]
         self.rows = rows
         self._row = np.full((self.variants, self.samples), -1, dtype=np.int64)
         self._row[np.asarray(rows["variant"]), np.asarray(rows["sample"])] = np.arange(len(rows))
@@ -73,11 +73,11 @@ class LatentDataset:
             raise DataError(f"{url}: the index lacks {int((self._row < 0).sum())} entries; encode anew")
         if rows["key"].null_count == len(rows):
             raise DataError(f"{url}: no clip could be read; the first: {rows['reason'][0]}")
-        self.identity = int(self.about["manifest"]["hash"][:8], 16)
-        self.window = window or self.about["shards"]
+        self.identity = int(self.metadata["manifest"]["hash"][:8], 16)
+        self.window = window or self.metadata["shards"]
         self._videos = ShardFiles(files.join(url, "video"), self.window + AHEAD + 1, _part(copies, "video"))
         # Texts are in the order of the clips, so those of a window lie together; they may be larger than its latents.
-        self.texts = CachedTexts(url, keep=4 * self.window, copies=copies) if self.about_text is not None else None
+        self.texts = CachedTexts(url, keep=4 * self.window, copies=copies) if self.text_metadata is not None else None
         if self.texts is not None:
             self.texts.check(caption.as_py() for caption in pc.unique(rows["caption"]))
         weights = rows["weight"].take(self._row[0])
@@ -170,7 +170,7 @@ class CachedTexts:
     def __init__(self, url: str, *, keep: int = 4 * WINDOW, copies: str | Path | None = None) -> None:
         self.url = url
         self._rows = cache.read_index(url, "text")
-        self.about = cache.read_about(url, "text") or {}
+        self.metadata = cache.read_metadata(url, "text") or {}
         # Keyed by a digest: captions of a big set would take gigabytes as Python strings.
         self._known = {_digest(caption.as_py()): row for row, caption in enumerate(self._rows["caption"])}
         self._files = ShardFiles(files.join(url, "text"), keep, _part(copies, "text"))
@@ -197,7 +197,7 @@ class CachedTexts:
         for caption in captions:
             if caption not in self:
                 raise DataError(
-                    f"{self.url}: the text part, made of {self.about['manifest']['source']}, lacks the caption "
+                    f"{self.url}: the text part, made of {self.metadata['manifest']['source']}, lacks the caption "
                     f"{caption[:60]!r}; encode this manifest's captions (--text-only)"
                 )
 

@@ -38,7 +38,7 @@ class VideoEncoder:
 
     encode: Callable[[Tensor], Tensor]  # [1, 3, T, H, W] in [-1, 1] to mean and log variance [1, 2C, T', H', W']
     latent_shape: Callable[[Bucket], tuple[int, ...]]  # a clip's shape to that of its latents, C, T', H', W'
-    about: Mapping[str, Any]  # source, hash, scale
+    metadata: Mapping[str, Any]  # source, hash, scale
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class TextEncoder:
     clean: Callable[[str], str]
     width: int
     max_length: int
-    about: Mapping[str, Any]  # source, hash
+    metadata: Mapping[str, Any]  # source, hash
 
 
 def video_job(
@@ -96,7 +96,7 @@ def video_job(
     sizes = [itemsize * math.prod(shapes[dataset.bucket(i)]) for i in range(len(dataset))]
     about = {
         "format": cache.FORMAT,
-        "vae": dict(encoder.about),
+        "vae": dict(encoder.metadata),
         "transform": {**transform, "seed": seed, "variants": variants},
         "manifest": dict(manifest),
         "dtype": dtype,
@@ -144,7 +144,7 @@ def text_job(
     shards = _cut(sizes, shard_bytes)
     about = {
         "format": cache.FORMAT,
-        "text_encoder": dict(encoder.about),
+        "text_encoder": dict(encoder.metadata),
         "max_length": encoder.max_length,
         "manifest": dict(manifest),
         "dtype": dtype,
@@ -170,10 +170,10 @@ def text_job(
     return Job(out, "text", about, shards, make, rank, world)
 
 
-def manifest_about(source: str, dataset: Any) -> dict[str, Any]:
+def manifest_metadata(source: str, dataset: Any) -> dict[str, Any]:
     """What is written down of a manifest: its name, a hash of its entries (path, caption, cut, ...), how many."""
     entries = getattr(dataset, "entries", None)
-    rows: Any = [asdict(entry) for entry in entries] if entries is not None else dataset.about()
+    rows: Any = [asdict(entry) for entry in entries] if entries is not None else dataset.settings()
     digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
     return {"source": source, "hash": digest[:16], "samples": len(dataset)}
 

@@ -30,11 +30,11 @@ from stdit_data import files
 from stdit_data.errors import DataError
 
 FORMAT = 1
-ABOUT, INDEX = "about.json", "index.parquet"
+METADATA_FILE, INDEX = "about.json", "index.parquet"
 Part = Literal["video", "text"]
 PARTS: tuple[Part, ...] = ("video", "text")
 THREADS = 16  # that read headers
-SAID = {"vae": "VAE", "text_encoder": "text encoder"}
+COMPONENT_LABELS = {"vae": "VAE", "text_encoder": "text encoder"}
 
 _ROWS: dict[Part, pa.Schema] = {
     "video": pa.schema(
@@ -81,16 +81,16 @@ def shard_name(number: int) -> str:
 
 def is_cache(url: str) -> bool:
     """Whether a folder holds a part of a cache."""
-    return any(files.exists(files.join(url, f"{part}/{ABOUT}")) for part in PARTS)
+    return any(files.exists(files.join(url, f"{part}/{METADATA_FILE}")) for part in PARTS)
 
 
-def read_about(cache: str, part: Part) -> dict[str, Any] | None:
+def read_metadata(cache: str, part: Part) -> dict[str, Any] | None:
     """What a part was made with; None without that part.
 
     Raises:
         DataError: it is of another version of the format, or no JSON.
     """
-    url = files.join(cache, f"{part}/{ABOUT}")
+    url = files.join(cache, f"{part}/{METADATA_FILE}")
     if not files.exists(url):
         return None
     try:
@@ -103,16 +103,16 @@ def read_about(cache: str, part: Part) -> dict[str, Any] | None:
     return about
 
 
-def claim(cache: str, part: Part, about: Mapping[str, Any]) -> None:
+def lock_metadata(cache: str, part: Part, about: Mapping[str, Any]) -> None:
     """Writes `about.json`, or, where there is one, checks that it says the same.
 
     Raises:
         DataError: the part was made with something else; the message names it.
     """
-    there = read_about(cache, part)
+    there = read_metadata(cache, part)
     if there is None:
-        write_whole(files.join(cache, f"{part}/{ABOUT}"), (json.dumps(about, indent=1) + "\n").encode())
-        there = read_about(cache, part) or {}
+        files.write_bytes(files.join(cache, f"{part}/{METADATA_FILE}"), (json.dumps(about, indent=1) + "\n").encode())
+        there = read_metadata(cache, part) or {}
     if difference := first_difference(there, json.loads(json.dumps(about))):
         raise DataError(f"{cache}: {difference}; go on with the same, or give another folder")
 
@@ -126,9 +126,9 @@ def first_difference(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str 
         if isinstance(mine, dict) and isinstance(yours, dict):
             if mine.get("hash") != yours.get("hash"):
                 names = " and ".join(f"{who.get('source')} (hash {who.get('hash')})" for who in (mine, yours))
-                return f"made with another {SAID.get(key, key)} than asked for: {names}"
+                return f"made with another {COMPONENT_LABELS.get(key, key)} than asked for: {names}"
             if inner := first_difference(mine, yours):
-                return f"{SAID.get(key, key)} {inner}"
+                return f"{COMPONENT_LABELS.get(key, key)} {inner}"
             continue
         return f"{key} is {json.dumps(mine)} there and {json.dumps(yours)} is asked for"
     return None
@@ -137,12 +137,7 @@ def first_difference(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str 
 def write_shard(cache: str, part: Part, number: int, shard: Shard) -> None:
     """Writes a shard, whole or not at all."""
     data = save(shard.tensors, metadata={"rows": json.dumps(shard.rows, ensure_ascii=False)})
-    write_whole(files.join(cache, f"{part}/{shard_name(number)}"), data)
-
-
-def write_whole(url: str, data: bytes) -> None:
-    with files.open_write(url) as file:
-        file.write(data)
+    files.write_bytes(files.join(cache, f"{part}/{shard_name(number)}"), data)
 
 
 def list_shards(cache: str, part: Part) -> set[int]:
@@ -190,7 +185,7 @@ def write_index(cache: str, part: Part, shards: int) -> None:
         rows = [row for some in pool.map(lambda n: read_rows(cache, part, n), range(shards)) for row in some]
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, _ROWS[part]), buffer, compression="zstd")
-    write_whole(files.join(cache, f"{part}/{INDEX}"), buffer.getvalue())
+    files.write_bytes(files.join(cache, f"{part}/{INDEX}"), buffer.getvalue())
 
 
 def read_index(cache: str, part: Part) -> pa.Table:
@@ -199,7 +194,7 @@ def read_index(cache: str, part: Part) -> pa.Table:
     Raises:
         DataError: there is no such part, or it isn't finished.
     """
-    about = read_about(cache, part)
+    about = read_metadata(cache, part)
     if about is None:
         raise DataError(f"{cache}: no {part} part; make it with `stdit data encode`")
     url = files.join(cache, f"{part}/{INDEX}")

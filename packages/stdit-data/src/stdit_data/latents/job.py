@@ -32,7 +32,7 @@ class Job:
         if not 0 <= rank < world:
             raise DataError(f"rank {rank} of {world}: expected a rank from 0 to {world - 1}")
         self.out, self.part, self.shards, self._make = out, part, shards, make
-        cache.claim(out, part, about)
+        cache.lock_metadata(out, part, about)
         there = cache.list_shards(out, part)
         mine = range(rank, len(shards), world)
         self.total = sum(len(shards[number]) for number in mine)

@@ -31,24 +31,24 @@ def merge(
         raise DataError(f"{other}: not a cache; expected a folder that `stdit data encode` made")
     wanted = []
     for part in cache.PARTS:
-        about = cache.read_about(other, part)
+        about = cache.read_metadata(other, part)
         if about is not None:
-            cache.claim(into, part, about)
+            cache.lock_metadata(into, part, about)
             missing = sorted(cache.list_shards(other, part) - cache.list_shards(into, part))
             wanted += [f"{part}/{cache.shard_name(number)}" for number in missing]
     for done, name in enumerate(wanted):
         progress(done, len(wanted))
         with files.open_binary(files.join(other, name)) as file:
-            cache.write_whole(files.join(into, name), file.read())
+            files.write_bytes(files.join(into, name), file.read())
     progress(len(wanted), len(wanted))
-    complete = {part: _finish(into, part) for part in cache.PARTS if cache.read_about(into, part) is not None}
+    complete = {part: _finish(into, part) for part in cache.PARTS if cache.read_metadata(into, part) is not None}
     if complete.get("video") and complete.get("text"):
         LatentDataset(into)
     return complete
 
 
 def _finish(url: str, part: cache.Part) -> bool:
-    about = cache.read_about(url, part) or {}
+    about = cache.read_metadata(url, part) or {}
     if files.exists(files.join(url, f"{part}/{cache.INDEX}")):
         return True
     if len(cache.list_shards(url, part)) < about["shards"]:

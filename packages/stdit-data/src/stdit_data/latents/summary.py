@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from stdit_data import files
 from stdit_data.errors import DataError
 from stdit_data.latents import format as cache
-from stdit_data.latents.format import SAID, Part
+from stdit_data.latents.format import COMPONENT_LABELS, Part
 
 
 def moments_bytes(latent: Sequence[int], itemsize: int = 2) -> int:
@@ -48,7 +48,7 @@ def describe(url: str) -> list[tuple[str, str]]:
         raise DataError(f"{url}: not a cache; expected a folder that `stdit data encode` made")
     lines: list[tuple[str, str]] = []
     for part in cache.PARTS:
-        about = cache.read_about(url, part)
+        about = cache.read_metadata(url, part)
         if about is None:
             lines.append((part, "not there"))
             continue
@@ -70,7 +70,7 @@ def _about(about: dict[str, Any]) -> list[tuple[str, str]]:
             continue
         if key in ("vae", "text_encoder", "manifest"):
             rest = {name: inner for name, inner in value.items() if name not in ("source", "hash")}
-            lines.append((SAID.get(key, key), f"{value['source']} (hash {value['hash']})"))
+            lines.append((COMPONENT_LABELS.get(key, key), f"{value['source']} (hash {value['hash']})"))
             lines += [(f"  {name}", _plain(inner)) for name, inner in rest.items()]
         elif key == "transform":
             lines.append((key, ", ".join(f"{n} {_plain(v)}" for n, v in value.items() if v not in (None, []))))

@@ -1,1 +1,1 @@
-"""From a data set to batches: order, read-ahead and resumption."""
+"""From a data set to batches: order, read-ahead, resume."""

@@ -1,1 +1,1 @@
-"""Lists of clips: read, complete, validate and split them."""
+"""Lists of clips: read, complete, check, split, and convert from data sets."""

@@ -1,7 +1,7 @@
-"""Manifests: which clips there are, and their captions.
+"""Read and write manifests: lists of captioned clips.
 
-CSV, JSON lines or Parquet with named columns (`COLUMNS`), the header-less CSV of Open-Sora 1.0, or a folder of videos
-and images with `name.txt` captions beside them; any of them behind any fsspec URL.
+A manifest is a CSV, JSON lines or Parquet file with named columns (`COLUMNS`), the header-less CSV of Open-Sora 1.0, or
+a folder of videos and images with captions in `name.txt` beside them; local or at any fsspec URL.
 """
 
 from __future__ import annotations
@@ -24,25 +24,26 @@ from stdit_data.video.frames import Segment
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of a manifest. A path is relative to the manifest's folder, absolute, or a URL."""
+    """One line of a manifest."""
 
-    path: str
+    path: str  # relative to the manifest's folder, absolute, or a URL
     caption: str = ""
     start: float | None = None  # seconds from the video's first frame
-    end: float | None = None  # seconds; the frame at `end` is no longer in the clip
-    start_frame: int | None = None  # the same cut in frames, at the video's average rate
-    end_frame: int | None = None
-    fps: float | None = None  # of the source
-    width: int | None = None  # pixels, as shown
+    end: float | None = None  # seconds, exclusive
+    start_frame: int | None = None  # the same segment in frames, at the video's average rate
+    end_frame: int | None = None  # exclusive
+    fps: float | None = None  # frames per second of the video
+    width: int | None = None  # pixels, as displayed
     height: int | None = None
-    num_frames: int | None = None  # of the whole video, not of the cut
-    source: str | None = None  # where the clip is from
+    num_frames: int | None = None  # of the whole video, not of the segment
+    source: str | None = None  # origin of the clip
     licence: str | None = None
     sha256: str | None = None  # of the file, hexadecimal
-    weight: float | None = None  # how often an epoch shows it; 1 without
+    weight: float | None = None  # how often an epoch shows the clip; 1 if not given
 
     @property
-    def cut(self) -> Segment:
+    def segment(self) -> Segment:
+        """The part of the video that the entry names."""
         return Segment(self.start, self.end, self.start_frame, self.end_frame)
 
 
@@ -64,26 +65,26 @@ MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A manifest's entries and the folder that their relative paths start from."""
+    """A manifest's entries, and the folder that their relative paths start from."""
 
     url: str
     folder: str
     entries: list[Entry]
 
     def locate(self, entry: Entry) -> str:
-        """The full path or URL of an entry's file."""
+        """Return the full path or URL of an entry's file."""
         return files.join(self.folder, entry.path)
 
 
 def read_manifest(url: str, *, root: str | None = None) -> Manifest:
-    """Reads a manifest or a folder.
+    """Read a manifest file or a folder of clips.
 
     Args:
         url: a folder, or a file ending in .csv, .tsv, .jsonl, .ndjson or .parquet; local or any fsspec URL.
-        root: the folder that relative paths start from, instead of the manifest's own.
+        root: the folder that relative paths start from; the manifest's own if not given.
 
     Raises:
-        DataError: nothing there, an unknown kind of file, wrong columns or values; the message names them.
+        DataError: the file does not exist, is of an unknown kind, or has wrong columns or values.
     """
     url = str(url)
     kind = files.suffix(url)
@@ -98,7 +99,7 @@ def read_manifest(url: str, *, root: str | None = None) -> Manifest:
     if files.is_folder(url):
         return Manifest(url, url, _folder(url))
     if files.exists(url):
-        inside = f"; what is in it is zip://::{url}" if kind == ".zip" else ""
+        inside = f"; give its contents as zip://::{url}" if kind == ".zip" else ""
         raise DataError(
             f"{url}: expected a folder or a manifest ({', '.join(MANIFEST_SUFFIXES)}), found {kind or 'a file'}{inside}"
         )
@@ -106,13 +107,13 @@ def read_manifest(url: str, *, root: str | None = None) -> Manifest:
 
 
 def write_manifest(url: str, entries: Iterable[Entry]) -> int:
-    """Writes entries as CSV, JSON lines or Parquet, by the suffix; columns that no entry has are left out.
+    """Write entries as CSV, JSON lines or Parquet, by the suffix; columns that no entry uses are left out.
 
     Returns:
-        How many were written.
+        The number of entries written.
 
     Raises:
-        DataError: another suffix.
+        DataError: the suffix is unknown, or the file can't be written.
     """
     kind = files.suffix(url)
     if kind not in MANIFEST_SUFFIXES:
@@ -139,7 +140,7 @@ def write_manifest(url: str, entries: Iterable[Entry]) -> int:
 
 
 def _entry(where: str, row: Mapping[str, Any]) -> Entry:
-    """One entry from named values, checked."""
+    """Make an entry from column values and check them; `where` names the line in messages."""
     values: dict[str, Any] = {}
     for name, value in row.items():
         if value is None or value == "" or value != value:  # an empty cell; a Parquet NaN
@@ -150,7 +151,7 @@ def _entry(where: str, row: Mapping[str, Any]) -> Entry:
             if kind is int and float(value) != number:
                 raise ValueError
         except (ValueError, TypeError):
-            if kind is int and str(value).removesuffix(".0").isdigit():  # pandas writes whole columns with gaps as 3.0
+            if kind is int and str(value).removesuffix(".0").isdigit():  # pandas writes int columns with gaps as 3.0
                 number = int(float(value))
             else:
                 expected = {float: "a number", int: "a whole number"}.get(kind, "text")
@@ -164,23 +165,23 @@ def _entry(where: str, row: Mapping[str, Any]) -> Entry:
         positive = name in ("fps", "width", "height", "num_frames")
         if value is not None and (value < 0 or (positive and value == 0) or value == float("inf")):
             raise DataError(f"{where}: {name} is {value}; expected a number {'above' if positive else 'from'} 0")
-    cuts = [(entry.start, entry.end), (entry.start_frame, entry.end_frame)]
-    if all(low is not None or high is not None for low, high in cuts):
+    bounds = [(entry.start, entry.end), (entry.start_frame, entry.end_frame)]
+    if all(low is not None or high is not None for low, high in bounds):
         raise DataError(f"{where}: both start/end and start_frame/end_frame; expected one of the two")
-    for low, high in cuts:
+    for low, high in bounds:
         if high is not None and high <= (low or 0):
-            raise DataError(f"{where}: the cut ends at {high:g} and starts at {low or 0:g}; expected an end after it")
+            raise DataError(f"{where}: the segment ends at {high:g} and starts at {low or 0:g}; expected start < end")
     return entry
 
 
 def _names(url: str, found: Iterable[str]) -> dict[str, str]:
-    """The columns to use, by the name the file gives them; ones that mean nothing here are ignored."""
+    """Map the file's column names to those of `COLUMNS`; unknown columns are ignored."""
     found = [name.strip() for name in found]
     columns = [ALIASES.get(name.lower(), name.lower()) for name in found]
     twice = [column for column in COLUMNS if columns.count(column) > 1]
     if "path" not in columns or twice:
         fault = f"column {twice[0]!r} occurs twice" if twice else "no column 'path'"
-        raise DataError(f"{url}: {fault}; found {', '.join(found) or 'none'}; known are {', '.join(COLUMNS)}")
+        raise DataError(f"{url}: {fault}; found {', '.join(found) or 'none'}; known columns: {', '.join(COLUMNS)}")
     return {name: column for name, column in zip(found, columns, strict=True) if column in COLUMNS}
 
 
@@ -216,7 +217,7 @@ def _csv(url: str) -> Iterator[Entry]:
 
 
 def _headerless(first: list[str]) -> bool:
-    """Open-Sora 1.0's CSV has no header: its first cell is already a path to a video or an image."""
+    """Return whether the first row is an entry: in Open-Sora 1.0's CSV its first cell is a video or an image."""
     return files.suffix(first[0].strip()) in files.VIDEO_SUFFIXES | files.IMAGE_SUFFIXES
 
 
@@ -230,7 +231,7 @@ def _json_lines(url: str) -> Iterator[Entry]:
         except json.JSONDecodeError as error:
             raise DataError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
         if not isinstance(row, dict):
-            raise DataError(f'{where}: {type(row).__name__}; expected an object, as in {{"path": "a.mp4"}}')
+            raise DataError(f'{where}: found a {type(row).__name__}; expected an object, as in {{"path": "a.mp4"}}')
         names = _names(where, row)
         yield _entry(where, {column: row[name] for name, column in names.items()})
 

@@ -1,4 +1,4 @@
-"""What is known of a manifest's clips before they are read: their size and length, and which shape they fit."""
+"""Complete the sizes and lengths of a manifest's entries by probing, and choose their buckets."""
 
 from __future__ import annotations
 
@@ -14,21 +14,31 @@ from stdit_data.video.frames import Sampling
 from stdit_data.video.probe import Probe, probe
 
 
-def with_metadata(entry: Entry, facts: Probe) -> Entry:
-    """The entry with what a probe found where it says nothing itself."""
+def with_metadata(entry: Entry, metadata: Probe) -> Entry:
+    """Return the entry with its missing fps, width, height and num_frames filled in from a probe."""
     return replace(
         entry,
-        fps=entry.fps or facts.fps or None,
-        width=entry.width or facts.width,
-        height=entry.height or facts.height,
-        num_frames=entry.num_frames or facts.frames,
+        fps=entry.fps or metadata.fps or None,
+        width=entry.width or metadata.width,
+        height=entry.height or metadata.height,
+        num_frames=entry.num_frames or metadata.frames,
     )
 
 
 def complete_metadata(
     manifest: Manifest, entries: list[Entry], stream: int | None, workers: int, *, lengths: bool
 ) -> list[Entry]:
-    """The entries with their width and height, and where `lengths` matter frames and rate: probed where not given."""
+    """Return the entries with missing metadata filled in by probing their files in threads.
+
+    Entries whose file can't be probed stay as they are.
+
+    Args:
+        manifest: the manifest that locates the entries' files.
+        entries: the entries to complete.
+        stream: number of the video stream, from 0; None for FFmpeg's choice.
+        workers: number of threads.
+        lengths: also fill in num_frames and fps, besides width and height.
+    """
 
     def complete(entry: Entry) -> Entry:
         known = entry.width and entry.height and (not lengths or (entry.num_frames and entry.fps))
@@ -43,26 +53,26 @@ def complete_metadata(
         return list(pool.map(complete, entries))
 
 
-def frames_within(entry: Entry) -> int | None:
-    """Frames of an entry's cut as far as the manifest tells."""
+def known_frames(entry: Entry) -> int | None:
+    """Return the number of frames of an entry's segment, or None if the manifest does not determine it."""
     fps = entry.fps
-    if entry.num_frames is None and entry.cut.end is None and entry.cut.end_frame is None:
+    if entry.num_frames is None and entry.segment.end is None and entry.segment.end_frame is None:
         return None
     if fps is None and (entry.start is not None or entry.end is not None):
         return None
-    return entry.cut.frames(fps or 1.0, entry.num_frames or 2**62)
+    return entry.segment.frames(fps or 1.0, entry.num_frames or 2**62)
 
 
-def known_short(entry: Entry, sampling: Sampling) -> bool:
-    """Whether the manifest itself tells that a video is too short."""
-    within = frames_within(entry)
-    if files.is_image(entry.path) or within is None or (sampling.fps and entry.fps is None):
+def is_known_short(entry: Entry, sampling: Sampling) -> bool:
+    """Return whether a video is too short for `sampling` by the manifest's own metadata."""
+    available = known_frames(entry)
+    if files.is_image(entry.path) or available is None or (sampling.fps and entry.fps is None):
         return False
-    return within < sampling.span(entry.fps or 1.0)
+    return available < sampling.span(entry.fps or 1.0)
 
 
-def fitting_bucket(entry: Entry, samplings: Mapping[Bucket, Sampling]) -> Bucket:
-    """The shape that an entry goes to, of those that `samplings` names."""
+def entry_bucket(entry: Entry, samplings: Mapping[Bucket, Sampling]) -> Bucket:
+    """Choose the bucket of an entry among the keys of `samplings`; the first if the entry's size is unknown."""
     shapes = list(samplings)
     if len(shapes) == 1:
         return shapes[0]
@@ -71,11 +81,11 @@ def fitting_bucket(entry: Entry, samplings: Mapping[Bucket, Sampling]) -> Bucket
     if files.is_image(entry.path):
         frames = 1
     else:
-        within = frames_within(entry)
+        available = known_frames(entry)
         fitting = [
             shape.frames
             for shape, sampling in samplings.items()
-            if within is not None and sampling.span(entry.fps or 1.0) <= within
+            if available is not None and sampling.span(entry.fps or 1.0) <= available
         ]
         frames = max(fitting, default=0)
     return choose_bucket(shapes, frames, entry.height, entry.width)

@@ -1,8 +1,7 @@
-"""Which clips of a set are kept out of training, to validate on.
+"""Split clips into training and validation sets.
 
-A clip is held out by a hash of its file's name, not by its place in the set: so the choice stays as it is when clips
-are added, left out or listed in another order, when the set is moved, and when it is encoded to a cache; and all cuts
-of one file lie on the same side.
+A clip is held out by a hash of its file's name, not by its position. So the split stays the same when clips are added,
+removed or reordered, when the data set is moved or encoded to a cache, and all segments of a file are on the same side.
 """
 
 from __future__ import annotations
@@ -16,18 +15,21 @@ from stdit_data.errors import DataError
 
 
 def hash_position(url: str) -> float:
-    """A number in [0, 1) for a file, from its name, that of the folder that it lies in, and those of its archives."""
+    """Hash a file to a number in [0, 1), from its name, its folder's name and the names of its archives."""
     head, *archives = files.canonical(url).split("::")
     parts = [*PurePosixPath(head).parts[-2:], *(PurePosixPath(layer).name for layer in archives)]
     return int.from_bytes(hashlib.sha256("\n".join(parts).encode()).digest()[:7]) / 2**56
 
 
 def split(urls: Sequence[str], share: float) -> tuple[list[int], list[int]]:
-    """The places of the clips to train on, in order, and of those held out, by ascending `hash_position`.
+    """Split clips into those to train on and those held out.
 
     Args:
-        urls: of all clips.
-        share: of the files that is held out, above 0 and below 1; of a larger share those of a smaller one are part.
+        urls: paths or URLs of all clips.
+        share: share of the files to hold out, between 0 and 1; a larger share includes the files of a smaller one.
+
+    Returns:
+        Indices of the clips to train on, in order, and of those held out, by ascending `hash_position`.
 
     Raises:
         DataError: one of the two would be empty.

@@ -1,4 +1,4 @@
-"""Checks a manifest before a run: every entry's file, caption and facts."""
+"""Check a manifest or a data set before a run: every entry's file, caption and metadata."""
 
 from __future__ import annotations
 
@@ -20,69 +20,75 @@ from stdit_data.errors import ClipError, DataError
 from stdit_data.manifests.format import Entry, Manifest
 from stdit_data.manifests.metadata import with_metadata
 from stdit_data.video.frames import Sampling, read_frames
-from stdit_data.video.probe import Probe, probe, reading
+from stdit_data.video.probe import Probe, clip_errors, probe
 from stdit_data.video.stream import VideoStream
 
-Progress = Callable[[int, int], None]  # done, of how many
+Progress = Callable[[int, int], None]  # entries done, entries in total
 
 
 @dataclass(slots=True)
 class Finding:
-    """What was found of one entry."""
+    """The result of checking one entry."""
 
     index: int
     path: str
     caption: str
-    facts: Probe | None = None  # None where the file can't be read
+    metadata: Probe | None = None  # None if the file can't be read
     problems: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class Report:
-    """What was found of all entries."""
+    """The results of checking all entries."""
 
     source: str
     findings: list[Finding]
 
     @property
     def bad(self) -> list[Finding]:
+        """The entries with problems."""
         return [finding for finding in self.findings if finding.problems]
 
     def summary(self) -> dict[str, str]:
-        """Name to value, ready to be shown."""
-        facts = [finding.facts for finding in self.findings if finding.facts is not None]
-        videos = [fact for fact in facts if fact.fps]
+        """Summarise counts, durations, sizes and codecs, as names and values for display."""
+        probes = [finding.metadata for finding in self.findings if finding.metadata is not None]
+        videos = [probe for probe in probes if probe.fps]
         rows = {
             "entries": str(len(self.findings)),
-            "videos, images": f"{len(videos)}, {len(facts) - len(videos)}",
+            "videos, images": f"{len(videos)}, {len(probes) - len(videos)}",
             "entries with problems": str(len(self.bad)),
         }
         if videos:
-            seconds = [fact.duration for fact in videos]
+            seconds = [probe.duration for probe in videos]
             rows |= {
                 "duration": f"{sum(seconds):.1f} s in all, {_range(seconds, '.2f')} s each",
-                "frames": _range([fact.frames for fact in videos], "d"),
-                "frames per second": _range([fact.fps for fact in videos], ".2f"),
+                "frames": _range([probe.frames for probe in videos], "d"),
+                "frames per second": _range([probe.fps for probe in videos], ".2f"),
             }
-        if facts:
+        if probes:
             rows |= {
-                "sizes": _most(f"{fact.width}x{fact.height}" for fact in facts),
-                "codecs": _most(fact.codec for fact in facts),
-                "pixel formats": _most(fact.pixel_format for fact in facts if fact.pixel_format),
+                "sizes": _most(f"{probe.width}x{probe.height}" for probe in probes),
+                "codecs": _most(probe.codec for probe in probes),
+                "pixel formats": _most(probe.pixel_format for probe in probes if probe.pixel_format),
             }
-        if hdr := sum(fact.hdr for fact in facts):
+        if hdr := sum(probe.hdr for probe in probes):
             rows["HDR"] = f"{hdr}, tone-mapped when read"
-        if interlaced := sum(fact.interlaced for fact in facts):
-            rows["interlaced"] = f"{interlaced}, one field is read: half of the lines"
-        if several := sum(fact.streams > 1 for fact in facts):
-            rows["several video streams"] = f"{several}, the best is used"
+        if interlaced := sum(probe.interlaced for probe in probes):
+            rows["interlaced"] = f"{interlaced}, one field is read: half the vertical resolution"
+        if several := sum(probe.streams > 1 for probe in probes):
+            rows["several video streams"] = f"{several}, FFmpeg's choice is used"
         return {name: value for name, value in rows.items() if value}
 
     def write(self, url: str) -> None:
-        """All findings as JSON lines."""
+        """Write all findings as JSON lines, an entry's metadata under the key `facts`.
+
+        Raises:
+            FileError: the file can't be written.
+        """
         with files.open_write(url) as file:
             for finding in self.findings:
-                file.write((json.dumps(asdict(finding), ensure_ascii=False) + "\n").encode())
+                row = {"facts" if key == "metadata" else key: value for key, value in asdict(finding).items()}
+                file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
 
 
 def validate(
@@ -94,17 +100,17 @@ def validate(
     workers: int = 8,
     progress: Progress | None = None,
 ) -> Report:
-    """Probes every entry, in threads.
+    """Check every entry of a manifest, in threads.
 
-    Each file is opened, its first and its last frame are decoded (which finds truncated files), and what the manifest
-    says of it is compared. Missing captions, entries that occur twice, and files of equal content are problems too.
+    Each file is opened, its first and last frame are decoded (which finds truncated files), and its metadata is
+    compared with the manifest's. Missing captions, duplicate entries and files of equal content are problems too.
 
     Args:
-        manifest: the entries.
-        sampling: with it, clips too short for it are problems.
-        stream: which video stream of each file.
+        manifest: the manifest to check.
+        sampling: also report clips that are too short for it.
+        stream: number of the video stream of each file, from 0; None for FFmpeg's choice.
         thorough: decode every frame, and compare checksums where the manifest has them.
-        workers: threads.
+        workers: number of threads.
         progress: called after each entry.
     """
     total = len(manifest.entries)
@@ -112,7 +118,7 @@ def validate(
     with ThreadPoolExecutor(max(1, workers)) as pool:
         jobs = _ahead(
             pool,
-            (lambda index: _check(manifest, index, sampling, stream, thorough)),
+            lambda index: _check(manifest, index, sampling, stream, thorough),
             range(total),
             ahead=4 * max(1, workers),
         )
@@ -126,18 +132,25 @@ def validate(
 
 
 def good_entries(manifest: Manifest, report: Report) -> list[Entry]:
-    """The entries without problems, with full paths and with fps, width, height and num_frames filled in."""
-    good = [finding for finding in report.findings if not finding.problems and finding.facts is not None]
+    """Return the entries without problems, with full paths and with fps, width, height and num_frames filled in."""
+    good = [finding for finding in report.findings if not finding.problems and finding.metadata is not None]
     return [
-        replace(with_metadata(manifest.entries[f.index], f.facts), path=files.canonical(f.path))
+        replace(with_metadata(manifest.entries[f.index], f.metadata), path=files.canonical(f.path))
         for f in good
-        if f.facts is not None
+        if f.metadata is not None
     ]
 
 
 def check_dataset(dataset: ClipDataset, *, samples: int = 64, progress: Progress | None = None) -> Report:
-    """Loads evenly spaced samples of any dataset and checks what the loader relies on: shape, range, a caption, and
-    the same clip again for the same (seed, epoch, index)."""
+    """Load evenly spaced samples of a data set and check what the loader relies on.
+
+    These are shape, range, a caption, and an equal clip for an equal (seed, epoch, index).
+
+    Args:
+        dataset: the data set to check.
+        samples: number of samples to load.
+        progress: called after each sample.
+    """
     total = min(samples, len(dataset))
     findings = []
     for done in range(total):
@@ -152,20 +165,29 @@ def check_dataset(dataset: ClipDataset, *, samples: int = 64, progress: Progress
         frames, height, width = clip.video.shape[1:]
         duration = frames / clip.fps if clip.fps else 0.0
         finding.caption = clip.caption
-        finding.facts = Probe(type(dataset).__name__, width, height, frames, clip.fps, duration)
+        finding.metadata = Probe(type(dataset).__name__, width, height, frames, clip.fps, duration)
         if not clip.caption:
             finding.problems.append("no caption")
         if tuple(clip.video.shape[1:]) != tuple(dataset.bucket(index)):
-            finding.problems.append(f"shape {tuple(clip.video.shape)}, announced {dataset.bucket(index)}")
+            finding.problems.append(f"shape {tuple(clip.video.shape)}, expected {dataset.bucket(index)} by `bucket`")
         if clip.video.dtype != torch.float32 or not -1 <= float(clip.video.min()) <= float(clip.video.max()) <= 1:
             finding.problems.append(
                 f"{clip.video.dtype} in {clip.video.min():g} to {clip.video.max():g}, expected float32 in -1 to 1"
             )
         if not torch.equal(clip.video, again.video) or clip.caption != again.caption:
-            finding.problems.append("another clip when loaded again with the same seed, epoch and index")
+            finding.problems.append("loading again with the same seed, epoch and index gives another clip")
         if progress is not None:
             progress(done + 1, total)
     return Report(type(dataset).__name__, findings)
+
+
+def sha256(url: str) -> str:
+    """Return the SHA-256 of a file or URL, in hexadecimal."""
+    with files.open_binary(url) as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _check(manifest: Manifest, index: int, sampling: Sampling | None, stream: int | None, thorough: bool) -> Finding:
@@ -174,10 +196,12 @@ def _check(manifest: Manifest, index: int, sampling: Sampling | None, stream: in
     finding = Finding(index, url, entry.caption)
     if not entry.caption:
         beside = PurePosixPath(entry.path).with_suffix(".txt").name
-        where = f"put it in {beside} beside the file" if manifest.url == manifest.folder else "column caption is empty"
+        where = (
+            f"put it in {beside} beside the file" if manifest.url == manifest.folder else "column 'caption' is empty"
+        )
         finding.problems.append(f"no caption ({where})")
     try:
-        finding.facts = probe(url, stream=stream)
+        finding.metadata = probe(url, stream=stream)
         if not files.is_image(url):
             _check_frames(url, entry, sampling, stream, thorough)
         if thorough and entry.sha256 and sha256(url) != entry.sha256.lower():
@@ -186,49 +210,49 @@ def _check(manifest: Manifest, index: int, sampling: Sampling | None, stream: in
         finding.problems.append(error.reason)
     except DataError as error:  # a URL that can't be resolved at all
         finding.problems.append(str(error))
-    if finding.facts is not None:
-        finding.problems += _differences(entry, finding.facts)
+    if finding.metadata is not None:
+        finding.problems += _differences(entry, finding.metadata)
     return finding
 
 
 def _check_frames(url: str, entry: Entry, sampling: Sampling | None, stream: int | None, thorough: bool) -> None:
-    with reading(url), files.open_media(url) as media, VideoStream(media, stream) as video:
+    with clip_errors(url), files.open_media(url) as media, VideoStream(media, stream) as video:
         nothing = torch.zeros(0)
-        read_frames(video, Sampling(1, interval=1), lambda _: nothing, place=1.0, cut=entry.cut)
+        read_frames(video, Sampling(1, interval=1), lambda _: nothing, place=1.0, segment=entry.segment)
         if sampling is not None:
-            read_frames(video, sampling, lambda _: nothing, place=1.0, cut=entry.cut)
+            read_frames(video, sampling, lambda _: nothing, place=1.0, segment=entry.segment)
         if thorough:
             for tick, frame in video.all_frames():
                 if frame.is_corrupt:
                     raise DataError(f"damaged at {video.seconds(tick):.3f} s")
 
 
-def _differences(entry: Entry, facts: Probe) -> Iterator[str]:
+def _differences(entry: Entry, metadata: Probe) -> Iterator[str]:
     for name, stated, found in (
-        ("width", entry.width, facts.width),
-        ("height", entry.height, facts.height),
-        ("num_frames", entry.num_frames, facts.frames),
-        ("fps", entry.fps, facts.fps),
+        ("width", entry.width, metadata.width),
+        ("height", entry.height, metadata.height),
+        ("num_frames", entry.num_frames, metadata.frames),
+        ("fps", entry.fps, metadata.fps),
     ):
-        near = 0.01 * found if name in ("fps", "num_frames") else 0  # rates are rounded, counts may be reckoned
-        if stated is not None and found and abs(stated - found) > near:
+        tolerance = 0.01 * found if name in ("fps", "num_frames") else 0  # rates are rounded, counts may be estimated
+        if stated is not None and found and abs(stated - found) > tolerance:
             yield f"{name} is {found:g}, the manifest says {stated:g}"
 
 
 def _find_repeats(manifest: Manifest, findings: Sequence[Finding]) -> None:
     first: dict[tuple[str, Any], int] = {}
     for finding in findings:
-        key = (finding.path, manifest.entries[finding.index].cut)
+        key = (finding.path, manifest.entries[finding.index].segment)
         if key in first:
-            finding.problems.append(f"the same as entry {first[key]}")
+            finding.problems.append(f"a duplicate of entry {first[key]}")
         first.setdefault(key, finding.index)
 
 
 def _find_copies(manifest: Manifest, findings: Sequence[Finding]) -> None:
-    """Files of equal size are compared by checksum: the manifest's where it has one."""
+    """Compare files of equal size by checksum, the manifest's where it has one."""
     stated = {f.path: manifest.entries[f.index].sha256 for f in findings}
     sizes: dict[int, list[str]] = defaultdict(list)
-    for path in dict.fromkeys(finding.path for finding in findings if finding.facts is not None):
+    for path in dict.fromkeys(finding.path for finding in findings if finding.metadata is not None):
         sizes[files.size(path)].append(path)
     first: dict[str, str] = {}
     copies: dict[str, str] = {}
@@ -243,19 +267,10 @@ def _find_copies(manifest: Manifest, findings: Sequence[Finding]) -> None:
             finding.problems.append(f"the same content as {copies[finding.path]}")
 
 
-def sha256(url: str) -> str:
-    """A file's SHA-256, in hexadecimal."""
-    with files.open_binary(url) as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _ahead(
     pool: ThreadPoolExecutor, work: Callable[[int], Finding], items: Iterable[int], *, ahead: int
 ) -> Iterator[Finding]:
-    """As `pool.map`, with no more than `ahead` jobs waiting: a manifest may have millions of entries."""
+    """As `pool.map`, but with at most `ahead` jobs submitted: a manifest may have millions of entries."""
     rest = iter(items)
     jobs = [pool.submit(work, item) for item in islice(rest, ahead)]
     while jobs:

@@ -1,1 +1,1 @@
-"""From encoded bytes to frames and back."""
+"""Decode video frames from files and encode frames to files."""

@@ -1,4 +1,4 @@
-"""Decoded frames to RGB: matrix, range, orientation, and HDR brought down to SDR.
+"""Convert decoded frames to RGB: matrix, range, orientation, and HDR to SDR.
 
 H height, W width.
 """
@@ -24,9 +24,9 @@ MATRICES = {
     9: Colorspace.BT2020,
     10: Colorspace.BT2020,
 }
-HD_HEIGHT = 720  # untagged video from this size on is taken as BT.709, below as BT.601, as players do
+HD_HEIGHT = 720  # untagged video is read as BT.709 from this height on, as BT.601 below, as players do
 PQ, HLG = 16, 18  # AVColorTransferCharacteristic of HDR: SMPTE ST 2084 and ARIB STD-B67
-# The scaler's fast path is darker by 1 to 2 of 255; these two flags take that away.
+# The scaler's fast path is darker by 1 to 2 of 255 levels; the last two flags avoid it.
 QUALITY = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 
 SDR_WHITE = 203.0  # nits that HDR video gives to diffuse white, ITU-R BT.2408
@@ -37,18 +37,25 @@ BT2020_TO_709 = ((1.6605, -0.5876, -0.0728), (-0.1246, 1.1329, -0.0083), (-0.018
 
 
 def is_hdr(frame: Any) -> bool:
+    """Return whether an `av.VideoFrame` is coded as HDR, PQ or HLG."""
     return frame.color_trc in (PQ, HLG)
 
 
+def is_rotated(frame: Any) -> bool:
+    """Return whether an `av.VideoFrame` swaps height and width when it is turned upright."""
+    matrix = _display_matrix(frame)
+    return matrix is not None and abs(matrix[1]) > abs(matrix[0])
+
+
 def to_rgb(frame: Any, reformatter: VideoReformatter) -> Tensor:
-    """The frame's pixels in RGB as a player would show them, upright.
+    """Convert a frame to upright RGB, as a player shows it.
 
     Args:
         frame: a decoded `av.VideoFrame`.
-        reformatter: kept from frame to frame of one file, since setting one up costs more than using it.
+        reformatter: reused for all frames of a file, since setting one up costs more than using it.
 
     Returns:
-        [3, H, W] (a view, channels last in memory): uint8; for HDR float32 in [0, 1], still PQ- or HLG-coded, to be
+        [3, H, W] (a view, channels last in memory): uint8, or for HDR float32 in [0, 1], still PQ- or HLG-coded, to be
         resized first and then passed to `tone_map`.
     """
     hdr = is_hdr(frame)
@@ -68,17 +75,17 @@ def to_rgb(frame: Any, reformatter: VideoReformatter) -> Tensor:
         src_color_range=source_range,
         dst_color_range=ColorRange.JPEG,
         interpolation=QUALITY,
-        threads=1,  # with more, FFmpeg's scaler now and then leaves wrong pixels
+        threads=1,  # with more, FFmpeg's scaler occasionally leaves wrong pixels
     )
     picture = torch.from_numpy(_upright(converted.to_ndarray(), frame)).permute(2, 0, 1)
     return picture.to(torch.float32).div_(65535) if hdr else picture
 
 
 def tone_map(coded: Tensor, transfer: int) -> Tensor:
-    """HDR to SDR: coded BT.2020 light to BT.709 for an ordinary display.
+    """Map HDR to SDR: coded BT.2020 light to BT.709.
 
-    Diffuse white (203 nits, ITU-R BT.2408) becomes SDR white. Tones up to half of it stay; above, up to 1000 nits,
-    they are compressed by a Moebius curve of the brightest channel, which keeps hues (FFmpeg's `tonemap=mobius`).
+    Diffuse white (203 nits, ITU-R BT.2408) becomes SDR white. Tones up to half of it are kept; those above, up to
+    1000 nits, are compressed by a Moebius curve of the brightest channel, which keeps hues (FFmpeg's `tonemap=mobius`).
 
     Args:
         coded: [3, H, W] in [0, 1], PQ (SMPTE ST 2084) or HLG (ITU-R BT.2100) coded.
@@ -116,12 +123,12 @@ def _hlg_to_nits(coded: Tensor) -> Tensor:
 
 
 def _upright(pixels: np.ndarray[Any, Any], frame: Any) -> np.ndarray[Any, Any]:
-    """[H, W, 3] turned and mirrored as the file's display matrix says (multiples of 90 degrees)."""
+    """Rotate and mirror [H, W, 3] as the file's display matrix says (multiples of 90 degrees)."""
     matrix = _display_matrix(frame)
     if matrix is None:
         return pixels
     a, b, c, d = matrix
-    if abs(b) > abs(a):  # x and y change places: x' = c y, y' = b x
+    if abs(b) > abs(a):  # x and y are swapped: x' = c y, y' = b x
         pixels = pixels.transpose(1, 0, 2)
         across, down = c < 0, b < 0
     else:
@@ -140,9 +147,3 @@ def _display_matrix(frame: Any) -> tuple[int, int, int, int] | None:
             a, b, _, c, d = struct.unpack_from("=5i", bytes(data))
             return a, b, c, d
     return None
-
-
-def turned(frame: Any) -> bool:
-    """Whether height and width change places when the frame is put upright."""
-    matrix = _display_matrix(frame)
-    return matrix is not None and abs(matrix[1]) > abs(matrix[0])

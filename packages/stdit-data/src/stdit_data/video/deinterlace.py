@@ -1,7 +1,7 @@
-"""Interlaced frames: two pictures of different moments, line by line. One of them is kept.
+"""Keep one field of interlaced frames, which hold two instants in alternating lines.
 
-Read as they are, moving edges are combs, which a model would learn to draw. Interpolating the missing lines needs the
-frames around; a single field is a true picture of one moment, at the rate of the frames and with half of the lines.
+Read as they are, moving edges show combing, which a model would learn to draw. Interpolating the missing lines needs
+neighbouring frames; a single field is one instant at half the vertical resolution and the same frame rate.
 """
 
 from __future__ import annotations
@@ -13,12 +13,19 @@ from av.filter import Graph
 
 
 def is_interlaced(frame: Any, codec: str) -> bool:
-    """Whether a frame of a video in `codec` holds two fields. HEVC marks pictures that are one field already."""
+    """Return whether an `av.VideoFrame` decoded by `codec` holds two fields.
+
+    HEVC sets the flag on pictures that are a single field already.
+    """
     return bool(frame.interlaced_frame) and codec != "hevc" and frame.height > 1
 
 
-class OneField:
-    """Takes the top field of interlaced frames, and leaves others as they are."""
+class TopField:
+    """Extracts the top field of interlaced frames and passes other frames through.
+
+    Args:
+        codec: FFmpeg's name of the codec that the frames are decoded by.
+    """
 
     def __init__(self, codec: str) -> None:
         self._codec = codec
@@ -26,7 +33,7 @@ class OneField:
         self._kind: tuple[Any, ...] = ()
 
     def __call__(self, frame: Any) -> Any:
-        """The frame, or its lines 0, 2, 4, ... as a frame of half its height, in the same pixel format and colours."""
+        """Return a progressive frame itself, an interlaced one's lines 0, 2, 4, ... in the same pixel format."""
         if not is_interlaced(frame, self._codec):
             return frame
         kind = frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range

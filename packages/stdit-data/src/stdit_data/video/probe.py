@@ -1,4 +1,4 @@
-"""What a video or an image says of itself."""
+"""Probe videos and images: codec, size, length and frame rate."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from stdit_data.video.stream import VideoStream
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A file's facts. Sizes are as shown: upright, with square pixels."""
+    """Metadata of a video or image file. Sizes are as displayed: upright, with square pixels."""
 
     codec: str
     width: int  # pixels
     height: int  # pixels
-    frames: int  # as declared, else reckoned from duration and rate, else counted; 1 for an image
-    fps: float  # on average; 0 for an image
+    frames: int  # as declared, else computed from duration and rate, else counted; 1 for an image
+    fps: float  # average frames per second; 0 for an image
     duration: float  # seconds; 0 for an image
     pixel_format: str = ""
     hdr: bool = False
@@ -41,8 +41,8 @@ class Probe:
 
 
 @contextmanager
-def reading(url: str) -> Iterator[None]:
-    """Turns whatever a broken or missing file raises into a `ClipError` that names it."""
+def clip_errors(url: str) -> Iterator[None]:
+    """Turn what a missing or damaged file raises into a `ClipError` that names it."""
     try:
         yield
     except ClipError:
@@ -54,13 +54,14 @@ def reading(url: str) -> Iterator[None]:
     except FFmpegError as error:
         raise ClipError(url, _known_damage(url) or f"FFmpeg: {error.strerror or error}") from None
     except (DataError, OSError, EOFError, zipfile.BadZipFile, zlib.error, struct.error) as error:
-        raise ClipError(url, " ".join(str(error).split()) or type(error).__name__) from None
-    except (Image.DecompressionBombError, SyntaxError) as error:  # Pillow's word for a broken PNG
+        words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ClipError(url, " ".join(words.split()).removeprefix(f"{url}: ") or type(error).__name__) from None
+    except (Image.DecompressionBombError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
         raise ClipError(url, str(error)) from None
 
 
 def _known_damage(url: str) -> str | None:
-    """What FFmpeg calls invalid data, in words that help, where it is one of the two common cases."""
+    """Explain what FFmpeg calls invalid data, for an empty file and an mp4 without an index."""
     with suppress(DataError, OSError), files.open_binary(url) as file:
         total = file.seek(0, SEEK_END)
         if total == 0:
@@ -76,21 +77,21 @@ def _known_damage(url: str) -> str | None:
                 break
             at += size
         if b"ftyp" in kinds and not kinds & {b"moov", b"moof"}:
-            return "truncated: its index, which mp4 has at the end, is missing"
+            return "truncated: the index at the end of the mp4 is missing"
     return None
 
 
 def probe(url: str, *, stream: int | None = None) -> Probe:
-    """Opens a file and decodes one frame.
+    """Read a file's metadata and decode its first frame.
 
     Args:
         url: path or URL of a video or an image.
-        stream: which video stream; the best without it.
+        stream: number of the video stream, from 0; without it FFmpeg's choice.
 
     Raises:
-        ClipError: it can't be opened or its first frame doesn't decode.
+        ClipError: the file can't be opened or its first frame doesn't decode.
     """
-    with reading(url), files.open_media(url) as media:
+    with clip_errors(url), files.open_media(url) as media:
         if files.is_image(url):
             picture = read_image(media)
             return Probe(files.suffix(url)[1:], picture.shape[2], picture.shape[1], frames=1, fps=0.0, duration=0.0)
@@ -100,7 +101,7 @@ def probe(url: str, *, stream: int | None = None) -> Probe:
             if frame is None:
                 raise DataError("no frame decodes")
             width, height = round(frame.width * video.aspect), frame.height
-            if color.turned(frame):
+            if color.is_rotated(frame):
                 width, height = height, width
             duration = video.duration
             return Probe(
@@ -118,7 +119,14 @@ def probe(url: str, *, stream: int | None = None) -> Probe:
 
 
 def read_image(media: str | IO[bytes]) -> Tensor:
-    """[3, H, W] uint8: upright by its EXIF tag, transparency laid on white. The first frame of an animation."""
+    """Read an image upright by its EXIF tag, on white where it is transparent; of an animation the first frame.
+
+    Args:
+        media: path or open binary file.
+
+    Returns:
+        [3, H, W] uint8.
+    """
     with Image.open(media) as image:
         upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith("I;16") or upright.mode in ("I", "F"):

@@ -1,7 +1,6 @@
-"""One video stream of a file: what it says of itself, and its frames from any moment on, exactly as a full decode
-gives them.
+"""Open one video stream of a file and decode it from any time, frame-exact.
 
-Times are integer ticks of the stream's time base, as FFmpeg counts them; they need not start at 0.
+Times are integer ticks of the stream's time base, as in FFmpeg; they need not start at 0.
 """
 
 from __future__ import annotations
@@ -19,25 +18,25 @@ DEFAULT_RATE = Fraction(25)  # FFmpeg's own guess for a stream that has neither 
 
 
 class VideoStream:
-    """An open video stream. Use as a context manager.
+    """An open video stream; a context manager.
 
     Args:
-        media: a path, or a binary file that can seek.
-        stream: which of the file's video streams, from 0; without it the best by FFmpeg's rules (rate of
-            bits, then number of frames; never a cover picture if there is another).
+        media: path, or a seekable binary file.
+        stream: number of the video stream, from 0; without it FFmpeg's choice (by bit rate, then number of frames;
+            a cover picture only if there is nothing else).
 
     Attributes:
-        rate: frames a second on average, as the file says or FFmpeg guesses.
+        rate: average frames per second, as declared or guessed by FFmpeg.
         time_base: seconds per tick.
         first: tick of the first frame.
-        declared: frames that the file's index lists (mp4 and mov); 0 where there is no such index.
-        timed: False where frames have no timestamps to rely on (raw streams, AVI with B-frames, MPEG program streams):
-            ticks then count frames, and all decoding starts at the beginning.
-        packets: how many the last call of `timestamps` found, hidden ones included.
+        declared: number of frames in the file's index (mp4 and mov); 0 without an index.
+        timed: False where frames have no reliable timestamps (raw streams, AVI with B-frames, MPEG program streams):
+            ticks then count frames, and decoding always starts at the beginning.
+        packets: number of packets that the last call of `timestamps` found, including those not shown.
 
     Raises:
-        FFmpegError, OSError: the file can't be opened or holds no video that FFmpeg knows.
-        DataError: there is no such stream.
+        FFmpegError, OSError: FFmpeg can't open the file.
+        DataError: the file has no such video stream.
     """
 
     def __init__(self, media: str | IO[bytes], stream: int | None = None) -> None:
@@ -78,8 +77,7 @@ class VideoStream:
         self.first = start or 0
 
     def _start(self) -> int | None:
-        """The first frame's tick; None where frames have none. Some short Matroska files don't say, but their packets
-        do."""
+        """The first frame's tick, of its packet where the header has none (short Matroska files); None without any."""
         if self.video.start_time is not None:
             return int(self.video.start_time)
         packet = next((packet for packet in self.container.demux(self.video) if packet.size), None)
@@ -93,10 +91,11 @@ class VideoStream:
         if self._which is None:
             return self.container.streams.best("video") or videos[0]
         if not 0 <= self._which < len(videos):
-            raise DataError(f"stream {self._which} asked for, but the file's video streams are 0 to {len(videos) - 1}")
+            raise DataError(f"no video stream {self._which}; expected 0 to {len(videos) - 1}")
         return videos[self._which]
 
     def close(self) -> None:
+        """Close the file."""
         self.container.close()
 
     def __enter__(self) -> VideoStream:
@@ -107,12 +106,12 @@ class VideoStream:
 
     @property
     def aspect(self) -> float:
-        """Width over height of one pixel."""
+        """Pixel aspect ratio, width over height."""
         return float(self.video.sample_aspect_ratio or 1)
 
     @property
     def duration(self) -> float | None:
-        """Seconds, as the stream or else its file says; None where neither does."""
+        """Duration in seconds, as declared by the stream or else the file; None if by neither."""
         if self.video.duration and self.video.time_base:
             return float(self.video.duration * self.video.time_base)
         if self.container.duration:  # in Matroska counted from time zero, not from the first frame
@@ -121,7 +120,7 @@ class VideoStream:
         return None
 
     def count(self) -> int:
-        """Frames, as declared or reckoned from duration and rate (a guess), else counted (`timestamps`)."""
+        """Return the number of frames: as declared, else estimated from duration and rate, else counted."""
         if self.declared:
             return self.declared
         if self.duration is not None and self.timed:
@@ -130,20 +129,22 @@ class VideoStream:
 
     @property
     def slack(self) -> Fraction:
-        """Seconds that a frame may claim to come late, since containers round times to their ticks: what is due within
-        one tick (or a quarter of a frame, if that is less) counts as already there."""
+        """Seconds by which a frame may seem late, since containers round times to ticks.
+
+        A frame due within one tick (or a quarter of a frame, if that is less) counts as shown.
+        """
         return min(self.time_base, 1 / (4 * self.rate))
 
     def ticks(self, seconds: float | Fraction) -> int:
-        """The last tick at or before a moment (seconds from the first frame), with `slack`."""
+        """Return the last tick at or before a time in seconds from the first frame, with `slack`."""
         return self.first + (Fraction(seconds) + self.slack) // self.time_base
 
     def seconds(self, tick: int) -> float:
-        """From the first frame to a tick."""
+        """Return the time from the first frame to a tick, in seconds."""
         return float((tick - self.first) * self.time_base)
 
     def timestamps(self) -> list[int]:
-        """The ticks of all frames in order, from the packets alone (reads the whole file, decodes nothing)."""
+        """Return the ticks of all frames in order; reads the packets of the whole file and decodes nothing."""
         self._reopen()
         self.packets = 0
         ticks: list[int] = []
@@ -155,15 +156,15 @@ class VideoStream:
         return sorted(ticks)
 
     def all_frames(self) -> Iterator[tuple[int, Any]]:
-        """(tick, frame) of a full decode."""
+        """Decode all frames, as (tick, frame)."""
         self._reopen()
         return self._stamped(self.container.demux(self.video))
 
     def frames_from(self, tick: int) -> Iterator[tuple[int, Any]]:
-        """(tick, frame) from the frame on screen at `tick` on: the last one not after it, or the first of all.
+        """Decode from the frame on screen at `tick` (the last one not after it, or the first), as (tick, frame).
 
-        Seeks to a key frame before it and decodes forward. Where a container leads to a key frame that is shown only
-        later (as happens with B-frames and open GOPs), it seeks again, further back, in the end to the beginning.
+        Seeks to a key frame before it and decodes forward. Where a container leads to a key frame that is shown later
+        than `tick` (as with B-frames and open GOPs), it seeks further back, at last to the beginning.
         """
         back = 0
         while True:
@@ -184,12 +185,12 @@ class VideoStream:
         yield from frames
 
     def _frames_near(self, tick: int) -> Iterator[tuple[int, Any]]:
-        """Frames from a key frame that may or may not be before `tick`."""
+        """Decode from a key frame that may lie before or after `tick`."""
         if tick <= self.first or not self.timed:
             return self.all_frames()
         try:
             self.container.seek(tick, stream=self.video, backward=True)
-        except FFmpegError:  # not seekable, or there is nothing before it in the index
+        except FFmpegError:  # not seekable, or no earlier entry in the index
             return self.all_frames()
         return self._stamped(_from_key(self.container.demux(self.video)))
 
@@ -205,7 +206,7 @@ class VideoStream:
 
 
 def _from_key(packets: Iterator[Any]) -> Iterator[Any]:
-    """Drops what comes before a key frame: some containers seek to a byte, and decoders make do with what they get."""
+    """Drop packets before the first key frame: some containers seek to a byte, and decoders accept what follows."""
     started = False
     for packet in packets:
         started = started or packet.is_keyframe

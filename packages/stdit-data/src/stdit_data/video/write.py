@@ -1,5 +1,4 @@
-"""Writes mp4 files.
-
+"""Write videos as mp4, GIF, WebP or PNG, each file whole or not at all.
 C channels (3), T frames, H height, W width.
 """
 
@@ -21,24 +20,20 @@ from stdit_data.transforms import to_uint8
 
 
 def write_mp4(path: str | Path, video: Tensor, fps: float, *, crf: int = 17) -> None:
-    """Writes a video as h264, yuv420p, BT.709, which every player opens.
-
-    The file is written under another name beside `path` and renamed, so that `path` is never half a file.
+    """Write a video as H.264 in yuv420p and BT.709, which every player opens.
 
     Args:
-        path: where; its folder must exist.
-        video: [C, T, H, W] in [-1, 1]; values outside are clamped. An odd height or width is padded by one row or
-            column that repeats the last, since yuv420p has no odd sizes.
-        fps: frames a second.
+        path: the file to write; its folder must exist.
+        video: [3, T, H, W] in [-1, 1]; values outside are clamped. An odd height or width is padded by repeating the
+            last row or column, since yuv420p needs even sizes.
+        fps: frames per second.
         crf: x264's quality, 0 (lossless) to 51.
 
     Raises:
-        DataError: not three channels, no frames, or an impossible rate.
+        DataError: not three channels, no frames, or a frame rate out of range.
+        FileError: the file can't be written.
     """
-    if video.ndim != 4 or video.shape[0] != 3 or 0 in video.shape:
-        raise DataError(f"video of shape {tuple(video.shape)}: expected [3, T, H, W] with at least one frame")
-    if not 0 < fps <= 1000:
-        raise DataError(f"fps {fps}: expected a rate above 0 and up to 1000")
+    _check(video, fps)
     pixels = rearrange(to_uint8(video), "c t h w -> t c h w")
     height, width = pixels.shape[-2:]
     if height % 2 or width % 2:
@@ -50,14 +45,14 @@ def write_mp4(path: str | Path, video: Tensor, fps: float, *, crf: int = 17) -> 
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(65535))
         stream.height, stream.width = pictures.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        # Without macroblock trees: their AVX-512 code writes one of several files for the same small frames.
+        # Without macroblock trees, whose AVX-512 code is not deterministic for small frames.
         stream.options = {"crf": str(crf), "x264-params": "mbtree=0"}
         context = stream.codec_context
-        context.thread_count = 1  # what is written then depends on the frames alone
+        context.thread_count = 1  # the file then depends on the frames alone
         context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
         context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
         for picture in pictures:
-            # One thread: with more, FFmpeg's scaler now and then leaves wrong pixels.
+            # With more threads FFmpeg's scaler occasionally leaves wrong pixels.
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
                 format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG, threads=1
             )
@@ -66,18 +61,19 @@ def write_mp4(path: str | Path, video: Tensor, fps: float, *, crf: int = 17) -> 
 
 
 def write_gif(path: str | Path, video: Tensor, fps: float) -> None:
-    """An endless GIF: 256 colours a frame, and frame times in hundredths of a second, at least two.
+    """Write a looping GIF with 256 colours per frame and frame times in hundredths of a second.
 
     Args:
-        path: where; its folder must exist.
-        video: [C, T, H, W] in [-1, 1]; values outside are clamped.
-        fps: frames a second; above 50 browsers slow a GIF down, so that is as far as it goes.
+        path: the file to write; its folder must exist.
+        video: [3, T, H, W] in [-1, 1]; values outside are clamped.
+        fps: frames per second; limited to 50, above which browsers slow a GIF down.
 
     Raises:
-        DataError: not three channels, no frames, or an impossible rate.
+        DataError: not three channels, no frames, or a frame rate out of range.
+        FileError: the file can't be written.
     """
     pictures = [picture.quantize(256, dither=Image.Dither.NONE) for picture in _pictures(video, fps)]
-    # Times add up to the video's: a frame of 1/8 s takes 12 and 13 hundredths in turns.
+    # Rounding errors don't add up: frames of 1/8 s last 12 and 13 hundredths in turn.
     ends = [round(100 * (i + 1) / min(fps, 50.0)) for i in range(len(pictures))]
     durations = [10 * (end - start) for start, end in zip([0, *ends], ends, strict=False)]
     with write_atomically(path) as partial:
@@ -87,7 +83,7 @@ def write_gif(path: str | Path, video: Tensor, fps: float) -> None:
 
 
 def write_webp(path: str | Path, video: Tensor, fps: float) -> None:
-    """An endless lossless WebP; arguments and errors as `write_gif`, but to the millisecond."""
+    """Write a looping lossless WebP with frame times in milliseconds; arguments and errors as in `write_gif`."""
     pictures = _pictures(video, fps)
     ends = [round(1000 * (i + 1) / fps) for i in range(len(pictures))]
     durations = [end - start for start, end in zip([0, *ends], ends, strict=False)]
@@ -98,10 +94,15 @@ def write_webp(path: str | Path, video: Tensor, fps: float) -> None:
 
 
 def write_frames(path: str | Path, video: Tensor) -> None:
-    """A folder of lossless PNGs, 0000.png and so on; one that is there is replaced.
+    """Write a folder of PNGs, 0000.png and so on; an existing folder is replaced.
+
+    Args:
+        path: the folder to write; its parent must exist.
+        video: [3, T, H, W] in [-1, 1]; values outside are clamped.
 
     Raises:
         DataError: not three channels or no frames.
+        FileError: the folder can't be written.
     """
     pictures = _pictures(video)
     with write_atomically(path) as partial:
@@ -111,21 +112,26 @@ def write_frames(path: str | Path, video: Tensor) -> None:
 
 
 def write_png(path: str | Path, video: Tensor) -> None:
-    """The single frame of a video [C, 1, H, W] as a PNG.
+    """Write the single frame of a video [3, 1, H, W] in [-1, 1] as a PNG.
 
     Raises:
-        DataError: not three channels, or another number of frames.
+        DataError: not three channels, or not exactly one frame.
+        FileError: the file can't be written.
     """
     pictures = _pictures(video)
     if len(pictures) != 1:
-        raise DataError(f"{path}: a picture has one frame, not {len(pictures)}")
+        raise DataError(f"{path}: an image has one frame, not {len(pictures)}")
     with write_atomically(path) as partial:
         pictures[0].save(partial, "PNG")
 
 
 def _pictures(video: Tensor, fps: float = 1.0) -> list[Image.Image]:
+    _check(video, fps)
+    return [Image.fromarray(frame) for frame in rearrange(to_uint8(video), "c t h w -> t h w c").numpy()]
+
+
+def _check(video: Tensor, fps: float) -> None:
     if video.ndim != 4 or video.shape[0] != 3 or 0 in video.shape:
         raise DataError(f"video of shape {tuple(video.shape)}: expected [3, T, H, W] with at least one frame")
     if not 0 < fps <= 1000:
         raise DataError(f"fps {fps}: expected a rate above 0 and up to 1000")
-    return [Image.fromarray(frame) for frame in rearrange(to_uint8(video.cpu()), "c t h w -> t h w c").numpy()]

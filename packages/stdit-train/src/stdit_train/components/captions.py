@@ -24,9 +24,9 @@ class CachedTexts:
 
     def __init__(self, dataset: LatentDataset, dtype: torch.dtype, others: dict[str, Tensor]) -> None:
         assert dataset.texts is not None
-        assert dataset.about_text is not None
+        assert dataset.text_metadata is not None
         self.cached, self.others, self.dtype = dataset.texts, others, dtype
-        self.width = dataset.about_text["text_encoder"]["width"]
+        self.width = dataset.text_metadata["text_encoder"]["width"]
 
     def __call__(self, caption: str) -> Tensor:
         """Return the states [L, D] of a caption.

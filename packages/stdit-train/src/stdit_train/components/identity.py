@@ -53,7 +53,7 @@ def check_vae(dataset: LatentDataset, vae: Any, source: str) -> None:
     Raises:
         ConfigError: they differ; the message names both.
     """
-    _check_same(dataset, "vae", dataset.about, about_vae(vae, source))
+    _check_same(dataset, "vae", dataset.metadata, about_vae(vae, source))
 
 
 def check_text_encoder(dataset: LatentDataset, encoder: Any, source: str) -> None:
@@ -62,8 +62,8 @@ def check_text_encoder(dataset: LatentDataset, encoder: Any, source: str) -> Non
     Raises:
         ConfigError: they differ; the message names both.
     """
-    if dataset.about_text is not None:
-        _check_same(dataset, "text_encoder", dataset.about_text, about_text_encoder(encoder, source))
+    if dataset.text_metadata is not None:
+        _check_same(dataset, "text_encoder", dataset.text_metadata, about_text_encoder(encoder, source))
 
 
 def _unquantised_tensors(model: Any) -> Iterator[Tensor]:

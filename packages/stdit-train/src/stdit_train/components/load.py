@@ -53,11 +53,11 @@ def open_components(
         ConfigError: a model cannot be loaded, or the text encoder is not the cache's.
     """
     data = config.data
-    if not isinstance(dataset, LatentDataset) or dataset.texts is None or dataset.about_text is None:
+    if not isinstance(dataset, LatentDataset) or dataset.texts is None or dataset.text_metadata is None:
         return load_components(data.vae, data.text_encoder, device, config.precision)
     missing = [caption for caption in dict.fromkeys(captions) if caption not in dataset.texts]
     others: dict[str, Tensor] = {}
-    if missing or data.text_encoder != dataset.about_text["text_encoder"]["source"]:
+    if missing or data.text_encoder != dataset.text_metadata["text_encoder"]["source"]:
         tokenizer, encoder = load_text_encoder(data.text_encoder, device, config.precision)
         check_text_encoder(dataset, encoder, data.text_encoder)
         if missing:

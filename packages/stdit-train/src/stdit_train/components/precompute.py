@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stdit_data.buckets import Bucket
 from stdit_data.latents.dataset import LatentDataset
-from stdit_data.latents.encode import TextEncoder, VideoEncoder, manifest_about, text_job, video_job
+from stdit_data.latents.encode import TextEncoder, VideoEncoder, manifest_metadata, text_job, video_job
 from stdit_data.latents.format import Part, is_cache
 from stdit_data.latents.job import SHARD_BYTES, Job
 from stdit_model import video_vae
@@ -85,7 +85,7 @@ def open_jobs(config: TrainConfig, names: dict[str, str], encoding: Encoding, pr
         raise ConfigError(f"{data.source} is a cache already: encode clips, or `shapes`")
     everything = replace(data, validation=0.0, validation_source=None)  # a cache is parted when it is trained from
     dataset: Any = build_datasets(replace(config, data=everything))[0]
-    manifest = manifest_about(data.source, dataset)
+    manifest = manifest_metadata(data.source, dataset)
     transform = {name: getattr(data, name) for name in TRANSFORM} | {"buckets": list(data.buckets)}
     share: dict[str, Any] = {
         "dtype": encoding.dtype,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from stdit_data.latents.format import Part, is_cache, read_about
+from stdit_data.latents.format import Part, is_cache, read_metadata
 from stdit_train.config.schema import TrainConfig
 
 PARTS: dict[str, Part] = {"vae": "video", "text_encoder": "text"}
@@ -20,7 +20,7 @@ def with_cached_parts(config: TrainConfig, named: Mapping[str, Any]) -> TrainCon
     dotted key) names no other. The names are the cache's: "demo" is still to be resolved."""
     sources = {}
     for key, part in PARTS.items():
-        about = read_about(config.data.source, part)
+        about = read_metadata(config.data.source, part)
         if about is not None and f"data.{key}" not in named:
             sources[key] = about[key]["source"]
     return replace(config, data=replace(config.data, remember_latents=False, **sources))
@@ -28,5 +28,5 @@ def with_cached_parts(config: TrainConfig, named: Mapping[str, Any]) -> TrainCon
 
 def cached_text_width(config: TrainConfig) -> int | None:
     """Width of the texts of a run's cache; None without a cache of texts."""
-    about = read_about(config.data.source, "text") if is_cached(config) else None
+    about = read_metadata(config.data.source, "text") if is_cached(config) else None
     return about["text_encoder"]["width"] if about is not None else None

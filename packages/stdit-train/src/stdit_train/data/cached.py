@@ -26,7 +26,7 @@ def open_cached(config: TrainConfig) -> LatentDataset:
             f"{data.source} holds clips of {other[0]}, stage {config.stage} trains on {', '.join(map(str, wanted))}: "
             f"encode again with --stage {config.stage}, or train with {sizes.replace(' data', ' --set data')}"
         )
-    about = dataset.about_text
+    about = dataset.text_metadata
     if about is not None and about["max_length"] != config.model.model_max_length:
         raise ConfigError(
             f"{data.source} holds texts of up to {about['max_length']} tokens, the run's model.model_max_length is "
@@ -37,7 +37,7 @@ def open_cached(config: TrainConfig) -> LatentDataset:
 
 def is_of_shapes(dataset: LatentDataset) -> bool:
     """Whether a cache was made from `shapes`."""
-    return dataset.about["manifest"]["source"].split(":")[0] == "shapes"
+    return dataset.metadata["manifest"]["source"].split(":")[0] == "shapes"
 
 
 def validation_of_shapes(config: TrainConfig) -> ShapesDataset:

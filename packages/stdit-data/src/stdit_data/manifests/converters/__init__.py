@@ -1,1 +1,1 @@
-"""Converters from public data sets' own metadata to manifests."""
+"""Convert the metadata of known data sets to manifests."""

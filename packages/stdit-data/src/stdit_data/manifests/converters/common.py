@@ -1,4 +1,4 @@
-"""What converters share."""
+"""Helpers of the converters: the result, and reading their inputs."""
 
 from __future__ import annotations
 
@@ -16,16 +16,24 @@ from stdit_data.manifests.format import Entry, write_manifest
 
 @dataclass(slots=True)
 class Conversion:
-    """What came of a conversion."""
+    """The entries converted, and how many were skipped by reason."""
 
     entries: list[Entry] = field(default_factory=list)
-    skipped: Counter[str] = field(default_factory=Counter)  # reason: how many
+    skipped: Counter[str] = field(default_factory=Counter)
 
     def write(self, url: str, *, folder: str | None = None) -> int:
-        """Writes the manifest. Paths in `folder` become relative where the manifest lies in or above it, else full.
+        """Write the entries as a manifest.
+
+        Args:
+            url: the manifest to write.
+            folder: the folder that the entries' paths start from. They are written relative to the manifest if that
+                lies in or above the folder, else in full.
+
+        Returns:
+            The number of entries written.
 
         Raises:
-            DataError: nothing was converted; the message gives the reasons.
+            DataError: nothing was converted (the message gives the reasons), or the file can't be written.
         """
         if not self.entries:
             reasons = ", ".join(f"{count} x {reason}" for reason, count in self.skipped.most_common(5)) or "no entries"
@@ -34,10 +42,10 @@ class Conversion:
 
 
 def read_json(url: str) -> Any:
-    """A JSON file's content.
+    """Read a JSON file.
 
     Raises:
-        DataError: no such file, or not JSON.
+        DataError: the file does not exist or is not JSON.
     """
     if not files.exists(url):
         raise DataError(f"{url}: no such file")
@@ -48,10 +56,10 @@ def read_json(url: str) -> Any:
 
 
 def videos_by_name(folder: str, suffixes: Iterable[str] = files.VIDEO_SUFFIXES) -> dict[str, str]:
-    """The videos in a folder and below: file name to path within the folder.
+    """Find the videos in a folder and its sub-folders, as file name to path within the folder.
 
     Raises:
-        DataError: no such folder, or no videos in it.
+        DataError: the folder does not exist or holds no videos.
     """
     if not files.is_folder(folder):
         raise DataError(f"{folder}: no such folder")

@@ -1,4 +1,4 @@
-"""Pexels-style folders: video files, and captions beside them (name.txt) or in one file."""
+"""Convert Pexels-style folders: video files, with captions beside them (name.txt) or in one file."""
 
 from __future__ import annotations
 
@@ -15,30 +15,31 @@ LICENCE = "Pexels licence"
 
 
 def convert(folder: str, *, captions: str | None = None) -> Conversion:
-    """One entry per captioned video.
+    """Convert a folder to one entry per captioned video.
 
     Args:
-        folder: the videos, in any sub-folders.
-        captions: a manifest (CSV, JSON lines, Parquet with path and caption) or a JSON file: an object of name to
+        folder: folder of the videos, in any sub-folders.
+        captions: a manifest (CSV, JSON lines or Parquet with path and caption) or a JSON file: an object of name to
             caption, or a list of objects with a name (path, file, video or id) and a caption (caption or text). A name
-            is a file's name or path, with or without suffix. Without it, captions are in name.txt beside each video.
+            is a file's name or path, with or without suffix. Without it captions are read from name.txt beside each
+            video.
 
     Raises:
-        DataError: no videos, or captions of another form.
+        DataError: the folder holds no videos, or the captions are of another form.
     """
     found = read_manifest(folder).entries
-    given = _captions(captions) if captions is not None else {}
-    done = Conversion()
+    captions_by_name = _captions(captions) if captions is not None else {}
+    conversion = Conversion()
     for entry in found:
-        caption = _look_up(given, entry.path) if captions is not None else entry.caption
+        caption = _look_up(captions_by_name, entry.path) if captions is not None else entry.caption
         if not caption:
-            done.skipped["video without a caption"] += 1
+            conversion.skipped["video without a caption"] += 1
             continue
-        done.entries.append(Entry(entry.path, caption, source="Pexels", licence=LICENCE))
+        conversion.entries.append(Entry(entry.path, caption, source="Pexels", licence=LICENCE))
     known = {key for entry in found for key in _keys(entry.path)}
-    if lost := sum(name not in known for name in given):
-        done.skipped["caption without a video"] = lost
-    return done
+    if unmatched := sum(name not in known for name in captions_by_name):
+        conversion.skipped["caption without a video"] = unmatched
+    return conversion
 
 
 def _captions(url: str) -> dict[str, str]:
@@ -50,7 +51,7 @@ def _captions(url: str) -> dict[str, str]:
     elif isinstance(data, list):
         pairs = [(_first(row, "path", "file", "video", "id"), _first(row, "caption", "text")) for row in data]
     else:
-        raise DataError(f"{url}: {type(data).__name__}; expected an object of name to caption, or a list of objects")
+        raise DataError(f"{url}: found a {type(data).__name__}; expected an object of name to caption, or a list")
     for name, caption in pairs:
         if not isinstance(caption, str) or name is None:
             raise DataError(f"{url}: {name!r} has {caption!r}; expected a name and a caption (text) for each")
@@ -62,7 +63,7 @@ def _first(row: Any, *keys: str) -> Any:
 
 
 def _bare(path: str) -> str:
-    """A path without a video's suffix; other dots are part of the name."""
+    """Strip a video's suffix from a path; other dots are part of the name."""
     return str(PurePosixPath(path).with_suffix("")) if files.suffix(path) in files.VIDEO_SUFFIXES else path
 
 
@@ -70,5 +71,5 @@ def _keys(path: str) -> tuple[str, str]:
     return _bare(path), PurePosixPath(_bare(path)).name
 
 
-def _look_up(given: Mapping[str, str], path: str) -> str:
-    return next((given[key] for key in _keys(path) if key in given), "")
+def _look_up(captions_by_name: Mapping[str, str], path: str) -> str:
+    return next((captions_by_name[key] for key in _keys(path) if key in captions_by_name), "")
