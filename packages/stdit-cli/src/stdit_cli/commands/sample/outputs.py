@@ -121,10 +121,10 @@ def write_video(path: Path, kind: str, video: "Tensor", fps: float) -> None:
     Raises:
         DataError: it cannot be written there.
     """
-    from stdit_data.files import explained_errors
+    from stdit_data.files import wrap_errors
     from stdit_data.video.write import write_frames, write_gif, write_mp4, write_png, write_webp
 
-    with explained_errors(str(path.parent)):
+    with wrap_errors(str(path.parent)):
         path.parent.mkdir(parents=True, exist_ok=True)
     if kind == "mp4":
         write_mp4(path, video, fps)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stdit_cli.commands.sample.request import Job, Settings
-from stdit_data.files import explained_errors, replace_text
+from stdit_data.files import replace_text, wrap_errors
 from stdit_train.errors import ConfigError
 
 VIDEO: dict[str, Any] = {"prompt": str, "negative": str | None, "seed": int}
@@ -124,7 +124,7 @@ def sha256(files: Iterable[Path]) -> str:
     """
     hashes = {}
     for file in sorted(files):
-        with explained_errors(str(file)), file.open("rb") as stream:
+        with wrap_errors(str(file)), file.open("rb") as stream:
             hashes[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
     if len(hashes) == 1:
         return next(iter(hashes.values()))
