@@ -1,12 +1,13 @@
 """What is compared: arms, matching, the common start, the budget."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
-from stdit_train.ablation.arms import estimate_arm, loss_is_comparable, make_arms, parse_vary, reference_arm
-from stdit_train.ablation.matching import Cost, same_start, total_flops, with_length, with_parameters_matched
+from stdit_train.ablation.arms import Arm, Study, estimate_arm, loss_is_comparable, make_arms, parse_vary, reference_arm
+from stdit_train.ablation.matching import Cost, share_initial_weights, with_length, with_parameters_matched
 from stdit_train.config.load import ConfigError, load_stage
 from stdit_train.config.schema import TrainConfig
 from stdit_train.distributed.parallelize import build_model
@@ -17,6 +18,11 @@ FOUR = ["dit", "seq", "parallel", "latte"]
 @pytest.fixture
 def base(parts) -> TrainConfig:  # type: ignore[no-untyped-def]
     return load_stage("demo", {"data.vae": str(parts), "data.text_encoder": str(parts)})
+
+
+def study(base: TrainConfig, arms: list[Arm], **settings: Any) -> Study:
+    defaults: dict[str, Any] = {"seeds": 1, "match": "steps", "steps": None, "minutes": None, "prompts": 5, "given": {}}
+    return Study(base=base, arms=arms, **defaults | settings)
 
 
 def test_values_are_read_as_toml() -> None:
@@ -54,8 +60,9 @@ def test_parameters_are_matched(base: TrainConfig, variant: str) -> None:
 
 
 def test_all_flops_are_matched(base: TrainConfig) -> None:
-    arms = with_length(base, make_arms(base, ["dit", "seq", "latte"], []), "flops", {}, 1000, None, 1, 0, {})
-    spent = [total_flops(arm.config(base)) for arm in arms]
+    arms = make_arms(base, ["dit", "seq", "latte"], [])
+    arms = with_length(study(base, arms, match="flops", steps=1000), arms, None, {})
+    spent = [arm.settings["steps"] * estimate_arm(arm.config(base)).step_flops for arm in arms]
     assert max(spent) / min(spent) < 1.01
     assert arms[1].settings["steps"] == 1000
 
@@ -64,9 +71,9 @@ def test_steps_fit_the_budget(base: TrainConfig) -> None:
     """Two arms of 0.1 and 0.3 s a step, nothing else measured: 90 % of 60 s, less 4 s a run, are 115 steps of both."""
     arms = make_arms(base, ["dit", "seq"], [])
     costs = {"dit": Cost(0.3, 0.0, 0.0, 0.0), "seq": Cost(0.1, 0.0, 0.0, 0.0)}
-    planned = with_length(base, arms, "steps", {}, None, 1.0, 1, 10, costs)
+    planned = with_length(study(base, arms, minutes=1.0), arms, 1.0, costs)
     assert [arm.settings["steps"] for arm in planned] == [115, 115]
-    timed = with_length(base, arms, "time", {}, None, 1.0, 1, 10, costs)
+    timed = with_length(study(base, arms, match="time", minutes=1.0), arms, 1.0, costs)
     assert [arm.settings["minutes"] for arm in timed] == [timed[0].settings["minutes"]] * 2
     assert timed[0].settings["minutes"] * 2 * 60 == pytest.approx(46, rel=0.02)
 
@@ -77,7 +84,9 @@ def test_the_start_is_the_same_wherever_parameters_are(base: TrainConfig) -> Non
     arms = make_arms(small, ["dit", "seq", "latte"], [parse_vary("model.patch_size=[1,2,2],[2,2,2]")])
     arms += [replace(arms[0], name="deep", settings={**arms[0].settings, "model.depth": 3})]
     configs = [arm.config(small, 5) for arm in arms]
-    made = [same_start(lambda config: build_model(config, 4, 64), configs, config) for config in configs]
+    made = [
+        share_initial_weights(build_model(config, 4, 64) for config in configs[: i + 1]) for i in range(len(configs))
+    ]
     starts: dict = {}
     for model, _ in made:
         for name, value in model.state_dict().items():
@@ -85,7 +94,5 @@ def test_the_start_is_the_same_wherever_parameters_are(base: TrainConfig) -> Non
             assert torch.equal(known, value), name
     assert made[0][1] == 1.0
     assert 0.5 < made[2][1] < 1.0  # seq has the temporal attention besides
-    other = same_start(
-        lambda config: build_model(config, 4, 64), [a.config(small, 6) for a in arms], arms[0].config(small, 6)
-    )
+    other = share_initial_weights([build_model(arms[0].config(small, 6), 4, 64)])
     assert not torch.equal(other[0].x_embedder.proj.weight, made[0][0].x_embedder.proj.weight)

@@ -69,4 +69,4 @@ def test_only_seeds_that_all_arms_have_are_compared() -> None:
     assert found is not None
     assert found.means["a"] == Interval(1.0, None, 1)
     assert found.line == "a ~ b"
-    assert separation(found) == "One seed has no interval, so nothing is told apart"
+    assert separation(found) == "One seed gives no interval, so no pair is separated"

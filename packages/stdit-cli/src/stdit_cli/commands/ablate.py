@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from stdit_cli.console import TrainingBar
-    from stdit_train.ablation.arms import Arm
+    from stdit_train.ablation.arms import Arm, Study
     from stdit_train.ablation.results import Ranking, Result
-    from stdit_train.ablation.runner import Study
 
 MINUTES, SEEDS, PROMPTS = 30.0, 3, 24
 QUICK_MINUTES, QUICK_SEEDS, QUICK_PROMPTS = 3.0, 1, 6
@@ -177,7 +176,7 @@ def make_study(options: AblateOptions) -> Study:
         ConfigError: an option or setting that does not exist or does not make sense.
     """
     from stdit_cli.training import with_demo_parts
-    from stdit_train.ablation.arms import MATCHES, make_arms, parse_variants, parse_vary
+    from stdit_train.ablation.arms import MATCHES, Study, make_arms, parse_variants, parse_vary
     from stdit_train.config.load import load_stage, parse_overrides
 
     if options.match not in MATCHES:
@@ -190,8 +189,6 @@ def make_study(options: AblateOptions) -> Study:
     varied = [parse_vary(text) for text in options.vary]
     variants = parse_variants(options.variants or (base.model.variant if varied else VARIANTS))
     arms = make_arms(base, variants, varied)
-
-    from stdit_train.ablation.runner import Study  # imports torch: mistyped settings are told without waiting for it
 
     return Study(
         base=base,

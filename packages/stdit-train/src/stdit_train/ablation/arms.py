@@ -1,4 +1,4 @@
-"""What an ablation compares: its arms, each some settings on top of a stage, made equal in one respect."""
+"""What an ablation compares: arms, each a stage with some settings of its own."""
 
 import itertools
 import re
@@ -8,18 +8,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from stdit_model.presets import VARIANTS, Variant
-from stdit_train.config.load import ConfigError, from_dict, parse_overrides, set_values, to_dict
+from stdit_train.config.load import from_dict, parse_overrides, set_values, to_dict
 from stdit_train.config.schema import TrainConfig
+from stdit_train.errors import ConfigError
 from stdit_train.estimate.training import Estimate, estimate_run
 
 Match = Literal["steps", "parameters", "flops", "time"]
-
-
 MATCHES: tuple[Match, ...] = get_args(Match)
 
-
-# Settings that change what the validation loss measures: arms that differ in them are compared by their videos.
-_OTHER_LOSS = (
+# Arms that differ in one of these have validation losses of different things.
+_LOSS_SETTINGS = (
     *("objective.name", "objective.shift", "objective.min_snr", "data.source", "data.vae"),
     *("data.frames", "data.height", "data.width"),
 )
@@ -27,22 +25,40 @@ _OTHER_LOSS = (
 
 @dataclass(frozen=True)
 class Arm:
-    """One of the things compared; with a seed, a run."""
+    """Settings to compare; with a seed, a run."""
 
     name: str  # fit for a folder
     settings: dict[str, Any] = field(default_factory=dict)  # by dotted key
 
     def config(self, base: TrainConfig, seed: int | None = None) -> TrainConfig:
-        """The configuration of this arm's run with a seed."""
+        """Return the settings of this arm's run with a seed; the base's seed unless given.
+
+        Raises:
+            ConfigError: a key does not exist, or cannot have its value.
+        """
         own = self.settings if seed is None else {**self.settings, "seed": seed}
         return from_dict(set_values(to_dict(base), own))
 
 
+@dataclass(frozen=True)
+class Study:
+    """A comparison of arms: how long each is trained, how often, and what is held equal."""
+
+    base: TrainConfig
+    arms: Sequence[Arm]
+    seeds: int
+    match: Match
+    steps: int | None  # of the reference arm; None for as many as fit into `minutes`
+    minutes: float | None  # for all runs together
+    prompts: int  # per split (seen, held-out) to score each run with; 0 for no scores
+    given: dict[str, Any]  # settings that the user named, by dotted key; they are not changed
+
+
 def parse_variants(text: str) -> list[Variant]:
-    """A comma-separated list of variants.
+    """Parse a comma-separated list of variants.
 
     Raises:
-        ConfigError: one that does not exist, or none.
+        ConfigError: a variant does not exist, or the list is empty.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
@@ -54,10 +70,10 @@ def parse_variants(text: str) -> list[Variant]:
 
 
 def parse_vary(text: str) -> tuple[str, list[Any]]:
-    """`key=a,b,c` to a key and its values, each read as TOML; what is no TOML is a string.
+    """Parse `key=a,b,c` into the key and its values, each read as TOML, or as a string where it is not TOML.
 
     Raises:
-        ConfigError: no "=", or fewer than two different values.
+        ConfigError: there is no "=", there are fewer than two different values, or the key has an option of its own.
     """
     key, equals, listed = text.partition("=")
     if not equals or not key.strip():
@@ -72,15 +88,15 @@ def parse_vary(text: str) -> tuple[str, list[Any]]:
         raise ConfigError(f"--vary {text}: expected two different values or more, for instance {key}=a,b")
     if key.strip() in ("seed", "steps", "minutes", "model.variant"):
         option = {"seed": "--seeds", "model.variant": "--variants"}.get(key.strip(), "--match")
-        raise ConfigError(f"--vary {key.strip()}: {option} is there for that")
+        raise ConfigError(f"--vary {key.strip()}: use {option} instead")
     return key.strip(), different
 
 
 def make_arms(base: TrainConfig, variants: Sequence[Variant], varied: Sequence[tuple[str, list[Any]]]) -> list[Arm]:
-    """Every variant with every combination of the varied settings' values; checked.
+    """Combine every variant with every value of the varied settings.
 
     Raises:
-        ConfigError: a key that does not exist, or a value that it can't have.
+        ConfigError: a key does not exist, or cannot have its value.
     """
     keys = [key for key, _ in varied]
     arms = []
@@ -95,6 +111,22 @@ def make_arms(base: TrainConfig, variants: Sequence[Variant], varied: Sequence[t
     return arms
 
 
+def reference_arm(base: TrainConfig, arms: Sequence[Arm]) -> Arm:
+    """Return the arm that the others are matched to: the base's own variant where it takes part, else the first."""
+    return next((arm for arm in arms if arm.settings["model.variant"] == base.model.variant), arms[0])
+
+
+def loss_is_comparable(base: TrainConfig, arms: Sequence[Arm]) -> bool:
+    """Tell whether the arms' validation losses measure the same thing."""
+    measured = [{key: repr(_value(arm.config(base), key)) for key in _LOSS_SETTINGS} for arm in arms]
+    return all(values == measured[0] for values in measured)
+
+
+def estimate_arm(config: TrainConfig) -> Estimate:
+    """Estimate parameters, FLOPs and memory of a run, with the whole batch at once unless `micro_batch` is set."""
+    return estimate_run(replace(config, micro_batch=config.micro_batch or config.global_batch))
+
+
 def _safe(name: str) -> str:
     return re.sub(r"[^\w.=+-]+", "_", name)
 
@@ -103,22 +135,6 @@ def _plain(value: Any) -> str:
     return "x".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def reference_arm(base: TrainConfig, arms: Sequence[Arm]) -> Arm:
-    """What the others are matched to: the stage's own variant where it takes part, else the first."""
-    return next((arm for arm in arms if arm.settings["model.variant"] == base.model.variant), arms[0])
-
-
-def loss_is_comparable(base: TrainConfig, arms: Sequence[Arm]) -> bool:
-    """Whether the arms' validation losses measure the same thing."""
-    measured = [{key: repr(_value(arm.config(base), key)) for key in _OTHER_LOSS} for arm in arms]
-    return all(values == measured[0] for values in measured)
-
-
 def _value(config: TrainConfig, key: str) -> Any:
     section, _, leaf = key.partition(".")
     return getattr(getattr(config, section), leaf)
-
-
-def estimate_arm(config: TrainConfig) -> Estimate:
-    """Parameters, FLOPs and memory of a run of the whole batch at once, unless set otherwise."""
-    return estimate_run(replace(config, micro_batch=config.micro_batch or config.global_batch))

@@ -1,10 +1,11 @@
-"""The page of an ablation: ranking, tables, curves and videos side by side, in one self-contained file."""
+"""Report an ablation: rankings, tables and curves, and one self-contained HTML page with videos side by side."""
 
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 from statistics import mean
 
+from stdit_data.files import replace_text
 from stdit_train.ablation.arms import Arm, loss_is_comparable
 from stdit_train.ablation.results import (
     HELD_OUT,
@@ -26,23 +27,19 @@ from stdit_train.report.plots import new_figure
 from stdit_train.report.run_report import sampled_prompts, settings_table
 
 QUICK = "a quick look, not a ranking"
-
-
 OTHER_LOSSES = "The arms' validation losses measure different things, so they are not ranked by them."
-
-
 METHOD = (
     "Within a seed all runs saw the same clips in the same order with the same noise and timesteps, and started from "
     "the same weights wherever a parameter has the same name and shape. Intervals are Student's, 95 %, over seeds; "
-    "two arms are compared by their paired differences, and are not separated where that interval has zero in it. "
-    "Each pair stands for itself: of twenty comparisons of equal arms, one is separated by chance."
+    "two arms are compared by their paired differences, and are not separated if that interval contains zero. "
+    "The intervals are not corrected for many comparisons: of twenty pairs of equal arms, one is separated by chance."
 )
 
 
 def rankings_of(ablation: Ablation, results: Sequence[Result]) -> list[Ranking]:
-    """By validation loss, where that is comparable, and by the share of videos that are right.
+    """Rank the arms by validation loss, where that is comparable, and by the share of videos that are right.
 
-    An arm of which a run diverged is left out: the seeds that it survived would flatter it.
+    Arms with a run that diverged are left out: the seeds that remain would flatter them.
     """
     ended = ablation.diverged()
     results = [result for result in results if result.arm not in ended]
@@ -51,7 +48,7 @@ def rankings_of(ablation: Ablation, results: Sequence[Result]) -> list[Ranking]:
 
 
 def diverged_lines(ablation: Ablation) -> list[str]:
-    """A line an arm of which runs diverged, and which is not ranked therefore."""
+    """Return a line for each arm that is not ranked because runs of it diverged."""
     ended, count = ablation.diverged().items(), ablation.study.seeds
     return [f"Not ranked: {arm}, which diverged in {len(seeds)} of {count} runs." for arm, seeds in ended]
 
@@ -60,13 +57,13 @@ def write_ablation_report(ablation: Ablation, results: Sequence[Result], command
     """Write runs.csv, differences.csv, curves.png, final.png and report.html into the ablation's folder.
 
     Args:
-        ablation: whose arms and folder.
+        ablation: its arms and folder.
         results: of its finished runs, one or more.
-        command: what was typed.
-        quick: say that this is no ranking.
+        command: the command line, for the page.
+        quick: state on the page that this is not a ranking.
 
     Returns:
-        The files.
+        Paths of the files.
     """
     folder, study = ablation.folder, ablation.study
     runs, pairs, curves, final, html = (
@@ -81,7 +78,7 @@ def write_ablation_report(ablation: Ablation, results: Sequence[Result], command
     parts = [f"<h1>{escape(', '.join(arm.name for arm in ablation.arms))}</h1>"]
     parts += [f"<p><strong>{QUICK}</strong></p>" if quick else ""]
     parts += [f"<p>Matched: {study.match}. Seeds: {seeds}. <code>{escape(command)}</code></p>", "<h2>Ranking</h2>"]
-    parts += [_ranking(ranking, quick) for ranking in rankings] or ["<p>no runs of all arms yet</p>"]
+    parts += [_ranking(ranking, quick) for ranking in rankings] or ["<p>no seed that all arms have finished yet</p>"]
     parts += [f"<p>{escape(line)}</p>" for line in diverged_lines(ablation)]
     parts += [f"<p>{OTHER_LOSSES}</p>" if not loss_is_comparable(study.base, ablation.arms) else ""]
     parts += [f"<p>{METHOD}</p>", image(final, "final measures"), image(curves, "validation losses")]
@@ -90,8 +87,71 @@ def write_ablation_report(ablation: Ablation, results: Sequence[Result], command
     parts += ["<h2>Videos</h2>", _videos(ablation, results)]
     settings = {arm.name: flat(ablation.run_folder(arm, 0).read_config()) for arm in _begun(ablation)}
     parts += ["<h2>Settings</h2>", settings_table(settings)]
-    html.write_text(page("stdit ablation", parts))
+    replace_text(html, page("stdit ablation", parts))
     return [html, curves, final, runs, pairs]
+
+
+def plot_curves(results: Sequence[Result], output: Path, match: str) -> None:
+    """Plot validation loss over steps, or over FLOPs or minutes where these are matched; mean and range over seeds.
+
+    Args:
+        results: of all finished runs.
+        output: PNG file to write.
+        match: what is equal across arms.
+    """
+    scale: Callable[[Result], float] = {
+        "flops": lambda result: result.step_flops / 1e12,
+        "time": lambda result: result.seconds_per_step / 60,
+    }.get(match, lambda result: 1.0)
+    figure, axes = new_figure(7, 4.2)
+    names = list(dict.fromkeys(result.arm for result in results))
+    for i, name in enumerate(names):
+        runs = [result for result in results if result.arm == name and result.curve]
+        points = min((len(run.curve) for run in runs), default=0)
+        if not points:
+            continue
+        x = [mean(run.curve[k][0] * scale(run) for run in runs) for k in range(points)]
+        losses = [[run.curve[k][1] for run in runs] for k in range(points)]
+        axes.plot(x, [mean(values) for values in losses], color=f"C{i % 10}", marker="o", markersize=3, label=name)
+        axes.fill_between(x, [min(v) for v in losses], [max(v) for v in losses], color=f"C{i % 10}", alpha=0.18, lw=0)
+    label = {"flops": "TFLOPs of training", "time": "minutes of training"}.get(match, "step")
+    axes.set(xlabel=label, ylabel="validation loss (EMA)", title="mean and range over seeds")
+    axes.ticklabel_format(axis="y", useOffset=False)
+    if label == "step":
+        axes.locator_params(axis="x", integer=True)
+    if names:
+        axes.legend(frameon=False)
+    axes.grid(alpha=0.25)
+    figure.tight_layout()
+    figure.savefig(output, dpi=120)
+
+
+def plot_final(results: Sequence[Result], rankings: Sequence[Ranking], output: Path) -> None:
+    """Plot a panel per measure: seeds as dots beside mean and 95 % interval, best arm at the top.
+
+    Args:
+        results: of all finished runs.
+        rankings: the measures to show.
+        output: PNG file to write.
+    """
+    count = max(len(rankings), 1)
+    figure, axes = new_figure(4.6 * count, 1.4 + 0.5 * max((len(r.means) for r in rankings), default=1), count)
+    panels = list(axes) if count > 1 else [axes]
+    for panel, ranking in zip(panels, rankings, strict=False):
+        values = by_arm(results, ranking.measure)
+        for y, (name, interval) in enumerate(ranking.means.items()):
+            dots = list(values[name].values())
+            panel.plot(dots, [y + 0.18] * len(dots), "o", color="#9ecae1", markersize=4)
+            panel.errorbar(interval.mean, y, xerr=interval.half or None, fmt="o", color="#08519c", capsize=3)
+        panel.set_yticks(range(len(ranking.means)), list(ranking.means))
+        panel.set_ylim(len(ranking.means) - 0.5, -0.5)  # downwards
+        title = ranking.measure if ranking.measure == LOSS else f"share right, {ranking.measure} prompts"
+        panel.set(title=title)
+        panel.ticklabel_format(axis="x", useOffset=False)
+        panel.locator_params(axis="x", nbins=3)
+        panel.grid(alpha=0.25, axis="x")
+    figure.tight_layout()
+    figure.savefig(output, dpi=120)
 
 
 def _ranking(ranking: Ranking, quick: bool) -> str:
@@ -103,7 +163,7 @@ def _ranking(ranking: Ranking, quick: bool) -> str:
 
 
 def _arms(ablation: Ablation, results: Sequence[Result]) -> str:
-    """What each arm costs, and what it comes to."""
+    """Return two tables: what each arm costs, and its results."""
     costs, outcomes = "", []
     for arm in ablation.arms:
         runs = [result for result in results if result.arm == arm.name]
@@ -122,12 +182,21 @@ def _arms(ablation: Ablation, results: Sequence[Result]) -> str:
             values = [r.shares[SEEN][aspect] for r in runs if SEEN in r.shares]
             cells.append(f"{mean(values):.3f}" if values else "")
         outcomes.append(cells)
-    head = ["arm", "runs", "steps", "parameters", "same start", "GFLOPs a step", "TFLOPs in all", "seconds a step"]
+    head = [
+        "arm",
+        "runs",
+        "steps",
+        "parameters",
+        "same start",
+        "GFLOPs per step",
+        "TFLOPs in total",
+        "seconds per step",
+    ]
     head += ["step memory, MiB", "process memory, GiB"]
     names = ["arm", LOSS, f"{SEEN}: all right", f"{HELD_OUT}: all right", "seen: colour", "seen: shape", "seen: motion"]
     shown = [i for i, name in enumerate(names) if name == "arm" or any(cells[i] for cells in outcomes)]
     rows = "".join(row([cells[i] for i in shown]) for cells in outcomes)
-    note = "FLOPs and step memory are by formula; process memory is the most that was measured."
+    note = "FLOPs and step memory are estimated; process memory is the measured peak."
     return f"{table(head, costs)}<p>{note}</p>{table([names[i] for i in shown], rows)}"
 
 
@@ -149,7 +218,7 @@ def _begun(ablation: Ablation) -> list[Arm]:
 
 
 def _videos(ablation: Ablation, results: Sequence[Result]) -> str:
-    """A row a prompt, a column an arm: the last samples of seed 0."""
+    """Return the last samples of seed 0: a row per prompt, a column per arm."""
     done = {result.arm: result.steps for result in results if result.seed == 0}
     arms = [arm for arm in ablation.arms if arm.name in done]
     html = ""
@@ -161,66 +230,3 @@ def _videos(ablation: Ablation, results: Sequence[Result]) -> str:
             shown += video(file, arm.name) if file.is_file() else ""
         html += f"<p>{escape(prompt)}</p>{shown}"
     return html
-
-
-def plot_curves(results: Sequence[Result], output: Path, match: str) -> None:
-    """Validation loss over steps (over FLOPs or minutes where these are matched): mean, and band from least to most.
-
-    Args:
-        results: of all runs.
-        output: PNG file.
-        match: what the arms have in common.
-    """
-    scale: Callable[[Result], float] = {
-        "flops": lambda result: result.step_flops / 1e12,
-        "time": lambda result: result.seconds_per_step / 60,
-    }.get(match, lambda result: 1.0)
-    figure, axes = new_figure(7, 4.2)
-    names = list(dict.fromkeys(result.arm for result in results))
-    for i, name in enumerate(names):
-        runs = [result for result in results if result.arm == name and result.curve]
-        points = min((len(run.curve) for run in runs), default=0)
-        if not points:
-            continue
-        x = [mean(run.curve[k][0] * scale(run) for run in runs) for k in range(points)]
-        losses = [[run.curve[k][1] for run in runs] for k in range(points)]
-        axes.plot(x, [mean(values) for values in losses], color=f"C{i % 10}", marker="o", markersize=3, label=name)
-        axes.fill_between(x, [min(v) for v in losses], [max(v) for v in losses], color=f"C{i % 10}", alpha=0.18, lw=0)
-    label = {"flops": "TFLOPs of training", "time": "minutes of training"}.get(match, "step")
-    axes.set(xlabel=label, ylabel="validation loss (EMA)", title="mean over seeds; the band is from least to most")
-    axes.ticklabel_format(axis="y", useOffset=False)
-    if label == "step":
-        axes.locator_params(axis="x", integer=True)
-    if names:
-        axes.legend(frameon=False)
-    axes.grid(alpha=0.25)
-    figure.tight_layout()
-    figure.savefig(output, dpi=120)
-
-
-def plot_final(results: Sequence[Result], rankings: Sequence[Ranking], output: Path) -> None:
-    """A panel a measure: the seeds as dots, mean and 95 % interval beside them, best arm at the top.
-
-    Args:
-        results: of all runs.
-        rankings: the measures to show.
-        output: PNG file.
-    """
-    count = max(len(rankings), 1)
-    figure, axes = new_figure(4.6 * count, 1.4 + 0.5 * max((len(r.means) for r in rankings), default=1), count)
-    panels = list(axes) if count > 1 else [axes]
-    for panel, ranking in zip(panels, rankings, strict=False):
-        values = by_arm(results, ranking.measure)
-        for y, (name, interval) in enumerate(ranking.means.items()):
-            dots = list(values[name].values())
-            panel.plot(dots, [y + 0.18] * len(dots), "o", color="#9ecae1", markersize=4)
-            panel.errorbar(interval.mean, y, xerr=interval.half or None, fmt="o", color="#08519c", capsize=3)
-        panel.set_yticks(range(len(ranking.means)), list(ranking.means))
-        panel.set_ylim(len(ranking.means) - 0.5, -0.5)  # downwards
-        title = ranking.measure if ranking.measure == LOSS else f"share right, {ranking.measure} prompts"
-        panel.set(title=title)
-        panel.ticklabel_format(axis="x", useOffset=False)
-        panel.locator_params(axis="x", nbins=3)
-        panel.grid(alpha=0.25, axis="x")
-    figure.tight_layout()
-    figure.savefig(output, dpi=120)

@@ -1,7 +1,6 @@
-"""What the runs of an ablation came to, a line each, and what their seeds tell apart."""
+"""Results of an ablation's runs, the ranking of its arms, and the tables of both as CSV."""
 
 import csv
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,9 @@ from pathlib import Path
 
 from stdit_train.ablation.arms import estimate_arm
 from stdit_train.checkpoint.run_folder import RunFolder
+from stdit_train.config.load import read_settings
 from stdit_train.config.schema import TrainConfig
+from stdit_train.errors import ConfigError
 from stdit_train.evaluation.confidence import Interval, mean_interval, paired_difference
 from stdit_train.tracking.metrics import read_metrics
 
@@ -21,38 +22,44 @@ ASPECTS = ("all", "colour", "shape", "motion")
 
 @dataclass(frozen=True)
 class Result:
-    """One finished run."""
+    """Result of one finished run."""
 
     arm: str
     seed: int
     steps: int
     parameters: int
-    same_start: float  # share of the parameters that start as the reference arm's do
+    same_start: float  # share of the parameters with the initial values of the reference arm's
     step_flops: int
     seconds_per_step: float
-    step_memory: int  # bytes by formula: weights, gradients, optimiser, average, activations
-    process_memory: float  # GiB at most, measured: of the GPU, or this process with all that it ran before
+    step_memory: int  # bytes, estimated: weights, gradients, optimizer, EMA, activations
+    process_memory: float  # GiB, measured peak: of the GPU, or of the process with the runs before this one
     validation_loss: float | None
     curve: list[tuple[int, float]]  # (step, validation loss)
-    shares: dict[str, dict[str, float]]  # for seen and held-out prompts, the share of videos that are right
+    shares: dict[str, dict[str, float]]  # share of videos that are right, by split and aspect
 
     def measure(self, name: str) -> float | None:
-        """The validation loss, or the share of videos right in all, by the measure's name."""
+        """Return the validation loss, or a split's share of videos that are right in every aspect."""
         if name == LOSS:
             return self.validation_loss
         return self.shares[name]["all"] if name in self.shares else None
 
 
 def read_result(run: RunFolder, config: TrainConfig, arm: str) -> Result:
-    """What a finished run came to; the step time is the median over its logged steps."""
+    """Read the result of a finished run; its step time is the median over the logged steps.
+
+    Raises:
+        ConfigError: a file of the run is missing or damaged.
+    """
     rows = read_metrics(run.metrics_file)
     curve = [(int(row["step"]), row["validation_loss"]) for row in rows if "validation_loss" in row]
     rates = [row["samples_per_second"] for row in rows if "samples_per_second" in row]
+    if not rates:
+        raise ConfigError(f"{run.metrics_file} has no step: remove {run.path} to train this run again")
     estimate = estimate_arm(config)
     kept = [size for part, size in estimate.memory.items() if part != "VAE and text encoder"]
     shares = {}
     if (run.path / SCORES).is_file():
-        scores = json.loads((run.path / SCORES).read_text())["scores"]
+        scores = read_settings(run.path / SCORES)["scores"]
         shares = {split: {aspect: scores[split][aspect]["share"] for aspect in ASPECTS} for split in scores}
     return Result(
         arm=arm,
@@ -71,7 +78,7 @@ def read_result(run: RunFolder, config: TrainConfig, arm: str) -> Result:
 
 
 def by_arm(results: Sequence[Result], measure: str) -> dict[str, dict[int, float]]:
-    """A measure of each arm's runs by seed; arms without it are left out."""
+    """Return a measure of the runs by arm and seed; arms without it are left out."""
     found: dict[str, dict[int, float]] = {}
     for result in results:
         value = result.measure(measure)
@@ -82,7 +89,7 @@ def by_arm(results: Sequence[Result], measure: str) -> dict[str, dict[int, float
 
 @dataclass(frozen=True)
 class Ranking:
-    """The arms by a measure, best first, and which of them the seeds tell apart."""
+    """Arms ordered by a measure, best first, and their paired differences."""
 
     measure: str
     means: dict[str, Interval]  # best first
@@ -90,29 +97,29 @@ class Ranking:
 
     @property
     def line(self) -> str:
-        """As in "dit > seq ~ parallel": > where neighbours are told apart, ~ where they aren't."""
+        """The order in one line, as in "dit > seq ~ parallel": ">" where neighbours are separated, "~" elsewhere."""
         names = list(self.means)
         signs = [" > " if self.differences[pair].separated else " ~ " for pair in pairwise(names)]
         return "".join(name + sign for name, sign in zip(names, [*signs, ""], strict=True))
 
     @property
     def not_separated(self) -> list[tuple[str, str]]:
-        """Pairs of arms whose paired difference has zero in its interval, or no interval for want of seeds."""
+        """Pairs of arms whose paired difference has zero in its interval, or no interval (one seed)."""
         return [pair for pair, difference in self.differences.items() if not difference.separated]
 
 
 def separation(ranking: Ranking) -> str:
-    """Which pairs the seeds don't tell apart, in words."""
+    """Describe in a sentence which pairs of arms are not separated."""
     if len(ranking.means) < 2:
         return "One arm: nothing to compare"
     if min(interval.count for interval in ranking.means.values()) < 2:
-        return "One seed has no interval, so nothing is told apart"
+        return "One seed gives no interval, so no pair is separated"
     apart = ", ".join(f"{a} and {b}" for a, b in ranking.not_separated)
     return f"Not separated: {apart}" if apart else "All pairs are separated"
 
 
 def rank(results: Sequence[Result], measure: str) -> Ranking | None:
-    """Order the arms by a measure, over the seeds that all of them have finished; None where there are none."""
+    """Order the arms by a measure, over the seeds that all of them have finished; None without such a seed."""
     values = by_arm(results, measure)
     if not values:
         return None
@@ -127,7 +134,7 @@ def rank(results: Sequence[Result], measure: str) -> Ranking | None:
 
 
 def write_csv(results: Sequence[Result], file: Path) -> None:
-    """One line a run."""
+    """Write a CSV with a line per run."""
     columns = ["arm", "seed", "steps", "parameters", "same_start", "flops_per_step", "seconds_per_step"]
     columns += ["step_memory_bytes", "process_memory_gib", "validation_loss"]
     columns += [f"{split}_{aspect}" for split in (SEEN, HELD_OUT) for aspect in ASPECTS]
@@ -143,7 +150,7 @@ def write_csv(results: Sequence[Result], file: Path) -> None:
 
 
 def write_differences(rankings: Sequence[Ranking], file: Path) -> None:
-    """One line a pair of arms and measure: the paired difference and its 95 % interval."""
+    """Write a CSV with a line per pair of arms and measure: the paired difference and its 95 % interval."""
     with file.open("w", newline="") as target:
         writer = csv.writer(target)
         writer.writerow(["measure", "better", "worse", "difference", "low", "high", "seeds", "separated"])
