@@ -156,7 +156,7 @@ class Images(nn.Module):
 def test_what_fvd_cannot_do_is_told(tmp_path: Path) -> None:
     file = tmp_path / "images.pt"
     torch.jit.script(Images()).save(str(file))
-    with pytest.raises(ConfigError, match=r"images.pt: it can't take videos \[1, 3, 4, 224, 224\]"):
+    with pytest.raises(ConfigError, match=r"images.pt: it cannot take videos \[1, 3, 4, 224, 224\]"):
         load_features(str(file), CPU)(noise(3, 4, 8, 8, seed=0))
     with pytest.raises(ConfigError, match="two or more"):
         FrechetDistance(lambda video: video.flatten(), [noise(3, 4, 8, 8, seed=0)])

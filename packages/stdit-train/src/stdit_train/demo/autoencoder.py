@@ -1,4 +1,4 @@
-"""Trains the demo's 2-D VAE on single frames of `shapes`: a diffusers AutoencoderKL, 8x down, 4 latent channels.
+"""Train the demo's 2-D VAE on single frames of `shapes`: a diffusers AutoencoderKL, 8x down, 4 latent channels.
 
 B batch, H W pixels, h w latents.
 """
@@ -16,7 +16,7 @@ from stdit_data.datasets.shapes import ShapesDataset
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """How the VAE is built and trained.
+    """Architecture and training of the VAE.
 
     The first three latent channels are held to the frame at latent size: the error of that counts as much as the
     error of the reconstruction, and the channels left over carry what a small picture can't tell. Latents that are
@@ -39,7 +39,7 @@ class AutoencoderConfig:
 
 
 def build_autoencoder(config: AutoencoderConfig) -> AutoencoderKL:
-    """An untrained AutoencoderKL without attention in its middle."""
+    """Build an untrained AutoencoderKL without attention in its middle block."""
     torch.manual_seed(config.seed)
     levels = len(config.block_out_channels)
     return AutoencoderKL(
@@ -56,14 +56,14 @@ def build_autoencoder(config: AutoencoderConfig) -> AutoencoderKL:
 
 
 def train_autoencoder(config: AutoencoderConfig, on_step: Callable[[int, float], None]) -> AutoencoderKL:
-    """Train both halves, then the decoder alone on what the finished encoder gives (as sd-vae-ft was made).
+    """Train both halves, then the decoder alone on the latents of the finished encoder, as sd-vae-ft was trained.
 
     Args:
         config: sizes and schedule.
         on_step: called with (step, reconstruction error) after each of `config.steps + config.decoder_steps` steps.
 
     Returns:
-        the VAE with its latent statistics set.
+        The VAE, with its latent statistics set.
     """
     vae = build_autoencoder(config).train()
     frames = ShapesDataset(frames=1, height=config.size, width=config.size, seed=config.seed, spread=0.5)
@@ -76,7 +76,7 @@ def train_autoencoder(config: AutoencoderConfig, on_step: Callable[[int, float],
 def train_decoder(
     vae: AutoencoderKL, config: AutoencoderConfig, frames: ShapesDataset, on_step: Callable[[int, float], None]
 ) -> AutoencoderKL:
-    """The second phase: the encoder, and with it every latent, stays as it is."""
+    """Train the decoder alone; the encoder, and so every latent, does not change."""
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
     _train(vae, config, frames, on_step, decoder_alone=True)
@@ -90,7 +90,7 @@ def _train(
     on_step: Callable[[int, float], None],
     decoder_alone: bool = False,
 ) -> None:
-    """One phase, its own optimiser and one-cycle rate; frame i of the set is seen at step i // batch."""
+    """Train for one phase, with its own optimizer and one-cycle rate; step i sees frames i * batch and on."""
     first = config.steps if decoder_alone else 0
     steps = config.decoder_steps if decoder_alone else config.steps
     trained = [parameter for parameter in vae.parameters() if parameter.requires_grad]
@@ -117,7 +117,7 @@ def _train(
 
 @torch.no_grad()
 def latent_statistics(vae: AutoencoderKL, frames: ShapesDataset, count: int = 1024) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of posterior samples over `count` frames, each [C]: what training will draw."""
+    """Return mean and standard deviation, each [C], of posterior samples over `count` frames."""
     posteriors = [vae.encode(_frames(frames, range(i, i + 32))).latent_dist for i in range(0, count, 32)]
     mean = torch.cat([posterior.mean for posterior in posteriors])
     noise = torch.cat([posterior.var for posterior in posteriors]).mean((0, 2, 3))
@@ -125,5 +125,5 @@ def latent_statistics(vae: AutoencoderKL, frames: ShapesDataset, count: int = 10
 
 
 def _frames(dataset: ShapesDataset, indices: range) -> Tensor:
-    """[B, C, H, W] in [-1, 1]."""
+    """Return frames [B, C, H, W] in [-1, 1]."""
     return torch.stack([dataset.load(i).video[:, 0] for i in indices])

@@ -1,4 +1,4 @@
-"""Builds the bundled demo model from nothing: VAE, text side, transformer, scores, model card."""
+"""Build the bundled demo model: VAE, text encoder, published weights, model card."""
 
 import json
 import platform
@@ -21,7 +21,7 @@ from stdit_train.evaluation.evaluate import Scores
 def build_parts(
     folder: Path, config: AutoencoderConfig, text_tokens: int, on_step: Callable[[int, float], None]
 ) -> None:
-    """Make `vae`, `text_encoder` and `tokenizer` in a folder; what is there already is kept."""
+    """Build `vae`, `text_encoder` and `tokenizer` in a folder; those that exist are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "tokenizer").exists():
         tokenizer = build_tokenizer(vocabulary(), text_tokens)
@@ -53,14 +53,14 @@ def model_card(
     minutes: float | None,
     scores: dict[str, Scores],
 ) -> str:
-    """Data, command, seed, steps, hardware, scores.
+    """Return the model card in Markdown: data, command, seed, steps, hardware, scores.
 
     Args:
-        pipeline: what is described.
-        configs: of the transformer's runs, in order.
-        reached: their steps and seconds.
-        minutes: the budget of all of them, if they had one.
-        scores: by split.
+        pipeline: the finished pipeline.
+        configs: settings of the transformer's runs, in order.
+        reached: steps and seconds of these runs.
+        minutes: time budget of all runs together; None for none.
+        scores: scores by split.
     """
 
     def count(part: torch.nn.Module) -> str:

@@ -1,4 +1,4 @@
-"""The demo's text side: a word-level tokenizer over the vocabulary of `shapes`, and a small frozen T5 encoder."""
+"""Build the demo's tokenizer, word by word over the vocabulary of `shapes`, and its small T5 encoder."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,9 +7,9 @@ import torch
 
 
 def build_tokenizer(words: Sequence[str], max_length: int) -> Any:
-    """A tokenizer with one token a word: lower-cased, punctuation dropped, "</s>" at the end as T5 has it.
+    """Build a tokenizer with one token per word: lower case, no punctuation, "</s>" at the end as in T5.
 
-    Words outside the vocabulary become "<unk>", so that they can be named.
+    Words outside the vocabulary become "<unk>", so that a warning can name them.
     """
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -32,9 +32,9 @@ def build_tokenizer(words: Sequence[str], max_length: int) -> Any:
 
 
 def build_text_encoder(vocabulary_size: int, width: int = 64, seed: int = 0) -> Any:
-    """A T5EncoderModel with random weights, kept frozen.
+    """Build a T5EncoderModel with random weights, which stay frozen.
 
-    Random features of so small a vocabulary tell every caption apart; the transformer learns to read them.
+    With so small a vocabulary, random features distinguish all captions; the transformer learns to read them.
     """
     from transformers import T5Config, T5EncoderModel
 

@@ -1,4 +1,4 @@
-"""Does a video fit its prompt, as CLIP sees it? Mean over frames of the cosine of image and text (CLIPSIM).
+"""CLIP similarity of videos and their prompts: the mean over frames of the cosine of image and text (CLIPSIM).
 
 Wu et al. 2021, "GODIVA", section 4.2; Hessel et al. 2021, "CLIPScore", without its clamp and factor.
 """
@@ -8,20 +8,23 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor
 
-from stdit_train.config.load import ConfigError
+from stdit_train.components.load import quiet_libraries
+from stdit_train.errors import ConfigError
 from stdit_train.evaluation.confidence import Interval, mean_interval
 
-MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP's training images
+# Mean and standard deviation of CLIP's training images, by channel.
+MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 class ClipSimilarity:
-    """Cosines of frames and prompts, times 100; each video counts once.
+    """Mean cosine of frames and prompts, times 100; each video counts once.
 
     Args:
         model: transformers' CLIPModel.
-        tokenizer: that goes with it.
+        tokenizer: its tokenizer.
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
@@ -30,7 +33,7 @@ class ClipSimilarity:
 
     @torch.no_grad()
     def add(self, videos: Sequence[Tensor], prompts: Sequence[str]) -> None:
-        """Videos [3, T, H, W] in [-1, 1]; prompts are cut at the model's longest text."""
+        """Add videos [3, T, H, W] in [-1, 1] and their prompts, which are cut to the model's longest text."""
         device = next(self.model.parameters()).device
         length = self.model.config.text_config.max_position_embeddings
         for video, prompt in zip(videos, prompts, strict=True):
@@ -43,12 +46,12 @@ class ClipSimilarity:
             self._values.append(100 * cosines.float().mean().item())
 
     def result(self) -> dict[str, Interval]:
-        """The mean over videos."""
+        """Return the mean over videos, by the measure's name; nothing without videos."""
         return {"CLIP similarity": mean_interval(self._values)} if self._values else {}
 
 
 def frames_for(video: Tensor, size: int) -> Tensor:
-    """[3, T, H, W] in [-1, 1] to images [T, 3, size, size] as CLIP takes them: the middle square, normalised."""
+    """Crop a video [3, T, H, W] in [-1, 1] to its middle square and normalise it for CLIP: [T, 3, size, size]."""
     images = (video.float().transpose(0, 1) + 1) / 2
     height, width = images.shape[-2:]
     scale = size / min(height, width)
@@ -61,23 +64,21 @@ def frames_for(video: Tensor, size: int) -> Tensor:
 
 
 def load_clip(source: str, device: torch.device) -> ClipSimilarity:
-    """A CLIP model from a folder or a hub id.
+    """Load a CLIP model from a folder or a hub id.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: it cannot be found, read or fetched.
     """
     from transformers import AutoTokenizer, CLIPModel
-
-    from stdit_train.components.load import quiet_libraries
 
     quiet_libraries()
     try:
         model = CLIPModel.from_pretrained(source)
         tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"--clip {source}: no CLIP model there ({reason.rstrip('.')}); give one's folder, or with a network a hub "
-            "id as in openai/clip-vit-base-patch32"
+            f"--clip {source}: no CLIP model there ({reason.rstrip('.')}); give its folder or, with a network, a hub "
+            "id such as openai/clip-vit-base-patch32"
         ) from error
     return ClipSimilarity(model.to(device), tokenizer)

@@ -1,4 +1,4 @@
-"""Scores a pipeline: prompt-following on `shapes`, seen and held out, and measures on the videos themselves."""
+"""Score a pipeline: prompt following on `shapes`, and measures of the videos themselves."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,7 @@ from stdit_train.evaluation.video_metrics import Measure
 
 @dataclass(frozen=True)
 class Scores:
-    """What the videos of one set of prompts came to."""
+    """Scores of the videos of one set of prompts."""
 
     shares: dict[str, dict[str, float]]  # for all, colour, shape, motion: share, low, high; empty without `shapes`
     trials: list[Trial]
@@ -38,7 +38,18 @@ def evaluate_pipeline(
     measures: Sequence[Measure] = (),
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Scores:
-    """Generate a video for each of `count` prompts of a split, with fixed seeds; read and measure it."""
+    """Generate a video for each of `count` prompts of a split, with fixed seeds, and score it.
+
+    Args:
+        pipeline: an `STDiTPipeline`.
+        split: "train" (seen triples of colour, shape and motion) or "heldout".
+        count: number of prompts.
+        seed: seed of their choice.
+        steps: denoising steps; the pipeline's default unless given.
+        guidance: guidance scale; the pipeline's default unless given.
+        measures: measures of the videos besides prompt following.
+        on_progress: called with the number of videos done.
+    """
 
     def generate(prompts: list[str], seeds: list[int]) -> list[Tensor]:
         videos = _sampled(pipeline, prompts, seeds, steps, guidance)
@@ -61,7 +72,10 @@ def evaluate_captions(
     measures: Sequence[Measure] = (),
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Scores:
-    """Generate a video for each caption, one after the other, with seeds counting up from `seed`; measure it."""
+    """Generate a video for each caption, with seeds counting up from `seed`, and measure it.
+
+    The other arguments are those of `evaluate_pipeline`.
+    """
     wanted = [(caption, seed + i) for i, caption in enumerate(captions)]
     for done, (caption, number) in enumerate(wanted, start=1):
         videos = _sampled(pipeline, [caption], [number], steps, guidance)
@@ -84,13 +98,13 @@ def _results(measures: Sequence[Measure]) -> dict[str, Interval]:
 
 
 def reference_videos(dataset: ClipDataset, count: int) -> Iterator[Tensor]:
-    """The first videos of a dataset one by one, `count` of them or as many as there are."""
+    """Yield the first `count` videos of a data set, or all if there are fewer."""
     for index in range(min(count, len(dataset))):
         yield dataset.load(index, seed=0, epoch=0).video
 
 
 def write_scores(scores: dict[str, Scores], settings: dict[str, Any], file: Path) -> None:
-    """All shares, measures, prompts, seeds and readings as JSON; whole or not at all."""
+    """Write all shares, measures, prompts, seeds and readings as JSON."""
     content = {
         "settings": settings,
         "scores": {split: found.shares for split, found in scores.items()},

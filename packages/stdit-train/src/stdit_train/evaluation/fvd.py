@@ -1,4 +1,4 @@
-"""Fréchet video distance: how far generated videos are from real ones, as a video network's features see them.
+"""Fréchet video distance (FVD) of generated videos from real ones, in the features of a video network.
 
 Unterthiner et al. 2018. Features come from an I3D saved as TorchScript, or from a video model of transformers.
 """
@@ -11,28 +11,27 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor
 
-from stdit_train.config.load import ConfigError
+from stdit_train.components.load import quiet_libraries
+from stdit_train.errors import ConfigError
 from stdit_train.evaluation.confidence import Interval
 
 Features = Callable[[Tensor], Tensor]  # video [3, T, H, W] in [-1, 1] to [F]
 I3D_SIZE = 224  # pixels
-MEAN, DEVIATION = (
-    (0.485, 0.456, 0.406),
-    (0.229, 0.224, 0.225),
-)  # of ImageNet, as VideoMAE takes it
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet by channel, as VideoMAE expects
 
 
 class FrechetDistance:
-    """FVD of the videos that are added against reference videos.
+    """FVD of the videos that are added from reference videos.
 
     Args:
-        features: of one video.
+        features: returns the features of one video.
         references: two or more real videos [3, T, H, W] in [-1, 1].
 
     Raises:
-        ConfigError: there are fewer.
+        ConfigError: there are fewer than two references.
     """
 
     def __init__(self, features: Features, references: Iterable[Tensor]) -> None:
@@ -43,11 +42,11 @@ class FrechetDistance:
         self._made: list[Tensor] = []
 
     def add(self, videos: Sequence[Tensor], prompts: Sequence[str]) -> None:
-        """Generated videos."""
+        """Add generated videos [3, T, H, W] in [-1, 1]; prompts make no difference."""
         self._made += [self.features(video) for video in videos]
 
     def result(self) -> dict[str, Interval]:
-        """The distance; it is one number of all videos, so it has no interval."""
+        """Return the distance, without an interval since it is one number for all videos; nothing below two videos."""
         if min(len(self._made), len(self._real)) < 2:
             return {}
         made, real = (torch.stack(features).double().cpu().numpy() for features in (self._made, self._real))
@@ -55,10 +54,10 @@ class FrechetDistance:
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """|m1 - m2|² + tr(S1 + S2 - 2 (S1 S2)^½) of the Gaussians fitted to two sets of features.
+    """Return |m1 - m2|² + tr(S1 + S2 - 2 (S1 S2)^½) of the Gaussians fitted to two sets of features.
 
     The trace of the root is the sum of the singular values of A Bᵀ, where S1 = AᵀA and S2 = BᵀB: with features as
-    rows, centred and over √(n - 1), no root of a matrix that is nearly singular has to be taken.
+    rows, centred and over √(n - 1), no root of a nearly singular matrix is taken.
 
     Args:
         first, second: features [n, F] and [m, F], two or more of each.
@@ -70,19 +69,19 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def load_features(source: str, device: torch.device) -> Features:
-    """Features from a TorchScript file, or from a video model of transformers in a folder or at a hub id.
+    """Load a feature extractor from a TorchScript file, or a video model of transformers from a folder or a hub id.
 
-    A TorchScript file is run as it is: give only one that you trust. It takes videos [1, 3, T, 224, 224] in [-1, 1]
-    and gives features; the arguments `rescale`, `resize` and `return_features` of the widespread I3D files are set so
+    A TorchScript file runs code: give only one that you trust. It takes videos [1, 3, T, 224, 224] in [-1, 1] and
+    returns features. The arguments `rescale`, `resize` and `return_features` of the common I3D files are set to match
     where the file has them.
 
     Raises:
-        ConfigError: it can't be loaded.
+        ConfigError: it cannot be loaded.
     """
     path = Path(source).expanduser()
     if path.is_file():
         try:
-            with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of jit.load itself
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):  # raised by jit.load itself
                 module = torch.jit.load(str(path), map_location=device).eval()
         except RuntimeError as error:
             raise ConfigError(f"--fvd {source}: not a TorchScript file") from error
@@ -91,12 +90,10 @@ def load_features(source: str, device: torch.device) -> Features:
         raise ConfigError(f"--fvd {source}: no such file")
     from transformers import AutoModel
 
-    from stdit_train.components.load import quiet_libraries
-
     quiet_libraries()
     try:
         model = AutoModel.from_pretrained(source)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"--fvd {source}: no TorchScript file and no model of transformers ({reason})") from error
     if not hasattr(model.config, "num_frames"):
@@ -116,7 +113,7 @@ def _scripted(module: Any, source: str, device: torch.device) -> Features:
             return module(resized, **options).flatten()
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
-            raise ConfigError(f"--fvd {source}: it can't take videos {list(resized.shape)} ({reason})") from error
+            raise ConfigError(f"--fvd {source}: it cannot take videos {list(resized.shape)} ({reason})") from error
 
     return features
 
@@ -135,6 +132,6 @@ def _video_model(model: Any, device: torch.device) -> Features:
 
 
 def _resized(video: Tensor, size: int) -> Tensor:
-    """[3, T, H, W] to [3, T, size, size], squeezed where it isn't square."""
+    """Resize [3, T, H, W] to [3, T, size, size], whatever its aspect ratio."""
     frames = video.float().cpu().transpose(0, 1)
     return F.interpolate(frames, (size, size), mode="bilinear", antialias=True, align_corners=False).transpose(0, 1)

@@ -1,4 +1,4 @@
-"""Prompt-following on `shapes`: does the video show what its prompt says?"""
+"""Prompt following on `shapes`: the share of videos that show the colour, shape and motion of their prompts."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ ASPECTS = ("all", "colour", "shape", "motion")
 
 @dataclass(frozen=True)
 class Trial:
-    """One prompt and what its video was read as."""
+    """One prompt, and what its video shows."""
 
     triple: Triple
     prompt: str
@@ -24,7 +24,7 @@ class Trial:
 
 
 def evaluation_prompts(split: Split, count: int, seed: int = 0) -> list[tuple[Triple, str, int]]:
-    """`count` (triple, prompt, sampling seed) of a split: its triples in shuffled turns, wordings at random."""
+    """Draw `count` prompts of a split, as (triple, prompt, sampling seed): all its triples in turn, in random order."""
     rng = np.random.default_rng([seed, count, split == "heldout"])
     pool = triples(split)
     chosen: list[tuple[Triple, str, int]] = []
@@ -43,15 +43,15 @@ def follow_prompts(
     batch: int = 10,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> list[Trial]:
-    """Generate a video for each prompt and read it.
+    """Generate a video for each of `count` prompts and read what it shows.
 
     Args:
-        generate: prompts and seeds to videos [3, T, H, W] in [-1, 1].
+        generate: called with prompts and seeds, returns videos [3, T, H, W] in [-1, 1].
         split: "train" (seen triples) or "heldout".
-        count: prompts.
-        seed: which prompts.
-        batch: videos generated at once.
-        on_progress: told how many are done.
+        count: number of prompts.
+        seed: seed of their choice.
+        batch: prompts per call of `generate`.
+        on_progress: called with the number of videos done.
     """
     trials: list[Trial] = []
     wanted = evaluation_prompts(split, count, seed)
@@ -65,7 +65,7 @@ def follow_prompts(
 
 
 def score(trials: Sequence[Trial]) -> dict[str, dict[str, float]]:
-    """For each aspect the share of trials that were right, and its 95 % interval: {"share", "low", "high"}."""
+    """Return for each aspect the share of trials that are right and its 95 % interval: {"share", "low", "high"}."""
     scores = {}
     for aspect in ASPECTS:
         right = sum(trial.reading.matches(trial.triple)[aspect] for trial in trials)

@@ -1,4 +1,4 @@
-"""Reads a video of `shapes`: which colour, which shape, which motion. No network, only image analysis.
+"""Read colour, shape and motion from a video of `shapes`, by image analysis without a network.
 
 T frames, H W pixels. Lengths are in units of the frame's shorter side, as in `stdit_data.datasets.shapes`.
 """
@@ -22,14 +22,14 @@ STEADY = 0.016  # a step further than this from the mean velocity is a jump
 
 @dataclass(frozen=True)
 class Reading:
-    """What a video shows; None for what could not be told."""
+    """What a video shows; None for what cannot be recognised."""
 
     colour: str | None
     shape: str | None
     motion: str | None
 
     def matches(self, triple: Triple) -> dict[str, bool]:
-        """Right or wrong for colour, shape, motion, and all three together."""
+        """Compare with a triple: colour, shape, motion, and all three together."""
         right = {
             "colour": self.colour == triple.colour,
             "shape": self.shape == triple.shape,
@@ -62,7 +62,7 @@ def _colour(pixels_N3: np.ndarray) -> str | None:
 
 
 def _center(mask_HW: np.ndarray) -> np.ndarray:
-    """Centroid (x, y) in pixels on a frame that wraps at its edges: the circular mean."""
+    """Return the centroid (x, y) in pixels of a frame that wraps at its edges: the circular mean."""
     center = []
     for axis in (0, 1):  # summing over rows leaves x, over columns y
         weight = mask_HW.sum(axis)
@@ -73,7 +73,7 @@ def _center(mask_HW: np.ndarray) -> np.ndarray:
 
 
 def _motion(center_T2: np.ndarray, present_T: np.ndarray, size: tuple[int, ...]) -> str | None:
-    """The nearest of the nine motions, if the path is one of constant velocity."""
+    """Return the nearest of the nine motions, if the velocity is constant."""
     height, width = size
     if len(center_T2) < 2:
         return None
@@ -93,7 +93,7 @@ def _motion(center_T2: np.ndarray, present_T: np.ndarray, size: tuple[int, ...])
 
 
 def _shape(mask_PHW: np.ndarray, center_P2: np.ndarray) -> str | None:
-    """The template that overlaps best on average, each drawn at the area and place of the foreground."""
+    """Return the shape that overlaps best on average, drawn with the area and at the place of the foreground."""
     overlap = {
         name: float(np.mean([_overlap(mask, center, name) for mask, center in zip(mask_PHW, center_P2, strict=True)]))
         for name in SHAPES
@@ -103,7 +103,7 @@ def _shape(mask_PHW: np.ndarray, center_P2: np.ndarray) -> str | None:
 
 
 def _overlap(mask_HW: np.ndarray, center: np.ndarray, shape: str) -> float:
-    """Intersection over union of the foreground with a template of the same area at its centre."""
+    """Return the intersection over union of the foreground and a shape of the same area at its centre."""
     height, width = mask_HW.shape
     radius = np.sqrt(mask_HW.sum() / _unit_area(shape))
     x = (np.arange(width) + 0.5 - center[0] + width / 2) % width - width / 2
@@ -114,6 +114,6 @@ def _overlap(mask_HW: np.ndarray, center: np.ndarray, shape: str) -> float:
 
 @lru_cache
 def _unit_area(shape: str) -> float:
-    """Area of a shape of radius 1, measured on a fine grid."""
+    """Return the area of a shape of radius 1, measured on a fine grid."""
     axis = np.linspace(-1.5, 1.5, 1201)
     return float((SHAPES[shape](axis[None], axis[:, None]) < 0).mean() * 9.0)

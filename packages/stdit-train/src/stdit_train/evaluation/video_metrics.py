@@ -1,4 +1,4 @@
-"""What can be measured on videos alone: steadiness over time, and how well a VAE gives clips back.
+"""Measures of videos alone: temporal smoothness, and PSNR and SSIM of a VAE's reconstructions.
 
 C channels, T frames, H W pixels; videos [C, T, H, W] in [-1, 1].
 """
@@ -12,53 +12,54 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stdit_model import video_vae
+from stdit_train.errors import ConfigError
 from stdit_train.evaluation.confidence import Interval, mean_interval
 
-RANGE = 2.0  # from the least to the greatest value of a pixel
+RANGE = 2.0  # of pixel values
 WINDOW, SIGMA = 11, 1.5  # of SSIM's Gaussian, in pixels
-MOST = 100.0  # dB that an exact reconstruction counts as
+MAX_PSNR = 100.0  # dB, of an exact reconstruction
 
 
 class Measure(Protocol):
-    """Takes videos as they are generated, then says what they came to."""
+    """Measures videos as they are generated."""
 
     def add(self, videos: Sequence[Tensor], prompts: Sequence[str]) -> None:
-        """Videos [C, T, H, W] in [-1, 1] and what each was to show."""
+        """Add videos [C, T, H, W] in [-1, 1] and their prompts."""
 
     def result(self) -> dict[str, Interval]:
-        """By name."""
+        """Return the values by the measures' names."""
 
 
 class Smoothness:
-    """Temporal smoothness: `change` from frame to frame and `flicker`, each video counting once."""
+    """Temporal smoothness: means of `change` and `flicker` over videos."""
 
     def __init__(self) -> None:
         self._changes: list[float] = []
         self._flickers: list[float] = []
 
     def add(self, videos: Sequence[Tensor], prompts: Sequence[str]) -> None:
-        """Videos of three frames or more; shorter ones have no flicker to measure and are left out."""
+        """Add videos [C, T, H, W]; those of fewer than three frames have no flicker and are left out."""
         for video in videos:
             if video.shape[1] >= 3:
                 self._changes.append(change(video))
                 self._flickers.append(flicker(video))
 
     def result(self) -> dict[str, Interval]:
-        """Means over the videos; nothing where none was long enough."""
+        """Return the means over videos; nothing where none was long enough."""
         if not self._changes:
             return {}
         return {"change": mean_interval(self._changes), "flicker": mean_interval(self._flickers)}
 
 
 def change(video: Tensor) -> float:
-    """Root mean square of the difference between neighbouring frames, as a share of the pixels' range (0..1)."""
+    """Return the root mean square difference of neighbouring frames, as a share of the pixels' range (0..1)."""
     return (video.float().diff(dim=1).square().mean().sqrt() / RANGE).item()
 
 
 def flicker(video: Tensor) -> float:
-    """Root mean square of the second difference over time, over that of the first.
+    """Return the root mean square of the second difference over time, divided by that of the first.
 
-    0 for what doesn't change or fades evenly, √3 for frames of independent noise, 2 for frames that go back and forth.
+    It is 0 for a still video or an even fade, √3 for frames of independent noise and 2 for frames that alternate.
     """
     first = video.float().diff(dim=1)
     size = first.square().mean().sqrt().item()
@@ -66,19 +67,19 @@ def flicker(video: Tensor) -> float:
 
 
 def psnr(video: Tensor, reference: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB, over all pixels of a clip; 100 where they are equal."""
+    """Return the peak signal-to-noise ratio in dB over all pixels of a clip; 100 where the clips are equal."""
     error = F.mse_loss(video.float(), reference.float()).item()
-    return min(MOST, 10 * math.log10(RANGE**2 / error)) if error > 0 else MOST
+    return min(MAX_PSNR, 10 * math.log10(RANGE**2 / error)) if error > 0 else MAX_PSNR
 
 
 def ssim(video: Tensor, reference: Tensor) -> float:
-    """Structural similarity (Wang et al. 2004, eq. 13), mean over all channels, frames and whole windows.
+    """Return the structural similarity (Wang et al. 2004, eq. 13), mean over channels, frames and whole windows.
 
     Raises:
-        ValueError: frames smaller than the window of 11 pixels.
+        ConfigError: frames are smaller than the window of 11 pixels.
     """
     if min(video.shape[-2:]) < WINDOW:
-        raise ValueError(f"SSIM's window is {WINDOW} pixels wide: frames of {tuple(video.shape[-2:])} are too small")
+        raise ConfigError(f"SSIM's window is {WINDOW} pixels wide: frames of {tuple(video.shape[-2:])} are too small")
     x, y = (clip.float().flatten(0, 1)[:, None] for clip in (video, reference))  # [C*T, 1, H, W]
     position = torch.arange(WINDOW, device=x.device) - WINDOW // 2
     line = torch.exp(-(position**2) / (2 * SIGMA**2))
@@ -92,7 +93,7 @@ def ssim(video: Tensor, reference: Tensor) -> float:
 
 
 def reconstruction(vae: Any, clips: Iterable[Tensor]) -> dict[str, Interval]:
-    """PSNR and SSIM of clips [3, T, H, W] that a VAE encoded (the mean) and decoded again."""
+    """Return PSNR and SSIM of clips [3, T, H, W] in [-1, 1] after a VAE has encoded (to the mean) and decoded them."""
     ratios, similarities = [], []
     device = next(vae.parameters()).device
     for clip in clips:

@@ -1,4 +1,4 @@
-"""One self-contained HTML page: style, tables, and files as data URLs."""
+"""Build self-contained HTML pages: style, tables, and files as data URLs."""
 
 import base64
 from collections.abc import Sequence
@@ -24,30 +24,30 @@ _PHONE = '<meta name="viewport" content="width=device-width, initial-scale=1">'
 
 
 def page(title: str, parts: Sequence[str]) -> str:
-    """The whole page around its parts."""
+    """Return a whole page around its parts."""
     head = f'<!doctype html><html lang="en"><meta charset="utf-8">{_PHONE}<title>{escape(title)}</title>'
     head += f"<style>{_STYLE}</style>"
     return f"{head}<body>{''.join(parts)}</body></html>\n"
 
 
 def table(head: Sequence[str], body: str) -> str:
-    """A table of rows made by `row`, which scrolls sideways where the page is narrower."""
+    """Return a table of rows made by `row`; it scrolls sideways on a narrow page."""
     titles = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     return f'<div class="table"><table><tr>{titles}</tr>{body}</table></div>'
 
 
 def row(cells: Sequence[str], kind: str = "") -> str:
-    """A row of text cells; `kind` is its class."""
+    """Return a table row of text cells, with `kind` as its class."""
     return f'<tr class="{kind}">{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>'
 
 
 def image(file: Path, alt: str) -> str:
-    """A PNG, within the page."""
+    """Return an image with a PNG file embedded."""
     return f'<img alt="{escape(alt)}" src="{_inline(file, "image/png")}">'
 
 
 def video(file: Path, caption: str = "") -> str:
-    """An mp4 that plays within the page, over its caption."""
+    """Return a player with an mp4 file embedded, over its caption."""
     player = f'<video autoplay loop muted playsinline controls src="{_inline(file, "video/mp4")}"></video>'
     return f"<figure>{player}<figcaption>{escape(caption)}</figcaption></figure>"
 

@@ -1,4 +1,4 @@
-"""Curves as PNG."""
+"""Plot loss curves as PNG."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,13 @@ from stdit_train.tracking.metrics import read_metrics
 
 
 def plot_losses(metrics_file: Path, output: Path, title: str) -> None:
-    """Training loss (raw and smoothed) and validation loss over steps."""
+    """Plot training loss, raw and smoothed, and validation loss over the steps of a run.
+
+    Args:
+        metrics_file: the run's metrics.jsonl.
+        output: PNG file to write.
+        title: title of the plot.
+    """
     figure, axes = new_figure(7, 4)
     rows = read_metrics(metrics_file)
     training = [(row["step"], row["loss"]) for row in rows if "loss" in row]
@@ -32,12 +38,12 @@ def plot_losses(metrics_file: Path, output: Path, title: str) -> None:
 def plot_runs(
     metrics: dict[str, list[dict[str, float]]], output: Path, starts: Mapping[str, int] | None = None
 ) -> None:
-    """Several runs overlaid, a colour each: training loss, raw and smoothed, and validation loss where there is one.
+    """Plot several runs in one figure: training loss, raw and smoothed, and validation loss where there is one.
 
     Args:
         metrics: the rows of each run's metrics.jsonl, by its name.
-        output: PNG file.
-        starts: steps that were done before a run, by its name: the stages of a schedule follow one another.
+        output: PNG file to write.
+        starts: steps before a run's first, by its name; the stages of a schedule follow one another.
     """
     starts = starts or {}
     validated = any("validation_loss" in row for rows in metrics.values() for row in rows)
@@ -56,7 +62,7 @@ def plot_runs(
         if held:
             panels[1].plot(*zip(*held, strict=True), color=f"C{i % 10}", marker="o", markersize=3, label=name)
     limit(panels[0], *losses_of_all)
-    label = "step, of all stages" if any(starts.values()) else "step"
+    label = "step (all stages)" if any(starts.values()) else "step"
     panels[0].set(xlabel=label, ylabel="training loss, raw and smoothed")
     if validated:
         panels[1].set(xlabel=label, ylabel="validation loss (EMA)")
@@ -69,7 +75,7 @@ def plot_runs(
 
 
 def limit(axes: Any, *curves: Sequence[float]) -> None:
-    """Show curves from 0 to a little above their 98th percentiles; what is not finite has no say."""
+    """Limit the y axis to 0 .. 1.1 times the largest 98th percentile of the curves; values not finite are ignored."""
     finite = [sorted(filter(math.isfinite, curve)) for curve in curves]
     tops = [values[int(len(values) * 0.98)] for values in finite if values]
     if tops and max(tops) > 0:
@@ -77,8 +83,10 @@ def limit(axes: Any, *curves: Sequence[float]) -> None:
 
 
 def smooth(values: list[float], share: float = 0.95) -> list[float]:
-    """Exponential moving average with its start corrected (Kingma & Ba 2015, section 3); a value that is not finite
-    is a gap in it."""
+    """Return the bias-corrected exponential moving average (Kingma & Ba 2015, section 3).
+
+    Values that are not finite become gaps.
+    """
     smoothed, average, count = [], 0.0, 0
     for value in values:
         if not math.isfinite(value):
@@ -91,7 +99,7 @@ def smooth(values: list[float], share: float = 0.95) -> list[float]:
 
 
 def new_figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
-    """A figure that belongs to no window system and no global state, and its axes (an array for several columns)."""
+    """Return a figure without window or global state, and its axes (an array for several columns)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
