@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from stdit_model import VARIANTS
-from stdit_model.flops import activation_bytes, forward_flops, sample_flops, train_flops
+from stdit_model.flops import activation_bytes, forward_flops, train_flops
 
 SHAPE, TEXT = (2, 4, 6, 8, 12), 12
 CONFIGS = [{}, {"patch_size": (2, 2, 2), "mlp_ratio": 2.5, "learn_sigma": False, "depth": 3}]
@@ -50,23 +50,6 @@ def test_other_lengths_of_text(variant, tiny, inputs) -> None:
     with torch.no_grad():
         expected = counted(lambda: model(x, t, y, mask))
     assert forward_flops(model.config, SHAPE, text_tokens=40) == pytest.approx(expected, rel=0.01)
-
-
-@pytest.mark.parametrize("guidance", [True, False])
-def test_sample_flops(guidance, tiny, inputs) -> None:
-    model = tiny()
-    x, t, y, mask = inputs(SHAPE, TEXT)
-    if guidance:
-        x, t, y, mask = (torch.cat([tensor, tensor]) for tensor in (x, t, y, mask))
-
-    def sample() -> None:
-        text = model.encode_text(y, mask)
-        for _ in range(3):
-            model(x, t, text)
-
-    with torch.no_grad():
-        expected = counted(sample)
-    assert sample_flops(model.config, SHAPE, steps=3, guidance=guidance) == pytest.approx(expected, rel=0.01)
 
 
 def kept(model, run) -> int:

@@ -77,7 +77,7 @@ def test_any_size_that_the_patch_divides(tiny, size, patch, variant) -> None:
 
 
 def test_wrong_channels(tiny) -> None:
-    with pytest.raises(ValueError, match=r"\[B, 4, T, H, W\] expected, not \[1, 3, 2, 4, 4\]"):
+    with pytest.raises(ValueError, match=r"expected latents of shape \[B, 4, T, H, W\], not \[1, 3, 2, 4, 4\]"):
         tiny()(torch.zeros(1, 3, 2, 4, 4), torch.tensor([1.0]), torch.zeros(1, 3, 24))
 
 

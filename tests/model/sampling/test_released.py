@@ -14,8 +14,8 @@ from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
 
 from stdit_model import STDiT, STDiTPipeline
 from stdit_model.embed import spatial_positions, temporal_positions
+from stdit_model.errors import WeightsError
 from stdit_model.text import encode_captions
-from stdit_model.weights.load import WeightsError
 
 SIZES: dict[str, Any] = {"depth": 2, "hidden_size": 72, "num_heads": 1, "caption_channels": 32, "model_max_length": 12}
 
@@ -98,7 +98,7 @@ def test_offline_everything_that_is_missing_is_told_at_once(
     ):
         assert said in message
     assert "\n" not in message
-    with pytest.raises(WeightsError, match="Hub did not give it"):
+    with pytest.raises(WeightsError, match="not available from the Hub"):
         STDiTPipeline.from_released("hpcai-tech/Open-Sora/OpenSora-v1-HQ-16x512x512.pth")
     with pytest.raises(FileNotFoundError, match="neither a folder nor a Hub id"):
         STDiTPipeline.from_released(open_sora, vae="./no-vae", text_encoder=parts / "t5")

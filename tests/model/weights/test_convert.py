@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from stdit_model import VARIANTS, STDiT
 from stdit_model.convert import describe, read_null_caption, write_open_sora
+from stdit_model.errors import WeightsError
 from stdit_model.sampling.folder import write_pipeline
-from stdit_model.weights.load import WeightsError
 
 GOLDEN = ["opensora_v1_stdit_16x256", "opensora_v1_stdit_64x512", "opensora_v1_stdit_edges"]
 

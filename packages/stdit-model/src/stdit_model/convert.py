@@ -15,7 +15,14 @@ from stdit_model.model import STDiT
 from stdit_model.presets import VARIANTS
 from stdit_model.weights.files import open_checkpoint, read_json
 from stdit_model.weights.hub import local_path
-from stdit_model.weights.layouts import LAYOUT_NAMES, expected_unused, position_scales, recognised, sizes, stdit_items
+from stdit_model.weights.layouts import (
+    LAYOUT_NAMES,
+    expected_unused,
+    infer_sizes,
+    position_scales,
+    recognise,
+    stdit_items,
+)
 from stdit_model.weights.load import (
     NULL_CAPTION,
     PUBLISHED_HEAD_WIDTH,
@@ -68,11 +75,11 @@ def find(
         if num_heads is not None or overrides:
             given = few(sorted([*overrides, *(["num_heads"] if num_heads is not None else [])]))
             raise WeightsError(f"{folder}: a saved STDiT has its own {given}, in its config.json")
-        layout, found = "stdit", saved_weights(folder)
-    elif (layout := recognised(open_checkpoint(path, "state_dict_ema" if ema else None))) == "stdit":
-        found = open_sora_weights(path, num_heads, **overrides)
+        layout, found = "stdit", saved_weights(STDiT, folder)
+    elif (layout := recognise(open_checkpoint(path, "state_dict_ema" if ema else None))) == "stdit":
+        found = open_sora_weights(STDiT, path, num_heads, **overrides)
     else:
-        found = pixart_weights(path, num_heads, ema=ema, null_caption=null_caption, **overrides)
+        found = pixart_weights(STDiT, path, num_heads, ema=ema, null_caption=null_caption, **overrides)
     if layout == "stdit" and (ema or null_caption is not None):
         raise WeightsError(f"{path}: {LAYOUT_NAMES['stdit']}: ema and null_caption are for PixArt's layouts")
     return found
@@ -88,7 +95,7 @@ def read_null_caption(path: str | Path) -> Tensor:
     tensors = open_checkpoint(Path(path)).tensors
     if len(tensors) != 1 or len(next(iter(tensors.values())).shape) != 2:
         raise WeightsError(f"{path}: one tensor [tokens, caption channels] expected, not {few(sorted(tensors))}")
-    return next(iter(tensors.values())).read()
+    return next(iter(tensors.values()))
 
 
 def write_open_sora(
@@ -158,7 +165,7 @@ def describe(path_or_hub_id: str | Path, ema: bool = False) -> list[str]:
         WeightsError: not a checkpoint, or of no known layout.
     """
     checkpoint = open_checkpoint(local_path(path_or_hub_id), "state_dict_ema" if ema else None)
-    layout = recognised(checkpoint)
+    layout = recognise(checkpoint)
     tensors = dict(stdit_items(checkpoint.tensors, layout))
     entry = f", under {checkpoint.entry!r}" if checkpoint.entry else ""
     beside = f" (beside it: {', '.join(checkpoint.beside)})" if checkpoint.beside else ""
@@ -172,7 +179,7 @@ def describe(path_or_hub_id: str | Path, ema: bool = False) -> list[str]:
     ]
     if layout == "latte-diffusers":
         return lines
-    found = sizes(tensors)
+    found = infer_sizes(tensors)
     width, scales = found["hidden_size"], position_scales(checkpoint.tensors)[0]
     heads, rest = divmod(width, PUBLISHED_HEAD_WIDTH)
     told = checkpoint.config.get("num_attention_heads", checkpoint.config.get("num_heads"))
@@ -191,7 +198,7 @@ def describe(path_or_hub_id: str | Path, ema: bool = False) -> list[str]:
         lines.append(f"not used      {few(extra)}")
     for variant in VARIANTS:
         allowances = () if layout == "stdit" else from_images(layout, variant)
-        result = fit({**found, "variant": variant, "num_heads": 1}, tensors, *allowances)
+        result = fit(STDiT.parameter_shapes(**{**found, "variant": variant, "num_heads": 1}), tensors, *allowances)
         if result.complaints:
             text = f"does not fit: {result.complaints}"
         else:

@@ -1,4 +1,4 @@
-"""Errors that a user can cause."""
+"""Errors that a user can cause, and a helper for their messages."""
 
 
 class UserError(Exception):
@@ -6,10 +6,18 @@ class UserError(Exception):
 
 
 class WeightsError(UserError, ValueError):
-    """A checkpoint that can't be read as asked: one line that names the file, a few keys, and what to do."""
+    """A checkpoint that cannot be read as asked; the message names the file, a few keys, and what to do."""
+
+
+class WeightsFileNotFoundError(WeightsError, FileNotFoundError):
+    """A file or folder of a checkpoint or pipeline does not exist."""
+
+
+class WeightsFileExistsError(WeightsError, FileExistsError):
+    """A checkpoint or pipeline would overwrite what is already there."""
 
 
 def few(names: list[str] | tuple[str, ...], limit: int = 3) -> str:
-    """The first names of a list, for a message: "a, b, c and 9 more"."""
+    """Join the first names of a list for a message: "a, b, c and 9 more"."""
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest

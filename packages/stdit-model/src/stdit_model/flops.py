@@ -6,7 +6,6 @@ counts are those of attention as two plain matrix products (torch's FlopCounterM
 Legend: B batch, C channels, T frames, S tokens per frame, n = B*T*S tokens in all, L text tokens, D width.
 """
 
-import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,7 +13,6 @@ from typing import Any, NamedTuple
 from stdit_model.blocks import Mixing, mixings
 from stdit_model.embed import FREQUENCY_CHANNELS
 from stdit_model.model import STDiT
-from stdit_model.weights.strict import shapes
 
 
 class Parameters(NamedTuple):
@@ -43,7 +41,7 @@ class _Sizes(NamedTuple):
 
 def parameters(config: Mapping[str, Any]) -> Parameters:
     """Parameters of the STDiT that these constructor arguments make (a preset, or `model.config`)."""
-    counts = {name: math.prod(shape) for name, shape in shapes(_arguments(config)).items()}
+    counts = {name: math.prod(shape) for name, shape in STDiT.parameter_shapes(**STDiT.arguments(config)).items()}
     del counts["y_embedder.y_embedding"]
     temporal = sum(count for name, count in counts.items() if ".attn_temp." in name)
     return Parameters(sum(counts.values()), temporal)
@@ -77,24 +75,6 @@ def train_flops(
     return 3 * blocks + sum(2 * first + 3 * rest for first, rest in outer) + (blocks if checkpointing else 0)
 
 
-def sample_flops(
-    config: Mapping[str, Any],
-    shape: Sequence[int],
-    steps: int,
-    text_tokens: int | None = None,
-    guidance: bool = True,
-) -> int:
-    """FLOPs of the denoiser in `steps` sampling steps, the text's keys and values computed once (`encode_text`).
-
-    Args:
-        guidance: classifier-free guidance doubles the batch.
-    """
-    batch, *rest = shape
-    sizes = _sizes(config, [batch * (2 if guidance else 1), *rest], text_tokens)
-    step = sum(_ends(sizes)) + sum(_block(sizes, mixing) for mixing in sizes.mixings)
-    return steps * step + sum(_text(sizes))
-
-
 def activation_bytes(
     config: Mapping[str, Any],
     shape: Sequence[int],
@@ -113,7 +93,7 @@ def activation_bytes(
     """
     sizes = _sizes(config, shape, text_tokens)
     n, width, text = sizes.n, sizes.width, sizes.batch * sizes.text
-    heads = _arguments(config)["num_heads"]
+    heads = STDiT.arguments(config)["num_heads"]
     ends = (n * sizes.patch + text * (sizes.caption + 3 * width) + 3 * n * width) * itemsize + 8 * n
     keys_values = len(sizes.mixings) * 2 * text * width * itemsize
     blocks = [_kept(sizes, mixing, itemsize, heads) for mixing in sizes.mixings]
@@ -161,15 +141,8 @@ def _kept(sizes: _Sizes, mixing: Mixing, itemsize: int, heads: int) -> int:
     return sizes.n * (elements * itemsize + 4 * (log_sums * heads + 2 * 2))  # two norms' means and deviations
 
 
-def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """STDiT's constructor arguments, defaults included, of a preset or a model's config."""
-    known = inspect.signature(STDiT.__init__).parameters
-    defaults = {name: argument.default for name, argument in known.items() if name != "self"}
-    return {**defaults, **{name: value for name, value in config.items() if not name.startswith("_")}}
-
-
 def _sizes(config: Mapping[str, Any], shape: Sequence[int], text_tokens: int | None) -> _Sizes:
-    arguments = _arguments(config)
+    arguments = STDiT.arguments(config)
     batch, channels, *extent = shape
     grid = [size // patch for size, patch in zip(extent, arguments["patch_size"], strict=True)]
     volume = math.prod(arguments["patch_size"])

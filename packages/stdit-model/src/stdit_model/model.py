@@ -1,16 +1,15 @@
 """STDiT, the spatial-temporal diffusion transformer of Open-Sora 1.0, and its three relatives.
 
-Legend: B batch, C channels, T frames, H W height and width, S tokens per frame, L text tokens, D width, N heads,
-K head width. Sizes in latents unless said otherwise.
+Legend: B batch, C latent channels, T frames, H W height and width, S tokens per frame, L text tokens, D width, N heads,
+K head width.
 """
 
-from collections.abc import MutableSequence
-from pathlib import Path
-from typing import Any, NamedTuple, cast
+import inspect
+from collections.abc import Mapping, MutableSequence
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -23,39 +22,44 @@ from stdit_model.embed import (
     spatial_positions,
     temporal_positions,
 )
+from stdit_model.errors import WeightsError, few
 from stdit_model.layers import FinalLayer
 from stdit_model.presets import Variant, preset
-from stdit_model.weights import load as weights
+from stdit_model.weights.loaders import WeightLoaders
 
 
 class TextCache(NamedTuple):
-    """A caption as the blocks read it: made by `STDiT.encode_text`, the same for every sampling step."""
+    """Keys and values of a caption for every block, computed once for all sampling steps by `STDiT.encode_text`."""
 
-    keys_values: list[tuple[Tensor, Tensor]]  # one pair a block, each [B, N, L, K]
-    mask_BL: Tensor | None  # True where a token takes part
+    keys_values: list[tuple[Tensor, Tensor]]  # a pair for each block, each [B, N, L, K]
+    mask_BL: Tensor | None  # True for tokens that are attended to; None for all
 
 
-class STDiT(ModelMixin, ConfigMixin):
+class STDiT(WeightLoaders, ConfigMixin):
     """A video diffusion transformer over latents.
 
     Args:
-        variant: how tokens mix: "seq" (STDiT of Open-Sora 1.0), "parallel", "dit" (full attention) or "latte".
-        depth: number of blocks (for latte both kinds count).
-        hidden_size: width D; a multiple of 4 (the 2-D sin-cos positions) and of `num_heads`.
-        num_heads: attention heads.
-        patch_size: frames, rows and columns of a patch; (1, 2, 2) as published, (2, 2, 2) for the 3-D patch embedder.
+        variant: how tokens are mixed: "seq" (Open-Sora 1.0), "parallel", "dit" (full attention) or "latte"; see
+            `stdit_model.blocks`.
+        depth: number of blocks; for latte both kinds are counted.
+        hidden_size: width D, a multiple of 4 (for the 2-D sin-cos positions) and of `num_heads`.
+        num_heads: number of attention heads N.
+        patch_size: frames, rows and columns of a patch; (1, 2, 2) as published, (2, 2, 2) for 3-D patches.
         in_channels: latent channels C.
-        learn_sigma: predict 2C channels, the second half the interpolated log variance (iDDPM); else C.
-        mlp_ratio: hidden width of the MLP over D.
-        caption_channels: width of the text encoder's states (4096 for T5-XXL).
-        model_max_length: text tokens of the null caption (120).
-        space_scale, time_scale: default position scales: positions are index / scale.
+        learn_sigma: predict 2C channels, the second half of them the interpolated log variance (iDDPM); else C.
+        mlp_ratio: hidden width of the MLP, as a multiple of D.
+        caption_channels: width of the text encoder's states, 4096 for T5-XXL.
+        model_max_length: text tokens of the null caption.
+        space_scale, time_scale: default position scales; positions are index / scale.
 
-    The latte variant follows the report's description of Latte. It is diffusers' LatteTransformer3DModel but for
-    this: our temporal blocks have cross-attention too (without it the two are equal); `depth` counts both kinds of
-    block, theirs makes two for each of `num_layers`; theirs has temporal positions for exactly `video_length` frames,
-    unscaled, and none for a single frame; and theirs stretches spatial positions to its native `sample_size`, where
-    ours are index / space_scale.
+    The latte variant follows the report's description of Latte. It differs from diffusers' LatteTransformer3DModel as
+    follows: its temporal blocks have cross-attention too (without it the two are equal); `depth` counts both kinds of
+    block, where theirs has two for each of `num_layers`; theirs has unscaled temporal positions for exactly
+    `video_length` frames, and none for a single frame; and theirs stretches spatial positions to its native
+    `sample_size`, where ours are index / space_scale.
+
+    Raises:
+        ValueError: a `hidden_size` that is not such a multiple, or an unknown variant.
 
     Sources: Open-Sora 1.0 report (STDiT); DiT, arXiv:2212.09748; PixArt-alpha, arXiv:2310.00426; Latte,
     arXiv:2401.03048.
@@ -99,92 +103,40 @@ class STDiT(ModelMixin, ConfigMixin):
         self.initialize_weights()
 
     @classmethod
-    def from_preset(cls, name: str, **overrides: Any) -> "STDiT":
-        """A freshly initialised model of a named size: `STDiT.from_preset("XL/2", variant="dit")`.
+    def from_preset(cls, name: str, **overrides: Any) -> Self:
+        """Initialise a model of a named size: `STDiT.from_preset("XL/2", variant="dit")`.
 
         Raises:
             ValueError: unknown preset.
-            TypeError: an override that the constructor does not know.
+            TypeError: an override that is no constructor argument.
         """
         return cls(**{**preset(name), **overrides})
 
     @classmethod
-    def from_open_sora(
-        cls,
-        path_or_hub_id: str | Path,
-        num_heads: int | None = None,
-        *,
-        dtype: torch.dtype = torch.float32,
-        **overrides: Any,
-    ) -> "STDiT":
-        """The weights of an Open-Sora v1.0 release: `STDiT.from_open_sora("OpenSora-v1-HQ-16x512x512.pth")`.
+    def arguments(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return all constructor arguments, defaults included, of a preset or of a `model.config`.
 
-        Every size and the variant are read from the tensors, the position scales from its position buffers where it
-        has them. The file is a torch archive (its tensors at the top level, or under `ema`) or the same tensors as
-        safetensors; it may be on the Hub, as "hpcai-tech/Open-Sora/OpenSora-v1-HQ-16x512x512.pth".
-
-        Args:
-            num_heads: width / 72 unless given; it doesn't show in the tensors.
-            dtype: of the parameters.
-            overrides: constructor arguments; position scales replace the file's, and variant="parallel" may read
-                a "seq" file, whose tensors are the same; others must agree with it.
-
-        Raises:
-            FileNotFoundError: nothing is there.
-            WeightsError: another layout, or a key missing, left over, of another shape or in conflict with an override.
+        diffusers' private keys of a config, such as "_class_name", are left out.
         """
-        return weights.build(cls, weights.open_sora_weights(path_or_hub_id, num_heads, **overrides), dtype)
+        parameters = inspect.signature(cls.__init__).parameters
+        defaults = {name: parameter.default for name, parameter in parameters.items() if name != "self"}
+        return {**defaults, **{name: value for name, value in config.items() if not name.startswith("_")}}
 
     @classmethod
-    def from_pixart(
-        cls,
-        path_or_hub_id: str | Path,
-        num_heads: int | None = None,
-        *,
-        ema: bool = False,
-        null_caption: Tensor | None = None,
-        dtype: torch.dtype = torch.float32,
-        **overrides: Any,
-    ) -> "STDiT":
-        """A video model that starts from PixArt-alpha's image model.
-
-        For "seq" (the default) and "parallel" the new temporal attention starts with a zero projection, so that
-        the output on T frames equals PixArt on each. "dit" takes every weight, "latte" all but its odd blocks'
-        self-attention, and neither has this property.
-
-        Args:
-            path_or_hub_id: the original .pth, or a folder (or Hub id) in diffusers' layout.
-            num_heads: the config.json's, or else width / 72, unless given.
-            ema: read `state_dict_ema` of a .pth instead of `state_dict`.
-            null_caption: [L, caption_channels], the text encoder's states of the empty prompt. diffusers' layout has
-                none: without this argument it then keeps a random start, with a warning. It replaces a .pth's own.
-            dtype: of the parameters.
-            overrides: constructor arguments, such as `variant` and the position scales; sizes must agree with the file.
+    def parameter_shapes(cls, **arguments: Any) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each tensor by name, buffers included, without allocating them.
 
         Raises:
-            FileNotFoundError: nothing is there.
-            WeightsError: another layout, or a key missing, left over, of another shape or in conflict with an override.
+            WeightsError: an argument that the constructor does not have.
         """
-        found = weights.pixart_weights(path_or_hub_id, num_heads, ema=ema, null_caption=null_caption, **overrides)
-        return weights.build(cls, found, dtype)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "STDiT":
-        """A model that `save_pretrained` or `push_to_hub` wrote, as diffusers reads it, but strictly.
-
-        Args:
-            pretrained_model_name_or_path: its folder, or a Hub id.
-            options: of diffusers' `ModelMixin.from_pretrained`, such as dtype, subfolder, revision, device_map.
-
-        Raises:
-            FileNotFoundError: no such folder, or no config.json or weights in it.
-            WeightsError: tensors missing, left over or of other shapes; or the Hub doesn't give the model.
-        """
-        folder, options = weights.checked_folder(pretrained_model_name_or_path, options)
-        return super().from_pretrained(folder, **options)
+        unknown = sorted(arguments.keys() - inspect.signature(cls.__init__).parameters.keys())
+        if unknown:
+            raise WeightsError(f"STDiT has no argument {few(unknown)}: was this written by a newer version?")
+        with torch.device("meta"):
+            return {name: tuple(tensor.shape) for name, tensor in cls(**arguments).state_dict().items()}
 
     def initialize_weights(self) -> None:
-        """Initialise as Open-Sora 1.0 does: the new temporal attention and the output start at zero."""
+        """Initialise as Open-Sora 1.0 does: the temporal and cross-attention projections and the output are zero."""
 
         def xavier(module: nn.Module) -> None:
             if isinstance(module, nn.Linear):
@@ -207,20 +159,31 @@ class STDiT(ModelMixin, ConfigMixin):
         nn.init.zeros_(self.final_layer.linear.weight)
 
     def null_caption(self, batch: int, length: int) -> Tensor:
-        """The caption that stands for "no text", [B, length, caption_channels], for guidance and caption dropout."""
+        """Return the caption that stands for "no text" in guidance and caption dropout.
+
+        Args:
+            batch: B.
+            length: L, at most `model_max_length`.
+
+        Returns:
+            [B, L, caption_channels].
+
+        Raises:
+            ValueError: `length` is above `model_max_length`.
+        """
         null_LC = self.y_embedder.y_embedding
         if length > len(null_LC):
             raise ValueError(f"a null caption of {length} tokens: this model has {len(null_LC)} (model_max_length)")
         return null_LC[:length].expand(batch, -1, -1)
 
     def encode_text(self, y: Tensor, mask: Tensor | None = None) -> TextCache:
-        """Every block's text keys and values, computed once: pass the result as `y` at each sampling step.
+        """Compute the text's keys and values for every block, to be passed as `y` at each sampling step.
 
         Args:
             y: text-encoder states [B, L, caption_channels].
-            mask: [B, L], nonzero where a token takes part; None for all.
+            mask: [B, L], nonzero for tokens that are attended to; None for all.
         """
-        if y.ndim == 4:  # Open-Sora 1.0 and PixArt keep a singleton axis: [B, 1, L, Dc]
+        if y.ndim == 4:  # Open-Sora 1.0 and PixArt have a singleton axis: [B, 1, L, Dc]
             y = y.squeeze(1)
         text_BLD = self.y_embedder(y)
         return TextCache(
@@ -237,29 +200,29 @@ class STDiT(ModelMixin, ConfigMixin):
         time_scale: float | None = None,
         first_frame: int = 0,
     ) -> Tensor:
-        """
+        """Predict the noise (iDDPM) or the velocity (rectified flow) of noisy latents.
+
         Args:
-            x: noisy latents [B, C, T, H, W]; T, H, W are multiples of the patch.
+            x: noisy latents [B, C, T, H, W]; T, H and W are multiples of the patch.
             timestep: [B], 0..999 (iDDPM), or 1000 * sigma (rectified flow).
-            y: text-encoder states [B, L, caption_channels], or what `encode_text` made of them.
-            mask: [B, L], nonzero where a text token takes part; None for all. A `TextCache` has its own.
-            space_scale, time_scale: position scales; the configuration's unless given.
-            first_frame: where x starts in its clip, in latent frames, if x is a part of one; a multiple of the patch.
+            y: text-encoder states [B, L, caption_channels], or the result of `encode_text`.
+            mask: [B, L], nonzero for text tokens that are attended to; None for all. A `TextCache` has its own.
+            space_scale, time_scale: position scales; those of the configuration by default.
+            first_frame: index in its clip of the first frame of x, if x is part of a clip; a multiple of the patch.
 
         Returns:
             [B, 2C, T, H, W] (epsilon or velocity, then the variance channels), or [B, C, T, H, W] without learn_sigma.
 
         Raises:
-            ValueError: an axis that the patch does not divide, the wrong number of channels, or two masks.
+            ValueError: an axis that is no multiple of the patch, another number of channels, or two masks.
         """
-        grid_t, grid_h, grid_w = self._token_grid(x)
         if isinstance(y, TextCache) and mask is not None:
-            raise ValueError("a TextCache has its own mask: give the mask to encode_text")
-        width = self.config.hidden_size
+            raise ValueError("a TextCache has its own mask: pass the mask to encode_text")
+        grid_t, grid_h, grid_w = self._token_grid(x)
+        width, start = self.config.hidden_size, first_frame // self.config.patch_size[0]
         space_scale = self.config.space_scale if space_scale is None else space_scale
         time_scale = self.config.time_scale if time_scale is None else time_scale
         space_SD = spatial_positions(width, grid_h, grid_w, space_scale).to(x.device)
-        start = first_frame // self.config.patch_size[0]
         time_TD = temporal_positions(width, start + grid_t, time_scale)[start:].to(x.device)
         text = y if isinstance(y, TextCache) else self.encode_text(y, mask)
 
@@ -273,10 +236,10 @@ class STDiT(ModelMixin, ConfigMixin):
         for i, block in enumerate(self.blocks):
             if self.config.variant == "latte" and i == 1:
                 h = h + time_TD[:, None].to(h.dtype)
-            position = time_TD if block.mixing in ("sequential", "parallel") and i == 0 else None
-            h = block(h, t0_B6D, text.keys_values[i], text.mask_BL, position)
+            position_TD = time_TD if block.mixing in ("sequential", "parallel") and i == 0 else None
+            h = block(h, t0_B6D, text.keys_values[i], text.mask_BL, position_TD)  # [B, T, S, D]
 
-        h = self.final_layer(h, t_BD)
+        h = self.final_layer(h, t_BD)  # [B, T, S, patch volume * out channels]
         patch_t, patch_h, patch_w = self.config.patch_size
         return rearrange(
             h,
@@ -285,13 +248,13 @@ class STDiT(ModelMixin, ConfigMixin):
         )  # fmt: skip
 
     def _token_grid(self, x: Tensor) -> tuple[int, int, int]:
-        """Frames, rows and columns of tokens."""
+        """Frames, rows and columns of tokens of latents [B, C, T, H, W]."""
         if x.ndim != 5 or x.shape[1] != self.config.in_channels:
-            raise ValueError(f"latents of shape [B, {self.config.in_channels}, T, H, W] expected, not {list(x.shape)}")
+            raise ValueError(f"expected latents of shape [B, {self.config.in_channels}, T, H, W], not {list(x.shape)}")
         sizes = tuple(x.shape[2:])
         for axis, size, patch in zip(("frames T", "height H", "width W"), sizes, self.config.patch_size, strict=True):
             if size % patch:
-                raise ValueError(f"{axis} of the latents is {size}, which the patch size {patch} does not divide")
+                raise ValueError(f"{axis} of the latents is {size}, which is no multiple of the patch size {patch}")
         t, h, w = (size // patch for size, patch in zip(sizes, self.config.patch_size, strict=True))
         return t, h, w
 

@@ -18,7 +18,7 @@ from stdit_model.text import encode_captions
 from stdit_model.video_vae import spatial_stride
 from stdit_model.weights.files import open_checkpoint
 from stdit_model.weights.hub import local_path
-from stdit_model.weights.layouts import recognised
+from stdit_model.weights.layouts import recognise
 
 if TYPE_CHECKING:
     from stdit_model.sampling.pipeline import STDiTPipeline
@@ -92,13 +92,13 @@ def _is_source(part: Any) -> bool:
 
 def _lacks_null_caption(path: Path) -> bool:
     """diffusers' layout of PixArt has none: the empty prompt stands in for it there."""
-    return recognised(open_checkpoint(path)) == "pixart-diffusers"
+    return recognise(open_checkpoint(path)) == "pixart-diffusers"
 
 
 def _image_size(path: Path, transformer: STDiT, stride: int) -> dict[str, Any]:
     """The image that a PixArt checkpoint was trained on; nothing for a video model whose file does not tell."""
     checkpoint = open_checkpoint(path)
-    if recognised(checkpoint) == "stdit":
+    if recognise(checkpoint) == "stdit":
         warnings.warn(f"{path}: has no position buffers that tell its clip size: 16x256x256 is taken", stacklevel=4)
         return {}
     side = checkpoint.config.get("sample_size")

@@ -1,95 +1,96 @@
-"""Checkpoint files opened without reading their tensors.
+"""Open checkpoint files without reading their tensors into memory.
 
-What a file is shows in its first bytes, not its name: a safetensors file, the index of a sharded one, or a torch
-archive. Pickles are read with weights_only=True, and memory-mapped where the archive allows it.
+The format is told by a file's first bytes, not its name: a safetensors file, the index of a sharded one, or a torch
+archive. Tensors are memory-mapped, except those of torch archives in the legacy (non-zip) format. Archives are
+unpickled with weights_only=True.
 """
 
 import json
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
-from stdit_model.errors import WeightsError, few
+from stdit_model.errors import WeightsError, WeightsFileNotFoundError, few
 
-# The places a training loop puts a state dict in: Open-Sora v1 (`ema`) and PixArt-alpha (`state_dict`).
-ENTRIES = ("ema", "state_dict")
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
+ENTRIES = ("ema", "state_dict")  # under which Open-Sora v1 and PixArt-alpha save their state dicts
 
 
 @dataclass(frozen=True)
-class LazyTensor:
-    """A tensor's shape and dtype, and how to read it when it's wanted."""
+class PackedTensor:
+    """Tensors to be concatenated along their first axis when they are read: separate q, k and v as one qkv."""
 
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    read: Callable[[], Tensor]
+    parts: tuple[Tensor, ...]
 
-    @classmethod
-    def of(cls, tensor: Tensor) -> "LazyTensor":
-        return cls(tuple(tensor.shape), tensor.dtype, lambda: tensor)
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the concatenated tensor."""
+        return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
 
-    def unsqueeze(self, axis: int) -> "LazyTensor":
-        """As Tensor.unsqueeze."""
-        shape = (*self.shape[:axis], 1, *self.shape[axis:])
-        return LazyTensor(shape, self.dtype, lambda: self.read().unsqueeze(axis))
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the first part."""
+        return self.parts[0].dtype
+
+    def read(self) -> Tensor:
+        """Concatenate the parts."""
+        return torch.cat(self.parts)
 
 
-def packed(parts: Sequence[LazyTensor]) -> LazyTensor:
-    """Tensors put together along their first axis (separate q, k and v as one qkv)."""
-    rows = sum(part.shape[0] for part in parts)
-    return LazyTensor(
-        (rows, *parts[0].shape[1:]), parts[0].dtype, lambda: torch.cat([part.read() for part in parts], dim=0)
-    )
+StoredTensor: TypeAlias = Tensor | PackedTensor
+
+
+def read_tensor(tensor: StoredTensor) -> Tensor:
+    """Return a tensor of a checkpoint as one tensor, concatenated if it is packed."""
+    return tensor.read() if isinstance(tensor, PackedTensor) else tensor
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file's tensors by the names it gives them.
+    """The tensors of a checkpoint under the names that its file gives them.
 
     Attributes:
-        path: the file (of a sharded checkpoint, its index).
-        tensors: name -> lazy tensor.
-        entry: where in a torch archive they were, such as "state_dict"; None at the top level.
-        beside: what else the archive's top level holds.
-        config: the config.json that diffusers saved with it, if it did.
+        path: the file, or the index of a sharded checkpoint.
+        tensors: memory-mapped tensors by name.
+        entry: the torch archive's entry that holds them, such as "state_dict"; None at the top level.
+        beside: the other entries of the archive.
+        config: the config.json that diffusers saved beside the file; empty if there is none.
     """
 
     path: Path
-    tensors: dict[str, LazyTensor]
+    tensors: dict[str, Tensor]
     entry: str | None = None
     beside: tuple[str, ...] = ()
     config: dict[str, Any] = field(default_factory=dict)
 
 
 def open_checkpoint(path: Path, entry: str | None = None) -> Checkpoint:
-    """Open a file, or the one set of weights that a folder holds.
+    """Open a checkpoint file, or the only checkpoint in a folder.
 
     Args:
-        path: a safetensors file, the index of a sharded one, a torch archive, or a folder (a diffusers model or a
-            whole pipeline, whose `transformer` is meant).
-        entry: the entry of a torch archive to read ("state_dict_ema"); found among `ENTRIES` unless given.
+        path: a safetensors file, the index of a sharded one, a torch archive, or a folder: a diffusers model, or a
+            pipeline, whose `transformer` is opened.
+        entry: the entry of a torch archive to read, such as "state_dict_ema"; by default the first of `ENTRIES`.
 
     Raises:
-        FileNotFoundError: nothing is there.
-        WeightsError: it is no checkpoint, holds no tensors, or more than tensors.
+        WeightsFileNotFoundError: the path does not exist, or the folder lacks a file that it should have.
+        WeightsError: the file is not a checkpoint, holds no tensors, or holds anything but tensors.
     """
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or folder")
+        raise WeightsFileNotFoundError(f"{path}: no such file or folder")
     file = _weights_in(path) if path.is_dir() else path
-    with file.open("rb") as stream:
-        head = stream.read(16)
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(16)
+    except OSError as error:
+        raise WeightsError(f"{file}: not readable ({error.strerror})") from error
     config_file = file.parent / "config.json"
     paired = file.name.startswith("diffusion_pytorch_model") and config_file.is_file()  # as diffusers saves them
     config = read_json(config_file) if paired else {}
@@ -112,13 +113,15 @@ def open_checkpoint(path: Path, entry: str | None = None) -> Checkpoint:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Read a JSON object from a file.
 
     Raises:
-        WeightsError: it is something else.
+        WeightsError: the file is not valid JSON, or holds another type.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise WeightsError(f"{path}: not readable ({error.strerror})") from error
     except ValueError as error:
         raise WeightsError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(value, dict):
@@ -127,7 +130,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _weights_in(folder: Path) -> Path:
-    """The weights of a folder."""
+    """Find the only checkpoint in a folder."""
     for name in ("diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors"):
         if (folder / name).is_file():
             return folder / name
@@ -140,36 +143,31 @@ def _weights_in(folder: Path) -> Path:
         if files:
             raise WeightsError(f"{folder}: several checkpoints ({few([f.name for f in files])}): name one of them")
     there = sorted(f.name for f in folder.iterdir())
-    raise WeightsError(f"{folder}: no weights in this folder, which holds {few(there) or 'nothing'}")
+    raise WeightsError(
+        f"{folder}: no weights in this folder, which holds {few(there)}" if there else f"{folder}: is an empty folder"
+    )
 
 
-def _safetensors(file: Path) -> dict[str, LazyTensor]:
+def _safetensors(file: Path) -> dict[str, Tensor]:
     try:
-        handle = safe_open(file, framework="pt")
-        slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118  (not a mapping)
+        return load_file(file)
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{file}: not a readable safetensors file ({error})") from error
 
-    def lazy(name: str) -> LazyTensor:
-        dtype = slices[name].get_dtype()
-        if dtype not in _DTYPES:
-            raise WeightsError(f"{file}: {name} is of type {dtype}, which no weight here can be")
-        return LazyTensor(tuple(slices[name].get_shape()), _DTYPES[dtype], lambda: handle.get_tensor(name))
 
-    return {name: lazy(name) for name in slices}
-
-
-def _sharded(index: Path) -> dict[str, LazyTensor]:
-    """The shards' own tensors, each where the index says it is."""
+def _sharded(index: Path) -> dict[str, Tensor]:
+    """Open the shards of an index, which must hold exactly the tensors that the index lists."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict):
         raise WeightsError(f"{index}: no index of a sharded checkpoint (it has no weight_map)")
-    tensors: dict[str, LazyTensor] = {}
+    tensors: dict[str, Tensor] = {}
     for shard in sorted(set(weight_map.values())):
         if Path(shard).name != shard:
             raise WeightsError(f"{index}: names the shard {shard!r}; a plain file name beside it expected")
         if not (index.parent / shard).is_file():
-            raise FileNotFoundError(f"{index.parent / shard}: no such file, though {index.name} names it as a shard")
+            raise WeightsFileNotFoundError(
+                f"{index.parent / shard}: no such file, though {index.name} lists it as a shard"
+            )
         tensors |= _safetensors(index.parent / shard)
     astray = sorted(weight_map.keys() ^ tensors.keys())
     if astray:
@@ -177,8 +175,8 @@ def _sharded(index: Path) -> dict[str, LazyTensor]:
     return tensors
 
 
-def _archive(file: Path, entry: str | None) -> tuple[dict[str, LazyTensor], str | None, tuple[str, ...]]:
-    """Tensors of a torch archive, the entry they were in, and the names of the other entries."""
+def _archive(file: Path, entry: str | None) -> tuple[dict[str, Tensor], str | None, tuple[str, ...]]:
+    """Open a torch archive: its tensors, the entry that holds them, and the names of the other entries."""
     try:
         if zipfile.is_zipfile(file) and file.suffix != ".safetensors":  # by which torch.load would go
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -208,5 +206,5 @@ def _archive(file: Path, entry: str | None) -> tuple[dict[str, LazyTensor], str 
     state = content if found is None else content[found]
     others = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
     if others:
-        raise WeightsError(f"{file}: not all of its state dict are tensors: {few(others)}")
-    return {name: LazyTensor.of(tensor) for name, tensor in state.items()}, found, beside
+        raise WeightsError(f"{file}: entries of its state dict are not tensors: {few(others)}")
+    return dict(state), found, beside

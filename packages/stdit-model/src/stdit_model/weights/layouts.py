@@ -1,11 +1,11 @@
-"""The layouts that weights come in, and the map from each to STDiT's own names.
+"""Recognise the layout of a checkpoint and map its names to STDiT's.
 
     stdit             the names of the Open-Sora v1.0 release, which this package keeps
-    pixart            PixArt-alpha's release: the same names on images (a 4-D patch kernel, no temporal attention)
-    pixart-diffusers  PixArtTransformer2DModel of diffusers
-    latte-diffusers   LatteTransformer3DModel of diffusers: known by sight, not read
+    pixart            PixArt-alpha's release: the same names for images (a 4-D patch kernel, no temporal attention)
+    pixart-diffusers  diffusers' PixArtTransformer2DModel
+    latte-diffusers   diffusers' LatteTransformer3DModel: recognised, but not read
 
-A layout shows in the names and shapes of the tensors. The maps yield (name, lazy tensor), in STDiT's names.
+The layout is told by the names and shapes of the tensors.
 """
 
 import itertools
@@ -16,10 +16,11 @@ from fractions import Fraction
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from stdit_model.embed import spatial_positions, temporal_positions
 from stdit_model.errors import WeightsError, few
-from stdit_model.weights.files import Checkpoint, LazyTensor, packed
+from stdit_model.weights.files import Checkpoint, PackedTensor, StoredTensor
 
 Layout = Literal["stdit", "pixart", "pixart-diffusers", "latte-diffusers"]
 LAYOUT_NAMES: dict[Layout, str] = {
@@ -29,45 +30,41 @@ LAYOUT_NAMES: dict[Layout, str] = {
     "latte-diffusers": "Latte, diffusers' LatteTransformer3DModel (not readable here)",
 }
 
-# Recomputed for whatever size forward is given, so never read.
+# Computed in forward for each size, so never read.
 POSITIONS = ("pos_embed", "pos_embed_temporal", "pos_embed.pos_embed")
-# Micro-conditions on the image's size and shape, which only PixArt's 1024-MS models have.
+# Embedders of an image's size and aspect ratio, which only PixArt's 1024-MS models have.
 MICRO_CONDITIONS = re.compile(r"(csize_embedder|ar_embedder|adaln_single\.emb\.(resolution|aspect_ratio)_embedder)\..+")
 
 
-def recognise(tensors: Mapping[str, LazyTensor]) -> Layout | None:
-    """Which layout these names and shapes are; None for none of them."""
+def recognise(checkpoint: Checkpoint) -> Layout:
+    """Return the layout of a checkpoint.
+
+    Raises:
+        WeightsError: it has none of the known layouts.
+    """
+    tensors = checkpoint.tensors
     if "adaln_single.linear.weight" in tensors:
         temporal = any(name.startswith("temporal_transformer_blocks.") for name in tensors)
         return "latte-diffusers" if temporal else "pixart-diffusers"
     patch = tensors.get("x_embedder.proj.weight")
     if patch is None or not any(name.startswith("blocks.0.") for name in tensors):
-        return None
+        raise WeightsError(
+            f"{checkpoint.path}: none of the known layouts (STDiT or Open-Sora v1.0, PixArt-alpha); its keys are "
+            f"{few(sorted(tensors))}"
+        )
     return "pixart" if len(patch.shape) == 4 else "stdit"
 
 
-def recognised(checkpoint: Checkpoint) -> Layout:
-    """The layout of a checkpoint.
-
-    Raises:
-        WeightsError: it is none that is known here.
-    """
-    layout = recognise(checkpoint.tensors)
-    if layout is None:
-        raise WeightsError(
-            f"{checkpoint.path}: none of the known layouts (STDiT or Open-Sora v1.0, PixArt-alpha): its keys are "
-            f"{few(sorted(checkpoint.tensors))}"
-        )
-    return layout
-
-
 def expected_unused(name: str) -> bool:
-    """Whether a file may hold this tensor without our using it: positions and micro-conditions."""
+    """Whether a file may hold this tensor although STDiT has no use for it: positions and micro-conditions."""
     return name in POSITIONS or MICRO_CONDITIONS.fullmatch(name) is not None
 
 
-def stdit_items(tensors: Mapping[str, LazyTensor], layout: Layout) -> Iterator[tuple[str, LazyTensor]]:
-    """A file's tensors under STDiT's names, but for those expected unused; unknown names pass through unchanged."""
+def stdit_items(tensors: Mapping[str, Tensor], layout: Layout) -> Iterator[tuple[str, StoredTensor]]:
+    """Yield a file's tensors under STDiT's names.
+
+    Tensors that are expected to be unused are left out; unknown names pass through unchanged.
+    """
     if layout == "pixart-diffusers":
         yield from _from_diffusers(tensors)
         return
@@ -106,8 +103,8 @@ _DIFFUSERS_PACKED = {
 _BLOCK = re.compile(r"transformer_blocks\.(\d+)\.(.+?)\.(weight|bias)")
 
 
-def _from_diffusers(tensors: Mapping[str, LazyTensor]) -> Iterator[tuple[str, LazyTensor]]:
-    """PixArtTransformer2DModel's names; q, k and v, and k and v of the text, are packed into one each."""
+def _from_diffusers(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, StoredTensor]]:
+    """Map PixArtTransformer2DModel's names; q, k, v of self- and k, v of cross-attention are packed into one each."""
     taken: set[str] = set()
     for name, tensor in tensors.items():
         module, _, kind = name.rpartition(".")
@@ -127,20 +124,20 @@ def _from_diffusers(tensors: Mapping[str, LazyTensor]) -> Iterator[tuple[str, La
             parts = [f"transformer_blocks.{block[1]}.{source}.{block[3]}" for source in sources]
             present = [part for part in parts if part in tensors]
             taken.update(present)
-            # Some of q, k, v missing: the packed tensor comes out too small, and the strict check names it.
-            yield f"blocks.{block[1]}.{target}.{block[3]}", packed([tensors[part] for part in present])
+            # If some of q, k, v are missing, the packed tensor is too small, and the strict check names it.
+            yield f"blocks.{block[1]}.{target}.{block[3]}", PackedTensor(tuple(tensors[part] for part in present))
         else:
             yield name, tensor
 
 
-def sizes(tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
-    """STDiT's constructor arguments, as far as the shapes of its tensors show them.
+def infer_sizes(tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:
+    """Infer STDiT's constructor arguments from the shapes of its tensors.
 
-    The number of heads doesn't show; model_max_length shows only with a null caption. Of the variants, "seq" and
-    "parallel" hold the same tensors: "seq" is answered.
+    The number of heads cannot be inferred, model_max_length only where there is a null caption. The variants "seq"
+    and "parallel" have the same tensors: "seq" is returned for both.
 
     Raises:
-        WeightsError: tensors that the sizes are read from are missing or of odd shapes.
+        WeightsError: tensors that the sizes are read from are missing or have other shapes.
     """
     needed = {
         "x_embedder.proj.weight": 5,
@@ -150,19 +147,19 @@ def sizes(tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
     }
     wrong = [name for name, ndim in needed.items() if name not in tensors or len(tensors[name].shape) != ndim]
     if wrong:
-        raise WeightsError(f"the sizes can't be read: missing or of the wrong shape: {few(wrong)}")
+        raise WeightsError(f"cannot infer the model's sizes: tensors missing or of another shape: {few(wrong)}")
     width, in_channels, *patch = tensors["x_embedder.proj.weight"].shape
     hidden = tensors["blocks.0.mlp.fc1.weight"].shape[0]
     ratio = hidden / width
     out_channels, rest = divmod(tensors["final_layer.linear.weight"].shape[0], math.prod(patch))
     if rest or out_channels not in (in_channels, 2 * in_channels):
         raise WeightsError(
-            f"final_layer.linear.weight gives {out_channels} channels: {in_channels} (or {2 * in_channels}, with the "
-            f"variance) expected"
+            f"final_layer.linear.weight gives {out_channels} channels; expected {in_channels}, or {2 * in_channels} "
+            "with the variance"
         )
     blocks = {int(match[1]) for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))}
     if blocks != set(range(len(blocks))):
-        raise WeightsError(f"blocks.0 to blocks.{max(blocks)} expected, but only {len(blocks)} of them are there")
+        raise WeightsError(f"only {len(blocks)} of the blocks blocks.0 to blocks.{max(blocks)} are in the file")
     spatial = {i for i in blocks if f"blocks.{i}.attn.qkv.weight" in tensors}
     temporal = {i for i in blocks if f"blocks.{i}.attn_temp.qkv.weight" in tensors}
     variant = "seq" if spatial & temporal else "latte" if temporal else "dit"
@@ -181,16 +178,16 @@ def sizes(tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
     return found
 
 
-def position_scales(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, float], tuple[int, int, int] | None]:
-    """The space_scale and time_scale that a file's position buffers were made with, and their grid (T, H, W).
+def position_scales(tensors: Mapping[str, Tensor]) -> tuple[dict[str, float], tuple[int, int, int] | None]:
+    """Infer space_scale and time_scale, and the grid (T, H, W), from a file's position buffers.
 
-    The lowest frequency of the second position gives the scale; it counts where the whole table is then ours.
-    The grid is None where there is no temporal table, as in image models, or no spatial one that fits.
+    The scale follows from the lowest frequency at the second position; it is accepted if it reproduces the whole
+    table. The grid is None without a temporal table, as in image models, or without a spatial one that is reproduced.
     """
     scales: dict[str, float] = {}
     grid, frames = None, None
     if "pos_embed" in tensors:
-        table = _table(tensors["pos_embed"])
+        table = tensors["pos_embed"].flatten(0, -2)  # [1, P, D] -> [P, D]
         tokens, width = table.shape
         shapes = [(rows, tokens // rows) for rows in range(1, tokens + 1) if tokens % rows == 0]
         shapes.sort(key=lambda shape: abs(shape[0] - shape[1]))  # a square, if it can be one
@@ -199,7 +196,7 @@ def position_scales(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, float]
                 scales["space_scale"], grid = scale, shape
                 break
     if "pos_embed_temporal" in tensors:
-        table = _table(tensors["pos_embed_temporal"])
+        table = tensors["pos_embed_temporal"].flatten(0, -2)
         frames, width = table.shape
         for scale in _scales(table):
             if _same(table, temporal_positions(width, frames, scale)):
@@ -208,13 +205,8 @@ def position_scales(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, float]
     return scales, None if grid is None or frames is None else (frames, *grid)
 
 
-def _table(buffer: LazyTensor) -> torch.Tensor:
-    """A position buffer [1, P, D] as [P, D]."""
-    return buffer.read().flatten(0, -2)
-
-
-def _scales(table: torch.Tensor) -> list[float]:
-    """1 / the position in the second row of a 1-D [sin | cos] table: a simple fraction, if near one, then as it is."""
+def _scales(table: Tensor) -> list[float]:
+    """Candidate scales of a 1-D [sin | cos] table from its second row: the nearest simple fraction, and as measured."""
     half = table.shape[1] // 2
     if len(table) < 2 or half < 1:
         return []
@@ -227,7 +219,7 @@ def _scales(table: torch.Tensor) -> list[float]:
     return [simple, 1 / position] if near else [1 / position]
 
 
-def _same(table: torch.Tensor, ours: torch.Tensor) -> bool:
-    """Whether two position tables are the same, to the precision of the one read and of its arithmetic."""
+def _same(table: Tensor, ours: Tensor) -> bool:
+    """Whether a position table equals ours to the precision of its dtype."""
     tolerance = max(1e-3, 4 * torch.finfo(table.dtype).eps)
     return table.shape == ours.shape and (table.float() - ours).abs().max().item() < tolerance

@@ -1,81 +1,99 @@
-"""Weights in, strictly: what of a file goes where, with nothing left over and nothing left out.
+"""Read a checkpoint strictly: which of its tensors goes where, with none missing and none left over.
 
-`open_sora_weights` and `pixart_weights` turn a file into a `Weights`: constructor arguments, lazy tensors by STDiT's
-names, and the names that are new or unused and known to be. `build` makes a model of it; a sharded load takes the
-same `tensors` one at a time, so that the whole file is never in memory.
+`open_sora_weights`, `pixart_weights` and `saved_weights` turn a file into `Weights`: constructor arguments, and tensors
+by STDiT's names, which stay in the file until they are read. `build` makes a model of them.
 """
 
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from diffusers.utils import is_accelerate_available
 from torch import Tensor, nn
 
-from stdit_model.errors import WeightsError
-from stdit_model.weights.files import Checkpoint, LazyTensor, open_checkpoint, read_json
+from stdit_model.errors import WeightsError, WeightsFileNotFoundError
+from stdit_model.weights.files import Checkpoint, StoredTensor, open_checkpoint, read_json, read_tensor
 from stdit_model.weights.hub import local_path
 from stdit_model.weights.layouts import (
     LAYOUT_NAMES,
     MICRO_CONDITIONS,
     Layout,
     expected_unused,
+    infer_sizes,
     position_scales,
-    recognised,
-    sizes,
+    recognise,
     stdit_items,
 )
 from stdit_model.weights.strict import KeyMatch, fit
 
-if TYPE_CHECKING:
-    from stdit_model.model import STDiT
-
-__all__ = ["Weights", "WeightsError", "build", "open_sora_weights", "pixart_weights"]
-
 NULL_CAPTION = "y_embedder.y_embedding"
 PUBLISHED_HEAD_WIDTH = 72  # of every published STDiT and PixArt
+
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class HasShapes(Protocol):
+    """A model class that can tell the shapes of its tensors, as `STDiT` can."""
+
+    @classmethod
+    def parameter_shapes(cls, **arguments: Any) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each tensor by name, given constructor arguments."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A checkpoint as STDiT reads it.
+    """The weights of a model, still in their file.
 
     Attributes:
         path: the file.
         config: STDiT's constructor arguments.
-        tensors: by STDiT's parameter names, to be read one at a time.
-        new: parameters that the file doesn't have and isn't expected to: they keep their initial values.
-        unused: the file's names that are expected not to be used.
-        grid: tokens (T, H, W) of the file's position buffers, where it has them.
+        tensors: by STDiT's names; see `read`.
+        new: tensors of the model that the file is expected to lack; they keep their initial values.
+        unused: tensors of the file, by its own names, that are expected to be unused.
+        grid: tokens (T, H, W) of the file's position buffers, if it has them.
     """
 
     path: Path
     config: dict[str, Any]
-    tensors: dict[str, LazyTensor]
+    tensors: dict[str, StoredTensor]
     new: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     grid: tuple[int, int, int] | None = None
 
+    def read(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the tensors by name, so that no more than one at a time is in memory."""
+        for name, tensor in self.tensors.items():
+            yield name, read_tensor(tensor)
 
-def open_sora_weights(path_or_hub_id: str | Path, num_heads: int | None = None, **overrides: Any) -> Weights:
-    """An Open-Sora v1.0 release, or any file with STDiT's names: see `STDiT.from_open_sora`."""
+
+def open_sora_weights(
+    cls: type[HasShapes], path_or_hub_id: str | Path, num_heads: int | None = None, **overrides: Any
+) -> Weights:
+    """Open an Open-Sora v1.0 release, or any file with STDiT's names; see `WeightLoaders.from_open_sora`.
+
+    Args:
+        cls: the model's class, `STDiT`.
+    """
     checkpoint = open_checkpoint(local_path(path_or_hub_id))
     _require(checkpoint, ("stdit",), "STDiT.from_pixart")
     if checkpoint.config.get("_class_name") == "STDiT":
         raise WeightsError(f"{checkpoint.path}: a saved STDiT with its config.json: read it with STDiT.from_pretrained")
     tensors = dict(stdit_items(checkpoint.tensors, "stdit"))
-    found = _sizes(checkpoint, tensors)
+    found = _infer_sizes(checkpoint, tensors)
     if (found["variant"], overrides.get("variant")) == ("seq", "parallel"):
         found["variant"] = "parallel"  # the two hold the same tensors
     config = _configuration(checkpoint, found, num_heads, overrides)
-    return _settle(checkpoint, config, fit(config, tensors))
+    return _checked(checkpoint, config, fit(cls.parameter_shapes(**config), tensors))
 
 
 def pixart_weights(
+    cls: type[HasShapes],
     path_or_hub_id: str | Path,
     num_heads: int | None = None,
     *,
@@ -83,52 +101,53 @@ def pixart_weights(
     null_caption: Tensor | None = None,
     **overrides: Any,
 ) -> Weights:
-    """A PixArt-alpha release in either layout: see `STDiT.from_pixart`."""
+    """Open a PixArt-alpha release in either layout; see `WeightLoaders.from_pixart`.
+
+    Args:
+        cls: the model's class, `STDiT`.
+    """
     checkpoint = open_checkpoint(local_path(path_or_hub_id), "state_dict_ema" if ema else None)
     _require(checkpoint, ("pixart", "pixart-diffusers"), "STDiT.from_open_sora")
-    layout = recognised(checkpoint)
+    layout = recognise(checkpoint)
     _check_diffusers_config(checkpoint)
     tensors = dict(stdit_items(checkpoint.tensors, layout))
     if null_caption is not None:
-        tensors[NULL_CAPTION] = LazyTensor.of(null_caption.detach())
+        tensors[NULL_CAPTION] = null_caption.detach()
     variant = overrides.pop("variant", "seq")
-    found = {**_sizes(checkpoint, tensors), "variant": variant}
+    found = {**_infer_sizes(checkpoint, tensors), "variant": variant}
     config = _configuration(checkpoint, found, num_heads, overrides)
-    return _settle(checkpoint, config, fit(config, tensors, *from_images(layout, variant)))
+    return _checked(checkpoint, config, fit(cls.parameter_shapes(**config), tensors, *from_images(layout, variant)))
 
 
 def from_images(layout: Layout, variant: str) -> tuple[Callable[[str], bool], Callable[[str], bool]]:
-    """Two tests on names: what a variant has that a PixArt file of this layout lacks, and what it doesn't use of it."""
+    """Return two predicates on names: tensors that a PixArt file may lack, and those that the variant may not use."""
 
     def new(name: str) -> bool:
         return ".attn_temp." in name or (name == NULL_CAPTION and layout == "pixart-diffusers")
 
     def unused(name: str) -> bool:
         spatial = re.match(r"blocks\.(\d+)\.attn\.", name)
-        return variant == "latte" and spatial is not None and int(spatial[1]) % 2 == 1  # odd blocks attend over time
+        return (
+            variant == "latte" and spatial is not None and int(spatial[1]) % 2 == 1
+        )  # odd blocks attend across frames
 
     return new, unused
 
 
-def _settle(checkpoint: Checkpoint, config: dict[str, Any], result: KeyMatch) -> Weights:
-    """The weights, if they fit without complaints."""
-    if result.complaints:
-        raise WeightsError(f"{checkpoint.path}: does not fit this STDiT ({config['variant']}): {result.complaints}")
-    unused = tuple(name for name in checkpoint.tensors if expected_unused(name)) + result.unused
-    grid = position_scales(checkpoint.tensors)[1]
-    return Weights(checkpoint.path, config, result.tensors, result.new, unused, grid)
+def build(cls: type[M], weights: Weights, dtype: torch.dtype | None = torch.float32) -> M:
+    """Build a model with these weights, in evaluation mode.
 
-
-def build(cls: "type[STDiT]", weights: Weights, dtype: torch.dtype | None = torch.float32) -> "STDiT":
-    """A model of this class with these weights, in evaluation mode; warns of what changes its outputs.
+    Warns if the null caption stays random, or if micro-conditions of the file are not used.
 
     Args:
-        dtype: of the parameters; None keeps each tensor's own.
+        cls: the model's class, `STDiT`.
+        weights: all of them are copied, so that the file may go away.
+        dtype: of the parameters; None keeps that of each tensor.
     """
     if NULL_CAPTION in weights.new:
         warnings.warn(
-            f"{weights.path}: this layout has no null caption, so it keeps a random start and guidance needs training "
-            "first: pass null_caption=, the text encoder's states of the empty prompt",
+            f"{weights.path}: this layout has no null caption, so it stays random and guidance needs training first: "
+            "pass null_caption=, the text encoder's states of the empty prompt",
             stacklevel=3,
         )
     if any(MICRO_CONDITIONS.fullmatch(name) for name in weights.unused):
@@ -136,61 +155,62 @@ def build(cls: "type[STDiT]", weights: Weights, dtype: torch.dtype | None = torc
             f"{weights.path}: its micro-conditions on size and aspect ratio are not used; outputs differ from PixArt's",
             stacklevel=3,
         )
-    # Initial values are only drawn where some will be kept: for the XL sizes that takes seconds.
+    # Initial values are drawn only if some are kept: for the XL sizes that takes seconds.
     with torch.device("cpu" if weights.new else "meta"):
         model = cls(**weights.config)
     nn.Module.to(model, dtype or weights.tensors["x_embedder.proj.weight"].dtype)
-    for name, lazy in weights.tensors.items():
-        owner, _, leaf = name.rpartition(".")
-        module = model.get_submodule(owner)
-        value = lazy.read().to(dtype or lazy.dtype, copy=True)
-        setattr(module, leaf, nn.Parameter(value) if leaf in module._parameters else value)
+    state = {name: tensor.to(dtype or tensor.dtype, copy=True) for name, tensor in weights.read()}
+    model.load_state_dict(state, strict=not weights.new, assign=True)
     return model.eval()
 
 
-_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+def checked_folder(
+    cls: type[HasShapes], path_or_hub_id: str | Path, options: Mapping[str, Any]
+) -> tuple[Path, dict[str, Any]]:
+    """Find the folder of a saved model and check that its tensors are exactly those of its config.json.
 
-
-def checked_folder(path_or_hub_id: str | Path, options: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
-    """The folder of a saved model whose tensors are exactly those of its config.json, for diffusers to read.
-
-    diffusers' own from_pretrained takes a file with nothing in it, and shards that lack what their index promises.
+    diffusers' from_pretrained accepts an empty file, and shards that lack tensors of their index.
 
     Args:
-        options: from_pretrained's.
+        cls: the model's class, `STDiT`.
+        path_or_hub_id: of the folder.
+        options: of from_pretrained.
 
     Returns:
-        The folder, and the options that are left when it has been found.
+        The folder, and the options that from_pretrained still needs.
 
     Raises:
-        FileNotFoundError: no such folder, or no config.json or weights in it.
-        WeightsError: another class's config, missing, unexpected or differently shaped tensors, or the Hub fails.
+        WeightsFileNotFoundError: no such folder, or no config.json or weights in it.
+        WeightsError: a config.json of another class; tensors missing, unexpected or of another shape; or the download
+            from the Hub failed.
     """
-    # Without accelerate diffusers asks for it, at length, and then loads in the ordinary way.
+    # Without accelerate diffusers would print a long notice, and then load in the ordinary way.
     options = {"low_cpu_mem_usage": is_accelerate_available(), **options}
     if options.get("use_safetensors") is None:  # None would fall back to pickles
         options["use_safetensors"] = True
-    if "dtype" in options:  # older diffusers know it by the other name alone, newer ones by both
+    if "dtype" in options:  # which older versions of diffusers do not know
         options["torch_dtype"] = options.pop("dtype")
     for_hub = {key: options.pop(key) for key in _HUB_OPTIONS if key in options}
     folder = local_path(path_or_hub_id, options.pop("subfolder", None), **for_hub)
-    saved_weights(folder, options.get("variant"), options["use_safetensors"])
+    saved_weights(cls, folder, options.get("variant"), options["use_safetensors"])
     return folder, options
 
 
-def saved_weights(folder: Path, infix: str | None = None, safetensors: bool = True) -> Weights:
-    """What `save_pretrained` wrote.
+def saved_weights(cls: type[HasShapes], folder: Path, infix: str | None = None, safetensors: bool = True) -> Weights:
+    """Open what `save_pretrained` wrote.
 
     Args:
-        infix: "fp16" for diffusion_pytorch_model.fp16.safetensors.
-        safetensors: or else torch archives (.bin).
+        cls: the model's class, `STDiT`.
+        folder: with a config.json.
+        infix: diffusers' `variant`, such as "fp16" for diffusion_pytorch_model.fp16.safetensors.
+        safetensors: false for torch archives (.bin).
 
     Raises:
-        FileNotFoundError: no config.json or no weights.
-        WeightsError: another class's config, or tensors that aren't exactly its own.
+        WeightsFileNotFoundError: no config.json or no weights.
+        WeightsError: a config.json of another class; or tensors missing, unexpected or of another shape.
     """
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder}: no config.json in it, so not a saved STDiT")
+        raise WeightsFileNotFoundError(f"{folder}: no config.json in it, so not a saved STDiT")
     saved = read_json(folder / "config.json")
     if saved.get("_class_name") != "STDiT":
         hint = "; read it with STDiT.from_pixart" if saved.get("_class_name") == "PixArtTransformer2DModel" else ""
@@ -200,26 +220,35 @@ def saved_weights(folder: Path, infix: str | None = None, safetensors: bool = Tr
     names = [f"{stem}.{suffix}.index{dotted}.json", f"{stem}{dotted}.{suffix}"]
     file = next((folder / name for name in names if (folder / name).is_file()), None)
     if file is None:
-        raise FileNotFoundError(f"{folder}: no {names[1]} in it")
+        raise WeightsFileNotFoundError(f"{folder}: no {names[1]} in it")
     config = {key: value for key, value in saved.items() if not key.startswith("_") and key != "quantization_config"}
-    tensors = open_checkpoint(file).tensors
-    if "quantization_config" not in saved:  # else they are packed as the quantiser likes, which diffusers checks
-        complaints = fit(config, tensors).complaints
+    tensors: dict[str, StoredTensor] = {**open_checkpoint(file).tensors}
+    if "quantization_config" not in saved:  # quantised tensors have shapes of their own, which diffusers checks
+        complaints = fit(cls.parameter_shapes(**config), tensors).complaints
         if complaints:
             raise WeightsError(f"{file}: does not fit its config.json: {complaints}")
     return Weights(file, config, tensors)
 
 
+def _checked(checkpoint: Checkpoint, config: dict[str, Any], match: KeyMatch) -> Weights:
+    """Return the weights of a match without complaints, or raise WeightsError."""
+    if match.complaints:
+        raise WeightsError(f"{checkpoint.path}: does not fit this STDiT ({config['variant']}): {match.complaints}")
+    unused = tuple(name for name in checkpoint.tensors if expected_unused(name)) + match.unused
+    grid = position_scales(checkpoint.tensors)[1]
+    return Weights(checkpoint.path, config, match.tensors, match.new, unused, grid)
+
+
 def _require(checkpoint: Checkpoint, layouts: tuple[Layout, ...], instead: str) -> None:
-    layout = recognised(checkpoint)
+    layout = recognise(checkpoint)
     if layout not in layouts:
         hint = f": read it with {instead}" if layout != "latte-diffusers" else ""
         raise WeightsError(f"{checkpoint.path}: the layout is {LAYOUT_NAMES[layout]}{hint}")
 
 
-def _sizes(checkpoint: Checkpoint, tensors: dict[str, LazyTensor]) -> dict[str, Any]:
+def _infer_sizes(checkpoint: Checkpoint, tensors: dict[str, StoredTensor]) -> dict[str, Any]:
     try:
-        return sizes(tensors)
+        return infer_sizes(tensors)
     except WeightsError as error:
         raise WeightsError(f"{checkpoint.path}: {error}") from None
 
@@ -227,7 +256,7 @@ def _sizes(checkpoint: Checkpoint, tensors: dict[str, LazyTensor]) -> dict[str, 
 def _configuration(
     checkpoint: Checkpoint, found: dict[str, Any], num_heads: int | None, overrides: dict[str, Any]
 ) -> dict[str, Any]:
-    """What was found in the file and what was asked for, which may not contradict each other."""
+    """Merge what was inferred from the file with the caller's arguments, which may not contradict it."""
     if "patch_size" in overrides:
         overrides["patch_size"] = tuple(overrides["patch_size"])
     wrong = [f"{key}={value} was asked for, the file has {found[key]}"
@@ -240,7 +269,7 @@ def _configuration(
     heads = num_heads or told or found["hidden_size"] / PUBLISHED_HEAD_WIDTH
     if heads != int(heads):
         raise WeightsError(
-            f"{checkpoint.path}: the number of heads doesn't show in the tensors, and a width of "
+            f"{checkpoint.path}: the number of heads cannot be inferred, since the width of "
             f"{found['hidden_size']} is not a multiple of {PUBLISHED_HEAD_WIDTH}: pass num_heads"
         )
     scales = position_scales(checkpoint.tensors)[0]
@@ -251,9 +280,9 @@ def _configuration(
 
 
 def _check_diffusers_config(checkpoint: Checkpoint) -> None:
-    """What of a PixArtTransformer2DModel doesn't show in its tensors."""
+    """Check settings of a PixArtTransformer2DModel that its tensors do not show."""
     for key, value in (("activation_fn", "gelu-approximate"), ("norm_type", "ada_norm_single")):
         if checkpoint.config.get(key, value) != value:
             raise WeightsError(
-                f"{checkpoint.path.parent / 'config.json'}: {key} is {checkpoint.config[key]!r}; {value!r} expected"
+                f"{checkpoint.path.parent / 'config.json'}: {key} is {checkpoint.config[key]!r}; expected {value!r}"
             )

@@ -38,7 +38,7 @@ def load_initial(model: STDiT, source: str) -> str:
     if (folder / "transformer").is_dir():
         folder = folder / "transformer"
     if (folder / "config.json").is_file() and "STDiT" in (folder / "config.json").read_text():
-        found = saved_weights(folder)
+        found = saved_weights(STDiT, folder)
     else:
         found = find(source, num_heads=model.config.num_heads)
     image = any(".attn_temp." in name for name in found.new)

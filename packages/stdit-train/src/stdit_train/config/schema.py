@@ -3,7 +3,6 @@
 Sizes are in frames and pixels, times in steps unless a name says otherwise.
 """
 
-import inspect
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -149,14 +148,6 @@ class TrainConfig:
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     sampling: SamplingConfig = SamplingConfig()
-
-
-def all_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
-    """STDiT's constructor arguments with the defaults of those that are not given."""
-    from stdit_model import STDiT
-
-    known = inspect.signature(STDiT.__init__).parameters
-    return {name: arguments.get(name, known[name].default) for name in known if name != "self"}
 
 
 def model_arguments(config: TrainConfig, latent_channels: int, caption_channels: int) -> dict[str, Any]:

@@ -104,7 +104,7 @@ class DistributedWorld(World):
 
     def average(self, model: STDiT) -> STDiT:
         assert self.mesh is not None
-        arguments = {name: value for name, value in model.config.items() if not name.startswith("_")}
+        arguments = STDiT.arguments(model.config)
         average = parallel_model(arguments, self.mesh, self.device())
         copy_shards(model, average)
         return average
@@ -116,7 +116,7 @@ class DistributedWorld(World):
         weights = gathered(model)
         if not self.first:
             return None
-        arguments = {name: value for name, value in model.config.items() if not name.startswith("_")}
+        arguments = STDiT.arguments(model.config)
         with torch.device("meta"):
             made = STDiT(**arguments)
         made.load_state_dict(weights, assign=True)

@@ -73,8 +73,7 @@ _FILLING = (
 
 def stored(weights: Weights) -> Iterator[tuple[str, Tensor]]:
     """A file's weights by name, read one at a time."""
-    for name, tensor in weights.tensors.items():
-        yield name, tensor.read()
+    yield from weights.read()
 
 
 @torch.no_grad()

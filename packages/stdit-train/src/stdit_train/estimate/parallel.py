@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stdit_model import flops
+from stdit_model import STDiT, flops
 from stdit_model.blocks import mixings
-from stdit_model.weights.strict import shapes
 from stdit_train.distributed.mesh import ParallelDims
 
 
@@ -26,26 +25,26 @@ def memory(
     """What takes how much: AdamW, the average in float32, `stdit_train.distributed.parallelize.parallel_model`.
 
     Args:
-        arguments: all of STDiT's (`model.config`).
+        arguments: of STDiT's constructor, or a `model.config`.
         grouping: of the processes.
         shape: of a micro-batch's latents [B, C, T, H, W].
         itemsize: bytes of a gathered weight and of an activation.
         checkpointing: only the blocks' inputs are kept for the backward.
     """
-    known = {name: value for name, value in arguments.items() if not name.startswith("_")}
-    parts = {name: size for name, size in shapes(known).items() if name != "y_embedder.y_embedding"}
+    arguments = STDiT.arguments(arguments)
+    parts = _parameter_shapes(arguments)
     held = sum(-(-size[0] // grouping.shard) * math.prod(size[1:]) for name, size in parts.items())
     sizes = {name: math.prod(size) for name, size in parts.items()}
     texts = sum(size for name, size in sizes.items() if ".kv_linear." in name)
     blocks = [
         sum(size for name, size in sizes.items() if name.startswith(f"blocks.{i}.") and ".kv_linear." not in name)
-        for i in range(known["depth"])
+        for i in range(arguments["depth"])
     ]
     ends = sum(sizes.values()) - sum(blocks) - texts
     batch, channels, frames, height, width = shape
-    patch = known["patch_size"][0]
+    patch = arguments["patch_size"][0]
     own = patch * -(-(frames // patch) // grouping.sequence)
-    kept = flops.activation_bytes(known, (batch, channels, own, height, width), None, itemsize, checkpointing)
+    kept = flops.activation_bytes(arguments, (batch, channels, own, height, width), None, itemsize, checkpointing)
     return {
         "weights": 4 * held,
         "gradients": 4 * held,
@@ -87,14 +86,14 @@ def traffic(
     """What `stdit_train.distributed.parallelize` makes a process send.
 
     Args:
-        arguments: all of STDiT's (`model.config`, or
-            `stdit_train.config.schema.model_arguments` over the defaults).
+        arguments: of STDiT's constructor, or a `model.config`.
         grouping: of the processes.
         shape: of a micro-batch's latents [B, C, T, H, W].
         itemsize: bytes of a gathered weight and of an activation; gradients are summed in float32.
         checkpointing: each block's forward is done, and its exchanges too, once more in the backward.
     """
-    parts = {name: size for name, size in shapes(_arguments(arguments)).items() if name != "y_embedder.y_embedding"}
+    arguments = STDiT.arguments(arguments)
+    parts = _parameter_shapes(arguments)
     padded = {name: -(-size[0] // grouping.shard) * math.prod(size[1:]) for name, size in parts.items()}  # of a shard
     everything = sum(padded.values())
     resharded = sum(count for name, count in padded.items() if name.startswith("blocks."))  # given up in between
@@ -126,8 +125,10 @@ def _exchanged(
     return (exchanged + 2 * prediction) * (sequence - 1) // sequence
 
 
-def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in config.items() if not name.startswith("_")}
+def _parameter_shapes(arguments: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shapes of STDiT's parameters by name: the null caption is a buffer, and left out."""
+    shapes = STDiT.parameter_shapes(**arguments)
+    return {name: shape for name, shape in shapes.items() if name != "y_embedder.y_embedding"}
 
 
 class CountTraffic(TorchDispatchMode):

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from stdit_train.config.load import ConfigError, like
-from stdit_train.config.schema import TrainConfig, all_arguments, model_arguments
+from stdit_train.config.schema import TrainConfig, model_arguments
 from stdit_train.estimate.training import Estimate, estimate_run
 from stdit_train.hardware import DEVICES, Device, measured_peak, this_device
 
@@ -78,7 +78,7 @@ def plan_stage(config: TrainConfig, device: Device, count: int) -> list[Plan]:
         estimate = estimate_run(way, device.memory, grouping)
         channels = estimate.latent[0]
         sent = traffic(
-            all_arguments(model_arguments(way, channels, estimate.caption_channels)),
+            model_arguments(way, channels, estimate.caption_channels),
             grouping,
             (estimate.micro_batch, *estimate.latent),
             itemsize=4 if way.precision == "fp32" else 2,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from stdit_model import flops
 from stdit_train.components.sizes import _text_encoder, _vae
 from stdit_train.config.load import ConfigError
-from stdit_train.config.schema import TrainConfig, all_arguments, model_arguments
+from stdit_train.config.schema import TrainConfig, model_arguments
 from stdit_train.hardware import GIB, available_memory
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _estimate(config: TrainConfig, micro_batch: int, grouping: "ParallelDims | N
     else:
         from stdit_train.estimate import parallel as placement
 
-        part = placement.memory(all_arguments(model), grouping, shape, itemsize=itemsize, checkpointing=checkpointing)
+        part = placement.memory(model, grouping, shape, itemsize=itemsize, checkpointing=checkpointing)
         memory = {
             "weights": part["weights"] + part["gathered"],
             "gradients": part["gradients"],
