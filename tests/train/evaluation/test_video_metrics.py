@@ -14,7 +14,7 @@ from stdit_train.config.load import ConfigError
 from stdit_train.evaluation.clip_score import ClipSimilarity, frames_for, load_clip
 from stdit_train.evaluation.evaluate import evaluate_captions, write_scores
 from stdit_train.evaluation.fvd import FrechetDistance, frechet_distance, load_features
-from stdit_train.evaluation.video_metrics import MOST, Smoothness, change, flicker, psnr, reconstruction, ssim
+from stdit_train.evaluation.video_metrics import MAX_PSNR, Smoothness, change, flicker, psnr, reconstruction, ssim
 
 CPU = torch.device("cpu")
 
@@ -52,7 +52,7 @@ def test_smoothness_leaves_out_what_is_too_short() -> None:
 def test_psnr_of_a_known_error() -> None:
     clip = torch.zeros(3, 2, 8, 8)
     assert psnr(clip + 0.2, clip) == pytest.approx(20.0, abs=1e-4)  # 10 log10(2² / 0.2²)
-    assert psnr(clip, clip) == MOST
+    assert psnr(clip, clip) == MAX_PSNR
 
 
 def test_ssim_of_known_cases() -> None:
@@ -93,7 +93,7 @@ class _Config(dict):  # type: ignore[type-arg]
 def test_reconstruction_of_a_vae_whose_error_is_known() -> None:
     clips = [torch.full((3, 2, 16, 16), 0.5), torch.full((3, 2, 16, 16), -0.5)]
     exact = reconstruction(Lossless(1.0), clips)
-    assert exact["VAE PSNR (dB)"].mean == MOST
+    assert exact["VAE PSNR (dB)"].mean == MAX_PSNR
     assert exact["VAE SSIM"].mean == pytest.approx(1.0)
     dimmed = reconstruction(Lossless(0.6), clips)  # 0.2 off everywhere
     assert dimmed["VAE PSNR (dB)"].mean == pytest.approx(20.0, abs=1e-3)

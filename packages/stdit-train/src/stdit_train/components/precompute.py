@@ -1,4 +1,4 @@
-"""Makes a cache of what a stage trains on, and looks into one: datasets, VAE and text encoder brought together."""
+"""Encode the clips and captions that a stage trains on into a cache, and decode entries of one."""
 
 import os
 from collections.abc import Iterator
@@ -19,25 +19,25 @@ from stdit_model import video_vae
 from stdit_model.text import clean_caption, encode_captions
 from stdit_train.components.identity import about_text_encoder, about_vae
 from stdit_train.components.load import eight_bit_config, load_text_encoder, load_vae
-from stdit_train.config.load import ConfigError
 from stdit_train.config.schema import TrainConfig
 from stdit_train.data.datasets import build_datasets
+from stdit_train.errors import ConfigError
 from stdit_train.hardware import find_device
 
 TextLoading = Literal["full", "8bit", "offload"]
 
-# Settings of a run that its clips depend on.
+# Settings of a run that its clips depend on; a cache records them.
 TRANSFORM = ("frames", "height", "width", "interval", "target_fps", "short", "crop", "place", "flip", "stream")
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How a cache is made."""
+    """Settings of a cache."""
 
     out: str
     parts: tuple[Part, ...] = ("video", "text")
-    variants: int = 1  # draws of place, crop and mirroring, one after another in the epochs of training
-    dtype: str = "bfloat16"  # as stored
+    variants: int = 1  # random draws of start, crop and flip per clip; training takes them epoch by epoch
+    dtype: str = "bfloat16"  # stored type
     shard_bytes: int = SHARD_BYTES
     chunk: int = 16  # frames that an image VAE takes at once
     tiling: bool = False
@@ -69,21 +69,22 @@ def this_process() -> Process:
 
 
 def open_jobs(config: TrainConfig, names: dict[str, str], encoding: Encoding, process: Process) -> Iterator[Job]:
-    """The jobs that encode what a run would train on, one after another: the VAE is gone when T5 is loaded.
+    """Yield the jobs that encode what a run would train on, video before text, with one model loaded at a time.
 
     Args:
-        config: of the run; its VAE and text encoder are what is loaded.
-        names: what the cache calls these, by setting ("vae", "text_encoder").
-        encoding: how.
+        config: settings of the run, with the VAE and text encoder to load.
+        names: what the cache records as their sources, by setting ("vae", "text_encoder").
+        encoding: settings of the cache.
         process: this one.
 
     Raises:
-        ConfigError, DataError: settings, files or components that don't fit, by name.
+        ConfigError: settings contradict each other, or a model cannot be loaded.
+        DataError: the clips, or an existing cache, cannot be used.
     """
     data, device = config.data, _device(process)
     if data.source != "shapes" and is_cache(data.source):
         raise ConfigError(f"{data.source} is a cache already: encode clips, or `shapes`")
-    everything = replace(data, validation=0.0, validation_source=None)  # a cache is parted when it is trained from
+    everything = replace(data, validation=0.0, validation_source=None)  # a cache is split when it is trained from
     dataset: Any = build_datasets(replace(config, data=everything))[0]
     manifest = manifest_metadata(data.source, dataset)
     transform = {name: getattr(data, name) for name in TRANSFORM} | {"buckets": list(data.buckets)}
@@ -124,9 +125,17 @@ def open_jobs(config: TrainConfig, names: dict[str, str], encoding: Encoding, pr
 
 
 def decode_entries(cache: str, vae: str, count: int, seed: int) -> tuple[list[Tensor], list[str]]:
-    """A few entries of a cache as videos [3, T, H, W] in [-1, 1], and a line about each.
+    """Decode random entries of a cache: videos [3, T, H, W] in [-1, 1], and a line about each.
 
-    The posterior's mean is decoded. Which entries is drawn by the seed; clips that could not be read are passed by.
+    Args:
+        cache: folder or URL of the cache.
+        vae: source of its VAE; the mean of the posterior is decoded.
+        count: number of entries; those of clips that could not be read are skipped.
+        seed: seed of their choice.
+
+    Raises:
+        DataError: the cache cannot be read.
+        ConfigError: the VAE cannot be loaded.
     """
     dataset, device = LatentDataset(cache), find_device()
     model = load_vae(vae, device)
@@ -152,18 +161,18 @@ def _device(process: Process) -> torch.device:
 
 
 def open_video_encoder(source: str, name: str, device: torch.device, *, chunk: int, tiling: bool) -> VideoEncoder:
-    """A VAE in float32.
+    """Load a VAE in float32 as the encoder of a cache.
 
     Args:
         source: pipeline folder, model folder or hub id.
-        name: what the cache calls it, and what a training run loads unless it names another.
+        name: source that the cache records, which a training run loads unless it names another.
         device: where it runs.
-        chunk: frames that an image VAE takes at once.
-        tiling: encode in tiles, for frames too large for the memory; video VAEs also go through the clip in parts of
-            their own. Tiles blend at their edges, so it is not the same to the bit.
+        chunk: frames that an image VAE encodes at once.
+        tiling: encode in tiles, for frames too large for memory; video VAEs also split the clip in time. Tiles are
+            blended at their edges, so latents differ slightly.
 
     Raises:
-        ConfigError: nothing there, or a VAE that can't tile.
+        ConfigError: the VAE cannot be loaded, or cannot tile.
     """
     vae = load_vae(source, device)
     if tiling:
@@ -192,19 +201,21 @@ def open_text_encoder(
     memory: str | None = None,
     folder: Path | None = None,
 ) -> TextEncoder:
-    """A T5-style encoder.
+    """Load a T5 encoder as the text encoder of a cache.
 
     Args:
-        source, name, device: as for the VAE.
-        max_length: tokens; what is longer is cut off.
-        precision: of the run that will train on it: float32 with "fp32", else bfloat16.
-        loading: `full`; `8bit`, weights in 8 bits (needs bitsandbytes); `offload`, layers in main memory and, where
-            that is short too, on disk, brought in one after another.
-        memory: with `offload`, what it may take of the device that it runs on, as in "6GiB".
-        folder: with `offload`, where layers lie on disk.
+        source: pipeline folder, model folder or hub id.
+        name: source that the cache records, which a training run loads unless it names another.
+        device: where it runs.
+        max_length: tokens; longer captions are cut.
+        precision: precision of the run that will train on the cache.
+        loading: `full` for the whole encoder on the device; `8bit` for weights in 8 bits (needs bitsandbytes);
+            `offload` to keep layers in main memory and, if that is full, on disk, and fetch them one by one.
+        memory: with `offload`, the memory it may take on its device, for instance "6GiB".
+        folder: with `offload`, where layers are kept on disk.
 
     Raises:
-        ConfigError: nothing there, or a package that is missing.
+        ConfigError: the encoder cannot be loaded, or a package is missing.
     """
     tokenizer, encoder = load_text_encoder(source, device, precision, **_options(loading, memory, folder))
 
@@ -221,7 +232,7 @@ def _precision(precision: str) -> str:
 
 
 def _options(loading: TextLoading, memory: str | None, folder: Path | None) -> dict[str, Any]:
-    """What transformers' `from_pretrained` takes for it."""
+    """Return the arguments of transformers' `from_pretrained` for a way of loading."""
     if loading == "full":
         return {}
     if loading == "8bit":

@@ -1,12 +1,13 @@
-"""From a run's checkpoint to a pipeline folder."""
+"""Export a run's checkpoint as a pipeline folder."""
 
 import torch
 
 from stdit_train.checkpoint.format import CheckpointError, checkpoint_name, load_weights, verify
 from stdit_train.checkpoint.run_folder import RunFolder, stage_folders
 from stdit_train.components.load import load_components
-from stdit_train.config.load import ConfigError, from_dict
+from stdit_train.config.load import from_dict
 from stdit_train.distributed.parallelize import build_model
+from stdit_train.errors import ConfigError
 from stdit_train.optim.ema import Ema
 from stdit_train.pipeline.save import save_pipeline
 
@@ -14,20 +15,21 @@ from stdit_train.pipeline.save import save_pipeline
 def export_run(
     run: RunFolder, out: RunFolder, *, raw: bool = False, step: int | None = None, half: bool = False
 ) -> int:
-    """Write the pipeline folder of a checkpoint, with VAE, text encoder and the run's sizes as defaults.
+    """Write a checkpoint as a pipeline folder, with VAE and text encoder, and the run's sizes as defaults.
 
     Args:
-        run: whose; a schedule's folder stands for the last of its stages that has a checkpoint.
-        out: where to; only its path is used, and nothing may be there.
-        raw: the weights themselves, not their average.
-        step: of which checkpoint; the newest whole one unless given.
-        half: the transformer in bfloat16.
+        run: the run; a schedule's folder stands for the last of its stages that has a checkpoint.
+        out: folder to write to, which must be empty or not exist; only its path is used.
+        raw: export the raw weights instead of the EMA.
+        step: step of the checkpoint; the newest complete one unless given.
+        half: store the transformer in bfloat16.
 
     Returns:
-        The step.
+        The checkpoint's step.
 
     Raises:
-        ConfigError: no such run or checkpoint, or something is there already.
+        ConfigError: the run or checkpoint does not exist, or `out` is not empty.
+        CheckpointError: the checkpoint is damaged.
     """
     stages = [RunFolder(path) for path in stage_folders(run.path)]
     run = next((stage for stage in reversed(stages) if any(stage.checkpoints.glob("step-*"))), (stages or [run])[-1])
@@ -36,9 +38,7 @@ def export_run(
         raise ConfigError(f"{out.path} is not empty: choose another folder to export to")
     checkpoint = run.latest_checkpoint() if step is None else run.checkpoints / checkpoint_name(step)
     if checkpoint is None:
-        raise ConfigError(
-            f"{run.path} has no checkpoint yet: nothing to export; `stdit train --resume {run.path}` goes on with it"
-        )
+        raise ConfigError(f"{run.path} has no checkpoint to export yet; `stdit train --resume {run.path}` resumes it")
     if not checkpoint.is_dir():
         there = ", ".join(path.name[5:].lstrip("0") for path in sorted(run.checkpoints.glob("step-*"))) or "none"
         raise CheckpointError(f"{run.path} has no checkpoint of step {step}; there are {there}")

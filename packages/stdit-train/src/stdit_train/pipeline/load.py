@@ -1,4 +1,4 @@
-"""From what a user calls a checkpoint to a pipeline on the best device here."""
+"""Load a checkpoint, by any name a user may give it, as a pipeline on the best device of this machine."""
 
 import gc
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from stdit_model import STDiTPipeline
 from stdit_model.sampling.components import load_part
@@ -14,19 +15,19 @@ from stdit_model.weights.files import read_json
 from stdit_model.weights.hub import local_path, split_hub_id
 from stdit_train.checkpoint.run_folder import stage_folders
 from stdit_train.components.load import eight_bit_config, quiet_libraries
-from stdit_train.config.load import ConfigError
+from stdit_train.errors import ConfigError
 from stdit_train.hardware import find_device
 
 
 @dataclass(frozen=True)
 class CheckpointSource:
-    """A checkpoint: a pipeline's folder or Hub id, or bare weights that need a VAE and a text encoder beside them."""
+    """Where a checkpoint is."""
 
-    source: str
-    bare: bool
+    source: str  # folder, file or Hub id
+    bare: bool  # the transformer's weights alone, without VAE and text encoder
 
     def weights(self) -> list[Path]:
-        """The files that hold the transformer, which tell one checkpoint from another; fetched if need be."""
+        """Return the files with the transformer's weights, downloaded if need be; they identify the checkpoint."""
         place = local_path(self.source, None if self.bare else "transformer")
         if place.is_file():
             return [place]
@@ -35,16 +36,18 @@ class CheckpointSource:
 
 
 def find_checkpoint(checkpoint: str) -> CheckpointSource:
-    """What a checkpoint means: a pipeline folder or that inside a run folder, a file, a Hub id as it is.
+    """Find what a checkpoint's name stands for.
 
-    A schedule's folder stands for the last of its stages that has a pipeline.
+    Args:
+        checkpoint: a pipeline folder, a run folder (its pipeline), a schedule's folder (the last stage that has a
+            pipeline), a file or folder of weights, or a Hub id.
 
     Raises:
-        ConfigError: a run folder without a finished pipeline, or nothing there.
+        ConfigError: the run has no pipeline yet, or there is no such checkpoint.
     """
     path = Path(checkpoint).expanduser()
     stages = stage_folders(path)
-    if stages and stages != [path]:  # the last that has come to its pipeline
+    if stages and stages != [path]:
         path = next((stage for stage in reversed(stages) if (stage / "pipeline").is_dir()), stages[0])
     for folder in (path, path / "pipeline"):
         index = folder / "model_index.json"
@@ -56,7 +59,7 @@ def find_checkpoint(checkpoint: str) -> CheckpointSource:
         return CheckpointSource(str(path), bare=True)
     if path.is_dir():
         raise ConfigError(
-            f"{path} is neither a pipeline folder (model_index.json), a run folder nor a model's (config.json)"
+            f"{path} is neither a pipeline folder (model_index.json), a run folder nor a model folder (config.json)"
         )
     hub_id = split_hub_id(checkpoint)
     if checkpoint.startswith((".", "/", "~")) or hub_id is None or Path(path.parts[0]).is_dir():
@@ -74,20 +77,21 @@ def load_pipeline(
     text_8bit: bool = False,
     low_memory: bool = False,
 ) -> STDiTPipeline:
-    """Load a pipeline, its progress bar off: in bfloat16 on CUDA, else in float32 on MPS or the CPU.
+    """Load a pipeline: in bfloat16 on CUDA, in float32 on MPS or the CPU; without a progress bar.
 
     Args:
-        checkpoint: a pipeline folder, a run folder, a released file or a Hub id; or what `find_checkpoint` found.
-        vae, text_encoder: folders or Hub ids that replace the checkpoint's, or complete bare weights.
-        text_8bit: the text encoder's weights in 8 bits.
-        low_memory: leave the text encoder out, see `attach_text_encoder`, and everything in main memory.
+        checkpoint: as for `find_checkpoint`, or its result.
+        vae: folder or Hub id of another VAE than the checkpoint's, or of the VAE for bare weights.
+        text_encoder: likewise for text encoder and tokenizer.
+        text_8bit: load the text encoder's weights in 8 bits.
+        low_memory: leave out the text encoder (`attach_text_encoder` adds it) and keep the rest in main memory.
 
     Raises:
-        ConfigError: it can't be found or, offline, not be fetched; 8 bits without bitsandbytes, told first of all.
-        WeightsError: a part of it can't.
+        ConfigError: the checkpoint cannot be found, read or fetched, or bitsandbytes is missing for 8 bits.
+        WeightsError: one of its parts cannot be.
     """
     if text_8bit:
-        _eight_bits()  # else told only when its turn comes, after minutes of loading
+        _eight_bits()  # fails before minutes of loading
     found = checkpoint if isinstance(checkpoint, CheckpointSource) else find_checkpoint(checkpoint)
     device = find_device()
     dtype = _dtype(device)
@@ -102,8 +106,8 @@ def load_pipeline(
             options["tokenizer"] = load_part("tokenizer", text_encoder)
     if found.bare:
         whole = Path(found.source) if (Path(found.source) / "model_index.json").is_file() else None
-        given = {"vae": vae or whole, "text_encoder": text_encoder or whole}
-        options = {**{part: source for part, source in given.items() if source is not None}, **options}
+        sources = {"vae": vae or whole, "text_encoder": text_encoder or whole}
+        options = {**{part: source for part, source in sources.items() if source is not None}, **options}
         pipeline = STDiTPipeline.from_released(found.source, dtype=dtype, **options)
     else:
         if vae is not None:
@@ -114,21 +118,24 @@ def load_pipeline(
         pipeline = _from_pretrained(found.source, dtype=dtype, **options)
     pipeline.set_progress_bar_config(disable=True)
     for part in (pipeline.transformer, pipeline.vae, *([] if low_memory or text_8bit else [pipeline.text_encoder])):
-        torch.nn.Module.to(part, dtype)  # what was given, and whatever older diffusers left as it was
+        torch.nn.Module.to(part, dtype)  # parts loaded above, and those whose type older diffusers ignore
     return pipeline if low_memory else pipeline.to(device)
 
 
 def attach_text_encoder(
     pipeline: STDiTPipeline, checkpoint: CheckpointSource, *, text_encoder: str | None = None, text_8bit: bool = False
 ) -> None:
-    """Put the text encoder, alone, on the device of a pipeline that was loaded with `low_memory`."""
+    """Load the text encoder of a pipeline that was loaded with `low_memory`, and put it alone on the device.
+
+    Arguments and errors are those of `load_pipeline`.
+    """
     device = find_device()
     encoder = _load_text_encoder(checkpoint, text_encoder, _dtype(device), text_8bit)
     pipeline.text_encoder = encoder if text_8bit else encoder.to(device)
 
 
 def free_text_encoder(pipeline: STDiTPipeline) -> None:
-    """Drop the text encoder and put the others on the device."""
+    """Remove the text encoder of a pipeline and put the rest on the device."""
     pipeline.text_encoder = None
     gc.collect()
     if torch.cuda.is_available():
@@ -141,7 +148,7 @@ def _dtype(device: torch.device) -> torch.dtype:
 
 
 def _text_source(found: CheckpointSource, text_encoder: str | None) -> str:
-    """Where text encoder and tokenizer come from."""
+    """Return the source of the text encoder and tokenizer."""
     if text_encoder is not None:
         return text_encoder
     index = Path(found.source) / "model_index.json"
@@ -164,10 +171,10 @@ def _eight_bits() -> Any:
 def _from_pretrained(source: str, **options: Any) -> STDiTPipeline:
     try:
         return STDiTPipeline.from_pretrained(source, **options)
-    except OSError as error:
-        if Path(source).is_dir():
-            raise
+    except (OSError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
+        if Path(source).is_dir():
+            raise ConfigError(f"cannot load the pipeline in {source}: {reason}; copy or export it again") from error
         raise ConfigError(
             f"cannot load {source!r}: {reason}. Download it where there is a network (hf download {source}) "
             "and give its folder with --checkpoint"

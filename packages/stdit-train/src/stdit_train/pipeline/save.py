@@ -1,4 +1,4 @@
-"""Videos drawn while training, and the pipeline folder that a run leaves behind."""
+"""Sample videos during training, and save a run as a pipeline folder."""
 
 import json
 import shutil
@@ -17,9 +17,11 @@ from stdit_train.components.captions import TextMemory
 from stdit_train.components.load import Components
 from stdit_train.config.schema import ObjectiveConfig, TrainConfig
 
+INDEX = "model_index.json"
+
 
 def build_pipeline(model: STDiT, components: Components, config: TrainConfig) -> STDiTPipeline:
-    """The pipeline that samples what a run trains, with the run's sizes as its defaults."""
+    """Build the pipeline that samples from a run's model, with the run's sizes as its defaults."""
     pipeline = STDiTPipeline(
         transformer=model,
         vae=components.vae,
@@ -38,20 +40,38 @@ def build_pipeline(model: STDiT, components: Components, config: TrainConfig) ->
     return pipeline
 
 
+def build_scheduler(objective: ObjectiveConfig) -> Any:
+    """Build the diffusers scheduler that samples from a model trained with an objective."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    if objective.name == "flow":
+        return FlowMatchEulerDiscreteScheduler(shift=objective.shift)
+    return iddpm_scheduler()
+
+
 def draw_samples(
     model: STDiT, components: Components, config: TrainConfig, prompts: list[str], folder: Path | None, step: int
 ) -> Path | None:
-    """One video a prompt with fixed seeds, as mp4 and as a contact sheet; returns the sheet's path.
+    """Sample a video per prompt, with fixed seeds, and write them as mp4 and as a contact sheet.
 
-    Without a folder nothing is written: many processes sample together, and one of them writes.
+    Args:
+        model: the EMA weights.
+        components: VAE and text encoder.
+        config: the run's settings.
+        prompts: what to sample.
+        folder: where to write; None to write nothing, since of many processes that sample together one writes.
+        step: the step, for the files' names.
+
+    Returns:
+        Path of the contact sheet; None without a folder.
     """
     pipeline = build_pipeline(model, components, config)
     generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
-    wanted: dict[str, Any] = {"prompt": prompts}
+    inputs: dict[str, Any] = {"prompt": prompts}
     if components.texts is not None:
         y, mask = TextMemory(None, None, components.texts, model.config.model_max_length)(prompts)
-        wanted = {"prompt_embeds": y, "prompt_attention_mask": mask}
-    output: Any = pipeline(**wanted, generator=generators)
+        inputs = {"prompt_embeds": y, "prompt_attention_mask": mask}
+    output: Any = pipeline(**inputs, generator=generators)
     videos = output.frames
     if folder is None:
         return None
@@ -65,29 +85,19 @@ def draw_samples(
 
 
 def save_pipeline(folder: Path, model: STDiT, components: Components, config: TrainConfig) -> None:
-    """Write the pipeline folder of a run, whole or not at all."""
+    """Write a model and its components as a pipeline folder, whole or not at all."""
     with write_atomically(folder) as partial:
         build_pipeline(model, components, config).save_pretrained(partial)
         if components.texts is not None:
             save_text_encoder(partial, components.text_source)
 
 
-def build_scheduler(objective: ObjectiveConfig) -> Any:
-    """The diffusers scheduler that samples what an objective trains."""
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
-    if objective.name == "flow":
-        return FlowMatchEulerDiscreteScheduler(shift=objective.shift)
-    return iddpm_scheduler()
-
-
-INDEX = "model_index.json"
-
-
 def save_text_encoder(folder: Path, source: str) -> None:
-    """Complete a pipeline folder that was written without one, and load no weights for it.
+    """Add the text encoder and tokenizer to a pipeline folder, without loading their weights.
 
-    A folder's files are copied; a hub id, or a folder that is not on this machine, is recorded by its name.
+    Args:
+        folder: the pipeline folder.
+        source: folder whose files are copied; a hub id, or a folder of another machine, is recorded by name.
     """
     index: dict[str, Any] = json.loads((folder / INDEX).read_text())
     if Path(source).is_dir():
