@@ -1,4 +1,4 @@
-"""The progress bar of a training run: a `Callback`."""
+"""The console: exit codes, plain lines, and the progress bar of a training run."""
 
 import time
 from typing import Any
@@ -14,17 +14,24 @@ WIDE = 100  # columns of a terminal from which on the bar is long
 
 
 def plain_console() -> Console:
-    """For lines: brackets in paths are no markup, and what goes into a file is not broken at 80 columns."""
+    """Make a console that prints lines as they are: no markup, and no wrapping where there is no terminal."""
     console = Console(highlight=False, markup=False)
     console.soft_wrap = not console.is_terminal
     return console
 
 
 class TrainingBar:
-    """Step, loss, speed, memory and the time that is left."""
+    """A `Callback` that shows step, loss, speed, memory and the time that is left.
+
+    Without a terminal it prints a line a minute instead.
+
+    Args:
+        console: to draw on.
+        quiet: print no lines above the bar.
+    """
 
     def __init__(self, console: Console, quiet: bool = False) -> None:
-        self.quiet = quiet  # no lines above the bar
+        self.quiet = quiet
         self.bar_width = 20 if console.width >= WIDE else 10
         self.bar = Progress(
             TextColumn("training"),
@@ -51,7 +58,7 @@ class TrainingBar:
         self.smooth: dict[str, float] = {}
 
     def stepped(self, step: int, progress: float, values: dict[str, float]) -> None:
-        """Move the bar; loss and rates are smoothed."""
+        """Advance the bar to a step, `progress` of the way through the run; loss and rates are smoothed."""
         assert self.task is not None
         for name, value in values.items():
             keep = SMOOTHING if name == "loss" else RATE_SMOOTHING
@@ -71,14 +78,20 @@ class TrainingBar:
             self.said(f"step {step}{'' if by_time else f' of {self.steps}'}: {figures(self.smooth, left)}")
 
     def said(self, line: str) -> None:
-        """A line above the bar."""
+        """Print a line above the bar."""
         if self.quiet:
             return
         self.bar.console.print(line)
 
 
 def figures(values: dict[str, Any], left: float | None, room: float = float("inf")) -> str:
-    """What stands beside the bar, in at most `room` characters: what matters least is left out."""
+    """Format the numbers beside the bar in at most `room` characters, leaving out the least important.
+
+    Args:
+        values: of a step, smoothed.
+        left: seconds; None if not known.
+        room: characters.
+    """
     parts = {"left": f"{clock(left)} left", "samples": f"{values['samples_per_second']:.1f} samples/s"}
     if "loss" in values:
         parts = {"loss": f"loss {values['loss']:.4f}"} | parts
@@ -94,7 +107,7 @@ def figures(values: dict[str, Any], left: float | None, room: float = float("inf
 
 
 def short(number: float) -> str:
-    """1234 as 1.2k."""
+    """Format a number with a unit prefix: 1234 as 1.2k."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.1f}{letter}"
@@ -102,7 +115,7 @@ def short(number: float) -> str:
 
 
 def clock(seconds: float | None) -> str:
-    """1:02:03, 4:05, or ? when it isn't known."""
+    """Format seconds as 1:02:03 or 4:05; ? if not known."""
     if seconds is None:
         return "?"
     minutes, second = divmod(round(seconds), 60)

@@ -1,4 +1,4 @@
-"""`stdit data`: check and look at what a run would train on. Commands import what they need, so --help is quick."""
+"""`stdit data validate`, `preview` and `convert`: check and look at what a run would train on."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ app.add_typer(convert, name="convert")
 
 
 class Short(StrEnum):
+    """What to do with clips that have too few frames."""
+
     skip = "skip"
     hold = "hold"
 
@@ -25,29 +27,35 @@ class Short(StrEnum):
 Source = Annotated[
     str, typer.Argument(help="Folder, manifest (.csv, .jsonl, .parquet) or URL of one; `shapes` for the built-in set.")
 ]
-Root = Annotated[str | None, typer.Option(help="Folder that relative paths start from.")]
-Fps = Annotated[float | None, typer.Option(help="Take frames at this rate instead of an interval.")]
-Interval = Annotated[int | None, typer.Option(help="Take every so many source frames.")]
-Stream = Annotated[int | None, typer.Option(help="Which video stream of each file, from 0; the best without.")]
-Workers = Annotated[int, typer.Option(help="Threads.")]
-Out = Annotated[str, typer.Argument(help="The manifest to write: .csv, .jsonl or .parquet.")]
+Root = Annotated[str | None, typer.Option(help="Folder that relative paths start from.", show_default="the manifest's")]
+Fps = Annotated[float | None, typer.Option(help="Frames a second to take, instead of a frame interval.")]
+Interval = Annotated[int | None, typer.Option(help="Frame interval: take every n-th source frame.")]
+Stream = Annotated[
+    int | None, typer.Option(help="Index of the video stream in each file, from 0.", show_default="FFmpeg's choice")
+]
+Workers = Annotated[int, typer.Option(min=1, help="Threads that read files.")]
+Out = Annotated[str, typer.Argument(help="Manifest to write: .csv, .jsonl or .parquet.")]
 
 
 @app.command()
 def validate(
     source: Source,
     root: Root = None,
-    frames: Annotated[int | None, typer.Option(help="Also find clips too short for this many frames.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Also report clips too short for this many frames.")] = None,
     interval: Interval = None,
     fps: Fps = None,
     stream: Stream = None,
-    thorough: Annotated[bool, typer.Option("--thorough", help="Decode every frame and compare checksums.")] = False,
+    thorough: Annotated[
+        bool, typer.Option("--thorough", help="Decode every frame, and compare the manifest's checksums.")
+    ] = False,
     workers: Workers = 8,
-    show: Annotated[int, typer.Option(help="Problems to show.")] = 20,
-    report: Annotated[str | None, typer.Option(help="Write all findings here (JSON lines).")] = None,
-    write: Annotated[str | None, typer.Option(help="Write a manifest of the good clips with their facts here.")] = None,
+    show: Annotated[int, typer.Option(min=0, help="Problems to print.")] = 20,
+    report: Annotated[str | None, typer.Option(help="JSON Lines file for all findings.")] = None,
+    write: Annotated[
+        str | None, typer.Option(help="Manifest to write of the valid clips, with their metadata.")
+    ] = None,
 ) -> None:
-    """Check every entry: readable, captioned, not there twice, as the manifest says. Exits with 1 if not so."""
+    """Check that every entry is readable, captioned, unique and matches the manifest; exit with 1 if not."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from stdit_data.manifests.format import read_manifest, write_manifest
@@ -82,20 +90,22 @@ def validate(
 @app.command()
 def preview(
     source: Source,
-    out: Annotated[str, typer.Option(help="Writes OUT.png and OUT.mp4.")] = "preview",
+    out: Annotated[str, typer.Option(help="Name of the files to write, OUT.png and OUT.mp4.")] = "preview",
     root: Root = None,
-    frames: Annotated[int, typer.Option(help="Frames per clip.")] = 16,
-    height: Annotated[int, typer.Option(help="Pixels.")] = 256,
-    width: Annotated[int, typer.Option(help="Pixels.")] = 256,
+    frames: Annotated[int, typer.Option(min=1, help="Frames per clip.")] = 16,
+    height: Annotated[int, typer.Option(min=1, help="Height in pixels.")] = 256,
+    width: Annotated[int, typer.Option(min=1, help="Width in pixels.")] = 256,
     interval: Interval = None,
     fps: Fps = None,
-    short: Annotated[Short, typer.Option(help="Clips too short: skip, or hold the last frame.")] = Short.skip,
+    short: Annotated[
+        Short, typer.Option(help="What to do with clips that are too short: skip them, or hold the last frame.")
+    ] = Short.skip,
     stream: Stream = None,
-    samples: Annotated[int, typer.Option(help="Clips to show.")] = 6,
-    columns: Annotated[int, typer.Option(help="Frames per row of the sheet.")] = 8,
-    seed: Annotated[int, typer.Option(help="Draws the clips.")] = 0,
+    samples: Annotated[int, typer.Option(min=1, help="Clips to show.")] = 6,
+    columns: Annotated[int, typer.Option(min=1, help="Frames per row of the sheet.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for the choice of clips.")] = 0,
 ) -> None:
-    """Write a contact sheet (PNG) and a wall (mp4) of a few clips with their captions, as training would see them."""
+    """Show a few clips as training would see them: a contact sheet (PNG) with captions, and a wall of clips (mp4)."""
     from stdit_data.datasets.videos import open_videos
     from stdit_data.preview import preview as look
 
@@ -121,11 +131,13 @@ def preview(
 
 @convert.command()
 def hdvg(
-    metadata: Annotated[str, typer.Argument(help="The set's JSON file.")],
+    metadata: Annotated[str, typer.Argument(help="JSON file of the data set.")],
     out: Out,
-    videos: Annotated[str | None, typer.Option(help="Folder of downloaded clips; others are left out.")] = None,
+    videos: Annotated[
+        str | None, typer.Option(help="Folder of downloaded clips; clips without a file are left out.")
+    ] = None,
 ) -> None:
-    """HD-VG-130M: a clip per scene."""
+    """Convert HD-VG-130M, a clip per scene."""
     from stdit_data.manifests.converters import hdvg as kind
 
     _write(kind.convert(metadata, videos=videos), out, videos)
@@ -133,11 +145,13 @@ def hdvg(
 
 @convert.command()
 def pexels(
-    folder: Annotated[str, typer.Argument(help="The videos.")],
+    folder: Annotated[str, typer.Argument(help="Folder of videos.")],
     out: Out,
-    captions: Annotated[str | None, typer.Option(help="JSON or manifest of captions; else name.txt files.")] = None,
+    captions: Annotated[
+        str | None, typer.Option(help="JSON file or manifest of captions.", show_default="a .txt beside each video")
+    ] = None,
 ) -> None:
-    """A Pexels-style folder: videos with captions beside them or in a file."""
+    """Convert a Pexels-style folder: videos with captions beside them or in a file."""
     from stdit_data.manifests.converters import pexels as kind
 
     _write(kind.convert(folder, captions=captions), out, folder)
@@ -145,12 +159,15 @@ def pexels(
 
 @convert.command()
 def ucf101(
-    folder: Annotated[str, typer.Argument(help="The unpacked set.")],
+    folder: Annotated[str, typer.Argument(help="Folder of the unpacked data set.")],
     out: Out,
-    split: Annotated[str | None, typer.Option(help="One of the set's lists, trainlist01.txt.")] = None,
-    template: Annotated[str, typer.Option(help="The caption.")] = "{action}",
+    split: Annotated[
+        str | None,
+        typer.Option(help="List of the data set to convert, e.g. trainlist01.txt.", show_default="all videos"),
+    ] = None,
+    template: Annotated[str, typer.Option(help="Caption, with {action} for the name of the action.")] = "{action}",
 ) -> None:
-    """UCF-101: the action is the caption."""
+    """Convert UCF-101, whose captions are the actions."""
     from stdit_data.manifests.converters import ucf101 as kind
 
     _write(kind.convert(folder, split=split, template=template), out, folder)
@@ -161,7 +178,7 @@ def _is_shapes(source: str) -> bool:
 
 
 def _open(source: str, frames: int, height: int, width: int) -> ClipDataset:
-    """`shapes`, or `shapes:heldout` and so on."""
+    """Open `shapes`, or a split of it, e.g. `shapes:heldout`."""
     from typing import cast
 
     from stdit_data.datasets.shapes import ShapesDataset, Split

@@ -1,4 +1,4 @@
-"""`stdit export`: a run's checkpoint as a pipeline folder."""
+"""`stdit export`: write a run's checkpoint as a pipeline folder."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,17 +7,19 @@ import typer
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Run folder; of a schedule's folder the last stage.")],
+    run: Annotated[Path, typer.Argument(help="Run folder; a curriculum's folder stands for its last stage.")],
     out: Annotated[Path, typer.Argument(help="Pipeline folder to write.")],
-    raw: Annotated[bool, typer.Option("--raw", help="The weights themselves, not their average (EMA).")] = False,
-    step: Annotated[int | None, typer.Option(help="Of which checkpoint; the newest unless given.")] = None,
-    half: Annotated[bool, typer.Option("--half", help="The transformer in bfloat16.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Export the raw weights instead of the EMA.")] = False,
+    step: Annotated[
+        int | None, typer.Option(min=0, help="Step of the checkpoint to export.", show_default="the newest")
+    ] = None,
+    half: Annotated[bool, typer.Option("--half", help="Store the transformer in bfloat16.")] = False,
 ) -> None:
-    """Write what `stdit sample --checkpoint OUT` loads."""
+    """Export a checkpoint of a run as a pipeline folder, for `stdit sample --checkpoint OUT`."""
     from stdit_cli.console import plain_console
     from stdit_train.checkpoint.run_folder import RunFolder
     from stdit_train.pipeline.export import export_run
 
     saved = export_run(RunFolder(run), RunFolder(out), raw=raw, step=step, half=half)
-    kind = "weights" if raw else "average weights (EMA)"
-    plain_console().print(f"{out}: the {kind} of step {saved}")
+    kind = "raw" if raw else "EMA"
+    plain_console().print(f"wrote {out}: {kind} weights of step {saved}")

@@ -1,4 +1,4 @@
-"""`stdit report`: curves and a page on one run or several."""
+"""`stdit report`: loss curves and an HTML page for one or more runs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,10 +7,10 @@ import typer
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders; a schedule's folder stands for its stages.")],
-    out: Annotated[Path, typer.Option(help="Folder of loss.png and report.html.")] = Path("report"),
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; a curriculum's folder stands for its stages.")],
+    out: Annotated[Path, typer.Option(help="Folder for loss.png and report.html.")] = Path("report"),
 ) -> None:
-    """Overlay loss curves and write one self-contained HTML page with sampled videos and settings."""
+    """Plot loss curves together, and write a self-contained HTML page with sampled videos and settings."""
     from stdit_cli.console import plain_console
     from stdit_train.report.run_report import write_report
 

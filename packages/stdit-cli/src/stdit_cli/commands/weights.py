@@ -1,22 +1,22 @@
-"""`stdit weights`: what a checkpoint is, and conversion between layouts."""
+"""`stdit weights inspect` and `convert`: look into checkpoints, and convert their layouts."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(help="Look at checkpoints and convert them.", no_args_is_help=True)
+app = typer.Typer(help="Inspect and convert checkpoints.", no_args_is_help=True)
 
-Ema = Annotated[bool, typer.Option("--ema", help="Read state_dict_ema of a PixArt .pth.")]
-Component = Annotated[str | None, typer.Option(help="A Hub id to record, or a folder to copy.")]
+Ema = Annotated[bool, typer.Option("--ema", help="Read the EMA weights of a PixArt .pth.")]
+Component = Annotated[str | None, typer.Option(help="Hub id to record, or folder to copy.")]
 
 
 @app.command()
 def inspect(
-    file: Annotated[str, typer.Argument(help="A .pth, .safetensors, folder or Hub id (owner/name/FILE).")],
+    file: Annotated[str, typer.Argument(help="A .pth or .safetensors file, a folder, or a Hub id (owner/name/FILE).")],
     ema: Ema = False,
 ) -> None:
-    """Say what a checkpoint is: layout, parameters, dtype, sizes, and what it lacks as each variant."""
+    """Show a checkpoint's layout, parameters, dtype and sizes, and which tensors each variant would lack."""
     from stdit_model.convert import describe
 
     for line in describe(file, ema=ema):
@@ -25,24 +25,34 @@ def inspect(
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="Weights of any layout: a file, folder or Hub id.")],
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Weights of any layout: a file, a folder or a Hub id.")],
     destination: Annotated[
-        Path, typer.Argument(metavar="DST", help="A pipeline folder; or .pth/.safetensors for Open-Sora's layout.")
+        Path,
+        typer.Argument(
+            metavar="DST", help="Pipeline folder to write; or a .pth or .safetensors file, in Open-Sora's layout."
+        ),
     ],
-    variant: Annotated[str | None, typer.Option(help="dit, seq, parallel or latte, from PixArt.")] = None,
-    num_heads: Annotated[int | None, typer.Option(help="Attention heads, if not width / 72.")] = None,
+    variant: Annotated[
+        str | None,
+        typer.Option(help="Variant to make of PixArt weights: dit, seq, parallel or latte.", show_default="seq"),
+    ] = None,
+    num_heads: Annotated[int | None, typer.Option(min=1, help="Attention heads.", show_default="width / 72")] = None,
     ema: Ema = False,
     null_caption: Annotated[
-        Path | None, typer.Option(help="The empty prompt's text-encoder states, [L, Dc] in a .safetensors file.")
+        Path | None, typer.Option(help="Text-encoder states of the empty prompt, [L, Dc], in a .safetensors file.")
     ] = None,
-    space_scale: Annotated[float | None, typer.Option(help="Spatial position scale, if not the file's.")] = None,
-    time_scale: Annotated[float | None, typer.Option(help="Temporal position scale, if not the file's.")] = None,
+    space_scale: Annotated[
+        float | None, typer.Option(help="Scale of spatial positions.", show_default="the file's")
+    ] = None,
+    time_scale: Annotated[
+        float | None, typer.Option(help="Scale of temporal positions.", show_default="the file's")
+    ] = None,
     vae: Component = None,
     text_encoder: Component = None,
     tokenizer: Component = None,
     scheduler: Annotated[str | None, typer.Option(help="iddpm, flow, a Hub id or a folder.")] = None,
 ) -> None:
-    """Write a whole pipeline folder, or the Open-Sora v1.0 layout back."""
+    """Convert weights of any layout to a pipeline folder, or to a file in the Open-Sora v1.0 layout."""
     from stdit_model.convert import read_null_caption, write_open_sora
     from stdit_model.sampling.folder import write_pipeline
 
