@@ -10,7 +10,6 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from stdit_train.ablation.arms import estimate_arm
-from stdit_train.assets import resolve
 from stdit_train.config.load import load_schedule, load_stage
 from stdit_train.config.schema import TrainConfig
 
@@ -25,7 +24,7 @@ PROGRESSIVE = 0.5  # of the schedule's own steps
 CLIPS = 2048  # of `shapes` that are encoded, at most; the same for all seeds
 NOISE = 1 / 3  # of the captions are those of other clips, where captions are noisy
 
-PARTS = {"data.vae": resolve("demo"), "data.text_encoder": resolve("demo"), "data.workers": 0}
+PARTS = {"data.vae": "demo", "data.text_encoder": "demo", "data.workers": 0}
 
 Verdict = Literal["better", "worse"]
 

@@ -75,7 +75,8 @@ def check(done, *said: str) -> None:
         (["ablate", "--variants", "dit,sec"], ["'sec'", "seq"]),
     ],
 )
-def test_one_line(stdit: Callable, arguments: list[str], said: list[str]) -> None:
+def test_one_line(stdit: Callable, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: list[str]) -> None:
+    monkeypatch.setattr("stdit_train.hardware.available_memory", lambda: 2**40)  # what this machine has does not matter
     check(stdit(*arguments), *said)
 
 
@@ -116,6 +117,12 @@ def test_a_run_without_a_pipeline(stdit: Callable, tmp_path: Path) -> None:
     (tmp_path / "run" / "config.json").write_text("{}")
     (tmp_path / "run" / "metrics.jsonl").write_text("")
     check(stdit("sample", "a red circle", "--checkpoint", "run"), "no pipeline yet")
+
+
+def test_a_missing_component_is_told_before_a_lack_of_memory(stdit: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stdit_train.hardware.available_memory", lambda: 2**24)
+    check(stdit("train", "--text-encoder", "none/such"), "cannot load the text encoder 'none/such'", "--text-encoder")
+    check(stdit("train", "--vae", "./none"), "no VAE at ./none")
 
 
 def test_a_stage_too_large_for_this_machine(stdit: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_what_cannot_be_resumed(stdit: Callable, tmp_path: Path) -> None:
     (tmp_path / "runs" / "1-demo").mkdir(parents=True)
     (tmp_path / "runs" / "schedule.json").write_text("{}")
     assert (
-        "runs/1-demo is a stage of a schedule: --resume runs goes on" in stdit("train", "--resume", "runs/1-demo").err
+        "runs/1-demo is a stage of a curriculum: --resume runs goes on" in stdit("train", "--resume", "runs/1-demo").err
     )
     (tmp_path / "file").write_text("mine")
     done = stdit("train", "--out", "file")

@@ -104,7 +104,7 @@ def test_going_on_from_anywhere(parts: Path, tmp_path: Path, monkeypatch: pytest
         same = all(torch.equal(a, b) for a, b in zip(self.model.parameters(), self.ema.model.parameters(), strict=True))
         handed.append((previous.path.name, same))
 
-    monkeypatch.setattr(Trainer, "hand_on", watched)
+    monkeypatch.setattr(Trainer, "init_from_run", watched)
     assert run(tmp_path / "whole", parts, {}) == (4, True)
     assert handed == [("1-8x32", False), ("2-8x32-hq", False), ("3-8x64", False)]  # the average is one of its own
     assert run(tmp_path / "parts", parts, {1: 3}) == (1, False)

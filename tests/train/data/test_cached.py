@@ -22,7 +22,7 @@ from stdit_train.components import load as components_load
 from stdit_train.components.load import load_text_encoder
 from stdit_train.components.precompute import Encoding, Process, decode_entries, open_jobs, this_process
 from stdit_train.config.load import ConfigError, from_dict, set_values, to_dict
-from stdit_train.config.resolve import with_cached_parts
+from stdit_train.config.resolve import resolve_config
 from stdit_train.config.schema import TrainConfig
 from stdit_train.demo.text import build_text_encoder
 from stdit_train.estimate.training import estimate_run
@@ -179,7 +179,7 @@ def test_another_shape_is_refused(small: TrainConfig, tmp_path: Path) -> None:
 def test_the_parts_of_a_run_are_those_of_its_cache(small: TrainConfig, tmp_path: Path) -> None:
     cache = encode(small, tmp_path / "cache")
     config = changed(small, data__source=cache, data__vae="other", data__text_encoder="other")
-    found = with_cached_parts(config, {"data.text_encoder": "other"})
+    found = resolve_config(config, {"data.text_encoder": "other"})
     assert (found.data.vae, found.data.text_encoder, found.data.remember_latents) == ("the vae", "other", False)
 
 

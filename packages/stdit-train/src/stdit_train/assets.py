@@ -1,14 +1,24 @@
-"""Where the bundled demo model lies, and what "demo" stands for on the command line."""
+"""Where the bundled demo model lies, and what the word "demo" stands for as a component's source."""
 
 from importlib import resources
 from pathlib import Path
 
+DEMO = "demo"
+
 
 def demo_folder() -> Path:
-    """The pipeline folder of the demo model inside the installed package."""
+    """Return the pipeline folder of the demo model inside the installed package."""
     return Path(str(resources.files("stdit_train").joinpath("assets", "demo")))
 
 
-def resolve(source: str) -> str:
-    """A path or hub id as given; "demo" becomes the bundled pipeline folder."""
-    return str(demo_folder()) if source == "demo" else source
+def resolve_source(source: str) -> str:
+    """Return a path or hub id as it is, and for "demo" the bundled pipeline folder."""
+    return str(demo_folder()) if source == DEMO else source
+
+
+def is_demo_folder(source: str) -> bool:
+    """Tell whether a path is the bundled demo model of this or another installation.
+
+    Runs that were started before 0.2.0 have the absolute path in their settings.
+    """
+    return Path(source).parts[-3:] in (("stdit_train", "assets", "demo"), ("stdit_cli", "assets", "demo"))

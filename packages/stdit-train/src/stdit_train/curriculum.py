@@ -1,53 +1,169 @@
-"""Schedules: stages that follow one another, each from the weights and the average that the one before ended with.
+"""Training runs of one stage, and of several: which run is meant, and stages in a row.
 
-A schedule's folder holds schedule.json and a run folder for each stage: 1-16x256/, 2-16x256-hq/, ...
+In a curriculum every stage starts from the weights and the EMA that the one before ended with. Its folder holds
+schedule.json and a run folder for each stage: 1-16x256/, 2-16x256-hq/, ...
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from stdit_train.build import open_trainer
-from stdit_train.callbacks import Callback, NullCallback, Outcome
-from stdit_train.checkpoint.run_folder import RunFolder
-from stdit_train.components.load import Components, load_components
-from stdit_train.config.resolve import is_cached
+from stdit_train.config.load import (
+    SCHEDULE_FILE,
+    from_dict,
+    load_schedule,
+    load_stage,
+    read_schedule,
+    set_values,
+    write_schedule,
+)
+from stdit_train.config.resolve import is_cached, resolve_config
 from stdit_train.config.schema import TrainConfig
-from stdit_train.distributed.world import World
+from stdit_train.errors import ConfigError
+
+if TYPE_CHECKING:
+    from stdit_train.callbacks import Callback, Outcome
+    from stdit_train.checkpoint.run_folder import RunFolder
+    from stdit_train.components.load import Components
+    from stdit_train.distributed.world import World
+
+DEFAULT_STAGE = "demo"
+NEWEST = "newest"  # in place of a folder to resume
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What is asked for: a new run, or one that is resumed.
+
+    Attributes:
+        stage: name of a stage. "demo", or what the resumed run is of, unless given.
+        curriculum: name of a curriculum, instead of a stage.
+        overrides: settings by dotted key, or by "STAGE/KEY" for one stage of a curriculum.
+        out: folder of the run; one below `root` unless given.
+        root: where run folders are made.
+        resume: folder of the run to resume, or `NEWEST`.
+    """
+
+    stage: str | None = None
+    curriculum: str | None = None
+    overrides: Mapping[str, Any] | None = None
+    out: Path | None = None
+    root: Path = Path("runs")
+    resume: str | None = None
+
+
+class RunPlan(NamedTuple):
+    """A run that is about to start: where, and with which settings."""
+
+    folder: Path
+    curriculum: str | None  # its name; None for a single stage
+    configs: list[TrainConfig]  # of each stage, in order
+
+    @property
+    def runs(self) -> "list[RunFolder]":
+        """The run folders of the stages."""
+        from stdit_train.checkpoint.run_folder import RunFolder
+
+        if self.curriculum is None:
+            return [RunFolder(self.folder)]
+        return [stage_folder(self.folder, number, config) for number, config in enumerate(self.configs, start=1)]
+
+    def save(self) -> None:
+        """Make the folder of a curriculum and save its settings. A single stage saves its own when it starts."""
+        if self.curriculum is not None:
+            write_schedule(self.folder, self.curriculum, self.configs)
 
 
 class Stage(NamedTuple):
-    """One run of several, or the only one."""
+    """One stage of a run."""
 
     config: TrainConfig  # as asked for
     fitted: TrainConfig  # with the micro-batch that fits here
-    run: RunFolder
+    run: "RunFolder"
 
 
-def stage_folder(folder: Path, number: int, config: TrainConfig) -> RunFolder:
-    """The run folder of a schedule's stage, numbered from 1."""
+def find_run(options: TrainOptions, *, demo_parts: bool = True) -> RunPlan:
+    """Resolve the folder and the settings of the run that is asked for, new or resumed.
+
+    Args:
+        options: what is asked for.
+        demo_parts: see `stdit_train.config.resolve.resolve_config`.
+
+    Raises:
+        ConfigError: settings that make no sense, or nothing to resume.
+    """
+    overrides = options.overrides or {}
+    if options.resume is not None:
+        return _resumed_run(options, overrides)
+    if options.curriculum is None:
+        configs = [load_stage(options.stage or DEFAULT_STAGE, overrides)]
+    else:
+        configs = load_schedule(options.curriculum, overrides)
+    configs = [resolve_config(config, overrides, demo_parts=demo_parts) for config in configs]
+    if options.out is not None:
+        return RunPlan(options.out, options.curriculum, configs)
+    from stdit_train.checkpoint.run_folder import free_run_folder
+
+    folder = free_run_folder(options.root, options.curriculum or options.stage or DEFAULT_STAGE)
+    return RunPlan(folder, options.curriculum, configs)
+
+
+def _resumed_run(options: TrainOptions, overrides: Mapping[str, Any]) -> RunPlan:
+    from stdit_train.checkpoint.run_folder import RunFolder, newest_run
+
+    wanted = options.curriculum or options.stage
+    if options.resume is None or options.resume == NEWEST:
+        folder = options.out or newest_run(options.root, wanted or DEFAULT_STAGE)
+    elif options.out is not None:
+        raise ConfigError(f"--resume {options.resume} goes on in its own folder: leave out --out")
+    else:
+        folder = Path(options.resume)
+    if (folder.resolve().parent / SCHEDULE_FILE).is_file():
+        raise ConfigError(f"{folder} is a stage of a curriculum: --resume {folder.parent} goes on with it")
+    if (folder / SCHEDULE_FILE).is_file():
+        curriculum, configs = read_schedule(folder, overrides)
+        kind, found = f"the curriculum {curriculum}", curriculum if options.curriculum else None
+    else:
+        curriculum, configs = None, [from_dict(set_values(RunFolder(folder).read_config(), overrides))]
+        kind, found = f"the stage {configs[0].stage}", configs[0].stage if options.stage else None
+    if wanted is not None and found not in (wanted, Path(wanted).stem):
+        option = "curriculum" if options.curriculum else "stage"
+        raise ConfigError(f"{folder} is of {kind}: leave out --{option} {wanted}")
+    return RunPlan(folder, curriculum, configs)
+
+
+def stage_folder(folder: Path, number: int, config: TrainConfig) -> "RunFolder":
+    """Return the run folder of a curriculum's stage, numbered from 1."""
+    from stdit_train.checkpoint.run_folder import RunFolder
+
     return RunFolder(folder / f"{number}-{config.stage}")
 
 
 def train_stages(
-    stages: Sequence[Stage], watch: Callable[[int, Stage], Callback], processes: World | None = None
-) -> tuple[int, Outcome | None]:
-    """Train what is not done yet, each stage from its last checkpoint where it has one.
+    stages: Sequence[Stage], watch: "Callable[[int, Stage], Callback]", processes: "World | None" = None
+) -> "tuple[int, Outcome | None]":
+    """Train the stages that are not finished, each from its last checkpoint where it has one.
 
     Args:
         stages: in order.
-        watch: gives the watcher of a stage, numbered from 1.
+        watch: makes the callback of a stage, numbered from 1.
         processes: that train together; this one unless given.
 
     Returns:
-        The number of the stage that ended last, and how; None where all had been done before.
+        The number of the stage that ended last and how it ended, None if all had been finished before.
 
     Raises:
         RunEnded: a stage can't go on.
     """
+    from stdit_train.build import open_trainer
+    from stdit_train.callbacks import NullCallback
+    from stdit_train.components.load import load_components
+    from stdit_train.distributed.world import World
+
     processes = processes or World()
-    device, loaded = processes.device(), dict[tuple[str, str, str], Components]()
+    device, loaded = processes.device(), dict[tuple[str, str, str], "Components"]()
     outcome, previous = None, None
     for number, stage in enumerate(stages, start=1):
         if len(stages) == 1 or not processes.decided(partial(_is_done, stage, number == len(stages))):

@@ -175,9 +175,9 @@ def make_study(options: AblateOptions) -> Study:
     Raises:
         ConfigError: an option or setting that does not exist or does not make sense.
     """
-    from stdit_cli.training import with_demo_parts
     from stdit_train.ablation.arms import MATCHES, Study, make_arms, parse_variants, parse_vary
     from stdit_train.config.load import load_stage, parse_overrides
+    from stdit_train.config.resolve import resolve_config
 
     if options.match not in MATCHES:
         raise ConfigError(f"--match {options.match}: choose {', '.join(MATCHES)}")
@@ -185,7 +185,7 @@ def make_study(options: AblateOptions) -> Study:
     for key, option in OWN_OPTIONS.items():
         if key in given:
             raise ConfigError(f"--set {key}: use {option} instead")
-    base = with_demo_parts(load_stage(options.stage, given), given)
+    base = resolve_config(load_stage(options.stage, given), given)
     varied = [parse_vary(text) for text in options.vary]
     variants = parse_variants(options.variants or (base.model.variant if varied else VARIANTS))
     arms = make_arms(base, variants, varied)

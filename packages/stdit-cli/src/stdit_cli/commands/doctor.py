@@ -6,9 +6,9 @@ from pathlib import Path
 def doctor() -> None:
     """Show device, memory, bf16, compiler, versions, disk and hub, and which stages can be trained here."""
     from stdit_cli.console import plain_console
-    from stdit_cli.training import with_demo_parts
     from stdit_train.assets import demo_folder
     from stdit_train.config.load import load_stage, stage_names
+    from stdit_train.config.resolve import resolve_config
     from stdit_train.estimate.doctor import examine, stages_that_fit
 
     console = plain_console()
@@ -17,7 +17,6 @@ def doctor() -> None:
     console.print(
         f"{'demo':<10} {'bundled model found' if (demo_folder() / 'model_index.json').exists() else 'missing'}"
     )
-    configs = [load_stage(name) for name in stage_names()]
-    configs = [with_demo_parts(config, {}) if config.stage == "demo" else config for config in configs]
+    configs = [resolve_config(load_stage(name), {}, demo_parts=False) for name in stage_names()]
     for name, refusal in stages_that_fit(configs).items():
         console.print(f"  {name:<10} {refusal or 'fits'}")

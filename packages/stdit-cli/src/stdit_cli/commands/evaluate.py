@@ -84,7 +84,7 @@ def run_evaluation(options: EvaluateOptions) -> None:
     """Load every model first, so that a missing one is told at once; then sample, measure and print tables."""
     from rich.console import Console
 
-    from stdit_train.assets import resolve
+    from stdit_train.assets import resolve_source
     from stdit_train.evaluation.clip_score import load_clip
     from stdit_train.evaluation.evaluate import evaluate_captions, reference_videos, write_scores
     from stdit_train.evaluation.fvd import FrechetDistance, load_features
@@ -95,7 +95,7 @@ def run_evaluation(options: EvaluateOptions) -> None:
     console, device = Console(highlight=False), find_device()
     clip = load_clip(options.clip, device) if options.clip else None
     features = load_features(options.fvd, device) if options.fvd else None
-    pipeline = load_pipeline(resolve(options.checkpoint))
+    pipeline = load_pipeline(resolve_source(options.checkpoint))
     references = open_references(options, pipeline)
 
     def measures(name: str) -> list[Measure]:

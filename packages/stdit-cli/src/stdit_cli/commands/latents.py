@@ -132,7 +132,7 @@ def inspect(
     from stdit_data.latents.format import INDEX, read_metadata
     from stdit_data.latents.summary import describe
     from stdit_data.preview import contact_sheet
-    from stdit_train.assets import resolve
+    from stdit_train.assets import resolve_source
     from stdit_train.components.precompute import decode_entries
 
     console = Console(highlight=False)
@@ -143,7 +143,7 @@ def inspect(
     about = read_metadata(cache, "video")
     if about is None or samples == 0 or not exists(join(cache, f"video/{INDEX}")):
         return
-    videos, lines = decode_entries(cache, resolve(vae or about["vae"]["source"]), samples, seed)
+    videos, lines = decode_entries(cache, resolve_source(vae or about["vae"]["source"]), samples, seed)
     out.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(videos, lines, columns=columns).save(out)
     console.print(f"{out}: {len(videos)} decoded entries")
@@ -227,13 +227,13 @@ def run_encode(stage: str, named: dict[str, object], settings: list[str], encodi
     from rich.console import Console
 
     from stdit_cli.console import INTERRUPTED
-    from stdit_cli.training import with_demo_parts
     from stdit_train.components.precompute import open_jobs, this_process
     from stdit_train.config.load import load_stage, parse_overrides
+    from stdit_train.config.resolve import resolve_config
 
     console, process = Console(highlight=False), this_process()
     overrides = {**named, **parse_overrides(settings)}
-    config = with_demo_parts(load_stage(stage, overrides), overrides)
+    config = resolve_config(load_stage(stage, overrides), overrides)
     names = {part: _component_name(getattr(config.data, part)) for part in ("vae", "text_encoder")}
     with tempfile.TemporaryDirectory(prefix="stdit-offload-") as folder:
         if encoding.text_loading == "offload":
@@ -276,8 +276,8 @@ def _run_job(console: Console, job: Job, process: Process) -> bool:
 
 def _component_name(source: str) -> str:
     """The name that a cache records for a VAE or text encoder: "demo", an absolute path, or a Hub id."""
-    from stdit_train.assets import demo_folder
+    from stdit_train.assets import DEMO, is_demo_folder
 
-    if source == str(demo_folder()):
-        return "demo"
+    if source == DEMO or is_demo_folder(source):
+        return DEMO
     return str(Path(source).resolve()) if Path(source).exists() else source

@@ -16,16 +16,14 @@ def plan(
 ) -> None:
     """Parameters, FLOPs, memory and time of a stage, from formulas and stated peak rates; nothing is allocated."""
     from stdit_cli.console import clock, plain_console
-    from stdit_cli.training import with_demo_parts
     from stdit_train.config.load import load_stage, parse_overrides
+    from stdit_train.config.resolve import resolve_config
     from stdit_train.estimate.plan import SHARE_OF_PEAK, find_device_kind, plan_stage
     from stdit_train.estimate.training import describe, refusal
 
     console = plain_console()
     overrides = parse_overrides(setting or [])
-    config = load_stage(stage, overrides)
-    if stage == "demo":
-        config = with_demo_parts(config, overrides)
+    config = resolve_config(load_stage(stage, overrides), overrides, demo_parts=False)
     device = find_device_kind(gpu)
     console.print(f"stage {stage} on {gpus} x {device.title}, {device.memory / 2**30:.1f} GiB each")
     for way in plan_stage(config, device, gpus):

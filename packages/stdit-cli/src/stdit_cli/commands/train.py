@@ -54,7 +54,9 @@ def train(
     """Train a stage or a schedule. A run's folder holds settings, losses, samples, checkpoints and the pipeline."""
     if stage is not None and schedule is not None:
         raise ValueError("--stage and --schedule both say what to train: give one")
-    from stdit_cli.training import Request, run_training
+    from stdit_cli.training import TrainRequest, run_training
+    from stdit_train.config.load import parse_overrides
+    from stdit_train.curriculum import TrainOptions
 
     named = {
         "data.source": data,
@@ -70,4 +72,6 @@ def train(
         "profile": 3 if profile else None,
     }
     given = {key: value for key, value in named.items() if value is not None}
-    run_training(Request(stage, schedule, given, setting or [], out, RUNS, resume, dry_run, force, nproc))
+    overrides = {**given, **parse_overrides(setting or [])}
+    options = TrainOptions(stage, schedule, overrides, out, RUNS, resume)
+    run_training(TrainRequest(options, dry_run, force, nproc))

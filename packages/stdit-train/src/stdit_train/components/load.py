@@ -15,8 +15,10 @@ from torch import Tensor
 from stdit_data.clip import ClipDataset
 from stdit_data.latents.dataset import LatentDataset
 from stdit_model.text import encode_captions
+from stdit_train.assets import resolve_source
 from stdit_train.components.captions import CachedTexts
 from stdit_train.components.identity import check_text_encoder, check_vae
+from stdit_train.config.resolve import cached_text_width
 from stdit_train.config.schema import TrainConfig
 from stdit_train.errors import ConfigError
 
@@ -57,7 +59,7 @@ def open_components(
         return load_components(data.vae, data.text_encoder, device, config.precision)
     missing = [caption for caption in dict.fromkeys(captions) if caption not in dataset.texts]
     others: dict[str, Tensor] = {}
-    if missing or data.text_encoder != dataset.text_metadata["text_encoder"]["source"]:
+    if missing or resolve_source(data.text_encoder) != dataset.text_metadata["text_encoder"]["source"]:
         tokenizer, encoder = load_text_encoder(data.text_encoder, device, config.precision)
         check_text_encoder(dataset, encoder, data.text_encoder)
         if missing:
@@ -98,6 +100,17 @@ def check_components(dataset: LatentDataset, components: Components) -> None:
     check_vae(dataset, components.vae, components.vae_source)
     if components.text_encoder is not None:
         check_text_encoder(dataset, components.text_encoder, components.text_source)
+
+
+def check_sources(config: TrainConfig) -> None:
+    """Check that a run's components exist, without loading them: their folders, or config.json of their hub ids.
+
+    Raises:
+        ConfigError: one of them cannot be found or fetched; the message names it.
+    """
+    _check_source(_location(config.data.vae, "vae"), "VAE", "--vae")
+    if cached_text_width(config) is None:
+        _check_source(_location(config.data.text_encoder, "text_encoder"), "text encoder", "--text-encoder")
 
 
 def load_vae(source: str, device: torch.device) -> Any:
@@ -173,19 +186,39 @@ def quiet_libraries() -> None:
 
 
 def _location(source: str, part: str) -> str:
-    """Return a part's subfolder in a pipeline folder, or the source itself."""
-    folder = Path(source) / part
-    return str(folder) if folder.is_dir() else source
+    """Return a part's subfolder in a pipeline folder, or the source itself; "demo" is the bundled pipeline."""
+    place = resolve_source(source)
+    folder = Path(place) / part
+    return str(folder) if folder.is_dir() else place
 
 
 def _load(cls: Any, source: str, what: str, option: str, **kwargs: Any) -> Any:
-    if (source.startswith((".", "/", "~")) or source.count("/") != 1) and not Path(source).exists():
-        raise ConfigError(f"no {what} at {source}: give a folder or a hub id with {option}")
+    _check_path(source, what, option)
     try:
         return cls.from_pretrained(source, **kwargs)
     except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(
-            f"cannot load the {what} {source!r}: {reason}. Download it where there is a network "
-            f"(hf download {source}), or give a folder with {option}; `{option} demo` is the bundled one"
-        ) from error
+        raise _not_loaded(source, what, option, error) from error
+
+
+def _check_source(source: str, what: str, option: str) -> None:
+    _check_path(source, what, option)
+    if not Path(source).exists():
+        from huggingface_hub import hf_hub_download
+
+        try:
+            hf_hub_download(source, "config.json")
+        except (OSError, ValueError) as error:
+            raise _not_loaded(source, what, option, error) from error
+
+
+def _check_path(source: str, what: str, option: str) -> None:
+    if (source.startswith((".", "/", "~")) or source.count("/") != 1) and not Path(source).exists():
+        raise ConfigError(f"no {what} at {source}: give a folder or a hub id with {option}")
+
+
+def _not_loaded(source: str, what: str, option: str, error: Exception) -> ConfigError:
+    reason = str(error).strip().splitlines()[0]
+    return ConfigError(
+        f"cannot load the {what} {source!r}: {reason}. Download it where there is a network "
+        f"(hf download {source}), or give a folder with {option}; `{option} demo` is the bundled one"
+    )

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from stdit_train.assets import resolve_source
+
 # The published configurations of T5 v1.1 XXL's encoder and of sd-vae-ft-ema.
 T5_XXL: dict[str, Any] = {
     "d_model": 4096, "d_ff": 10240, "d_kv": 64, "num_heads": 64, "num_layers": 24, "vocab_size": 32128,
@@ -17,9 +19,15 @@ SD_VAE: dict[str, Any] = {
 }  # fmt: skip
 
 
+def component_folders(source: str, part: str) -> tuple[Path, Path]:
+    """Where a component's files may lie: in a folder of a pipeline, or in a folder of their own."""
+    folder = Path(resolve_source(source))
+    return folder / part, folder
+
+
 def component_arguments(source: str, part: str) -> dict[str, Any] | None:
     """The configuration of a part in a folder; None where there is no such folder."""
-    for folder in (Path(source) / part, Path(source)):
+    for folder in component_folders(source, part):
         if (folder / "config.json").is_file():
             values = json.loads((folder / "config.json").read_text())
             return {name: value for name, value in values.items() if not name.startswith("_")}
@@ -34,7 +42,7 @@ _KNOWN_TEXT_ENCODERS = {"DeepFloyd/t5-v1_1-xxl": (4096, 4_762_310_656), "google/
 
 
 def _component_config(source: str, part: str) -> dict[str, Any] | None:
-    for folder in (Path(source) / part, Path(source)):
+    for folder in component_folders(source, part):
         if (folder / "config.json").is_file():
             return {"folder": folder, **json.loads((folder / "config.json").read_text())}
     return None

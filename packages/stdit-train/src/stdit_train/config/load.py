@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from stdit_data.files import replace_text
+from stdit_train.assets import DEMO, is_demo_folder
 from stdit_train.checks import check
 from stdit_train.config.schema import TrainConfig
 from stdit_train.errors import ConfigError as ConfigError  # re-exported: settings and their error go together
@@ -77,7 +78,7 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
         ConfigError: the first key that is unknown or has a value of the wrong type.
     """
     try:
-        config = TypeAdapter(TrainConfig).validate_python(dict(values))
+        config = TypeAdapter(TrainConfig).validate_python(_upgraded(values))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -88,6 +89,15 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
         raise ConfigError(f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, not {first['input']!r}") from None
     check(config)
     return config
+
+
+def _upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as 0.1 saved them, in the words of today."""
+    values = dict(values)
+    if isinstance(data := values.get("data"), Mapping):
+        sources = {key: DEMO for key in ("vae", "text_encoder") if is_demo_folder(str(data.get(key, "")))}
+        values["data"] = {**data, **sources}
+    return values
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

@@ -1,32 +1,69 @@
-""""""
+"""Fill in the settings that follow from others: which VAE and text encoder go with the data."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from stdit_data.latents.format import Part, is_cache, read_metadata
+from stdit_train.assets import DEMO
 from stdit_train.config.schema import TrainConfig
 
-PARTS: dict[str, Part] = {"vae": "video", "text_encoder": "text"}
+
+def resolve_config(config: TrainConfig, overrides: Mapping[str, Any], *, demo_parts: bool = True) -> TrainConfig:
+    """Choose the VAE and the text encoder that go with a run's data, where none are named.
+
+    A cache is read with those that made it. The embedded set `shapes` stands in where no videos are given, and is
+    encoded with the demo's, which are always at hand. A component is named by its folder, its hub id, or the word
+    "demo"; what "demo" stands for is looked up when the component is opened.
+
+    Args:
+        config: of a stage.
+        overrides: the settings that the user named, by dotted key.
+        demo_parts: whether `shapes` gets the demo's components. An estimate of a published stage leaves them out.
+
+    Raises:
+        DataError: the cache is damaged, or of another version of the format.
+    """
+    data = config.data
+    if data.source != "shapes":
+        sources = _cache_sources(data.source)
+    else:
+        sources = {"vae": DEMO, "text_encoder": DEMO} if demo_parts else {}
+    sources = {key: source for key, source in sources.items() if f"data.{key}" not in overrides}
+    return replace(
+        config,
+        data=replace(
+            data,
+            vae=sources.get("vae", data.vae),
+            text_encoder=sources.get("text_encoder", data.text_encoder),
+            # Clips of videos start at random places: no two epochs see the same frames, so there is nothing to keep.
+            remember_latents=data.remember_latents and data.source == "shapes",
+        ),
+    )
 
 
 def is_cached(config: TrainConfig) -> bool:
-    """Whether a run's data are a cache."""
-    return config.data.source != "shapes" and is_cache(config.data.source)
+    """Tell whether a run trains on a latent cache."""
+    if config.data.source == "shapes":
+        return False
+    from stdit_data.latents.format import is_cache
 
-
-def with_cached_parts(config: TrainConfig, named: Mapping[str, Any]) -> TrainConfig:
-    """The configuration with the VAE and the text encoder that its cache was made with, where `named` (settings by
-    dotted key) names no other. The names are the cache's: "demo" is still to be resolved."""
-    sources = {}
-    for key, part in PARTS.items():
-        about = read_metadata(config.data.source, part)
-        if about is not None and f"data.{key}" not in named:
-            sources[key] = about[key]["source"]
-    return replace(config, data=replace(config.data, remember_latents=False, **sources))
+    return is_cache(config.data.source)
 
 
 def cached_text_width(config: TrainConfig) -> int | None:
-    """Width of the texts of a run's cache; None without a cache of texts."""
-    about = read_metadata(config.data.source, "text") if is_cached(config) else None
-    return about["text_encoder"]["width"] if about is not None else None
+    """Return the width of the text states in a run's cache, None where there are none."""
+    if config.data.source == "shapes":
+        return None
+    from stdit_data.latents.format import read_metadata
+
+    about = read_metadata(config.data.source, "text")
+    return None if about is None else about["text_encoder"]["width"]
+
+
+def _cache_sources(url: str) -> dict[str, str]:
+    """The VAE and the text encoder of a cache, as far as it is one."""
+    from stdit_data.latents.format import read_metadata
+
+    video, text = read_metadata(url, "video"), read_metadata(url, "text")
+    abouts = {"vae": video, "text_encoder": text}
+    return {key: about[key]["source"] for key, about in abouts.items() if about is not None}

@@ -1,13 +1,15 @@
 """What a run takes, before anything is allocated: parameters, tokens, FLOPs, memory."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from stdit_model import flops
+from stdit_train import hardware
 from stdit_train.components.sizes import _text_encoder, _vae
 from stdit_train.config.load import ConfigError
+from stdit_train.config.resolve import cached_text_width
 from stdit_train.config.schema import TrainConfig, model_arguments
-from stdit_train.hardware import GIB, available_memory
+from stdit_train.hardware import GIB
 
 if TYPE_CHECKING:
     from stdit_train.distributed.mesh import ParallelDims
@@ -60,7 +62,7 @@ def estimate_run(config: TrainConfig, available: int | None = None, grouping: "P
     Raises:
         ConfigError: the processes don't divide the global batch.
     """
-    available = available_memory() if available is None else available
+    available = hardware.available_memory() if available is None else available
     ranks = grouping.data if grouping is not None else 1
     if config.global_batch % ranks:
         raise ConfigError(f"{ranks} processes can't share a batch of {config.global_batch}: --set global_batch=...")
@@ -80,8 +82,10 @@ def estimate_run(config: TrainConfig, available: int | None = None, grouping: "P
 def _estimate(config: TrainConfig, micro_batch: int, grouping: "ParallelDims | None") -> Estimate:
     assumed: list[str] = []
     channels, stride, vae_parameters = _vae(config.data.vae, assumed)
-    cached = _cached_text(config)
-    caption_channels, text_parameters = cached or _text_encoder(config.data.text_encoder, assumed)
+    cached_width = cached_text_width(config)  # the text encoder of a cache with texts is not kept
+    caption_channels, text_parameters = (
+        _text_encoder(config.data.text_encoder, assumed) if cached_width is None else (cached_width, 0)
+    )
     model = model_arguments(config, channels, caption_channels)
     latent = (channels, config.data.frames, config.data.height // stride, config.data.width // stride)
     patch = config.model.patch_size
@@ -128,9 +132,50 @@ def _estimate(config: TrainConfig, micro_batch: int, grouping: "ParallelDims | N
     )
 
 
-def with_micro_batch(config: TrainConfig, estimate: Estimate) -> TrainConfig:
-    """The configuration with the micro-batch that the estimate settled on."""
-    return replace(config, micro_batch=estimate.micro_batch)
+class Fit(NamedTuple):
+    """A run as it is started on this machine."""
+
+    config: TrainConfig  # with the micro-batch
+    notes: list[str]  # what to tell before the start, a line each
+
+
+def fit_to_memory(
+    config: TrainConfig, processes: int = 1, *, micro_batch: int | None = None, force: bool = False
+) -> Fit:
+    """Choose the micro-batch of a run, the largest that fits into this machine's free memory.
+
+    Args:
+        config: of the run; a micro-batch in it is kept.
+        processes: that train together.
+        micro_batch: what a resumed run has had so far.
+        force: start although the smallest does not fit.
+
+    Raises:
+        ConfigError: nothing fits, or the processes don't divide the global batch.
+    """
+    from stdit_train.distributed.mesh import parallel_dims
+
+    available = hardware.available_memory()
+    if config.micro_batch is None:
+        config = replace(config, micro_batch=micro_batch)
+    dims = parallel_dims(config, processes)
+    estimate = estimate_run(config, available, dims)
+    message, notes = refusal(estimate, available), []
+    if message and not force:
+        raise ConfigError(f"{message} (--force starts it all the same)")
+    if message:
+        notes.append(f"warning: {message}; started all the same")
+    if processes > 1:
+        notes.append(
+            f"{processes} processes: {dims.replicate} x the weights in {dims.shard} shards, "
+            f"{dims.sequence} to a clip; batch {config.global_batch} shared by {dims.data}"
+        )
+    if estimate.accumulation > 1:
+        parts = config.global_batch // estimate.micro_batch
+        notes.append(
+            f"stage {config.stage}: batch {config.global_batch} as {parts} parts of {estimate.micro_batch}, accumulated"
+        )
+    return Fit(replace(config, micro_batch=estimate.micro_batch), notes)
 
 
 def refusal(estimate: Estimate, available: int) -> str | None:
@@ -174,13 +219,3 @@ def describe(estimate: Estimate) -> list[str]:
     ]
     lines += [f"assumed      {note}" for note in estimate.assumed]
     return lines
-
-
-def _cached_text(config: TrainConfig) -> tuple[int, int] | None:
-    """Caption width, and that no text encoder is kept, of a run from a cache with texts."""
-    if config.data.source == "shapes":
-        return None
-    from stdit_train.config.resolve import cached_text_width
-
-    width = cached_text_width(config)
-    return None if width is None else (width, 0)

@@ -13,6 +13,7 @@ from stdit_data.video.write import write_mp4
 from stdit_model import STDiT, STDiTPipeline
 from stdit_model.sampling.folder import HUB_COMPONENTS
 from stdit_model.sampling.schedulers import iddpm_scheduler
+from stdit_train.assets import resolve_source
 from stdit_train.components.captions import TextMemory
 from stdit_train.components.load import Components
 from stdit_train.config.schema import ObjectiveConfig, TrainConfig
@@ -89,7 +90,7 @@ def save_pipeline(folder: Path, model: STDiT, components: Components, config: Tr
     with write_atomically(folder) as partial:
         build_pipeline(model, components, config).save_pretrained(partial)
         if components.texts is not None:
-            save_text_encoder(partial, components.text_source)
+            save_text_encoder(partial, resolve_source(components.text_source))
 
 
 def save_text_encoder(folder: Path, source: str) -> None:

@@ -14,7 +14,7 @@ from stdit_data.video.read import read_picture, read_video
 from stdit_model import video_vae
 from stdit_model.sampling.schedulers import compat, sampler_name, use_sampler
 from stdit_model.text import dropped_text, unknown_words
-from stdit_train.assets import resolve
+from stdit_train.assets import resolve_source
 from stdit_train.pipeline.load import attach_text_encoder, find_checkpoint, free_text_encoder, load_pipeline
 
 MAX_WORDS = 10  # that a warning lists
@@ -43,7 +43,7 @@ class VideoGenerator:
 
     def __init__(self, request: SampleRequest) -> None:
         asked = request.settings
-        self.source = find_checkpoint(resolve(asked.checkpoint))
+        self.source = find_checkpoint(resolve_source(asked.checkpoint))
         self.pipeline = load_pipeline(
             self.source,
             vae=asked.vae,
