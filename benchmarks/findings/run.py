@@ -33,10 +33,11 @@ from stdit_model import STDiT
 from stdit_model.embed import temporal_positions
 from stdit_train.checkpoint.manager import RunEnded
 from stdit_train.checkpoint.run_folder import RunFolder
-from stdit_train.components.precompute import Encoding, open_jobs, this_process
+from stdit_train.components.precompute import Encoding, open_jobs
 from stdit_train.config.load import ConfigError, from_dict, to_dict
 from stdit_train.config.schema import TrainConfig
 from stdit_train.curriculum import Stage, stage_folder, train_stages
+from stdit_train.distributed.world import World
 from stdit_train.evaluation.evaluate import evaluate_pipeline
 from stdit_train.pipeline.load import load_pipeline
 from stdit_train.tracking.metrics import read_metrics
@@ -152,7 +153,7 @@ class Findings:
         if not all((cache / part / INDEX).is_file() for part in ("video", "text")):
             print(f"encoding {data.clips} clips to {cache}", flush=True)
             names = {"vae": data.vae, "text_encoder": data.text_encoder}
-            for job in open_jobs(replace(config, seed=0), names, Encoding(str(cache)), this_process()):
+            for job in open_jobs(replace(config, seed=0), names, Encoding(str(cache)), World()):
                 job.run()
         return replace(config, data=replace(data, source=str(cache), caption_noise=0.0, remember_latents=False))
 

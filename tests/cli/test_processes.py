@@ -62,7 +62,7 @@ def lines_of(file: Path) -> int:
 def workers(process: subprocess.Popen[str]) -> list[int]:
     """Of a launcher: its children that train."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return [int(pid) for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+    return [int(pid) for pid in children if "stdit_cli" in Path(f"/proc/{pid}/cmdline").read_text()]
 
 
 @pytest.mark.slow

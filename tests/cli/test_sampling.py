@@ -12,11 +12,12 @@ from PIL import Image
 from stdit_cli.commands.sample import sidecar
 from stdit_cli.commands.sample.outputs import plan_jobs, unique_path
 from stdit_cli.commands.sample.request import PromptRequest, SampleRequest, Settings, read_prompts
-from stdit_cli.sharing import Share, in_turns
+from stdit_cli.commands.sample.run import in_order, share_of
 from stdit_data.datasets.shapes import ShapesDataset
 from stdit_data.video.read import read_video
 from stdit_data.video.write import write_mp4, write_png
 from stdit_train.assets import demo_folder
+from stdit_train.distributed.world import DistributedWorld
 
 RED = "a red circle staying still"
 
@@ -182,10 +183,10 @@ def test_names_are_planned_alike_by_every_process(tmp_path: Path) -> None:
     jobs = plan_jobs(request, "mp4")
     names = [job.path.name for job in jobs]
     assert names == ["a-cat-0.mp4", "a-cat-1.mp4", "a-cat-0-2.mp4", "a-cat-1-2.mp4", "a-dog-5.mp4", "a-dog-6.mp4"]
-    shares = [Share(rank, 4, rank).of(jobs) for rank in range(4)]
+    shares = [share_of(jobs, DistributedWorld(rank, 4)) for rank in range(4)]
     assert sorted(map(len, shares)) == [1, 1, 2, 2]
     assert sorted(job.path for share in shares for job in share) == sorted(job.path for job in jobs)
-    assert in_turns(shares) == jobs  # the contact sheet is in the order of the prompts
+    assert in_order(shares) == jobs  # the contact sheet is in the order of the prompts
     (tmp_path / "a-cat-0.json").write_text("{}")  # another video's sidecar is not to be replaced either
     assert unique_path(jobs[0].path, overwrite=False).name == "a-cat-0-2.mp4"
     assert unique_path(jobs[0].path, overwrite=True) == jobs[0].path

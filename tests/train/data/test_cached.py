@@ -20,11 +20,12 @@ from stdit_train.build import build_trainer
 from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.components import load as components_load
 from stdit_train.components.load import load_text_encoder
-from stdit_train.components.precompute import Encoding, Process, decode_entries, open_jobs, this_process
+from stdit_train.components.precompute import Encoding, decode_entries, open_jobs
 from stdit_train.config.load import ConfigError, from_dict, set_values, to_dict
 from stdit_train.config.resolve import resolve_config
 from stdit_train.config.schema import TrainConfig
 from stdit_train.demo.text import build_text_encoder
+from stdit_train.distributed.world import World
 from stdit_train.estimate.training import estimate_run
 from stdit_train.trainer import Trainer
 
@@ -55,7 +56,7 @@ def changed(config: TrainConfig, **values: object) -> TrainConfig:
 
 
 def encode(config: TrainConfig, out: Path, **settings: Any) -> str:
-    for job in open_jobs(config, NAMES, Encoding(out=str(out), **settings), Process()):
+    for job in open_jobs(config, NAMES, Encoding(out=str(out), **settings), World()):
         assert job.run()
     return str(out)
 
@@ -282,13 +283,3 @@ def test_offloaded_text_encoders_give_the_same(
     assert plain.text_metadata == offloaded.text_metadata
     for index in range(len(plain)):
         assert torch.equal(plain.load(index, seed=0, epoch=0).text, offloaded.load(index, seed=0, epoch=0).text)
-
-
-def test_processes_are_numbered_as_torchrun_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert this_process() == Process(0, 1, 0)
-    for name, value in (("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "1")):
-        monkeypatch.setenv(name, value)
-    assert this_process() == Process(3, 4, 1)
-    monkeypatch.setenv("RANK", "4")
-    with pytest.raises(ConfigError, match=r"RANK is '4' and WORLD_SIZE '4'"):
-        this_process()

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from stdit_train.build import open_trainer
 from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.config.load import from_dict
-from stdit_train.distributed._distributed import join
+from stdit_train.distributed.world import World
 from stdit_train.loss import validation
 
 validation.VALIDATION_CLIPS = 7  # for speed; two processes can't share them evenly
@@ -42,8 +42,8 @@ class Recorder:
 def train(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """This process's part."""
     config, recorder = from_dict(settings), Recorder()
-    with join() as processes:
-        trainer = open_trainer(config, config, RunFolder(folder), recorder, processes=processes)
+    with World.from_env() as world:
+        trainer = open_trainer(config, config, RunFolder(folder), recorder, world=world)
         samples: dict[int, list[int]] = {}
         step = trainer.train_step
 

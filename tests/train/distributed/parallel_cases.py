@@ -24,9 +24,14 @@ from stdit_model.sampling.schedulers import flow_scheduler, iddpm_scheduler
 from stdit_train.checkpoint.format import checkpoint_name, finish_write, load_checkpoint, named_tensors
 from stdit_train.config.schema import ObjectiveConfig
 from stdit_train.distributed.mesh import ParallelDims, build_mesh
-from stdit_train.distributed.parallelize import gathered, parallel_model
-from stdit_train.distributed.sharded_weights import copy_shards, fill, fresh
-from stdit_train.distributed.world import mean_over_processes
+from stdit_train.distributed.parallelize import build_sharded_model
+from stdit_train.distributed.sharded_weights import (
+    copy_shards,
+    full_state_dict,
+    init_weights,
+    load_full_state_dict,
+)
+from stdit_train.distributed.world import DistributedWorld
 from stdit_train.estimate.parallel import CountTraffic, traffic
 from stdit_train.loss.objective import training_loss
 from stdit_train.optim.ema import Ema
@@ -41,7 +46,7 @@ def arguments(variant: str, **changes: Any) -> dict[str, Any]:
     return {"variant": variant, **sizes, **changes}
 
 
-def grouping(how: str) -> ParallelDims:
+def dims(how: str) -> ParallelDims:
     world = dist.get_world_size()
     settings = {
         "fsdp": {},
@@ -127,12 +132,12 @@ def train(variant: str, how: str, *options: str) -> dict[str, float]:
     settings = arguments(variant, **({"patch_size": (2, 2, 2)} if "patch2" in options else {}))
     samples = batch(6 if {"patch2", "even"} & set(options) else FRAMES)
     checkpointing = "checkpointing" in options
-    mesh = build_mesh(grouping(how), CPU)
+    mesh = build_mesh(dims(how), CPU)
     start = weights(settings)
 
     def parallel() -> STDiT:
-        model = parallel_model(settings, mesh, CPU, checkpointing=checkpointing)
-        fill(model, start.items())
+        model = build_sharded_model(settings, mesh, CPU, checkpointing=checkpointing)
+        load_full_state_dict(model, start.items())
         return model
 
     def alone() -> STDiT:
@@ -140,7 +145,7 @@ def train(variant: str, how: str, *options: str) -> dict[str, float]:
         model.load_state_dict(start)
         return model
 
-    ours = share(samples, mesh.data_rank, mesh.grouping.data)
+    ours = share(samples, mesh.dp_rank, mesh.dims.data)
     many, one = parallel(), alone()
     local = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in many.parameters())
     results = {"held": local / sum(p.numel() for p in one.parameters())}
@@ -149,7 +154,7 @@ def train(variant: str, how: str, *options: str) -> dict[str, float]:
         mine = loss_of(many, ours)
         mine.backward()
     paper = traffic(
-        one.config, mesh.grouping, tuple(ours["x0"].shape), itemsize=4, checkpointing="checkpointing" in options
+        one.config, mesh.dims, tuple(ours["x0"].shape), itemsize=4, checkpointing="checkpointing" in options
     )
     names = ("gathered", "scattered", "summed", "exchanged")
     results |= {f"counted.{name}": count.by_kind[name] for name in names}
@@ -180,25 +185,25 @@ def train(variant: str, how: str, *options: str) -> dict[str, float]:
 def blocks(variant: str, how: str) -> dict[str, float]:
     """Block by block: this process's tokens after it, and their gradients there."""
     settings, samples = arguments(variant), batch()
-    mesh = build_mesh(grouping(how), CPU)
-    many, one = parallel_model(settings, mesh, CPU), STDiT(**settings)
+    mesh = build_mesh(dims(how), CPU)
+    many, one = build_sharded_model(settings, mesh, CPU), STDiT(**settings)
     results = {}
     seen: list[list[Tensor]] = [[], []]
     for model, part, outputs in zip(
-        (many, one), (share(samples, mesh.data_rank, mesh.grouping.data), samples), seen, strict=True
+        (many, one), (share(samples, mesh.dp_rank, mesh.dims.data), samples), seen, strict=True
     ):
-        fill(model, weights(settings).items())
+        load_full_state_dict(model, weights(settings).items())
         for block in model.blocks:
             block.register_forward_hook(lambda _block, _inputs, x_BTSD, kept=outputs: kept.append(x_BTSD))
         loss = loss_of(model, part)
         gradients = torch.autograd.grad(loss, outputs)
         outputs[:] = [*(tokens.detach() for tokens in outputs), *gradients]
-    sharing = mesh.grouping.sequence
+    sharing = mesh.dims.sequence
     frames = -(-FRAMES // sharing)
     start = 0 if mesh.sequence is None else dist.get_rank(mesh.sequence) * frames
-    times = mesh.grouping.data * sharing  # a process's loss is a mean over fewer samples, and `sharing` have the same
+    times = mesh.dims.data * sharing  # a process's loss is a mean over fewer samples, and `sharing` have the same
     for i, (mine, of_all) in enumerate(zip(*seen, strict=True)):
-        expected = of_all.chunk(mesh.grouping.data)[mesh.data_rank][:, start : start + frames]
+        expected = of_all.chunk(mesh.dims.data)[mesh.dp_rank][:, start : start + frames]
         if i >= len(model.blocks):
             expected = expected * times
         results[str(i)] = apart({"": mine[:, : expected.shape[1]]}, {"": expected})
@@ -207,15 +212,15 @@ def blocks(variant: str, how: str) -> dict[str, float]:
 
 def compiled(variant: str, how: str, backend: str, *options: str) -> dict[str, float]:
     """Three steps with compiled blocks against three without, over the processes. Options: checkpointing, selective."""
-    settings, mesh = arguments(variant, depth=2), build_mesh(grouping(how), CPU)
+    settings, mesh = arguments(variant, depth=2), build_mesh(dims(how), CPU)
     checkpointing: Any = "selective" if "selective" in options else "checkpointing" in options
-    ours = share(batch(), mesh.data_rank, mesh.grouping.data)
+    ours = share(batch(), mesh.dp_rank, mesh.dims.data)
     torch.compile = partial(torch.compile, backend=backend)
     graphs, losses, states = [0], [], []
     for compiling in (False, True):
         torch._dynamo.reset()
-        model = parallel_model(settings, mesh, CPU, checkpointing=checkpointing, compiled=compiling)
-        fill(model, weights(settings).items())
+        model = build_sharded_model(settings, mesh, CPU, checkpointing=checkpointing, compiled=compiling)
+        load_full_state_dict(model, weights(settings).items())
         losses.append(steps(model, lambda parameters: torch.optim.SGD(parameters, lr=0.1), ours))
         states.append(state(model))
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
@@ -230,10 +235,10 @@ def compiled(variant: str, how: str, backend: str, *options: str) -> dict[str, f
 def sample(variant: str, how: str, sampler: str) -> dict[str, float]:
     """Guided sampling over the processes and on each of them alone."""
     settings = arguments(variant)
-    mesh = build_mesh(grouping(how), CPU)
-    many, one = parallel_model(settings, mesh, CPU).eval(), STDiT(**settings).eval()
+    mesh = build_mesh(dims(how), CPU)
+    many, one = build_sharded_model(settings, mesh, CPU).eval(), STDiT(**settings).eval()
     start = weights(settings)
-    fill(many, start.items())
+    load_full_state_dict(many, start.items())
     one.load_state_dict(start)
     samples = batch()
     videos = []
@@ -251,15 +256,19 @@ def sample(variant: str, how: str, sampler: str) -> dict[str, float]:
 def rest(variant: str, how: str) -> dict[str, float]:
     """Clipping, the average, gathering, fresh weights, bfloat16."""
     settings, samples = arguments(variant), batch()
-    mesh = build_mesh(grouping(how), CPU)
-    ours = share(samples, mesh.data_rank, mesh.grouping.data)
-    many, average, one = parallel_model(settings, mesh, CPU), parallel_model(settings, mesh, CPU), STDiT(**settings)
-    fill(many, fresh(settings, 5))
-    fill(one, fresh(settings, 5))
+    mesh = build_mesh(dims(how), CPU)
+    ours = share(samples, mesh.dp_rank, mesh.dims.data)
+    many, average, one = (
+        build_sharded_model(settings, mesh, CPU),
+        build_sharded_model(settings, mesh, CPU),
+        STDiT(**settings),
+    )
+    load_full_state_dict(many, init_weights(settings, 5))
+    load_full_state_dict(one, init_weights(settings, 5))
     results = {"fresh": apart(state(many), state(one))}
     start = weights(settings)
-    fill(many, start.items())
-    fill(one, start.items())
+    load_full_state_dict(many, start.items())
+    load_full_state_dict(one, start.items())
     copy_shards(many, average)
     emas = Ema(many, 0.9, average), Ema(one, 0.9)
     norms = []
@@ -275,7 +284,7 @@ def rest(variant: str, how: str) -> dict[str, float]:
     with torch.no_grad():
         outputs = [ema.model(samples["x0"], samples["level"] * 1000, samples["y"]) for ema in emas]
     results["ema_forward"] = apart({"": outputs[0]}, {"": outputs[1]})
-    saved = gathered(many)
+    saved = full_state_dict(many)
     expected = one.state_dict()
     results["gathered"] = apart(saved, expected) if dist.get_rank() == 0 else float(len(saved))
     return results | _bfloat16(settings, mesh, ours, samples, start)
@@ -283,8 +292,8 @@ def rest(variant: str, how: str) -> dict[str, float]:
 
 def _bfloat16(settings: Any, mesh: Any, ours: Any, samples: Any, start: dict[str, Tensor]) -> dict[str, float]:
     """Weights gathered in bfloat16 against a bfloat16 copy of a whole model; what the timestep embedding is given."""
-    many, one = parallel_model(settings, mesh, CPU, dtype=torch.bfloat16), STDiT(**settings)
-    fill(many, start.items())
+    many, one = build_sharded_model(settings, mesh, CPU, dtype=torch.bfloat16), STDiT(**settings)
+    load_full_state_dict(many, start.items())
     one.load_state_dict(start)
     seen: list[Tensor] = []
     many.t_embedder.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
@@ -307,23 +316,23 @@ def _bfloat16(settings: Any, mesh: Any, ours: Any, samples: Any, start: dict[str
 def resume(folder: str, how: str, first: str, last: str) -> dict[str, float]:
     """Go on from step `first`'s checkpoint in `folder` (from fresh weights if 0) to `last`, and save; the losses."""
     settings = arguments("seq")
-    mesh = build_mesh(grouping(how), CPU)
-    model, average = parallel_model(settings, mesh, CPU), parallel_model(settings, mesh, CPU)
-    fill(model, weights(settings).items())
+    mesh = build_mesh(dims(how), CPU)
+    model, average = build_sharded_model(settings, mesh, CPU), build_sharded_model(settings, mesh, CPU)
+    load_full_state_dict(model, weights(settings).items())
     copy_shards(model, average)
     ema = Ema(model, 0.9, average)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5, weight_decay=0.0, fused=True)
     if int(first):
         load_checkpoint(Path(folder) / checkpoint_name(int(first)), "run", model, ema.model, [optimizer])
-    losses = {}
+    world, losses = DistributedWorld(dist.get_rank(), dist.get_world_size()), {}
     for step in range(int(first), int(last)):
-        samples = share(batch(seed=step), mesh.data_rank, mesh.grouping.data)
+        samples = share(batch(seed=step), mesh.dp_rank, mesh.dims.data)
         optimizer.zero_grad()
         loss = loss_of(model, samples)
         loss.backward()
         optimizer.step()
         ema.update(model)
-        losses |= mean_over_processes({f"loss.{step}": loss.item()}, CPU)
+        losses |= world.all_mean({f"loss.{step}": loss.item()})
     final = Path(folder) / checkpoint_name(int(last))
     dcp.save(named_tensors(model, ema.model, [optimizer]), checkpoint_id=final.with_suffix(".partial") / "tensors")
     if dist.get_rank() == 0:

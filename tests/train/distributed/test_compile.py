@@ -17,7 +17,7 @@ from stdit_train.callbacks import NullCallback
 from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.config.load import ConfigError, load_stage
 from stdit_train.config.schema import Checkpointing, TrainConfig
-from stdit_train.distributed.parallelize import outfit
+from stdit_train.distributed.parallelize import apply_ac, apply_compile
 from stdit_train.tracking.profiler import WARM_UP
 
 
@@ -27,7 +27,9 @@ def made(checkpointing: Checkpointing, compiled: bool, variant: str = "seq") -> 
     model = STDiT(variant, depth=2, hidden_size=32, num_heads=2, caption_channels=8, model_max_length=4)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    outfit(model, checkpointing, compiled)
+    apply_ac(model, checkpointing)
+    if compiled:
+        apply_compile(model)
     x, y = torch.randn(2, 4, 3, 4, 4), torch.randn(2, 4, 8)
     with nullcontext() if compiled else FlopCounterMode(display=False) as count:  # nothing compiles under a counter
         model(x, torch.tensor([3.0, 700.0]), y).square().mean().backward()

@@ -140,7 +140,7 @@ def test_checkpoints_load_on_any_number_of_processes(
 
 
 def test_groups_that_do_not_fit_are_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match="replicate is 3, which does not divide 8 processes: take 1 or 2 or 4 or 8"):
+    with pytest.raises(ConfigError, match="replicate is 3, which does not divide 8 processes: use 1 or 2 or 4 or 8"):
         ParallelDims(8, replicate=3)
     with pytest.raises(ConfigError, match="sequence is 0"):
         ParallelDims(8, sequence=0)

@@ -18,7 +18,7 @@ from stdit_data.video.write import write_mp4
 from stdit_train.build import build_trainer
 from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.components.load import open_components
-from stdit_train.components.precompute import Encoding, Process, open_jobs
+from stdit_train.components.precompute import Encoding, open_jobs
 from stdit_train.config.load import ConfigError, from_dict, set_values, to_dict
 from stdit_train.config.schema import TrainConfig
 from stdit_train.data.datasets import build_datasets
@@ -67,7 +67,7 @@ def changed(config: TrainConfig, **values: object) -> TrainConfig:
 
 def encode(config: TrainConfig, out: Path, **settings: Any) -> str:
     names = {"vae": config.data.vae, "text_encoder": config.data.text_encoder}
-    for job in open_jobs(config, names, Encoding(out=str(out), **settings), Process()):
+    for job in open_jobs(config, names, Encoding(out=str(out), **settings), World()):
         assert job.run()
     return str(out)
 

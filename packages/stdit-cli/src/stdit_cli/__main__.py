@@ -1,6 +1,5 @@
-"""`python -m stdit_cli`, which is how torchrun starts it: torchrun -m stdit_cli train ..."""
+"""Run the command line as `python -m stdit_cli`; torchrun and `stdit train --nproc` start it this way."""
 
 from stdit_cli.main import main
 
-if __name__ == "__main__":  # the processes of `stdit train --nproc` import this file too
-    main()
+main()

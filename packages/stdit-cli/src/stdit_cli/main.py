@@ -14,6 +14,7 @@ from stdit_cli.commands import ablate, data, doctor, evaluate, export, plan, rep
 from stdit_cli.commands import build_demo as demo
 from stdit_cli.commands import latents as encoding
 from stdit_cli.commands.sample import command as sample
+from stdit_train.distributed.world import World
 from stdit_train.errors import RunEnded
 
 app = typer.Typer(
@@ -69,27 +70,22 @@ def with_resumed_run(arguments: list[str]) -> list[str]:
 def main() -> None:
     """Run the command line. --debug is understood anywhere on it."""
     debug = "--debug" in sys.argv
-    number = int(os.environ.get("RANK", "0"))  # of this process, where torchrun started several
+    world = World()
     sys.argv = with_resumed_run([argument for argument in sys.argv if argument != "--debug"])
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
+        world = World.from_env()
         app()
     except KeyboardInterrupt:
         if debug:
             raise
-        if number == 0:
+        if world.is_main:
             print("stdit: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except (ValueError, OSError, RunEnded) as error:
         if debug:
             raise
         message = " ".join(str(error).split()) or type(error).__name__
-        print(f"stdit: {f'process {number}: ' if number else ''}{message}", file=sys.stderr)
+        print(f"stdit: {'' if world.is_main else f'process {world.rank}: '}{message}", file=sys.stderr)
         raise SystemExit(1 if isinstance(error, RunEnded) else 2) from None
-
-
-def work(arguments: list[str]) -> None:
-    """The command line `arguments` in a process that `stdit train --nproc` started."""
-    sys.argv = arguments
-    main()

@@ -1,6 +1,5 @@
 """What `stdit train` shows: lines before the run, a progress bar along it, a summary after it."""
 
-import os
 import shlex
 import sys
 from contextlib import ExitStack
@@ -40,26 +39,26 @@ def run_training(request: TrainRequest) -> None:
 
     Every process of a run comes here; the first decides what they do, prints and writes.
     """
+    from stdit_train.distributed.world import World
+
     console = plain_console()
     if request.dry_run:
         for config in find_run(request.options).configs:
             show_plan(console, config, request.nproc)
         return
     # A wrong setting is told before torch is imported; of many processes the first alone looks.
-    plan = None if "RANK" in os.environ else find_run(request.options)
+    plan = find_run(request.options) if World.from_env().size == 1 else None
     if plan is not None and request.nproc > 1:
         code = launched(console, request, plan)
     else:
-        from stdit_train.distributed._distributed import join
-
-        with join() as processes:
-            console.quiet = not processes.first
-            code = trained(console, request, plan, processes)
+        with World.from_env() as world:
+            console.quiet = not world.is_main
+            code = trained(console, request, plan, world)
     if code:
         raise Exit(code)
 
 
-def trained(console: Console, request: TrainRequest, plan: RunPlan | None, processes: "World") -> int:
+def trained(console: Console, request: TrainRequest, plan: RunPlan | None, world: "World") -> int:
     """This process's part of a run, or of a curriculum; the exit code."""
     from stdit_train.checkpoint.run_folder import RunFolder
     from stdit_train.components.load import check_sources
@@ -76,7 +75,7 @@ def trained(console: Console, request: TrainRequest, plan: RunPlan | None, proce
         for config, run in zip(run_plan.configs, run_plan.runs, strict=True):
             check_sources(config)
             before = run.notes().get("micro_batch")
-            fit = fit_to_memory(config, processes.count, micro_batch=before, force=request.force)
+            fit = fit_to_memory(config, world.size, micro_batch=before, force=request.force)
             for line in fit.notes:
                 console.print(line)
             stages.append(Stage(config, fit.config, run))
@@ -86,7 +85,7 @@ def trained(console: Console, request: TrainRequest, plan: RunPlan | None, proce
         run_plan.save()
         return run_plan, stages
 
-    (folder, name, _), stages = processes.decided(prepare)
+    (folder, name, _), stages = world.broadcast_from_main(prepare)
     with ExitStack() as bars:
 
         def watch(number: int, stage: Stage) -> TrainingBar:
@@ -97,7 +96,7 @@ def trained(console: Console, request: TrainRequest, plan: RunPlan | None, proce
             return bars.enter_context(TrainingBar(console))
 
         try:
-            number, outcome = train_stages(stages, watch, processes)
+            number, outcome = train_stages(stages, watch, world)
         except RunEnded as error:
             bars.close()
             console.print(f"stdit: {error}")
@@ -118,7 +117,6 @@ def trained(console: Console, request: TrainRequest, plan: RunPlan | None, proce
 
 def launched(console: Console, request: TrainRequest, plan: RunPlan) -> int:
     """The same in several processes, once it is known that the run can be shared by them; the exit code."""
-    from stdit_cli.main import work
     from stdit_train.checkpoint.run_folder import RunFolder
     from stdit_train.distributed.launch import launch
     from stdit_train.distributed.mesh import parallel_dims
@@ -127,9 +125,9 @@ def launched(console: Console, request: TrainRequest, plan: RunPlan) -> int:
         RunFolder(plan.folder).check_free()
     for config in plan.configs:
         parallel_dims(config, request.nproc)
-    ended = launch(request.nproc, work, sys.argv)
-    if ended.said is not None:
-        print(f"stdit: {ended.said}", file=sys.stderr)
+    ended = launch(request.nproc, [sys.executable, "-m", "stdit_cli", *sys.argv[1:]])
+    if ended.message is not None:
+        print(f"stdit: {ended.message}", file=sys.stderr)
         if plan.folder.exists():
             console.print(f"go on with: {resume_command(plan.folder, request.nproc)}", soft_wrap=True)
     return ended.code

@@ -9,9 +9,10 @@ from stdit_train.callbacks import Callback, NullCallback
 from stdit_train.checkpoint.init_weights import load_initial
 from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.components.load import Components, check_components, open_components
-from stdit_train.config.schema import TrainConfig, model_arguments
+from stdit_train.config.schema import TrainConfig
 from stdit_train.data.datasets import build_datasets
 from stdit_train.data.holdout import ValidationClips, validation_captions
+from stdit_train.distributed.parallelize import build_model
 from stdit_train.distributed.world import World
 from stdit_train.trainer import Trainer
 
@@ -21,7 +22,7 @@ def build_trainer(
     run: RunFolder,
     watcher: Callback,
     components: Components | None = None,
-    processes: World | None = None,
+    world: World | None = None,
 ) -> Trainer:
     """Everything a run needs, on the best device here. The run's folder must exist.
 
@@ -30,13 +31,13 @@ def build_trainer(
         run: its folder.
         watcher: told what happens.
         components: VAE and text encoder; loaded unless given.
-        processes: that train together (`stdit_train.distributed._distributed.join`); this one unless given.
+        world: Processes of the run. [default: this one]
 
     Raises:
         ConfigError: what does not fit.
     """
-    processes = (processes or World()).grouped(config)
-    device = processes.device()
+    world = (world or World()).with_mesh(config)
+    device = world.device()
     dataset, validation, prompts = build_datasets(config)
     if components is None:
         captions = [*prompts, *validation_captions(validation)]
@@ -45,12 +46,11 @@ def build_trainer(
     for clips in (dataset, validation.dataset if isinstance(validation, ValidationClips) else None):
         if isinstance(clips, LatentDataset):
             check_components(clips, components)
-    arguments = model_arguments(config, components.vae.config.latent_channels, components.caption_channels)
-    model = processes.model(arguments, config)
+    model = build_model(config, components.vae.config.latent_channels, components.caption_channels, world)
     if config.init is not None:
         line = load_initial(model, config.init)
         watcher.said(line)
-    return Trainer(config, run, model, components, dataset, validation, prompts, device, watcher, processes)
+    return Trainer(config, run, model, components, dataset, validation, prompts, device, watcher, world)
 
 
 def _about(validation: ClipDataset | None) -> str:
@@ -67,7 +67,7 @@ def open_trainer(
     watcher: Callback,
     components: Components | None = None,
     previous: RunFolder | None = None,
-    processes: World | None = None,
+    world: World | None = None,
 ) -> Trainer:
     """The trainer of a new run, or of one that goes on from its last whole checkpoint, or from nothing if it has none.
 
@@ -79,13 +79,13 @@ def open_trainer(
         watcher: told what happens.
         components: VAE and text encoder; loaded unless given.
         previous: the run whose weights and average a new one starts with.
-        processes: that train together; this one unless given. All call this, and the first writes.
+        world: Processes of the run. [default: this one]
 
     Raises:
         ConfigError: settings, components, weights or checkpoints that don't fit.
     """
-    processes = processes or World()
-    watcher = watcher if processes.first else NullCallback()
+    world = world or World()
+    watcher = watcher if world.is_main else NullCallback()
 
     def begin() -> tuple[bool, int | None, Path | None]:
         if not run.config_file.exists():
@@ -93,11 +93,11 @@ def open_trainer(
             return False, fitted.micro_batch, None
         return True, run.notes().get("micro_batch", fitted.micro_batch), run.latest_checkpoint(watcher.said)
 
-    begun, micro_batch, checkpoint = processes.decided(begin)
+    begun, micro_batch, checkpoint = world.broadcast_from_main(begin)
     if config.micro_batch is None:
         fitted = replace(fitted, micro_batch=micro_batch)
     initial = config.init if checkpoint is None else None
-    trainer = build_trainer(replace(fitted, init=initial), run, watcher, components, processes)
+    trainer = build_trainer(replace(fitted, init=initial), run, watcher, components, world)
     if checkpoint is not None:
         trainer.resume(checkpoint)
         watcher.said(f"going on from {checkpoint}")
@@ -114,5 +114,5 @@ def open_trainer(
             run.create(config)
         run.note(micro_batch=fitted.micro_batch)
 
-    processes.decided(record)
+    world.broadcast_from_main(record)
     return trainer

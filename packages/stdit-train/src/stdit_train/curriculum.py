@@ -142,14 +142,14 @@ def stage_folder(folder: Path, number: int, config: TrainConfig) -> "RunFolder":
 
 
 def train_stages(
-    stages: Sequence[Stage], watch: "Callable[[int, Stage], Callback]", processes: "World | None" = None
+    stages: Sequence[Stage], watch: "Callable[[int, Stage], Callback]", world: "World | None" = None
 ) -> "tuple[int, Outcome | None]":
     """Train the stages that are not finished, each from its last checkpoint where it has one.
 
     Args:
         stages: in order.
         watch: makes the callback of a stage, numbered from 1.
-        processes: that train together; this one unless given.
+        world: processes of the run. [default: this one]
 
     Returns:
         The number of the stage that ended last and how it ended, None if all had been finished before.
@@ -162,17 +162,17 @@ def train_stages(
     from stdit_train.components.load import load_components
     from stdit_train.distributed.world import World
 
-    processes = processes or World()
-    device, loaded = processes.device(), dict[tuple[str, str, str], "Components"]()
+    world = world or World()
+    device, loaded = world.device(), dict[tuple[str, str, str], "Components"]()
     outcome, previous = None, None
     for number, stage in enumerate(stages, start=1):
-        if len(stages) == 1 or not processes.decided(partial(_is_done, stage, number == len(stages))):
+        if len(stages) == 1 or not world.broadcast_from_main(partial(_is_done, stage, number == len(stages))):
             config = stage.fitted
             parts = config.data.vae, config.data.text_encoder, config.precision
             if not is_cached(config) and parts not in loaded:
                 loaded = {parts: load_components(parts[0], parts[1], device, config.precision)}
-            watcher = watch(number, stage) if processes.first else NullCallback()
-            trainer = open_trainer(stage.config, config, stage.run, watcher, loaded.get(parts), previous, processes)
+            watcher = watch(number, stage) if world.is_main else NullCallback()
+            trainer = open_trainer(stage.config, config, stage.run, watcher, loaded.get(parts), previous, world)
             outcome = trainer.train()
             if not outcome.finished:
                 return number, outcome

@@ -28,6 +28,7 @@ from stdit_train.components.load import Components
 from stdit_train.config.schema import TrainConfig
 from stdit_train.data.datasets import cached_in_memory
 from stdit_train.data.videos import loader_settings
+from stdit_train.distributed.parallelize import apply_ac, apply_compile, build_ema, full_model
 from stdit_train.distributed.world import World
 from stdit_train.errors import Diverged, RunEnded
 from stdit_train.interrupts import Interrupts
@@ -48,14 +49,14 @@ class Trainer:
     Args:
         config: the run's settings.
         run: its folder, created.
-        model: on `device`, float32, in shards where there are many processes (`World.model`).
+        model: on `device`, float32, sharded where `world` has a mesh (`build_model`).
         components: VAE and text encoder, on `device`.
         dataset: clips.
         validation: clips for the validation loss, None for none.
         prompts: what is sampled along the way.
         device: where all of it lives.
         watcher: told what happens, on the first process.
-        processes: that train together, grouped for this run; one unless given.
+        world: Processes of the run, with its mesh. [default: this one]
     """
 
     def __init__(
@@ -69,18 +70,21 @@ class Trainer:
         prompts: list[str],
         device: torch.device,
         watcher: Callback,
-        processes: World | None = None,
+        world: World | None = None,
     ) -> None:
         self.config, self.run, self.components, self.device = config, run, components, device
-        self.processes = processes = processes or World()
-        self.prompts, self.watcher = prompts, watcher if processes.first else NullCallback()
+        self.world = world = world or World()
+        self.prompts, self.watcher = prompts, watcher if world.is_main else NullCallback()
         self.model = model.train()
-        self.ema = Ema(model, config.optimizer.ema, processes.average(model))
+        self.ema = Ema(model, config.optimizer.ema, build_ema(model, world))
         self.optimizers = build_optimizers(model, config.optimizer)
-        self.precision = Precision(model, config.precision, device, processes.sharded)
-        processes.outfit(self.precision.module, config)
+        self.precision = Precision(model, config.precision, device, world.sharded)
+        if not world.sharded:  # else `build_model` has done it
+            apply_ac(self.precision.module, config.activation_checkpointing)
+            if config.compile:
+                apply_compile(self.precision.module)
         encoded = getattr(dataset, "moments", False) or config.data.remember_latents
-        self.scorer = BatchLoss(config, components, self.precision, device, encoded, processes)
+        self.scorer = BatchLoss(config, components, self.precision, device, encoded, world)
         if encoded:
             size = self.scorer.latent_shape[1:]
             dataset = cached_in_memory(dataset, components.vae, device, size)
@@ -93,15 +97,15 @@ class Trainer:
             dataset,
             **loader_settings(config),
             seed=config.seed,
-            rank=processes.data_rank,
-            world_size=processes.data_ranks,
+            rank=world.dp_rank,
+            world_size=world.dp_size,
             workers=0 if lazily else config.data.workers,
             prefetch=0 if lazily else 2,
             rejects=run.rejects_file,
             pin_memory=device.type == "cuda",
         )
         asynchronous = device.type == "cuda" if config.checkpoint_async is None else config.checkpoint_async
-        self.saver = CheckpointManager(run, config.keep_checkpoints, config.keep_every, asynchronous, processes)
+        self.saver = CheckpointManager(run, config.keep_checkpoints, config.keep_every, asynchronous, world)
         self.bins = TimestepBins(config.timestep_bins)
         self.step = 0
         self.elapsed = 0.0  # seconds of training, over all resumptions
@@ -112,7 +116,7 @@ class Trainer:
     def resume(self, checkpoint: Path) -> None:
         """Go on from a checkpoint of this run."""
         parts = self.model, self.ema.model, self.optimizers
-        state, rest = load_checkpoint(checkpoint, self.run.id, *parts, self.processes.decided)
+        state, rest = load_checkpoint(checkpoint, self.run.id, *parts, self.world.broadcast_from_main)
         self.step, self.elapsed = state["step"], state["elapsed"]
         self.skipped = state["skipped"] % self.config.max_skipped  # a run that ended for them gets another try
         self.bins.load_state_dict(state["bins"])
@@ -122,7 +126,7 @@ class Trainer:
 
     def init_from_run(self, previous: RunFolder) -> None:
         """Start with the weights, and their average, that another run ended with."""
-        checkpoint = self.processes.decided(lambda: previous.latest_checkpoint(self.watcher.said))
+        checkpoint = self.world.broadcast_from_main(lambda: previous.latest_checkpoint(self.watcher.said))
         if checkpoint is None:
             raise RunEnded(f"{previous.path} has no checkpoint to start from: resume that run first")
         load_weights(checkpoint, previous.id, self.model, self.ema.model)
@@ -137,7 +141,7 @@ class Trainer:
         """
         factor = learning_rate_factor(self.step, self.progress, self.config.optimizer)
         set_learning_rate(self.optimizers, factor)
-        terms = self.processes.mean(self._accumulate(batches))
+        terms = self.world.all_mean(self._accumulate(batches))
         self.precision.unscale(self.optimizers)
         norm = clip_gradients(self.model, self.config.optimizer.clip)
         finite = math.isfinite(terms["loss"]) and math.isfinite(norm)
@@ -166,7 +170,7 @@ class Trainer:
             for name, term in terms.items():
                 totals[name] = totals.get(name, torch.zeros((), device=self.device)) + term.detach().mean() * share
             scores.append(torch.stack([timestep, terms["loss"].detach().cpu()]))
-        self.bins.add(*self.processes.joined(torch.cat(scores, dim=1)))
+        self.bins.add(*self.world.all_gather(torch.cat(scores, dim=1)))
         return {name: total.item() for name, total in totals.items()}
 
     # -- what is not finite ----------------------------------------------------------------------------------------
@@ -207,7 +211,7 @@ class Trainer:
         config, values = self.config, {}
         if config.precision == "fp16":
             self.watcher.said(UNSTABLE)
-        profile = Profile(self.run.path / "profile", config.profile, self.processes.number)
+        profile = Profile(self.run.path / "profile", config.profile, self.world.rank)
         with self.saver.explaining(), self._metrics() as metrics, Interrupts(self.watcher.said) as interrupts, profile:
             self.watcher.started(self.step, config.steps)
             speed, steps = cache(self._speed), iter(self.loader)
@@ -218,9 +222,9 @@ class Trainer:
                 waited = time.perf_counter() - started
                 values = self.train_step(batches)
                 profile.step()
-                (seconds,) = self.processes.largest(time.perf_counter() - started)
+                (seconds,) = self.world.all_max(time.perf_counter() - started)
                 self.elapsed += seconds
-                samples = sum(len(batch.indices) for batch in batches) * self.processes.data_ranks
+                samples = sum(len(batch.indices) for batch in batches) * self.world.dp_size
                 values |= speed(samples, self.scorer.shape(batches[0])).figures(seconds, waited)
                 self.watcher.stepped(self.step, self.progress, values)
                 self._now_and_then(metrics, values, finished=self.progress >= 1.0)
@@ -229,17 +233,17 @@ class Trainer:
             self._save(last=True)
             self._publish()
             self._plot()
-            if self.progress >= 1.0 and self.processes.first:
+            if self.progress >= 1.0 and self.world.is_main:
                 self.run.note(finished_at_step=self.step)
         return Outcome(self.step, self.progress >= 1.0, values, signal or None)
 
     def _signal(self, interrupts: Interrupts) -> int:
         """The number of the signal that some process was sent; 0 for none."""
-        return int(self.processes.largest(interrupts.number or 0)[0])
+        return int(self.world.all_max(interrupts.number or 0)[0])
 
     def _now_and_then(self, metrics: Metrics | NoMetrics, values: dict[str, float], finished: bool) -> None:
         config, step = self.config, self.step
-        if self.processes.first and not self.run.config_file.exists():  # else a checkpoint could not be resumed
+        if self.world.is_main and not self.run.config_file.exists():  # else a checkpoint could not be resumed
             self.run.write_anew(config)
             self.watcher.said(f"step {step}: {self.run.path} was deleted; it is written anew, what was in it is gone")
         if step % config.log_every == 0 or finished:
@@ -249,7 +253,7 @@ class Trainer:
             metrics.write(step, {"validation_loss": values["validation_loss"]})
             self.watcher.said(f"step {step}: validation loss {values['validation_loss']:.4f}")
         if step % config.sample_every == 0 or finished:
-            folder = self.run.samples if self.processes.first else None  # all draw, one writes
+            folder = self.run.samples if self.world.is_main else None  # all draw, one writes
             sheet = draw_samples(self.ema.model, self.components, config, self.prompts, folder, step)
             self.watcher.said(f"step {step}: samples in {sheet}")
         if step % config.checkpoint_every == 0 and not finished:
@@ -277,16 +281,16 @@ class Trainer:
 
     def _publish(self) -> None:
         """The pipeline folder."""
-        average = self.processes.whole(self.ema.model)
+        average = full_model(self.ema.model, self.world)
 
         def write() -> None:
             if average is not None:
                 save_pipeline(self.run.pipeline, average, self.components, self.config)
 
-        self.processes.together(write)
+        self.world.on_all(write)
 
     def _plot(self) -> None:
-        if self.processes.first:
+        if self.world.is_main:
             title = f"{self.config.stage}: {self.config.objective.name} loss"
             plot_losses(self.run.metrics_file, self.run.loss_plot, title)
 
@@ -294,13 +298,13 @@ class Trainer:
         """Of steps of so many samples with latents [C, T, H, W]."""
         config, model = self.config, self.model.config
         tokens = math.prod(n // p for n, p in zip(shape[1:], model.patch_size, strict=True))
-        own_flops = flops.train_flops(model, (samples, *shape)) // self.processes.count
+        own_flops = flops.train_flops(model, (samples, *shape)) // self.world.size
         return Speed(samples, tokens, own_flops, config.precision, self.device)
 
     @contextlib.contextmanager
     def _metrics(self) -> Iterator[Metrics | NoMetrics]:
         """The run's metrics, written by one process; the loader is closed with them."""
-        metrics = open_metrics(self.run, self.config, self.step) if self.processes.first else NoMetrics()
+        metrics = open_metrics(self.run, self.config, self.step) if self.world.is_main else NoMetrics()
         try:
             yield metrics
         finally:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from stdit_data.latents.job import Job
-    from stdit_train.components.precompute import Encoding, Process
+    from stdit_train.components.precompute import Encoding
+    from stdit_train.distributed.world import World
 
 T5_XXL_WIDTH = 4096
 CLIPS = [20_000, 366_000]  # of the sets that Open-Sora's report trains on
@@ -227,11 +228,12 @@ def run_encode(stage: str, named: dict[str, object], settings: list[str], encodi
     from rich.console import Console
 
     from stdit_cli.console import INTERRUPTED
-    from stdit_train.components.precompute import open_jobs, this_process
+    from stdit_train.components.precompute import open_jobs
     from stdit_train.config.load import load_stage, parse_overrides
     from stdit_train.config.resolve import resolve_config
+    from stdit_train.distributed.world import World
 
-    console, process = Console(highlight=False), this_process()
+    console, world = Console(highlight=False), World.from_env()
     overrides = {**named, **parse_overrides(settings)}
     config = resolve_config(load_stage(stage, overrides), overrides)
     names = {part: _component_name(getattr(config.data, part)) for part in ("vae", "text_encoder")}
@@ -239,12 +241,12 @@ def run_encode(stage: str, named: dict[str, object], settings: list[str], encodi
         if encoding.text_loading == "offload":
             encoding = replace(encoding, offload_folder=Path(folder))
         try:
-            done = [_run_job(console, job, process) for job in open_jobs(config, names, encoding, process)]
+            done = [_run_job(console, job, world) for job in open_jobs(config, names, encoding, world)]
         except KeyboardInterrupt:
             console.print(f"stopped; {encoding.out} keeps what is done, run the same command again to resume")
             raise typer.Exit(INTERRUPTED) from None
     if not all(done):
-        console.print(f"rank {process.rank} is done with its share; the last process to finish writes the index")
+        console.print(f"rank {world.rank} is done with its share; the last process to finish writes the index")
     elif set(encoding.parts) == {"video", "text"}:
         console.print(f"done: {encoding.out}. Look into it: stdit data inspect {encoding.out}")
         console.print(f"train on it: stdit train --stage {stage} --data {encoding.out}")
@@ -252,7 +254,7 @@ def run_encode(stage: str, named: dict[str, object], settings: list[str], encodi
         console.print(f"done: the {encoding.parts[0]} part in {encoding.out}; `stdit data merge` combines parts")
 
 
-def _run_job(console: Console, job: Job, process: Process) -> bool:
+def _run_job(console: Console, job: Job, world: World) -> bool:
     """Run the job of one part, with a progress bar on rank 0; whether the part is complete."""
     from rich.progress import (
         BarColumn,
@@ -264,9 +266,9 @@ def _run_job(console: Console, job: Job, process: Process) -> bool:
     )
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left"))
-    bar = Progress(*columns, TimeRemainingColumn(), TimeElapsedColumn(), console=console, disable=process.rank > 0)
+    bar = Progress(*columns, TimeRemainingColumn(), TimeElapsedColumn(), console=console, disable=not world.is_main)
     what = {"video": "clips", "text": "captions"}[job.part]
-    share = f" (rank {process.rank} of {process.world})" if process.world > 1 else ""
+    share = f" (rank {world.rank} of {world.size})" if world.size > 1 else ""
     if job.done:
         console.print(f"{what}: {job.done} of {job.total} are there already{share}")
     with bar:

@@ -6,7 +6,7 @@ from stdit_model import STDiT
 from stdit_model.convert import find
 from stdit_model.weights.load import NULL_CAPTION, Weights, saved_weights
 from stdit_train.config.load import ConfigError
-from stdit_train.distributed.sharded_weights import fill, stored
+from stdit_train.distributed.sharded_weights import load_full_state_dict
 
 _SIZES = (
     "hidden_size",
@@ -44,7 +44,8 @@ def load_initial(model: STDiT, source: str) -> str:
     image = any(".attn_temp." in name for name in found.new)
     _compare(model, found, source, image)
     known = model.state_dict().keys()
-    fill(model, ((name, tensor) for name, tensor in stored(found) if not image or name in known), partly=True)
+    tensors = ((name, tensor) for name, tensor in found.read() if not image or name in known)
+    load_full_state_dict(model, tensors, allow_missing=True)
     kind = "an image model; the temporal attention starts anew" if image else f"a {found.config['variant']} model"
     if NULL_CAPTION in found.new:
         kind += "; it has no null caption, which starts at random"

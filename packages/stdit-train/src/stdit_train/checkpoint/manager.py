@@ -36,15 +36,15 @@ class CheckpointManager:
         keep: how many of the newest are kept.
         keep_every: those of every so many steps are kept as well; None for none.
         asynchronous: write while training goes on, from a copy of the tensors.
-        processes: of the run.
+        world: Processes of the run.
     """
 
-    def __init__(self, run: RunFolder, keep: int, keep_every: int | None, asynchronous: bool, processes: World) -> None:
+    def __init__(self, run: RunFolder, keep: int, keep_every: int | None, asynchronous: bool, world: World) -> None:
         self.run, self.folder, self.keep, self.keep_every = run, run.checkpoints, keep, keep_every
-        self.asynchronous, self.processes = asynchronous, processes
+        self.asynchronous, self.world = asynchronous, world
         self._pending: Future[None] | None = None
         self._finisher = ThreadPoolExecutor(1, "checkpoint")
-        if processes.first:
+        if world.is_main:
             for leftover in self.folder.glob(".step-*"):  # of a run that was killed
                 shutil.rmtree(leftover, ignore_errors=True)
 
@@ -57,17 +57,17 @@ class CheckpointManager:
         """
         self.wait()
         final = self.folder / checkpoint_name(step)
-        if self.processes.decided(lambda: self._is_whole(final)):
+        if self.world.broadcast_from_main(lambda: self._is_whole(final)):
             return
         partial = self.folder / f".{final.name}.partial"
         try:
-            self.processes.together(lambda: self._prepare(partial, tensors))
-            group = self.processes.checkpointing_group
+            self.world.on_all(lambda: self._prepare(partial, tensors))
+            group = self.world.checkpoint_group
             writing = begin_write(partial, tensors, asynchronous=self.asynchronous and not last, group=group)
             if writing is not None:
                 self._pending = self._finisher.submit(self._seal_later, writing, partial, final, dict(state))
                 return
-            self.processes.together(lambda: self._seal(partial, final, state))
+            self.world.on_all(lambda: self._seal(partial, final, state))
         except BaseException as error:
             self._discard(partial)
             raise self._explained(error) from error
@@ -81,7 +81,7 @@ class CheckpointManager:
         pending, self._pending = self._pending, None
         if pending is not None:
             try:
-                self.processes.together(pending.result)
+                self.world.on_all(pending.result)
             except BaseException as error:
                 raise self._explained(error) from error
 
@@ -99,11 +99,11 @@ class CheckpointManager:
             raise
 
     def _discard(self, partial: Path) -> None:
-        if self.processes.first:
+        if self.world.is_main:
             shutil.rmtree(partial, ignore_errors=True)
 
     def _seal(self, partial: Path, final: Path, state: Mapping[str, Any]) -> None:
-        if not self.processes.first:
+        if not self.world.is_main:
             return
         finish_write(partial, final, {"run": self.run.id, **state})
         for old in list_checkpoints(self.folder)[: -self.keep]:
@@ -123,7 +123,7 @@ class CheckpointManager:
 
     def _prepare(self, partial: Path, tensors: Mapping[str, Tensor]) -> None:
         """An empty folder to write into, on a disk with room for it."""
-        if not self.processes.first:
+        if not self.world.is_main:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         self._check_space(tensors)

@@ -1,6 +1,5 @@
 """Encode the clips and captions that a stage trains on into a cache, and decode entries of one."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from stdit_train.components.identity import about_text_encoder, about_vae
 from stdit_train.components.load import eight_bit_config, load_text_encoder, load_vae
 from stdit_train.config.schema import TrainConfig
 from stdit_train.data.datasets import build_datasets
+from stdit_train.distributed.world import World
 from stdit_train.errors import ConfigError
 from stdit_train.hardware import find_device
 
@@ -47,41 +47,20 @@ class Encoding:
     offload_folder: Path | None = None
 
 
-@dataclass(frozen=True)
-class Process:
-    """This process among those that share the work, as torchrun numbers them."""
-
-    rank: int = 0
-    world: int = 1
-    local: int = 0  # which GPU
-
-
-def this_process() -> Process:
-    """From RANK, WORLD_SIZE and LOCAL_RANK, as torchrun sets them; alone without them.
-
-    Raises:
-        ConfigError: they are no numbers that fit together.
-    """
-    values = [os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"))]
-    if not all(value.isdigit() for value in values) or int(values[0]) >= int(values[1]):
-        raise ConfigError(f"RANK is {values[0]!r} and WORLD_SIZE {values[1]!r}: expected a rank below the world's size")
-    return Process(int(values[0]), int(values[1]), int(os.environ.get("LOCAL_RANK", "0")))
-
-
-def open_jobs(config: TrainConfig, names: dict[str, str], encoding: Encoding, process: Process) -> Iterator[Job]:
+def open_jobs(config: TrainConfig, names: dict[str, str], encoding: Encoding, world: World) -> Iterator[Job]:
     """Yield the jobs that encode what a run would train on, video before text, with one model loaded at a time.
 
     Args:
         config: settings of the run, with the VAE and text encoder to load.
         names: what the cache records as their sources, by setting ("vae", "text_encoder").
         encoding: settings of the cache.
-        process: this one.
+        world: processes that share the work, without messages.
 
     Raises:
         ConfigError: settings contradict each other, or a model cannot be loaded.
         DataError: the clips, or an existing cache, cannot be used.
     """
-    data, device = config.data, _device(process)
+    data, device = config.data, world.device()
     if data.source != "shapes" and is_cache(data.source):
         raise ConfigError(f"{data.source} is a cache already: encode clips, or `shapes`")
     everything = replace(data, validation=0.0, validation_source=None)  # a cache is split when it is trained from
@@ -91,8 +70,8 @@ def open_jobs(config: TrainConfig, names: dict[str, str], encoding: Encoding, pr
     share: dict[str, Any] = {
         "dtype": encoding.dtype,
         "shard_bytes": encoding.shard_bytes,
-        "rank": process.rank,
-        "world": process.world,
+        "rank": world.rank,
+        "world": world.size,
     }
     if "video" in encoding.parts:
         vae = open_video_encoder(data.vae, names["vae"], device, chunk=encoding.chunk, tiling=encoding.tiling)
@@ -153,11 +132,6 @@ def decode_entries(cache: str, vae: str, count: int, seed: int) -> tuple[list[Te
         if len(videos) == count:
             break
     return videos, lines
-
-
-def _device(process: Process) -> torch.device:
-    device = find_device()
-    return torch.device("cuda", process.local) if device.type == "cuda" else device
 
 
 def open_video_encoder(source: str, name: str, device: torch.device, *, chunk: int, tiling: bool) -> VideoEncoder:

@@ -127,7 +127,7 @@ class TrainConfig:
     seed: int = 0
     minutes: float | None = None  # a time budget: the schedule is fitted to it
     precision: PrecisionName = "bf16"  # see stdit_train.optim.precision
-    activation_checkpointing: Checkpointing = False  # see stdit_train.distributed.parallelize.outfit
+    activation_checkpointing: Checkpointing = False  # see stdit_train.distributed.parallelize.apply_ac
     compile: bool = False  # each block with torch.compile
     replicate: int = 1  # of many processes: copies of the weights, each in shards; 0 for one on each process
     sequence: int = 1  # of many processes: that share each clip

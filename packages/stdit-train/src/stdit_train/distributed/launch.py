@@ -1,47 +1,49 @@
-"""Starts a run's processes on this machine, with what torchrun starts them with: torch's elastic agent.
+"""Start the processes of a run on this machine with torch's elastic agent, as torchrun does.
 
-A process that fails takes the others down: they are asked to end, and after half a minute made to.
+A process that fails takes the others down: they get SIGTERM, and SIGKILL half a minute later.
 """
 
 import logging
-import multiprocessing
 import os
 import signal
-import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from stdit_train.distributed._distributed import PeerFailed, check_devices
-
-PATIENCE = 10.0  # seconds that a process with nothing to say leaves to the one that failed
+from stdit_train.distributed.world import check_gpus
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How the processes ended."""
+    """How the processes ended.
 
-    code: int  # to exit with: that of the process that failed first
-    said: str | None  # what that process could not say itself
+    Attributes:
+        code: Exit code of the process that failed first; 0 without one.
+        message: What that process could not report itself, as a line.
+    """
+
+    code: int
+    message: str | None = None
 
 
-def launch(count: int, work: Callable[..., None], *arguments: Any) -> Ended:
-    """Run `work(*arguments)` in processes of their own, with the variables that torchrun sets.
+def launch(count: int, command: Sequence[str]) -> Ended:
+    """Run a command in several processes, with the environment variables that torchrun sets.
+
+    SIGINT and SIGTERM are passed on to every process, each in a session of its own, so that a run ends after its step
+    however long that takes.
 
     Args:
-        count: of the processes.
-        work: a function of a module; what it raises ends all of them, a SystemExit with its code.
-        arguments: of `work`.
+        count: Number of processes.
+        command: Program and arguments.
 
     Raises:
-        ConfigError: more processes than GPUs.
+        ConfigError: There are more processes than GPUs.
     """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    check_devices(count)
-    logging.getLogger("torch").setLevel(logging.CRITICAL)  # we say ourselves who failed
+    check_gpus(count)
+    logging.getLogger("torch").setLevel(logging.CRITICAL)  # the failure is reported by `Ended`
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     config = LaunchConfig(
         min_nodes=1,
@@ -52,53 +54,42 @@ def launch(count: int, work: Callable[..., None], *arguments: Any) -> Ended:
         rdzv_endpoint="localhost:0",
         local_addr="localhost",
         max_restarts=0,
-        signals_to_handle="SIGHUP",  # the others are passed on: a run stops after its step, however long that takes
+        signals_to_handle="SIGHUP",  # the agent would give the processes 30 s after SIGINT and SIGTERM
     )
-    passed_on: list[int] = []
+    received: list[int] = []
 
-    def pass_on(number: int, _frame: object) -> None:
-        passed_on.append(number)
-        _pass_on(number)
+    def forward(number: int, _frame: object) -> None:
+        received.append(number)
+        _signal_children(number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    program, *arguments = command
     try:
-        elastic_launch(config, _work)(work, *arguments)
+        elastic_launch(config, program)(*arguments)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        return _ended(rank, failure, passed_on)
+        return _ended(rank, failure.exitcode, received)
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
-    return Ended(0, None)
+    return Ended(0)
 
 
-def _work(work: Callable[..., None], *arguments: Any) -> None:
-    os.setsid()  # Ctrl-C reaches the launcher alone, which passes it on once
-    try:
-        work(*arguments)
-    except PeerFailed:
-        time.sleep(PATIENCE)
-        raise
+def _signal_children(number: int) -> None:
+    import psutil
 
-
-def _pass_on(number: int) -> None:
-    children = multiprocessing.active_children()
+    children = psutil.Process().children()
     if not children:
         raise SystemExit(128 + number)
     for child in children:
-        if child.pid is not None:
-            os.kill(child.pid, number)
+        child.send_signal(number)
 
 
-def _ended(rank: int, failure: Any, passed_on: list[int]) -> Ended:
-    if len(passed_on) > 1 or -failure.exitcode in passed_on:  # told to stop at once, wherever they were
-        return Ended(128 + passed_on[-1], None)
-    if failure.exitcode < 0:
-        name = signal.Signals(-failure.exitcode).name
+def _ended(rank: int, code: int, received: list[int]) -> Ended:
+    if len(received) > 1 or -code in received:  # told to stop at once
+        return Ended(128 + received[-1])
+    if code < 0:
+        name = signal.Signals(-code).name
         hint = " (out of memory?)" if name == "SIGKILL" else ""
         return Ended(1, f"process {rank} was ended by {name}{hint}, and the others after it")
-    details = failure.error_file_data.get("message") if isinstance(failure.error_file_data, dict) else None
-    if not isinstance(details, dict):
-        return Ended(failure.exitcode, None)  # it has said why
-    trace = details.get("extraInfo", {}).get("py_callstack", "")
-    return Ended(failure.exitcode, f"process {rank} failed: {details.get('message')}\n{trace}".rstrip())
+    return Ended(code)  # it has printed why

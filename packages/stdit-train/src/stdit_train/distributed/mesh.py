@@ -1,9 +1,9 @@
-"""Which processes share what: copies of the weights, shards of the weights, and parts of each clip.
+"""The parallel dimensions of a run: replicas and shards of the weights, data-parallel ranks, and sequence groups.
 
-W processes are R copies of the weights (replicate), each copy cut into W / R shards; and W / P data-parallel ranks,
-each P processes that share one clip (sequence). The two views are independent of each other: a gradient is the mean
-over all W processes whatever is sharded where. Neighbouring ranks share a clip, and neighbouring ranks are one copy, so
-that both stay inside a node where they can.
+W processes hold R replicas of the weights, each in W / R shards; they also form W / P data-parallel ranks of P
+processes that share a clip (sequence parallelism). The two are independent of each other: a gradient is the mean over
+all W processes however the weights are sharded. Processes that share a clip or a replica have neighbouring ranks, so
+that they are on one node where possible.
 """
 
 from dataclasses import dataclass
@@ -14,52 +14,58 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from stdit_data.buckets import parse_bucket
 from stdit_model.presets import Variant
-from stdit_train.config.load import ConfigError
 from stdit_train.config.schema import TrainConfig, model_arguments
+from stdit_train.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class ParallelDims:
-    """How many processes there are, and how they are grouped.
+    """Number of processes in each dimension.
+
+    Attributes:
+        world_size: All processes.
+        replicate: Replicas of the weights: 1 is FSDP, `world_size` is data parallelism, values between are HSDP.
+        sequence: Processes that share a clip.
 
     Raises:
-        ConfigError: groups that don't divide the processes.
+        ConfigError: A dimension does not divide the number of processes.
     """
 
-    processes: int
-    replicate: int = 1  # copies of the weights: 1 is FSDP, `processes` plain data parallelism, between them HSDP
-    sequence: int = 1  # processes that share each clip
+    world_size: int
+    replicate: int = 1
+    sequence: int = 1
 
     def __post_init__(self) -> None:
         for name, size in (("replicate", self.replicate), ("sequence", self.sequence)):
-            if size < 1 or self.processes % size:
-                fitting = [str(n) for n in range(1, self.processes + 1) if self.processes % n == 0]
+            if size < 1 or self.world_size % size:
+                fitting = [str(n) for n in range(1, self.world_size + 1) if self.world_size % n == 0]
                 raise ConfigError(
-                    f"{name} is {size}, which does not divide {self.processes} processes: take {' or '.join(fitting)}"
+                    f"{name} is {size}, which does not divide {self.world_size} processes: use {' or '.join(fitting)}"
                 )
 
     @property
     def shard(self) -> int:
-        """Processes that each hold one part of a copy of the weights."""
-        return self.processes // self.replicate
+        """Number of shards of each replica."""
+        return self.world_size // self.replicate
 
     @property
     def data(self) -> int:
-        """Data-parallel ranks: what the global batch is divided by."""
-        return self.processes // self.sequence
+        """Number of data-parallel ranks, which divide the global batch."""
+        return self.world_size // self.sequence
 
     def check(self, variant: Variant, num_heads: int, frames: int, global_batch: int | None = None) -> None:
-        """Refuse what can't be shared, before anything is allocated.
+        """Check, before anything is allocated, that a model and its clips can be divided.
 
-        Frames and positions that the group does not divide are padded, and what was padded takes part in nothing.
+        Frames and positions that the sequence dimension does not divide are padded.
 
         Args:
-            variant, num_heads: of the model.
-            frames: of tokens: latent frames over the patch's.
-            global_batch: samples of a step.
+            variant: Variant of the model.
+            num_heads: Attention heads of the model.
+            frames: Frames of tokens: latent frames divided by the patch size.
+            global_batch: Samples of a step. [default: not checked]
 
         Raises:
-            ConfigError: the line names what does not fit.
+            ConfigError: They cannot; the message says which.
         """
         if variant == "dit" and num_heads % self.sequence:
             raise ConfigError(
@@ -73,58 +79,58 @@ class ParallelDims:
         if global_batch is not None and global_batch % self.data:
             raise ConfigError(
                 f"a global batch of {global_batch} is not a multiple of the {self.data} data-parallel ranks "
-                f"({self.processes} processes, {self.sequence} a clip): --set global_batch=..."
+                f"({self.world_size} processes, {self.sequence} a clip): --set global_batch=..."
             )
 
 
 @dataclass(frozen=True)
 class ParallelMesh:
-    """A grouping on running processes.
+    """The process groups of `dims`.
 
     Attributes:
-        weights: where parameters live: one dimension (shard), or two (replicate, shard).
-        data_rank: this process's number among the `grouping.data` data-parallel ranks: the loader's rank.
-        sequence: the processes that share this one's clip; None if it has it alone.
+        dims: Parallel dimensions.
+        weights: Mesh over which weights are sharded: (shard) or (replicate, shard).
+        dp_rank: Data-parallel rank of this process, 0..dims.data - 1.
+        sequence: Group of the processes that share a clip with this one; None without sequence parallelism.
     """
 
-    grouping: ParallelDims
+    dims: ParallelDims
     weights: DeviceMesh
-    data_rank: int
+    dp_rank: int
     sequence: dist.ProcessGroup | None
 
 
-def build_mesh(grouping: ParallelDims, device: torch.device) -> ParallelMesh:
-    """Make the process groups. torch.distributed must be initialised; all processes call this.
+def build_mesh(dims: ParallelDims, device: torch.device) -> ParallelMesh:
+    """Create the process groups; torch.distributed must be initialized, and all processes must call this.
 
     Raises:
-        ConfigError: another number of processes is running.
+        ConfigError: Another number of processes is running.
     """
-    if dist.get_world_size() != grouping.processes:
-        raise ConfigError(f"{grouping.processes} processes expected, {dist.get_world_size()} are running")
-    copies, shards = grouping.replicate, grouping.shard
-    if copies == 1:
-        weights = init_device_mesh(device.type, (shards,), mesh_dim_names=("shard",))
+    if dist.get_world_size() != dims.world_size:
+        raise ConfigError(f"{dims.world_size} processes expected, {dist.get_world_size()} are running")
+    if dims.replicate == 1:
+        weights = init_device_mesh(device.type, (dims.shard,), mesh_dim_names=("shard",))
     else:
-        weights = init_device_mesh(device.type, (copies, shards), mesh_dim_names=("replicate", "shard"))
-    if grouping.sequence == 1:
-        return ParallelMesh(grouping, weights, dist.get_rank(), None)
-    clips = init_device_mesh(device.type, (grouping.data, grouping.sequence), mesh_dim_names=("data", "sequence"))
-    return ParallelMesh(grouping, weights, clips.get_local_rank("data"), clips.get_group("sequence"))
+        weights = init_device_mesh(device.type, (dims.replicate, dims.shard), mesh_dim_names=("replicate", "shard"))
+    if dims.sequence == 1:
+        return ParallelMesh(dims, weights, dist.get_rank(), None)
+    clips = init_device_mesh(device.type, (dims.data, dims.sequence), mesh_dim_names=("data", "sequence"))
+    return ParallelMesh(dims, weights, clips.get_local_rank("data"), clips.get_group("sequence"))
 
 
-def parallel_dims(config: TrainConfig, processes: int) -> ParallelDims:
-    """How a run groups so many processes.
+def parallel_dims(config: TrainConfig, world_size: int) -> ParallelDims:
+    """Return the parallel dimensions of a run.
 
     Raises:
-        ConfigError: what of it does not fit, and what would.
+        ConfigError: The processes do not fit the run; the message says why and what would.
     """
-    if processes == 1:
+    if world_size == 1:
         return ParallelDims(1)
-    grouping = ParallelDims(processes, config.replicate or processes, config.sequence)
+    dims = ParallelDims(world_size, config.replicate or world_size, config.sequence)
     if config.precision == "fp16":
-        raise ConfigError("precision=fp16 is for one process; on many take bf16: --set precision=bf16")
+        raise ConfigError("precision=fp16 is for one process; on several use bf16: --set precision=bf16")
     sizes = model_arguments(config, latent_channels=4, caption_channels=1)
     clips = [parse_bucket(bucket).frames for bucket in config.data.buckets] or [config.data.frames]
     batch = config.global_batch if config.data.tokens is None else None  # else buckets have batches of their own
-    grouping.check(config.model.variant, sizes["num_heads"], min(clips) // config.model.patch_size[0], batch)
-    return grouping
+    dims.check(config.model.variant, sizes["num_heads"], min(clips) // config.model.patch_size[0], batch)
+    return dims

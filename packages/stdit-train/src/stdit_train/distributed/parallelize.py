@@ -1,16 +1,16 @@
-"""What is put on a single-device model from outside before it is trained, and in which order.
+"""Build the transformer of a run on one process or many, with everything that is put on it from outside, in order.
 
-Sequence parallelism changes what an attention computes, so it goes on first; then activation checkpointing, then
+Sequence parallelism changes what an attention computes, so it comes first; then activation checkpointing; then
 compilation, block by block; then sharding (FSDP2), whose hooks surround each block.
 """
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
@@ -19,11 +19,13 @@ from stdit_model.model import TextCache
 from stdit_train.config.schema import Checkpointing, TrainConfig, model_arguments
 from stdit_train.distributed.mesh import ParallelMesh
 from stdit_train.distributed.sequence_parallel import share_clips
+from stdit_train.distributed.sharded_weights import copy_shards, full_state_dict, init_weights, load_full_state_dict
+from stdit_train.distributed.world import World
 
 _aten = torch.ops.aten
 
-
-PRODUCTS = {  # what selective checkpointing keeps: dear to compute, and no larger than what it was computed from
+# Results that selective checkpointing keeps: expensive to compute, and no larger than their inputs.
+KEPT = {
     _aten.mm,
     _aten.addmm,
     _aten.bmm,
@@ -34,8 +36,62 @@ PRODUCTS = {  # what selective checkpointing keeps: dear to compute, and no larg
 }
 
 
-def parallel_model(
-    arguments: dict[str, Any],
+def build_model(config: TrainConfig, latent_channels: int, caption_channels: int, world: World | None = None) -> STDiT:
+    """Build the transformer of a run, with float32 weights initialised from its seed.
+
+    On a world with a mesh it is sharded, with activation checkpointing and compilation applied, and its weights equal
+    those of one process to the bit; they are gathered in bfloat16 unless the precision is fp32.
+
+    Args:
+        config: The run's settings.
+        latent_channels: Channels of the VAE's latents.
+        caption_channels: Width of the text encoder.
+        world: Processes to build it on. [default: this one, on the CPU]
+    """
+    arguments = model_arguments(config, latent_channels, caption_channels)
+    if world is None or world.mesh is None:
+        torch.manual_seed(config.seed)
+        model = STDiT(**arguments)
+        return model if world is None else model.to(world.device())
+    model = build_sharded_model(
+        arguments,
+        world.mesh,
+        world.device(),
+        dtype=None if config.precision == "fp32" else torch.bfloat16,
+        checkpointing=config.activation_checkpointing,
+        compiled=config.compile,
+    )
+    load_full_state_dict(model, init_weights(arguments, config.seed))
+    return model
+
+
+def build_ema(model: STDiT, world: World) -> STDiT:
+    """Return a float32 copy of a model, for the average of its weights; sharded where the model is."""
+    if world.mesh is None:
+        return copy.deepcopy(model).float()
+    average = build_sharded_model(STDiT.arguments(model.config), world.mesh, world.device())
+    copy_shards(model, average)
+    return average
+
+
+def full_model(model: STDiT, world: World) -> STDiT | None:
+    """Return a model with all its weights on rank 0, None on the other ranks; every rank must call this.
+
+    A sharded model is gathered on the CPU.
+    """
+    if world.mesh is None:
+        return model
+    weights = full_state_dict(model)
+    if not world.is_main:
+        return None
+    with torch.device("meta"):
+        full = STDiT(**STDiT.arguments(model.config))
+    full.load_state_dict(weights, assign=True)
+    return full.eval().requires_grad_(False)
+
+
+def build_sharded_model(
+    arguments: Mapping[str, Any],
     mesh: ParallelMesh,
     device: torch.device,
     *,
@@ -43,60 +99,71 @@ def parallel_model(
     checkpointing: Checkpointing = False,
     compiled: bool = False,
 ) -> STDiT:
-    """An STDiT over the processes of a mesh, of which no process ever holds the whole.
+    """Build an STDiT over the processes of a mesh; no process ever holds all of its weights.
 
-    Its weights are float32 shards without values: `stdit_train.distributed.sharded_weights.fill` gives them some.
-    The null caption, a buffer, is whole on every process.
+    The weights are float32 shards without values, to be filled by `load_full_state_dict`. The null caption, a buffer,
+    is whole on every process.
 
     Args:
-        arguments: STDiT's.
-        mesh: the processes.
-        device: of this process's shards.
-        dtype: that weights are gathered and computed in (bfloat16); gradients are summed in float32 all the same.
-            None is float32. Inputs are not cast: timesteps would be rounded. Call the model under autocast then.
-        checkpointing, compiled: see `outfit`.
+        arguments: Arguments of STDiT.
+        mesh: Process groups.
+        device: Device of this process's shards.
+        dtype: Precision in which weights are gathered and computed (bfloat16); gradients are summed in float32
+            either way. Inputs are not cast, because timesteps would be rounded: call the model under autocast.
+            [default: float32]
+        checkpointing: See `apply_ac`.
+        compiled: Whether to compile the blocks.
     """
     with torch.device("meta"):
         model = STDiT(**arguments)
     if mesh.sequence is not None:
         share_clips(model, mesh.sequence)
-    outfit(model, checkpointing, compiled)
-    shard(model, mesh, dtype)
+    apply_ac(model, checkpointing)
+    if compiled:
+        apply_compile(model)
+    apply_fsdp(model, mesh, dtype)
     model.to_empty(device=device)
     return model
 
 
-def outfit(model: STDiT, checkpointing: Checkpointing = False, compiled: bool = False) -> None:
-    """Put checkpointing and compilation on a model's blocks.
+def apply_ac(model: STDiT, checkpointing: Checkpointing) -> None:
+    """Apply activation checkpointing to each block of a model that is not sharded yet.
 
     Args:
-        model: as it is trained, not sharded yet.
-        checkpointing: True keeps only each block's input for the backward and computes the rest anew (Chen et al.
-            2016); "selective" keeps the results of matrix products and attention too, and computes only the rest anew.
-        compiled: each block by itself, with torch.compile.
+        model: Changed in place.
+        checkpointing: True keeps only the block's input for the backward and recomputes the rest (Chen et al. 2016);
+            "selective" keeps the results of matrix products and attention too; False changes nothing.
     """
-    options = {"context_fn": _keep_products} if checkpointing == "selective" else {}
-    for block in model.blocks:
-        if checkpointing:
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False, **options)  # type: ignore[method-assign]
-        if compiled:
-            block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
+    options = {"context_fn": _selective_contexts} if checkpointing == "selective" else {}
+    for block in model.blocks if checkpointing else ():
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, **options)  # type: ignore[method-assign]
 
 
-def _keep_products() -> Any:
+def _selective_contexts() -> Any:
     return create_selective_checkpoint_contexts(
         lambda _context, operation, *_args, **_kwargs: (
-            CheckpointPolicy.MUST_SAVE if operation.overloadpacket in PRODUCTS else CheckpointPolicy.PREFER_RECOMPUTE
+            CheckpointPolicy.MUST_SAVE if operation.overloadpacket in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
         )
     )
 
 
-def shard(model: STDiT, mesh: ParallelMesh, dtype: torch.dtype | None = None) -> None:
-    """FSDP2 over a mesh: a block's weights are gathered for its forward and for its backward, and given up after each.
+def apply_compile(model: STDiT) -> None:
+    """Compile each block by itself with torch.compile, after `apply_ac`."""
+    for block in model.blocks:
+        block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
 
-    The caption's keys and values are computed before the first block runs, for all of them (`STDiT.encode_text`), so
-    those layers' weights are gathered together and apart from their blocks. What is left (embeddings, timestep, final
-    layer) stays gathered from the forward to the backward.
+
+def apply_fsdp(model: STDiT, mesh: ParallelMesh, dtype: torch.dtype | None = None) -> None:
+    """Shard a model over a mesh with FSDP2: a block's weights are gathered for its forward and for its backward.
+
+    The keys and values of the caption are computed for all blocks before the first one runs (`STDiT.encode_text`), so
+    those layers are gathered together, apart from their blocks. The rest (embeddings, timestep, final layer) stays
+    gathered from the forward to the backward.
+
+    Args:
+        model: Changed in place.
+        mesh: Process groups.
+        dtype: Precision in which weights are gathered. [default: float32]
     """
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     fully_shard([block.cross_attn.kv_linear for block in model.blocks], mesh=mesh.weights, mp_policy=policy)
@@ -104,11 +171,11 @@ def shard(model: STDiT, mesh: ParallelMesh, dtype: torch.dtype | None = None) ->
         fully_shard(block, mesh=mesh.weights, mp_policy=policy)
     fully_shard(model, mesh=mesh.weights, mp_policy=policy)
     encode_text = model.encode_text
-    model.forward = partial(_encoding_text, encode_text, model.forward)  # type: ignore[method-assign]
-    register_fsdp_forward_method(model, "encode_text")  # samplers call it by itself
+    model.forward = partial(_forward, encode_text, model.forward)  # type: ignore[method-assign]
+    register_fsdp_forward_method(model, "encode_text")  # samplers call it on its own
 
 
-def _encoding_text(
+def _forward(
     encode_text: Callable[[Tensor, Tensor | None], TextCache],
     forward: Callable[..., Tensor],
     x: Tensor,
@@ -117,23 +184,8 @@ def _encoding_text(
     mask: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
-    """STDiT.forward, which within FSDP's own hooks must not go through the hooks of `encode_text` again."""
+    """Run STDiT.forward; inside FSDP's own hooks it must not enter the hooks of `encode_text` again."""
     if not isinstance(y, TextCache):
         y, mask = encode_text(y, mask), None
     output = forward(x, timestep, y, mask, **options)
-    return output.clone() if output._is_view() else output  # an in-place change of a view would pass FSDP's hooks by
-
-
-def gathered(model: STDiT) -> dict[str, Tensor]:
-    """All weights of a sharded model, whole, on the CPU of the first process; empty on the others, which all take part.
-
-    For saving: `STDiT.save_pretrained` knows no shards.
-    """
-    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    return cast("dict[str, Tensor]", state)
-
-
-def build_model(config: TrainConfig, latent_channels: int, caption_channels: int) -> STDiT:
-    """The transformer of a run, initialised from (seed), its channels those of the VAE and the text encoder."""
-    torch.manual_seed(config.seed)
-    return STDiT(**model_arguments(config, latent_channels, caption_channels))
+    return output.clone() if output._is_view() else output  # FSDP's hooks miss an in-place change of a view

@@ -1,69 +1,80 @@
-"""Values for the weights of a sharded model: fresh, from a file, or from another sharded model.
+"""Fill, copy and gather the weights of a sharded model, one full tensor at a time.
 
-No process holds more than a tensor of the whole at a time.
+init_weights(arguments, seed)   a file's tensors          another sharded model
+              |   (name, full tensor)   |                           |
+              +-----------+-------------+                           |
+                          v                                         v
+                load_full_state_dict                           copy_shards
+          each rank keeps its own shard                    shard by shard, no messages
+                          |                                         |
+                          +--------->  sharded model  <-------------+
+                                             |
+                                             v
+                                      full_state_dict: whole, on the CPU of rank 0
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stdit_model import STDiT
 from stdit_model.errors import WeightsError, few
-from stdit_model.weights.load import Weights
 
 
-def fresh(arguments: Mapping[str, Any], seed: int) -> Iterator[tuple[str, Tensor]]:
-    """The weights that `torch.manual_seed(seed)` and then STDiT's constructor give, by name, a tensor at a time.
+def init_weights(arguments: Mapping[str, Any], seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Yield the initial weights of an STDiT by name, one full tensor at a time.
 
-    The model is built without memory, and of every random number that it asks for the generator's state is noted: so
-    each tensor can be drawn by itself later, to the bit.
+    They equal, to the bit, those of `torch.manual_seed(seed)` followed by `STDiT(**arguments)`, but no two of them are
+    in memory together: the model is built on the meta device while the state of the generator is recorded before each
+    random fill, and each tensor is drawn later from the recorded state.
 
     Args:
-        arguments: STDiT's.
-        seed: of the run.
+        arguments: Arguments of STDiT.
+        seed: Seed of the run.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        with _Noting() as noting, torch.device("meta"):
+        with _RecordInit() as recorded, torch.device("meta"):
             model = STDiT(**arguments)
     for name, tensor in model.state_dict().items():
-        yield name, tensor if tensor.device.type == "cpu" else noting.value(tensor)
+        yield name, tensor if tensor.device.type == "cpu" else recorded.value(tensor)
 
 
-class _Noting(TorchDispatchMode):
-    """While a model is built on the meta device: how each of its tensors got its values.
+class _RecordInit(TorchDispatchMode):
+    """Record how each tensor of a model gets its values while the model is built on the meta device.
 
-    New random tensors are small (tables, the null caption) and made at once; those filled in place are drawn into a
-    passing copy, for the generator to move on, and can be drawn again.
+    New random tensors (tables, the null caption) are small and made at once. A tensor filled in place is drawn into a
+    temporary one, which advances the generator, and can be drawn again by `value`.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._filled: dict[int, tuple[Any, tuple[Any, ...], Tensor]] = {}  # by storage, which views share
+        self._fills: dict[int, tuple[Any, tuple[Any, ...], Tensor]] = {}  # by storage, which views share
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in (torch.ops.aten.randn.default, torch.ops.aten.rand.default):
             return func(*args, **{**kwargs, "device": torch.device("cpu")})
-        if func in _FILLING and args[0].is_meta:
-            place = args[0].untyped_storage()._cdata
-            self._filled[place] = (func, (args[0].shape, *args[1:]), torch.get_rng_state())
+        if func in _FILLS and args[0].is_meta:
+            storage = args[0].untyped_storage()._cdata
+            self._fills[storage] = (func, (args[0].shape, *args[1:]), torch.get_rng_state())
             func(torch.empty(args[0].shape, device="cpu"), *args[1:])
         return func(*args, **kwargs)
 
     def value(self, tensor: Tensor) -> Tensor:
-        """What the last filling of a tensor of the model put into it."""
-        func, (shape, *rest), state = self._filled[tensor.untyped_storage()._cdata]
+        """Draw what the last fill put into a tensor of the model."""
+        func, (shape, *rest), state = self._fills[tensor.untyped_storage()._cdata]
         with torch.random.fork_rng(devices=[]):
             torch.set_rng_state(state)
-            return func(torch.empty(shape), *rest).view(tensor.shape)
+            return cast(Tensor, func(torch.empty(shape), *rest)).view(tensor.shape)
 
 
-_FILLING = (
+_FILLS = (
     torch.ops.aten.uniform_.default,
     torch.ops.aten.normal_.default,
     torch.ops.aten.zero_.default,
@@ -71,22 +82,17 @@ _FILLING = (
 )
 
 
-def stored(weights: Weights) -> Iterator[tuple[str, Tensor]]:
-    """A file's weights by name, read one at a time."""
-    yield from weights.read()
-
-
 @torch.no_grad()
-def fill(model: STDiT, tensors: Iterable[tuple[str, Tensor]], *, partly: bool = False) -> None:
-    """Give a sharded model (or a whole one) weights: every process reads all of them and keeps its shards.
+def load_full_state_dict(model: STDiT, tensors: Iterable[tuple[str, Tensor]], *, allow_missing: bool = False) -> None:
+    """Load full tensors into a model, sharded or not; every rank reads all of them and keeps its shards.
 
     Args:
-        model: filled in place.
-        tensors: whole tensors by name; the same on every process.
-        partly: some may be missing.
+        model: Filled in place.
+        tensors: Full tensors by name, the same on every rank.
+        allow_missing: Whether weights without a tensor keep their values.
 
     Raises:
-        WeightsError: a tensor missing, unknown or of another shape.
+        WeightsError: A tensor is missing, unknown or of another shape.
     """
     targets = model.state_dict()
     missing = set(targets)
@@ -102,13 +108,19 @@ def fill(model: STDiT, tensors: Iterable[tuple[str, Tensor]], *, partly: bool = 
         else:
             target.copy_(tensor)
         missing.discard(name)
-    if missing and not partly:
+    if missing and not allow_missing:
         raise WeightsError(f"{len(missing)} tensors are missing: {few(sorted(missing))}")
 
 
 @torch.no_grad()
 def copy_shards(source: STDiT, destination: STDiT) -> None:
-    """One model's weights into another over the same mesh, shard by shard, without a message."""
+    """Copy the weights of a model into another one over the same mesh, shard by shard, without messages."""
     values = source.state_dict()
     for name, target in destination.state_dict().items():
         target.copy_(values[name])
+
+
+def full_state_dict(model: STDiT) -> dict[str, Tensor]:
+    """Gather the weights of a sharded model on the CPU of rank 0; every rank must call this, the others get {}."""
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return cast("dict[str, Tensor]", state)

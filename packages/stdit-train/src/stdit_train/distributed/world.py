@@ -1,108 +1,271 @@
-"""The processes of a run, as the trainer sees them. Here: one, which has nobody to agree with.
+"""Rank, size and messages of the processes of a command; one process has the same interface.
 
-`stdit_train.distributed._distributed` has those of a run on many. Whatever takes all of them says so here, in one
-process too, so that the trainer reads the same; in one process it changes nothing, not a bit.
+`World.from_env` reads what torchrun sets, and imports no torch, so that every command can ask for its rank at once.
 """
 
-import copy
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Self, TypeVar
+import os
+import time
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-import torch
-import torch.distributed as dist
-from torch import Tensor
+from stdit_train.errors import ConfigError
 
-from stdit_model import STDiT
-from stdit_train.config.schema import TrainConfig
-from stdit_train.distributed.parallelize import outfit
-from stdit_train.hardware import find_device
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from stdit_train.config.schema import TrainConfig
+    from stdit_train.distributed.mesh import ParallelMesh
 
 T = TypeVar("T")
 
+GRACE = 10.0  # seconds that a process waits after another one failed, so that the launcher sees that one end first
+
+
+class PeerFailed(SystemExit):
+    """Another process failed and reports why; this one ends without a message."""
+
 
 class World:
-    """One process.
+    """A single process.
 
     Attributes:
-        first: whether this is the one that prints and writes.
-        number, count: of this process, of all.
-        data_rank, data_ranks: this process's share of the global batch, of how many; several may share one.
-        sharded: whether a model's weights are DTensors.
-        checkpointing_group: the processes as the writer of checkpoints has them, apart from the step's messages.
+        rank, size: Number of this process, and number of processes.
+        local_rank: Number of this process on its machine: the index of its GPU.
+        dp_rank, dp_size: Number of this process's share of the global batch, and number of shares. Processes that
+            share a clip have the same `dp_rank`.
+        mesh: Process groups of a run; None for one process, and before `with_mesh`.
+        checkpoint_group: Process group for writing checkpoints, apart from the messages of a step.
     """
 
-    first = True
-    number, count = 0, 1
-    data_rank, data_ranks = 0, 1
-    sharded = False
-    checkpointing_group: Any = None
+    rank, size, local_rank = 0, 1, 0
+    dp_rank, dp_size = 0, 1
+    mesh: "ParallelMesh | None" = None
+    checkpoint_group: Any = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Leave; not waiting for the others if there was an error."""
-
-    def grouped(self, config: TrainConfig) -> "World":
-        """The same, in the groups of a run.
+    @staticmethod
+    def from_env() -> "World":
+        """Return the world that RANK, WORLD_SIZE and LOCAL_RANK describe; a single process without them.
 
         Raises:
-            ConfigError: they don't fit it; see `stdit_train.distributed.mesh.ParallelDims`.
+            ConfigError: They are not numbers, or the rank is not below the size.
+        """
+        if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+            return World()
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        values = [os.environ.get(name, "0") for name in names]
+        if not all(value.isdigit() for value in values) or int(values[0]) >= int(values[1]):
+            found = ", ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
+            raise ConfigError(f"{found}: expected numbers, and RANK below WORLD_SIZE")
+        rank, size, local_rank = map(int, values)
+        return DistributedWorld(rank, size, local_rank) if size > 1 else World()
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which prints and writes."""
+        return self.rank == 0
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the weights of models are sharded over `mesh`."""
+        return self.mesh is not None
+
+    # -- set-up ----------------------------------------------------------------------------------------------------
+
+    def connect(self, timeout: timedelta | None = None) -> Self:
+        """Initialize torch.distributed, which messages need, unless it is already initialized.
+
+        Args:
+            timeout: How long a message waits for the other processes. [default: torch's, 30 minutes]
+
+        Raises:
+            ConfigError: There are more processes on this machine than GPUs.
         """
         return self
 
-    # -- what is put on a model ------------------------------------------------------------------------------------
+    def __enter__(self) -> Self:
+        return self.connect()
 
-    def device(self) -> torch.device:
-        """Of this process."""
+    def __exit__(self, *error: object) -> None:
+        """Leave the process group; after an error, without waiting for the other processes."""
+
+    def with_mesh(self, config: "TrainConfig") -> "World":
+        """Return this world with the process groups of a run.
+
+        Raises:
+            ConfigError: The processes do not fit the run; see `stdit_train.distributed.mesh.ParallelDims`.
+        """
+        return self
+
+    def device(self) -> "torch.device":
+        """Return the device of this process."""
+        from stdit_train.hardware import find_device
+
         return find_device()
 
-    def model(self, arguments: Mapping[str, Any], config: TrainConfig) -> STDiT:
-        """The transformer of a run, initialised from its seed, on this process's device."""
-        torch.manual_seed(config.seed)
-        return STDiT(**arguments).to(self.device())
+    def select_gpu(self) -> None:
+        """Make this process's GPU the current one of torch, where several processes have one each."""
 
-    def average(self, model: STDiT) -> STDiT:
-        """A float32 copy of a model that isn't trained."""
-        return copy.deepcopy(model).float()
+    # -- messages --------------------------------------------------------------------------------------------------
 
-    def outfit(self, module: STDiT, config: TrainConfig) -> None:
-        """Put checkpointing and compilation on what is called in training."""
-        outfit(module, config.activation_checkpointing, config.compile)
+    def broadcast_from_main(self, compute: Callable[[], T]) -> T:
+        """Call a function on rank 0 and return its result on every rank; its error ends all of them."""
+        return compute()
 
-    def whole(self, model: STDiT) -> STDiT | None:
-        """A model with all its weights, on the first process; None on the others."""
-        return model
-
-    # -- what all agree on -----------------------------------------------------------------------------------------
-
-    def decided(self, decide: Callable[[], T]) -> T:
-        """What the first process decides, on all; the others don't try. Its error ends them all."""
-        return decide()
-
-    def together(self, act: Callable[[], T]) -> T:
-        """Do it on every process; an error on one ends them all."""
+    def on_all(self, act: Callable[[], T]) -> T:
+        """Call a function on every rank and return its own result; an error on one rank ends all of them."""
         return act()
 
-    def largest(self, *numbers: float) -> tuple[float, ...]:
-        """Of each number the largest of all processes."""
+    def all_max(self, *numbers: float) -> tuple[float, ...]:
+        """Return the maximum over all ranks of each number."""
         return numbers
 
-    def mean(self, values: dict[str, float]) -> dict[str, float]:
-        """The mean of each number over all processes."""
+    def all_mean(self, values: dict[str, float]) -> dict[str, float]:
+        """Return the mean over all ranks of each value; all ranks pass the same names."""
         return values
 
-    def joined(self, part: Tensor) -> Tensor:
-        """Parts [..., n] of equal size, of every share of the global batch in its order: [..., data_ranks * n]."""
+    def all_gather(self, part: "Tensor") -> "Tensor":
+        """Concatenate tensors [..., n] of equal shape in the order of `dp_rank`: [..., dp_size * n]."""
         return part
 
-    def any(self, found: Iterable[str | None]) -> str | None:
-        """The first that is not None, of this process or else of the next."""
+    def first_result(self, results: Iterable[str | None]) -> str | None:
+        """Return the first result that is not None, of the lowest rank that has one."""
+        return next(filter(None, results), None)
+
+    def gather(self, items: list[T]) -> list[list[T]] | None:
+        """Return the items of every rank, by rank, on rank 0; None on the others."""
+        return [items]
+
+
+class DistributedWorld(World):
+    """One of several processes, as torchrun or `stdit train --nproc` start them.
+
+    Messages that are not tensors of the model go over gloo, on the CPU, so that they do not wait for a GPU.
+    """
+
+    def __init__(self, rank: int, size: int, local_rank: int = 0, mesh: "ParallelMesh | None" = None) -> None:
+        self.rank, self.size, self.local_rank, self.mesh = rank, size, local_rank, mesh
+        self.dp_rank, self.dp_size = rank, size
+        if mesh is not None:
+            import torch.distributed as dist
+
+            self.dp_rank, self.dp_size = mesh.dp_rank, mesh.dims.data
+            self.checkpoint_group = dist.new_group(backend="gloo")
+
+    def connect(self, timeout: timedelta | None = None) -> Self:
+        import torch
+        import torch.distributed as dist
+
+        if not dist.is_initialized():
+            check_gpus(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+            self.select_gpu()
+            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=timeout)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        import torch.distributed as dist
+
+        if error[0] is None:
+            dist.barrier()
+            dist.destroy_process_group()
+        elif isinstance(error[1], PeerFailed):
+            time.sleep(GRACE)
+
+    def with_mesh(self, config: "TrainConfig") -> World:
+        from stdit_train.distributed.mesh import build_mesh, parallel_dims
+
+        mesh = build_mesh(parallel_dims(config, self.size), self.device())
+        return DistributedWorld(self.rank, self.size, self.local_rank, mesh)
+
+    def device(self) -> "torch.device":
+        import torch
+
+        return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+    def select_gpu(self) -> None:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.set_device(self.local_rank)
+
+    def broadcast_from_main(self, compute: Callable[[], T]) -> T:
+        import torch
+        import torch.distributed as dist
+
+        answer: list[Any] = [None, False]
+        failure = None
+        if self.is_main:
+            try:
+                answer = [compute(), True]
+            except (Exception, SystemExit) as error:
+                failure = error
+        dist.broadcast_object_list(answer, src=0, device=torch.device("cpu"))
+        if failure is not None:
+            raise failure
+        if not answer[1]:
+            raise PeerFailed(1)
+        return answer[0]
+
+    def on_all(self, act: Callable[[], T]) -> T:
+        from torch.distributed.checkpoint import CheckpointException  # a BaseException
+
+        result, failure = None, None
+        try:
+            result = act()
+        except (Exception, CheckpointException) as error:
+            failure = error
+        if self.all_max(float(failure is not None)) == (0.0,):
+            return result  # type: ignore[return-value]
+        raise failure or PeerFailed(1)
+
+    def all_max(self, *numbers: float) -> tuple[float, ...]:
+        import torch
+        import torch.distributed as dist
+
+        values = torch.tensor(numbers, dtype=torch.float64)
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+        return tuple(values.tolist())
+
+    def all_mean(self, values: dict[str, float]) -> dict[str, float]:
+        import torch
+        import torch.distributed as dist
+
+        totals = torch.tensor(list(values.values()), dtype=torch.float64)
+        dist.all_reduce(totals)
+        return dict(zip(values, (totals / self.size).tolist(), strict=True))
+
+    def all_gather(self, part: "Tensor") -> "Tensor":
+        import torch
+        import torch.distributed as dist
+
+        parts = [torch.empty_like(part) for _ in range(self.size)]
+        dist.all_gather(parts, part.contiguous())
+        return torch.cat(parts[:: self.size // self.dp_size], dim=-1)
+
+    def first_result(self, results: Iterable[str | None]) -> str | None:
+        import torch.distributed as dist
+
+        found: list[str | None] = [None] * self.size
+        dist.all_gather_object(found, next(filter(None, results), None))
         return next(filter(None, found), None)
 
+    def gather(self, items: list[T]) -> list[list[T]] | None:
+        import torch.distributed as dist
 
-def mean_over_processes(values: dict[str, float], device: torch.device) -> dict[str, float]:
-    """The mean of each number over all processes, which all give the same names; one message."""
-    totals = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
-    dist.all_reduce(totals)
-    return dict(zip(values, (totals / dist.get_world_size()).tolist(), strict=True))
+        lists: list[Any] | None = [None] * self.size if self.is_main else None
+        dist.gather_object(items, lists)
+        return lists
+
+
+def check_gpus(processes: int) -> None:
+    """Check that each process of this machine has a GPU of its own, where there are GPUs.
+
+    Raises:
+        ConfigError: There are fewer GPUs than processes.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if 0 < gpus < processes:
+        raise ConfigError(f"{processes} processes on a machine with {gpus} GPUs: use at most {gpus} (--nproc)")

@@ -22,7 +22,7 @@ def memory(
     itemsize: int = 2,
     checkpointing: bool = False,
 ) -> dict[str, int]:
-    """What takes how much: AdamW, the average in float32, `stdit_train.distributed.parallelize.parallel_model`.
+    """What takes how much: AdamW, the average in float32, `stdit_train.distributed.parallelize.build_sharded_model`.
 
     Args:
         arguments: of STDiT's constructor, or a `model.config`.

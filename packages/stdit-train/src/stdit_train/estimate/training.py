@@ -96,7 +96,7 @@ def _estimate(config: TrainConfig, micro_batch: int, grouping: "ParallelDims | N
     states = 2 if config.optimizer.name == "adamw" else 1  # of most parameters
     checkpointing = config.activation_checkpointing is True  # selective: less than without, and no products twice
     shape = (micro_batch, *latent)
-    if grouping is None or grouping.processes == 1:
+    if grouping is None or grouping.world_size == 1:
         memory = {
             "weights": 4 * count.total + (2 * count.total if half else 0),  # autocast, too, keeps a copy in half
             "gradients": 4 * count.total,
@@ -127,7 +127,7 @@ def _estimate(config: TrainConfig, micro_batch: int, grouping: "ParallelDims | N
         memory=memory,
         assumed=assumed,
         caption_channels=caption_channels,
-        processes=grouping.processes if grouping is not None else 1,
+        processes=grouping.world_size if grouping is not None else 1,
         data_ranks=grouping.data if grouping is not None else 1,
     )
 

@@ -31,7 +31,7 @@ class BatchLoss:
         precision: of the model that is trained.
         device: where all of it lives.
         encoded: clips come as the VAE's moments.
-        processes: of the run.
+        world: Processes of the run.
 
     Raises:
         ConfigError, ValueError: sizes of clips that the VAE or the patches don't divide.
@@ -44,10 +44,10 @@ class BatchLoss:
         precision: Precision,
         device: torch.device,
         encoded: bool,
-        processes: World,
+        world: World,
     ) -> None:
         self.config, self.components, self.precision, self.device = config, components, precision, device
-        self.encoded, self.processes = encoded, processes
+        self.encoded, self.world = encoded, world
         parts = components.tokenizer, components.text_encoder, components.texts
         self.text = TextMemory(*parts, config.model.model_max_length)
         data = config.data
@@ -101,18 +101,18 @@ class BatchLoss:
             return self._score(model, x0, noise, level, self.text(captions))["loss"]
 
         with torch.no_grad():
-            return validation_loss(dataset, self.config.global_batch, terms, self.processes)
+            return validation_loss(dataset, self.config.global_batch, terms, self.world)
 
     def find_nonfinite(self, batches: list[Batch]) -> str | None:
         """What in a step was first not finite, when it is done once more."""
-        return self.processes.any(map(self._blame, batches))
+        return self.world.first_result(map(self._blame, batches))
 
     def _blame(self, batch: Batch) -> str | None:
         draws = draw(self.config.seed, batch.epoch, batch.indices, self.shape(batch))
         x0, y = self._latents(batch, draws.posterior), self.text(batch.captions, batch.texts)[0]
         clips = f"of clips {', '.join(map(str, batch.indices))}"
         inputs = {f"the VAE's latents {clips}": x0, f"the text encoder's states {clips}": y}
-        if self.processes.sharded:  # to run it once more takes all processes, of which some may be done looking
+        if self.world.sharded:  # to run it once more takes all processes, of which some may be done looking
             return next((name for name, tensor in inputs.items() if not torch.isfinite(tensor).all()), None)
         return find_nonfinite(self.precision.module, inputs, lambda: self.loss(batch)[1]["loss"].mean())
 

@@ -17,7 +17,7 @@ def validation_loss(
     dataset: ClipDataset,
     batch: int,
     loss: Callable[[Tensor, list[str], list[int], Tensor], Tensor],
-    processes: World,
+    world: World,
 ) -> float:
     """Mean loss over the first clips of a dataset, which repeats where it is shorter.
 
@@ -25,10 +25,11 @@ def validation_loss(
         dataset: clips.
         batch: clips at once, over all processes.
         loss: of (video [b, ...], captions, which of the clips, levels [b] in 0..1), as [b].
-        processes: share the clips; where these can't be shared evenly, some are computed twice and counted once.
+        world: Processes that share the clips. Where they do not divide evenly, some are computed twice and counted
+            once.
     """
-    share, batch = -(-VALIDATION_CLIPS // processes.data_ranks), max(1, batch // processes.data_ranks)
-    own = [index % VALIDATION_CLIPS for index in range(processes.data_rank * share, (processes.data_rank + 1) * share)]
+    share, batch = -(-VALIDATION_CLIPS // world.dp_size), max(1, batch // world.dp_size)
+    own = [index % VALIDATION_CLIPS for index in range(world.dp_rank * share, (world.dp_rank + 1) * share)]
     losses = []
     for start in range(0, share, batch):
         indices = own[start : start + batch]
@@ -36,4 +37,4 @@ def validation_loss(
         video = torch.stack([clip.video for clip in clips])
         level = (torch.tensor(indices) + 0.5) / VALIDATION_CLIPS
         losses.append(loss(video, [clip.caption for clip in clips], indices, level))
-    return processes.joined(torch.cat(losses).cpu())[:VALIDATION_CLIPS].mean().item()
+    return world.all_gather(torch.cat(losses).cpu())[:VALIDATION_CLIPS].mean().item()

@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -12,8 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from stdit_cli.commands.sample import sidecar
 from stdit_cli.commands.sample.outputs import check_out, plan_jobs, sidecar_path, unique_path, video_format, write_video
 from stdit_cli.commands.sample.request import Job, SampleRequest
-from stdit_cli.sharing import find_share, gather
+from stdit_train.distributed.world import World
 
+T = TypeVar("T")
+
+PATIENCE = timedelta(days=7)  # how long a process that is done waits for the others
 SHEET_ROWS = 24  # videos on a contact sheet at most
 SHEET_COLUMNS = 8  # frames of each
 
@@ -21,30 +25,30 @@ SHEET_COLUMNS = 8  # frames of each
 def run_sampling(request: SampleRequest) -> None:
     """Make the videos batch by batch, each written when it is done, so that they survive an interruption."""
     started = time.perf_counter()
-    share = find_share()
+    world = World.from_env()
     console = Console(highlight=False, markup=False, soft_wrap=True)
     check_out(request)
-    if request.settings.checkpoint == "demo" and share.rank == 0:
+    if request.settings.checkpoint == "demo" and world.is_main:
         console.print("using the bundled demo model (shapes, 16 frames of 64x64); choose another with --checkpoint")
 
     from stdit_cli.commands.sample.generate import VideoGenerator, remarks
 
-    share.choose_device()
+    world.select_gpu()
     generator = VideoGenerator(request)
     kind = video_format(request, generator.frames)
     jobs = plan_jobs(request, kind)
     sha256 = generator.weights_sha256()
     settings, used = generator.record()
-    for line in [*remarks(generator, jobs), *differences(request, generator, sha256, used)] if share.rank == 0 else ():
+    for line in [*remarks(generator, jobs), *differences(request, generator, sha256, used)] if world.is_main else ():
         console.print(line)
 
     weights = {"source": settings.checkpoint, "sha256": sha256}
-    mine = list(batches(share.of(jobs), request))
+    mine = list(batches(share_of(jobs, world), request))
     count = sum(len(batch) for batch, _ in mine) if request.recorded is None else 1
     finished: list[tuple[str, Any]] = []
     columns = (TextColumn("sampling"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
     try:
-        with Progress(*columns, console=console, transient=True, disable=share.rank > 0) as bar:
+        with Progress(*columns, console=console, transient=True, disable=not world.is_main) as bar:
             task = bar.add_task("", total=None)
 
             def advance(pipeline: Any, _index: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -63,12 +67,30 @@ def run_sampling(request: SampleRequest) -> None:
     except KeyboardInterrupt:
         console.print(f"{len(finished)} of {count} videos were finished, and are kept")
         raise
-    everything = gather(share, finished)
+    everything = gather(finished, world)
     if everything is not None:
         if len(everything) > 1:
             write_sheet(console, jobs[0].path.parent / "contact-sheet.png", request.overwrite, everything)
         seconds = time.perf_counter() - started
         console.print(f"{len(everything)} video{'s' * (len(everything) > 1)} in {seconds:.1f} s")
+
+
+def share_of(items: list[T], world: World) -> list[T]:
+    """Return every `world.size`-th item, so that shares differ by one at most."""
+    return items[world.rank :: world.size]
+
+
+def gather(items: list[T], world: World) -> list[T] | None:
+    """Return the items of all processes on rank 0, in the order from before `share_of`; None on the others."""
+    with world.connect(PATIENCE):
+        shares = world.gather(items)
+    return None if shares is None else in_order(shares)
+
+
+def in_order(shares: list[list[T]]) -> list[T]:
+    """Return the items of all shares in the order from before `share_of`."""
+    longest = max(map(len, shares))
+    return [share[i] for i in range(longest) for share in shares if i < len(share)]
 
 
 def batches(jobs: list[Job], request: SampleRequest) -> Iterator[tuple[list[Job], list[int]]]:
