@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stdit_train.build import open_trainer
     from stdit_train.config.load import load_schedule, load_stage
+    from stdit_train.config.resolve import resolve_config
     from stdit_train.config.schema import TrainConfig
     from stdit_train.errors import ConfigError, RunEnded
     from stdit_train.estimate.training import estimate_run
@@ -29,6 +30,7 @@ __all__ = [
     "load_schedule",
     "load_stage",
     "open_trainer",
+    "resolve_config",
 ]
 
 _MODULES = {
@@ -43,6 +45,7 @@ _MODULES = {
     "load_schedule": "stdit_train.config.load",
     "load_stage": "stdit_train.config.load",
     "open_trainer": "stdit_train.build",
+    "resolve_config": "stdit_train.config.resolve",
 }
 
 
