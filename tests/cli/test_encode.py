@@ -51,7 +51,7 @@ def test_parts_made_apart_are_merged(stdit: Callable, tmp_path: Path) -> None:
     assert stdit("data", "encode", "shapes", "b", *SMALL, "--text-only", "--text-batch", "4").code == 0
     assert not (tmp_path / "a" / "text").exists()
     assert not (tmp_path / "b" / "video").exists()
-    assert "not there" in stdit("data", "inspect", "a", "--samples", "0").out
+    assert "missing" in stdit("data", "inspect", "a", "--samples", "0").out
     done = stdit("data", "merge", "a", "b")
     assert (done.code, "text: complete" in done.out) == (0, True)
     assert LatentDataset("a").load(0, seed=0, epoch=0).text is not None
@@ -59,7 +59,7 @@ def test_parts_made_apart_are_merged(stdit: Callable, tmp_path: Path) -> None:
     assert other.code == 0
     refused = stdit("data", "merge", "a", "c")
     assert refused.code == 2
-    assert "another manifest than asked for" in refused.err
+    assert "another manifest than requested" in refused.err
 
 
 def test_shards_of_two_machines_are_merged(stdit: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

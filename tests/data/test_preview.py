@@ -120,7 +120,7 @@ def test_long_captions_are_wrapped() -> None:
 
 def test_videos_and_captions_must_match() -> None:
     for videos, captions in (([], []), ([torch.zeros(3, 1, 4, 4)], []), ([torch.zeros(3, 1, 4, 4)], ["a", "b"])):
-        with pytest.raises(DataError, match="expected one caption a video"):
+        with pytest.raises(DataError, match="expected one caption per video"):
             contact_sheet(videos, captions)
     with pytest.raises(DataError, match="columns 0"):
         contact_sheet([torch.zeros(3, 1, 4, 4)], ["a"], columns=0)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from stdit_data.clip import DataError
 from stdit_data.datasets.shapes import COLOURS, MOTIONS, SHAPES, ShapesDataset, render, triples
+from stdit_data.errors import DataError
 
 
 def centers(dataset: ShapesDataset, index: int) -> np.ndarray:

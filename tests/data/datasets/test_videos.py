@@ -243,8 +243,13 @@ def test_a_run_goes_on_only_with_the_same_clips_in_the_same_order(folder: Path, 
         loader([*entries[:2], replace(entries[2], start=0.1)]),
         loader([*entries[:2], replace(entries[2], path="3.mp4")]),
     ):
-        with pytest.raises(DataError, match="the dataset lists other clips, or the same in another order"):
+        with pytest.raises(DataError, match="the data set lists other clips, or the same in another order"):
             other.load_state_dict(state)
+
+
+def test_the_identity_of_a_list_of_clips_stays_what_saved_runs_hold(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("path,caption,start,end\na.mp4,one,,\nb/b.mp4,two,1,2.5\n")
+    assert open_videos(tmp_path / "m.csv", frames=2, height=16, width=16).identity == 620167035
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def test_processes_share_the_shards_and_write_what_one_would(tmp_path: Path) -> 
     encode(shapes(), tmp_path / "one")
     first = [job.run() for job in both(shapes(), tmp_path / "two", rank=0, world=2)]
     assert first == [False, False]
-    with pytest.raises(DataError, match=r"2 of 3 video shards are there"):
+    with pytest.raises(DataError, match=r"only 2 of 3 video shards exist"):
         LatentDataset(str(tmp_path / "two"))
     jobs = both(shapes(), tmp_path / "two", rank=1, world=2)
     assert (jobs[0].done, jobs[0].total, jobs[0].missing) == (0, 4, [1])
@@ -186,11 +186,11 @@ def test_killed_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"vae": {"source": "b", "hash": "b2"}}, r"another VAE than asked for: a \(hash a1\) and b \(hash b2\)"),
-        ({"vae": {"source": "b", "hash": "a1", "scale": 0.2}}, r"VAE scale is null there and 0.2 is asked for"),
-        ({"variants": 2}, r"transform variants is 1 there and 2 is asked for"),
-        ({"dtype": "float32"}, r'dtype is "bfloat16" there and "float32" is asked for'),
-        ({"dataset": shapes(12)}, r"another manifest than asked for"),
+        ({"vae": {"source": "b", "hash": "b2"}}, r"another VAE than requested: a \(hash a1\) and b \(hash b2\)"),
+        ({"vae": {"source": "b", "hash": "a1", "scale": 0.2}}, r"VAE scale is null there, 0.2 is requested"),
+        ({"variants": 2}, r"transform variants is 1 there, 2 is requested"),
+        ({"dtype": "float32"}, r'dtype is "bfloat16" there, "float32" is requested'),
+        ({"dataset": shapes(12)}, r"another manifest than requested"),
     ],
 )
 def test_another_setting_is_refused_by_name(change: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"00001\.safetensors: no such file"):
         LatentDataset(str(tmp_path)).load(5, seed=0, epoch=0)
     (tmp_path / "video" / cache.METADATA_FILE).write_text("{}")
-    with pytest.raises(DataError, match="not what `stdit data encode` writes"):
+    with pytest.raises(DataError, match="not written by `stdit data encode`"):
         LatentDataset(str(tmp_path))
 
 

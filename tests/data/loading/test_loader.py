@@ -241,7 +241,7 @@ def test_a_dataset_that_breaks_its_word() -> None:
         def load(self, index: int, *, seed: int, epoch: int) -> Clip:
             return Clip(torch.zeros(3, 2, 4, 4), "", index, 8.0)
 
-    with pytest.raises(DataError, match=r"sample \d: the dataset gave 2x4x4 and had announced bucket 2x8x8"):
+    with pytest.raises(DataError, match=r"sample \d: loaded as 2x4x4; the data set's bucket for it is 2x8x8"):
         steps(ClipLoader(Liar(8), global_batch=2, seed=0), 1)
 
 
@@ -328,7 +328,7 @@ def test_weights_of_a_dataset_count() -> None:
     [
         (
             {"global_batch": 6, "world_size": 4},
-            "global_batch 6 .* can't be shared by 4 ranks; expected a multiple of 4",
+            "global_batch 6 .* can't be divided among 4 ranks; expected a multiple of 4",
         ),
         ({"rank": 2, "world_size": 2}, "rank 2 of 2: expected a rank from 0 to 1"),
         ({"micro_batch": 0}, "micro_batch 0"),
@@ -345,8 +345,8 @@ def test_settings_that_make_no_sense(values: dict[str, Any], words: str) -> None
 def test_a_state_of_another_run_is_refused() -> None:
     state = ClipLoader(Numbers(8), global_batch=4, seed=0).state_dict()
     for dataset, values, words in (
-        (Numbers(8), {"seed": 1}, "seed is 0 there and 1 here"),
-        (Numbers(9), {}, "samples is 8 there and 9 here"),
+        (Numbers(8), {"seed": 1}, "seed is 0 in the state and 1 here"),
+        (Numbers(9), {}, "samples is 8 in the state and 9 here"),
         (
             Numbers(8),
             {"global_batch": 2},
@@ -370,8 +370,8 @@ def test_a_dataset_may_say_which_clips_it_means() -> None:
     assert state == {**plain, "clips": 5}
     ClipLoader(dataset, global_batch=4, seed=0).load_state_dict(state)
     for identity, words in (
-        (6, "clips is 5 there and 6 here .the dataset lists other clips"),
-        (None, "5 there and None"),
+        (6, "clips is 5 in the state and 6 here .the data set lists other clips"),
+        (None, "5 in the state and None"),
     ):
         dataset.identity = identity  # type: ignore[attr-defined]
         with pytest.raises(DataError, match=words):

@@ -82,7 +82,7 @@ def test_what_cannot_be_read_is_named(video: torch.Tensor, tmp_path: Path) -> No
         read_video(str(tmp_path / "bad.mp4"), 32, 48)
     with pytest.raises(ClipError, match=r"none\.png"):
         read_picture(str(tmp_path / "none.png"), 32, 48)
-    with pytest.raises(ClipError, match="not a picture"):
+    with pytest.raises(ClipError, match="not an image"):
         read_picture(str(tmp_path / "bad.mp4"), 32, 48)
     for write in (write_gif, write_webp):
         with pytest.raises(DataError, match="fps"):

@@ -1,4 +1,4 @@
-"""Buckets: the few shapes (frames x height x width) that a run trains on. A global batch comes from one bucket."""
+"""Buckets: the shapes (frames x height x width) that a run trains on. A global batch comes from one bucket."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stdit_data.errors import DataError
 
 
 class Bucket(NamedTuple):
-    """A clip's shape in frames and pixels. A tuple, so it sorts and hashes as (frames, height, width)."""
+    """The shape of a clip in frames and pixels."""
 
     frames: int
     height: int
@@ -20,20 +20,20 @@ class Bucket(NamedTuple):
         return f"{self.frames}x{self.height}x{self.width}"
 
     def tokens(self, stride: tuple[int, int, int] = (1, 16, 16)) -> int:
-        """Tokens that the model sees for one clip.
+        """Return the number of tokens of one clip in the model.
 
         Args:
-            stride: pixels per token along time, height and width. The default is Open-Sora 1.0's: an 8x VAE, then
-                patches of 1 x 2 x 2.
+            stride: frames and pixels per token along time, height and width. The default is Open-Sora 1.0's: an 8x VAE
+                and patches of 1 x 2 x 2.
         """
         return math.prod(math.ceil(n / s) for n, s in zip(self, stride, strict=True))
 
 
 def parse_bucket(text: str) -> Bucket:
-    """Reads `frames x height x width`, as in `16x256x256`.
+    """Parse FRAMESxHEIGHTxWIDTH, as in `16x256x256`.
 
     Raises:
-        DataError: the text isn't three positive whole numbers.
+        DataError: the text is not three positive whole numbers.
     """
     parts = text.lower().replace("×", "x").split("x")
     if len(parts) != 3 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
@@ -42,11 +42,19 @@ def parse_bucket(text: str) -> Bucket:
 
 
 def choose_bucket(buckets: Sequence[Bucket], frames: int, height: int, width: int) -> Bucket:
-    """The bucket for a clip that has `frames` usable frames of `height` x `width` pixels.
+    """Choose the bucket of a clip.
 
-    First the length: the most frames that the clip can fill, or the shortest buckets if it fills none. Among those
-    the nearest aspect ratio (on a log scale, so 2:1 and 1:2 are equally far from 1:1); among equals the largest that
-    needs no enlarging, else the smallest.
+    By length first: the longest buckets that the clip fills, or the shortest if it fills none. Among those the nearest
+    aspect ratio (on a log scale, so 2:1 and 1:2 are equally far from 1:1); among equals the largest that needs no
+    upscaling, else the smallest.
+
+    Args:
+        buckets: buckets to choose from.
+        frames: number of usable frames of the clip.
+        height, width: size of the clip in pixels.
+
+    Raises:
+        DataError: there are no buckets.
     """
     if not buckets:
         raise DataError("buckets: expected at least one, as in 16x256x256")
@@ -66,16 +74,16 @@ def choose_bucket(buckets: Sequence[Bucket], frames: int, height: int, width: in
 def batch_sizes(
     buckets: Sequence[Bucket], tokens: int, *, multiple_of: int = 1, stride: tuple[int, int, int] = (1, 16, 16)
 ) -> dict[Bucket, int]:
-    """Clips per batch for each bucket, so that a batch has at most `tokens` tokens.
+    """Compute each bucket's batch size from a token budget.
 
     Args:
-        buckets: the shapes.
-        tokens: the budget.
-        multiple_of: round down to a multiple of this (the number of ranks, for a global batch).
-        stride: pixels per token, see `Bucket.tokens`.
+        buckets: the buckets.
+        tokens: most tokens in a batch.
+        multiple_of: round down to a multiple of this (for a global batch, the number of ranks).
+        stride: frames and pixels per token, see `Bucket.tokens`.
 
     Raises:
-        DataError: not even `multiple_of` clips of some bucket fit.
+        DataError: the budget is too small for `multiple_of` clips of a bucket.
     """
     sizes = {bucket: tokens // bucket.tokens(stride) // multiple_of * multiple_of for bucket in buckets}
     for bucket, size in sizes.items():
@@ -83,6 +91,6 @@ def batch_sizes(
             need = bucket.tokens(stride) * multiple_of
             raise DataError(
                 f"token budget {tokens}: bucket {bucket} needs {need} tokens for {multiple_of} clips; raise the budget "
-                "or leave the bucket out"
+                "or remove the bucket"
             )
     return sizes

@@ -1,6 +1,6 @@
-"""What one dataset entry becomes, and what the loader asks of a dataset.
+"""A training sample, and the interface of data sets.
 
-C channels (3), T frames, H height, W width.
+C channels (3), T frames, H height, W width; L text tokens, D width of the text encoder.
 """
 
 from __future__ import annotations
@@ -11,37 +11,34 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from stdit_data.buckets import Bucket
-from stdit_data.errors import ClipError, DataError
-
-__all__ = ["Bucket", "Clip", "ClipDataset", "ClipError", "DataError"]
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
     """One training sample."""
 
-    video: Tensor  # [C, T, H, W] float32 in [-1, 1]; moments of latents from a cache
+    video: Tensor  # [C, T, H, W] float32 in [-1, 1]; from a cache the moments [2C, T', H', W'] of latents
     caption: str
-    index: int  # position in the dataset
-    fps: float  # frames a second as sampled: the source's rate over the interval
+    index: int  # in the data set
+    fps: float  # frames per second of the clip: the source's rate over the interval
     span: tuple[float, float] = (0.0, 0.0)  # seconds from the source's first frame to the clip's first and last
-    text: Tensor | None = None  # [L, D], the caption's text-encoder states without padding, where they are cached
-    bucket: Bucket | None = None  # the clip's shape in pixels, where `video` holds something else
+    text: Tensor | None = None  # [L, D], the caption's text-encoder states without padding, from a cache
+    bucket: Bucket | None = None  # the clip's shape in pixels, if `video` holds latents
 
 
 @runtime_checkable
 class ClipDataset(Protocol):
-    """Anything that the loader can read. `VideoDataset` and `ShapesDataset` are two.
+    """The interface of data sets that the loader can read, such as `VideoDataset` and `ShapesDataset`.
 
-    A dataset may also have `weights`, a sequence of one float per sample: how often each is seen per epoch (2 is
-    twice, 0.5 every other epoch). Without it every sample is seen once. And it may have `identity`, an integer that
-    changes when a position means another clip: a run that goes on with another one is refused.
+    A data set may also have `weights`, a sequence of floats that say how often each sample is seen per epoch (2 is
+    twice, 0.5 every other epoch; by default once), and `identity`, an integer that changes when the list of clips does:
+    a run is not resumed with another one.
     """
 
     def __len__(self) -> int: ...
 
     def load(self, index: int, *, seed: int, epoch: int) -> Clip:
-        """Reads sample `index`. All randomness comes from (seed, epoch, index). Called from several threads at once.
+        """Read sample `index`; all randomness comes from (seed, epoch, index). Called from several threads at once.
 
         Raises:
             ClipError: the clip can't be read or used.
@@ -49,5 +46,5 @@ class ClipDataset(Protocol):
         ...
 
     def bucket(self, index: int) -> Bucket:
-        """The shape of `load(index)` in frames and pixels. Cheap: the loader asks it of every sample once."""
+        """Return the shape of sample `index` in frames and pixels; fast, as the loader calls it for every sample."""
         ...

@@ -1,30 +1,30 @@
-"""What a user can cause: every message is one line that names the file, key or value and says what to do."""
+"""Errors that a user can cause: each message is one line that names the file, key or value and says what to do."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """Base class of errors that a user can cause; the message is one line that says what to do about it."""
+    """Base class of the errors that a user can cause. The message is one line that says what to do."""
 
 
 class DataError(UserError, ValueError):
-    """A fault in what the user gave: a manifest, a setting, a file."""
+    """A manifest, setting or file is wrong."""
 
 
 class FileError(DataError, OSError):
-    """A file or store that can't be opened, read or written."""
+    """A file or store can't be opened, read or written."""
 
 
 class MissingFileError(FileError, FileNotFoundError):
-    """A file or folder that does not exist."""
+    """A file or folder does not exist."""
 
 
 class ClipError(DataError):
-    """A clip that can't be read or used.
+    """A clip can't be read or used.
 
     Attributes:
-        path: the clip's path or URL as the dataset knows it.
-        reason: why, in a few words.
+        path: path or URL of the clip.
+        reason: the reason, in a few words.
     """
 
     def __init__(self, path: str, reason: str) -> None:

@@ -1,6 +1,7 @@
-"""Every path a user gives goes through fsspec: local paths, `zip://a.mp4::/path/clips.zip`, `s3://bucket/a.mp4`, ...
+"""Read and write files by path or fsspec URL: local, `zip://a.mp4::/path/clips.zip`, `s3://bucket/a.mp4` and so on.
 
-A URL here is what fsspec calls one: a plain path, or `protocol://path`, with `::` between the layers of a chain.
+A URL here is what fsspec calls one: a plain path, or `protocol://path`, with `::` between the layers of a chain. Files
+are written whole or not at all. Every error is a `DataError` that names the file.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ VIDEO_SUFFIXES = frozenset((
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))
 
 
-# The extra of stdit-data that brings what fsspec needs for a protocol.
+# From a protocol to the extra of stdit-data that installs what fsspec needs for it.
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hf": "hf", "http": "https", "https": "https"}
 
 
 def suffix(url: str) -> str:
-    """The lower-case suffix of a URL's own path: `.mp4` for `zip://a.MP4::/x.zip` and `https://host/a.mp4?key=1`."""
+    """Return the lower-case suffix of a URL: `.mp4` for `zip://a.MP4::/x.zip` and `https://host/a.mp4?key=1`."""
     head = url.split("::")[0]
     if split_protocol(head)[0] in ("http", "https"):
         head = head.split("?")[0].split("#")[0]
@@ -44,25 +45,27 @@ def suffix(url: str) -> str:
 
 
 def is_image(url: str) -> bool:
+    """Return whether a URL has the suffix of an image."""
     return suffix(url) in IMAGE_SUFFIXES
 
 
 def is_local(url: str) -> bool:
+    """Return whether a URL is a file or folder of the local file system."""
     return "::" not in url and split_protocol(url)[0] in (None, "file", "local")
 
 
 def local_path(url: str) -> Path:
-    """The path of a local URL (`is_local`)."""
+    """Return the path of a local URL, see `is_local`."""
     return Path(split_protocol(url)[1] if "://" in url else url).expanduser()
 
 
 def canonical(url: str) -> str:
-    """One spelling for one file: a local path made absolute, any other URL as it is."""
+    """Make a local path absolute; return any other URL as it is."""
     return os.path.abspath(local_path(url)) if is_local(url) else url  # noqa: PTH100 - Path.absolute keeps ".."
 
 
 def parent(url: str) -> str:
-    """The folder that a file lies in, as a URL; within an archive, the folder in that archive."""
+    """Return the folder of a file, as a URL; for a file in an archive, the folder in that archive."""
     head, *rest = url.split("::")
     protocol, path = split_protocol(head)
     folder = path.rsplit("/", 1)[0] if "/" in path else "" if protocol else "."
@@ -70,7 +73,7 @@ def parent(url: str) -> str:
 
 
 def join(folder: str, path: str) -> str:
-    """`path` seen from `folder`; a path that is absolute or a URL stays as it is."""
+    """Join a folder and a relative path; return an absolute path or a URL as it is."""
     if "://" in path or "::" in path or (path.startswith("/") and split_protocol(folder)[0] in (None, "file", "local")):
         return path
     head, *rest = folder.split("::")
@@ -79,31 +82,27 @@ def join(folder: str, path: str) -> str:
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """The fsspec filesystem of a URL and the path within it. Archives are opened once and kept.
+    """Return the fsspec filesystem of a URL and the path within it. Archives are opened once and kept open.
 
     Raises:
-        DataError: the protocol is unknown or its package is not installed.
+        DataError: the protocol is unknown, its package is not installed, or an archive is missing or damaged.
     """
     head, *rest = url.split("::")
     protocol, path = split_protocol(head)
-    try:
-        if rest:
-            return _archive(protocol or "file", "::".join(rest)), path
-        return url_to_fs(url)
-    except zipfile.BadZipFile:
-        raise DataError(f"{'::'.join(rest)}: not a zip file, or a damaged one") from None
-    except FileNotFoundError:
-        raise DataError(f"{'::'.join(rest) or url}: no such file") from None
-    except (ImportError, ValueError) as error:
-        layers = [split_protocol(layer)[0] for layer in (head, *rest)]
-        extra = next((EXTRAS[name] for name in layers if name in EXTRAS), None)
-        hint = f"; install stdit-data[{extra}]" if extra and isinstance(error, ImportError) else ""
-        raise DataError(f"{url}: {str(error).splitlines()[0]}{hint}") from None
-
-
-@lru_cache(maxsize=16)
-def _archive(protocol: str, rest: str) -> Any:
-    return url_to_fs(f"{protocol}://::{rest}")[0]
+    with wrap_errors(url):
+        try:
+            if rest:
+                return _archive(protocol or "file", "::".join(rest)), path
+            return url_to_fs(url)
+        except zipfile.BadZipFile:
+            raise DataError(f"{'::'.join(rest)}: not a zip file, or a damaged one") from None
+        except FileNotFoundError:
+            raise MissingFileError(f"{'::'.join(rest) or url}: no such file") from None
+        except (ImportError, ValueError) as error:
+            layers = [split_protocol(layer)[0] for layer in (head, *rest)]
+            extra = next((EXTRAS[name] for name in layers if name in EXTRAS), None)
+            hint = f"; install stdit-data[{extra}]" if extra and isinstance(error, ImportError) else ""
+            raise DataError(f"{url}: {str(error).splitlines()[0]}{hint}") from None
 
 
 @contextmanager
@@ -128,33 +127,45 @@ def wrap_errors(url: str) -> Iterator[None]:
         raise FileError(f"{url}: {type(error).__name__}{': ' if words else ''}{words}") from error
 
 
-def _name(error: OSError, url: str) -> str:
-    """The file that an error is about; `url` for an unfinished file of its own."""
-    name = str(error.filename or url)
-    return url if not is_local(url) or re.search(r"\.\d+\.part(/|$)", name) else name
-
-
 def exists(url: str) -> bool:
+    """Return whether a file or folder exists.
+
+    Raises:
+        FileError: the store can't be reached.
+    """
     fs, path = filesystem(url)
     with wrap_errors(url):
         return bool(fs.exists(path))
 
 
 def is_folder(url: str) -> bool:
+    """Return whether a URL is an existing folder.
+
+    Raises:
+        FileError: the store can't be reached.
+    """
     fs, path = filesystem(url)
     with wrap_errors(url):
         return bool(fs.isdir(path))
 
 
 def size(url: str) -> int:
-    """Bytes."""
+    """Return the size of a file in bytes.
+
+    Raises:
+        FileError: the file does not exist, or the store can't be reached.
+    """
     fs, path = filesystem(url)
     with wrap_errors(url):
         return int(fs.size(path))
 
 
 def walk(folder: str) -> list[str]:
-    """All files below a folder, as paths relative to it, sorted; hidden ones (a leading dot) are left out."""
+    """List all files below a folder, as sorted relative paths, without hidden ones (a leading dot).
+
+    Raises:
+        FileError: the store can't be reached.
+    """
     fs, root = filesystem(folder)
     root = fs._strip_protocol(root).rstrip("/")
     found = []
@@ -169,9 +180,16 @@ def walk(folder: str) -> list[str]:
 
 @contextmanager
 def open_binary(url: str) -> Iterator[IO[bytes]]:
+    """Open a file for reading, as a seekable binary file.
+
+    Raises:
+        FileError: the file does not exist or can't be read; also while reading a remote file.
+    """
     fs, path = filesystem(url)
-    if isinstance(fs, MemoryFileSystem):  # its open files are one object, whose position threads would share
-        yield BytesIO(fs.cat_file(path))
+    if isinstance(fs, MemoryFileSystem):  # all its open files share one position, also between threads
+        with wrap_errors(url):
+            data = fs.cat_file(path)
+        yield BytesIO(data)
         return
     with wrap_errors(url):
         opened = fs.open(path, "rb")
@@ -179,43 +197,35 @@ def open_binary(url: str) -> Iterator[IO[bytes]]:
         yield file if is_local(url.split("::")[-1]) else cast(IO[bytes], _RemoteFile(file, url))
 
 
-class _RemoteFile(RawIOBase):
-    """A remote file whose errors are `OSError`s; whoever reads it then needs to know of no client's own."""
-
-    def __init__(self, file: IO[bytes], url: str) -> None:
-        self._file, self._url = file, url
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return self._file.seekable()
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def readinto(self, buffer: Any) -> int:
-        with wrap_errors(self._url):
-            data = self._file.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-
 def read_text(url: str) -> str:
-    """A text file's content: UTF-8, a byte-order mark is dropped.
+    """Read a text file in UTF-8, without a byte-order mark.
 
     Raises:
-        DataError: the file isn't UTF-8.
+        DataError: the file does not exist, can't be read, or is not UTF-8.
     """
-    with open_binary(url) as file:
+    with open_binary(url) as file, wrap_errors(url):
         data = file.read()
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{url}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
+
+
+@contextmanager
+def open_media(url: str) -> Iterator[str | IO[bytes]]:
+    """Open a video or image for PyAV or Pillow: as a path if local, since FFmpeg reads that faster, else as a file.
+
+    Raises:
+        FileError: the file does not exist or can't be opened.
+    """
+    if is_local(url):
+        path = local_path(url)
+        if not path.is_file():
+            raise MissingFileError(f"{url}: no such file")
+        yield str(path)
+    else:
+        with open_binary(url) as file:
+            yield file
 
 
 @contextmanager
@@ -293,6 +303,42 @@ def replace_text(path: str | Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+@lru_cache(maxsize=16)
+def _archive(protocol: str, rest: str) -> Any:
+    return url_to_fs(f"{protocol}://::{rest}")[0]
+
+
+def _name(error: OSError, url: str) -> str:
+    """The file that an error is about; `url` for an unfinished file of its own."""
+    name = str(error.filename or url)
+    return url if not is_local(url) or re.search(r"\.\d+\.part(/|$)", name) else name
+
+
+class _RemoteFile(RawIOBase):
+    """A remote file whose read errors are `FileError`s, whatever the store's client raises."""
+
+    def __init__(self, file: IO[bytes], url: str) -> None:
+        self._file, self._url = file, url
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self._file.seekable()
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        with wrap_errors(self._url):
+            data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -304,20 +350,3 @@ def _flush_to_disk(path: Path) -> None:
     """Without this, a power cut could leave the new name with no data."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-@contextmanager
-def open_media(url: str) -> Iterator[str | IO[bytes]]:
-    """What PyAV and Pillow open: the path itself for a local file, since FFmpeg's own reading is faster, else a file.
-
-    Raises:
-        MissingFileError: there is no such file.
-    """
-    if is_local(url):
-        path = local_path(url)
-        if not path.is_file():
-            raise MissingFileError(f"{url}: no such file")
-        yield str(path)
-    else:
-        with open_binary(url) as file:
-            yield file

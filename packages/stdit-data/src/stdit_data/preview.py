@@ -1,4 +1,7 @@
-"""A look at a dataset: a contact sheet and a wall of a few samples, as training would see them."""
+"""Preview videos and data sets: contact sheets, and walls of videos playing side by side.
+
+C channels (3), T frames, H height, W width.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,14 @@ from torch import Tensor
 
 from stdit_data.clip import Clip, ClipDataset
 from stdit_data.errors import ClipError, DataError
+from stdit_data.files import open_write, wrap_errors
 from stdit_data.transforms import normalise, to_uint8
 from stdit_data.video.write import write_mp4
+
+PAPER, INK = (255, 255, 255), (32, 32, 32)
+GAP = 4  # pixels between cells
+MIN_SIDE = 96  # smaller videos are enlarged to at least this many pixels
+FONT_SIZE = 13
 
 
 def preview(
@@ -28,21 +37,22 @@ def preview(
     seed: int = 0,
     size: int | None = None,
 ) -> list[ClipError]:
-    """Writes a PNG with a row of frames per sample and an mp4 in which the samples play side by side.
+    """Write a PNG with a row of frames per sample, and an mp4 in which the samples play side by side.
 
     Args:
-        dataset: what to show.
-        sheet: the PNG.
-        wall: the mp4; plays at the highest rate among the samples, each at its own speed.
-        samples: how many; drawn by the seed, shown in dataset order.
+        dataset: the data set to preview.
+        sheet: the PNG to write.
+        wall: the mp4 to write; it plays at the highest frame rate among the samples, each at its own speed.
+        samples: number of samples, drawn by the seed and shown in the order of the data set.
         columns: frames per row of the sheet.
-        size: the longer side of a frame in pixels, see `contact_sheet`.
+        seed: seed of the choice of samples and of their randomness.
+        size: longer side of a frame in pixels, see `contact_sheet`.
 
     Returns:
-        What could not be read; another sample is shown instead.
+        The errors of samples that could not be read; others are shown in their place.
 
     Raises:
-        DataError: no sample can be read.
+        DataError: no sample can be read, a number is out of range, or a file can't be written.
     """
     if samples < 1:
         raise DataError(f"samples {samples}: expected at least 1")
@@ -56,54 +66,38 @@ def preview(
         except ClipError as error:
             errors.append(error)
     if not clips:
-        raise DataError(f"no clip can be read; the first: {errors[0]}" if errors else "the dataset has no samples")
+        raise DataError(f"no clip can be read; the first: {errors[0]}" if errors else "the data set has no samples")
     clips.sort(key=lambda clip: clip.index)
     videos = [clip.video for clip in clips]
     captions = [f"{clip.index}: {clip.caption or '(no caption)'}" for clip in clips]
-    Path(sheet).parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(videos, captions, columns=columns, size=size).save(sheet)
+    with open_write(str(sheet)) as file:
+        contact_sheet(videos, captions, columns=columns, size=size).save(file, "PNG")
     if wall is not None:
         rate = max((clip.fps for clip in clips), default=0.0) or 8.0
-        Path(wall).parent.mkdir(parents=True, exist_ok=True)
+        with wrap_errors(str(wall)):
+            Path(wall).parent.mkdir(parents=True, exist_ok=True)
         video_wall(wall, [_at_rate(clip, rate) for clip in clips], captions, fps=rate, size=size)
     return errors
-
-
-def _at_rate(clip: Clip, rate: float) -> Tensor:
-    """The clip's video played at `rate`, at its own speed: slower ones show each frame for longer."""
-    if not clip.fps or clip.fps == rate:
-        return clip.video
-    shown = torch.arange(math.ceil(clip.video.shape[1] * rate / clip.fps)) * (clip.fps / rate)
-    return clip.video[:, (shown + 1e-6).long().clamp(max=clip.video.shape[1] - 1)]
-
-
-PAPER, INK = (255, 255, 255), (32, 32, 32)
-
-
-GAP = 4  # pixels between cells
-
-
-LEAST_SIDE = 96  # smaller videos are enlarged to at least this
-
-
-FONT_SIZE = 13
 
 
 def contact_sheet(
     videos: Sequence[Tensor], captions: Sequence[str], *, columns: int = 8, size: int | None = None
 ) -> Image.Image:
-    """A row a video: `columns` evenly spaced frames, first and last included, under the caption.
+    """Draw one row per video: its caption, and `columns` evenly spaced frames including the first and last.
 
     Args:
-        videos: each [C, T, H, W] in [-1, 1]; sizes and lengths may differ. A video shorter than `columns` shows every
-            frame it has once.
+        videos: [3, T, H, W] in [-1, 1] each; sizes and lengths may differ. A video of fewer frames than `columns` shows
+            each of them once.
         captions: one per video; long ones are wrapped.
         columns: frames shown per video.
-        size: the longer side of a frame on the sheet in pixels. Without it frames keep their size, but those below
-            96 pixels are enlarged by a whole factor (nearest neighbour, so that single pixels stay visible).
+        size: longer side of a frame on the sheet, in pixels. By default frames keep their size, but those below 96
+            pixels are enlarged by a whole factor (nearest neighbour, so that single pixels stay visible).
 
     Returns:
         An RGB image.
+
+    Raises:
+        DataError: there are no videos, not one caption per video, or `columns` is below 1.
     """
     _check(videos, captions)
     if columns < 1:
@@ -136,15 +130,18 @@ def video_wall(
     columns: int | None = None,
     size: int | None = None,
 ) -> None:
-    """Writes an mp4 in which the videos play side by side under their captions.
+    """Write an mp4 in which the videos play side by side under their captions.
 
     Args:
-        path: the file to write.
-        videos: each [C, T, H, W] in [-1, 1]. Shorter ones hold their last frame until the longest ends.
+        path: the file to write; its folder must exist.
+        videos: [3, T, H, W] in [-1, 1] each; shorter ones hold their last frame until the longest ends.
         captions: one per video.
-        fps: frames a second.
-        columns: videos per row; about square without it.
+        fps: frames per second.
+        columns: videos per row; by default about as many as rows.
         size: as in `contact_sheet`.
+
+    Raises:
+        DataError: there are no videos, not one caption per video, or the file can't be written.
     """
     _check(videos, captions)
     columns = columns or math.ceil(math.sqrt(len(videos)))
@@ -167,9 +164,17 @@ def video_wall(
     write_mp4(path, normalise(rearrange(pixels, "t h w c -> c t h w")), fps)
 
 
+def _at_rate(clip: Clip, rate: float) -> Tensor:
+    """Resample a clip's video to `rate` frames per second by repeating frames, keeping its speed."""
+    if not clip.fps or clip.fps == rate:
+        return clip.video
+    shown = torch.arange(math.ceil(clip.video.shape[1] * rate / clip.fps)) * (clip.fps / rate)
+    return clip.video[:, (shown + 1e-6).long().clamp(max=clip.video.shape[1] - 1)]
+
+
 def _check(videos: Sequence[Tensor], captions: Sequence[str]) -> None:
     if not videos or len(videos) != len(captions):
-        raise DataError(f"{len(videos)} videos and {len(captions)} captions: expected one caption a video, one or more")
+        raise DataError(f"{len(videos)} videos and {len(captions)} captions: expected one caption per video")
 
 
 def _frames(video: Tensor) -> list[Image.Image]:
@@ -180,9 +185,9 @@ def _scaled(frame: Image.Image, size: int | None) -> Image.Image:
     longest = max(frame.size)
     if size is not None:
         target = (max(1, round(frame.width * size / longest)), max(1, round(frame.height * size / longest)))
-        smooth = size % longest != 0  # a whole factor keeps pixels as squares
+        smooth = size % longest != 0  # a whole factor keeps pixels square
         return frame.resize(target, Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST)
-    factor = math.ceil(LEAST_SIDE / longest)
+    factor = math.ceil(MIN_SIDE / longest)
     if factor == 1:
         return frame
     return frame.resize((frame.width * factor, frame.height * factor), Image.Resampling.NEAREST)
@@ -193,17 +198,17 @@ def _row_width(row: list[Image.Image]) -> int:
 
 
 def _label(text: str, width: int) -> Image.Image:
-    """The text wrapped to `width` pixels, dark on white."""
+    """Draw text wrapped to `width` pixels, dark on white."""
     font = ImageFont.load_default(FONT_SIZE)
     lines, line = [], ""
     for word in text.split():
-        while font.getlength(word) > width - 2 * GAP and len(word) > 1:  # one word wider than the sheet: break it
-            cut = len(word)
-            while cut > 1 and font.getlength(word[:cut]) > width - 2 * GAP:
-                cut -= 1
+        while font.getlength(word) > width - 2 * GAP and len(word) > 1:  # break a word wider than the sheet
+            end = len(word)
+            while end > 1 and font.getlength(word[:end]) > width - 2 * GAP:
+                end -= 1
             lines += [line] if line else []
-            lines.append(word[:cut])
-            line, word = "", word[cut:]
+            lines.append(word[:end])
+            line, word = "", word[end:]
         longer = f"{line} {word}".strip()
         if line and font.getlength(longer) > width - 2 * GAP:
             lines.append(line)

@@ -1,4 +1,4 @@
-"""Pictures to the model's size and range: resize, crop, flip, normalise.
+"""Bring pictures to the model's size and range: resize, crop, flip, normalise.
 
 C channels (3), H height, W width.
 """
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Mirroring would make a caption that says one of these untrue.
+# Mirroring a clip would make a caption with one of these words wrong.
 SIDES = re.compile(
     r"\b(left|right|leftwards?|rightwards?|left-hand|right-hand|clockwise|counter-?clockwise|anticlockwise"
     r"|east(ern|wards?)?|west(ern|wards?)?)\b",
@@ -22,16 +22,13 @@ SIDES = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How one clip is brought to `height` x `width`; the same for all its frames.
-
-    The picture is scaled until it just covers the target, keeping its proportions as shown (so the short side fits for
-    a square), then cut.
+    """Resizes frames to cover `height` x `width` pixels, keeping the display aspect ratio, then crops and flips them.
 
     Attributes:
-        height, width: the target in pixels.
-        x, y: where the cut lies in what is left over, 0 (left, top) to 1 (right, bottom); 0.5 is the centre.
+        height, width: target size in pixels.
+        x, y: position of the crop, from 0 (left, top) to 1 (right, bottom); 0.5 is the centre.
         flip: mirror left and right.
-        aspect: width over height of one pixel of the source.
+        aspect: pixel aspect ratio of the source, width over height.
     """
 
     height: int
@@ -42,39 +39,46 @@ class Fit:
     aspect: float = 1.0
 
     def scaled(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of a picture of `height` x `width` source pixels after scaling."""
+        """Return the height and width that a picture of `height` x `width` source pixels is resized to."""
         shown = width * self.aspect
         scale = max(self.height / height, self.width / shown)
         return max(self.height, round(height * scale)), max(self.width, round(shown * scale))
 
     def __call__(self, picture: Tensor) -> Tensor:
-        """[C, H, W], uint8 or float, to [C, height, width] of the same kind. Antialiased bicubic (Pillow's)."""
+        """Resize (antialiased bicubic, as Pillow does), crop and flip a picture.
+
+        Args:
+            picture: [C, H, W], uint8 or float.
+
+        Returns:
+            [C, height, width] of the same dtype.
+        """
         height, width = self.scaled(*picture.shape[-2:])
         if (height, width) != tuple(picture.shape[-2:]):
-            # torch's 8-bit kernel fails on outputs of a single row or column
-            whole = picture.dtype == torch.uint8 and min(height, width) == 1
-            picture = picture.float() if whole else picture
-            # Decoded pictures are channels last already. Others fail in torch where a side shrinks to one pixel.
+            # torch's 8-bit kernel fails on outputs of a single row or column.
+            through_float = picture.dtype == torch.uint8 and min(height, width) == 1
+            picture = picture.float() if through_float else picture
+            # Decoded pictures are channels last already; torch fails on others where a side shrinks to one pixel.
             batch = picture[None].contiguous(memory_format=torch.channels_last)
             picture = F.interpolate(batch, (height, width), mode="bicubic", antialias=True)[0]
-            picture = picture.round().clamp(0, 255).to(torch.uint8) if whole else picture
+            picture = picture.round().clamp(0, 255).to(torch.uint8) if through_float else picture
         top, left = round(self.y * (height - self.height)), round(self.x * (width - self.width))
         picture = picture[:, top : top + self.height, left : left + self.width]
         return picture.flip(-1) if self.flip else picture
 
 
 def may_flip(caption: str) -> bool:
-    """Whether a mirrored clip still fits its caption: it speaks of neither left nor right."""
+    """Return whether a mirrored clip still matches its caption, which must not mention left, right and the like."""
     return not SIDES.search(caption)
 
 
 def normalise(picture: Tensor) -> Tensor:
-    """uint8, or float in [0, 1], to float32 in [-1, 1]."""
+    """Convert uint8, or float in [0, 1], to float32 in [-1, 1]; any shape."""
     if picture.dtype == torch.uint8:
         return picture.to(torch.float32).div_(127.5).sub_(1)
     return picture.clamp(0, 1).mul_(2).sub_(1)
 
 
 def to_uint8(values: Tensor) -> Tensor:
-    """Values in [-1, 1] of any shape to uint8 on the CPU, rounded to the nearest; values outside are clamped."""
+    """Convert values in [-1, 1], of any shape, to uint8 on the CPU, rounded; values outside are clamped."""
     return values.detach().to("cpu", torch.float32).add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)

@@ -1,4 +1,6 @@
-"""A clip dataset some of whose captions are wrong: what careless captioning does to a model can be measured."""
+"""Swap a share of captions, to measure how caption noise affects a model."""
+
+from __future__ import annotations
 
 import zlib
 from dataclasses import replace
@@ -11,11 +13,11 @@ from stdit_data.clip import Clip
 
 
 class NoisyCaptions:
-    """Gives a share of the clips the caption of another clip; which ones follows from (seed, index).
+    """A `ClipDataset` that gives a share of the clips the caption of another clip, chosen by (seed, index).
 
     Args:
-        dataset: with right captions; `caption`, `path` and `about` ask for these of it, as `ShapesDataset` has them.
-        share: of clips, 0..1.
+        dataset: data set with correct captions, and `caption`, `path` and `settings` as `ShapesDataset` has them.
+        share: share of the clips, 0 to 1.
         seed: any whole number from 0.
     """
 
@@ -27,24 +29,28 @@ class NoisyCaptions:
         return len(self.dataset)
 
     def bucket(self, index: int) -> Bucket:
-        """Frames, height and width."""
+        """Return the clip's frames, height and width."""
         return self.dataset.bucket(index)
 
     def caption(self, index: int) -> str:
-        """The clip's caption, perhaps a wrong one, without drawing it."""
+        """Return the clip's caption, which may be swapped, without loading the clip."""
         rng = np.random.default_rng([self.seed, index])
         if rng.random() >= self.share or len(self) == 1:
             return self.dataset.caption(index)
         return self.dataset.caption((index + 1 + int(rng.integers(len(self) - 1))) % len(self))
 
     def path(self, index: int) -> str:
-        """A name for the clip."""
+        """Return a name for the clip."""
         return self.dataset.path(index)
 
     def settings(self) -> dict[str, Any]:
-        """What determines every clip and its caption."""
+        """Return what determines every clip and its caption."""
         return {**self.dataset.settings(), "caption_noise": self.share, "caption_seed": self.seed}
 
     def load(self, index: int, *, seed: int, epoch: int) -> Clip:
-        """The clip, perhaps with a wrong caption."""
+        """Load the clip, with its caption possibly swapped.
+
+        Raises:
+            ClipError: the clip can't be read.
+        """
         return replace(self.dataset.load(index, seed=seed, epoch=epoch), caption=self.caption(index))

@@ -1,12 +1,14 @@
-"""`shapes`, the embedded world: captioned videos of coloured shapes, drawn on the fly.
+"""The procedural data set `shapes`: captioned videos of coloured shapes, drawn on the fly.
 
 Every clip is a function of (split, seed, index), at any frames x height x width: one plain shape on a dark ground, in
-one of seven colours, keeping still or moving at constant speed in one of eight directions, wrapping at the edges.
-Some colour-shape-motion triples are held out of training, while every pair of words is still seen: what a model
-makes of them shows whether it combines what it knows.
+one of seven colours, still or moving at constant speed in one of eight directions, wrapping at the edges. Some
+colour-shape-motion triples are held out of training, while every pair of the three is seen: they test whether a model
+generalises to new combinations.
 
 Legend: C channels, T frames, H W height and width. x grows rightwards, y downwards.
 """
+
+from __future__ import annotations
 
 import itertools
 import math
@@ -19,7 +21,8 @@ import torch
 from torch import Tensor
 
 from stdit_data.buckets import Bucket
-from stdit_data.clip import Clip, DataError
+from stdit_data.clip import Clip
+from stdit_data.errors import DataError
 
 Split = Literal["train", "val", "heldout"]
 
@@ -34,7 +37,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (245, 245, 245),
 }
 
-LONGEST = 256  # frames before a clip that is cut out of a longer video, at most
+MAX_START = 256  # frames of the longer video before a clip that is cut out of it, at most
 
 _DIAGONAL = math.sqrt(0.5)
 MOTIONS: dict[str, tuple[float, float]] = {  # unit vectors
@@ -96,14 +99,14 @@ _STILL = (
 
 @dataclass(frozen=True)
 class Triple:
-    """What a caption says: the three things that a model has to combine."""
+    """The content of a caption: colour, shape and motion."""
 
     colour: str
     shape: str
     motion: str
 
     def captions(self) -> list[str]:
-        """Every wording of it; the plainest one first."""
+        """Return every wording of the triple, the plainest first."""
         if self.motion == "still":
             return [wording.format(colour=self.colour, shape=self.shape) for wording in _STILL]
         direction = self.motion.replace(" ", " and ")  # "up and left"
@@ -111,43 +114,51 @@ class Triple:
 
 
 def _held_out(colour: int, shape: int, motion: int) -> bool:
-    """One motion of every colour-shape pair, no two of them sharing a colour-motion or a shape-motion pair."""
+    """Hold out one motion of every colour-shape pair, with distinct colour-motion and shape-motion pairs."""
     return motion == (2 * shape + colour) % len(MOTIONS)
 
 
 def triples(split: Split) -> list[Triple]:
-    """The triples of a split: train and val share theirs, heldout has the 28 that neither shows."""
+    """Return the triples of a split: the same for train and val, and for heldout the other 28."""
     every = itertools.product(enumerate(COLOURS), enumerate(SHAPES), enumerate(MOTIONS))
     return [Triple(c, s, m) for (i, c), (j, s), (k, m) in every if _held_out(i, j, k) == (split == "heldout")]
 
 
 def vocabulary() -> list[str]:
-    """Every word that a caption of the set can hold, sorted."""
+    """Return every word that occurs in captions, sorted."""
     all_captions = (caption for split in ("train", "heldout") for t in triples(split) for caption in t.captions())
     return sorted({word for caption in all_captions for word in caption.split()})
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A clip before it is drawn. Lengths are in units of the frame's shorter side, speed per frame."""
+    """The parameters that a clip is drawn from."""
 
     triple: Triple
     caption: str
     x: float  # centre in the first frame, 0..1 of the frame's width
     y: float  # 0..1 of the frame's height
-    radius: float
-    speed: float
-    start: int = 0  # frames of the video that the clip is cut from, before it
+    radius: float  # in units of the frame's shorter side
+    speed: float  # in units of the frame's shorter side per frame
+    start: int = 0  # frames before the clip in the video that it is cut from
 
 
 def render(scene: Scene, frames: int, height: int, width: int) -> Tensor:
-    """Draw a scene: float32 [3, T, H, W] in [-1, 1], antialiased, wrapping at the edges."""
+    """Draw a scene, antialiased and wrapping at the edges.
+
+    Args:
+        scene: what to draw.
+        frames, height, width: size of the video, in frames and pixels.
+
+    Returns:
+        [3, T, H, W] float32 in [-1, 1].
+    """
     side = min(height, width)
     dx, dy = MOTIONS[scene.triple.motion]
     t = np.arange(frames)
     center_x = scene.x * width + dx * scene.speed * side * t
     center_y = scene.y * height + dy * scene.speed * side * t
-    # Distance from the centre the short way round, so that what leaves one edge enters at the other.
+    # The shorter distance from the centre around the edges, so that what leaves at one edge enters at the other.
     x = (np.arange(width) + 0.5 - center_x[:, None] + width / 2) % width - width / 2
     y = (np.arange(height) + 0.5 - center_y[:, None] + height / 2) % height - height / 2
     radius = scene.radius * side
@@ -160,17 +171,19 @@ def render(scene: Scene, frames: int, height: int, width: int) -> Tensor:
 
 
 class ShapesDataset:
-    """The set as a `ClipDataset`: `length` clips of one size, each determined by (split, seed, index).
+    """A `ClipDataset` of drawn clips, each determined by (split, seed, index).
 
     Args:
         frames, height, width: size of every clip, in frames and pixels.
-        split: "train"; "val", other clips of the same triples; or "heldout", the triples that those never show.
-        length: clips an epoch. Indices beyond it exist too, the set has no end.
-        seed: another seed is another set of clips.
-        fps: frames a second that the clips are meant to be played at.
-        spread: how far from the middle of the frame, at most, a shape starts, as a share of the frame: as a camera
-            would frame it. 0.5 is anywhere.
-        later: share of the clips that are cut out of a longer video, in which the shape has got anywhere.
+        split: "train"; "val", other clips of the same triples; or "heldout", clips of the held-out triples.
+        length: clips per epoch. Larger indices work too.
+        seed: seed of the clips.
+        fps: frame rate of the clips, in frames per second.
+        spread: largest distance of a shape's start from the middle, as a share of the frame; 0.5 is anywhere.
+        later: share of the clips that are cut out of a longer video, where the shape may start anywhere.
+
+    Raises:
+        DataError: the split is unknown.
     """
 
     def __init__(
@@ -201,19 +214,19 @@ class ShapesDataset:
         return self.length
 
     def bucket(self, index: int) -> Bucket:
-        """Frames, height and width: the same for every clip."""
+        """Return frames, height and width, the same for every clip."""
         return self.size
 
     def caption(self, index: int) -> str:
-        """The clip's caption, without drawing it."""
+        """Return the clip's caption, without drawing the clip."""
         return self.scene(index).caption
 
     def path(self, index: int) -> str:
-        """A name for the clip, where others have a file."""
+        """Return a name for the clip, in place of a file."""
         return f"shapes:{self.split}/{self.seed}/{index}"
 
     def settings(self) -> dict[str, str | int | float]:
-        """What determines every clip."""
+        """Return what determines every clip."""
         return {
             "split": self.split,
             "length": self.length,
@@ -225,7 +238,7 @@ class ShapesDataset:
         }
 
     def scene(self, index: int) -> Scene:
-        """What clip `index` shows."""
+        """Draw the parameters of clip `index` at random."""
         rng = np.random.default_rng([self.seed, get_args(Split).index(self.split), index])
         triple = self._triples[int(rng.integers(len(self._triples)))]
         wordings = triple.captions()
@@ -234,11 +247,11 @@ class ShapesDataset:
         radius, speed = rng.uniform(0.17, 0.21), rng.uniform(0.02, 0.03)
         start = 0
         if self.later and rng.random() < self.later:
-            (x, y), start = rng.uniform(size=2), int(rng.integers(1, LONGEST))
+            (x, y), start = rng.uniform(size=2), int(rng.integers(1, MAX_START))
         return Scene(triple, caption, float(x), float(y), radius, speed, start)
 
     def load(self, index: int, *, seed: int = 0, epoch: int = 0) -> Clip:
-        """Clip `index`; nothing is drawn at random a second time, so `seed` and `epoch` change nothing."""
+        """Draw clip `index`; `seed` and `epoch` have no effect."""
         scene = self.scene(index)
         video = render(scene, self.size.frames, self.size.height, self.size.width)
         span = (scene.start / self.fps, (scene.start + self.size.frames - 1) / self.fps)

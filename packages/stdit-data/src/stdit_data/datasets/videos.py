@@ -1,5 +1,4 @@
-"""Clips from a manifest or a folder.
-
+"""Read clips from the videos and images of a manifest or a folder.
 C channels (3), T frames, H height, W width.
 """
 
@@ -39,11 +38,23 @@ Crop = Literal["center", "random"]
 Place = Literal["random", "start", "center"]
 
 
-DRAWS = 4  # random numbers per sample: place, crop x, crop y, flip
+DRAWS = 4  # random numbers per sample: start, crop x, crop y, flip
 
 
 class VideoDataset:
-    """A `ClipDataset` over the entries of a manifest. Made by `open_videos`, which says what the settings mean."""
+    """A `ClipDataset` over the entries of a manifest; `open_videos` makes one and explains the settings.
+
+    Args:
+        manifest: locates the entries' files.
+        entries: the entries to read.
+        buckets: the bucket of each entry.
+        samplings: which frames to read, by bucket.
+        crop, flip, place, stream: see `open_videos`.
+
+    Attributes:
+        weights: how often each sample is seen per epoch; None if the manifest has no weights.
+        identity: a number that changes with the list of clips, see `ClipDataset`.
+    """
 
     def __init__(
         self,
@@ -70,23 +81,23 @@ class VideoDataset:
         return len(self.entries)
 
     def bucket(self, index: int) -> Bucket:
-        """The shape that `load` gives."""
+        """Return the sample's frames, height and width."""
         return self._buckets[index]
 
     def path(self, index: int) -> str:
-        """The full path or URL of a sample's file."""
+        """Return the full path or URL of a sample's file."""
         return self.manifest.locate(self.entries[index])
 
     def caption(self, index: int) -> str:
-        """A sample's caption, without reading its file."""
+        """Return a sample's caption, without reading its file."""
         return self.entries[index].caption
 
     def subset(self, indices: Sequence[int], *, plain: bool = False) -> VideoDataset:
-        """Some of the samples, in this order.
+        """Select samples.
 
         Args:
-            indices: their places here.
-            plain: draw nothing at random: the middle of each video and picture, never mirrored.
+            indices: indices of the samples, in their new order.
+            plain: read without randomness: the centre of each video and frame, never flipped.
         """
         return VideoDataset(
             self.manifest,
@@ -100,32 +111,32 @@ class VideoDataset:
         )
 
     def load(self, index: int, *, seed: int, epoch: int) -> Clip:
-        """Reads a sample; where it starts, its crop and its mirroring are drawn from (seed, epoch, index).
+        """Read a sample, with start, crop and flip drawn by (seed, epoch, index).
 
         Raises:
-            ClipError: the file is missing, broken or too short.
+            ClipError: the file is missing, damaged or too short.
         """
         entry, bucket, url = self.entries[index], self._buckets[index], self.path(index)
-        place, x, y, mirror = self._draw(seed, epoch, index)
-        fit = Fit(bucket.height, bucket.width, x, y, flip=self.flip and mirror < 0.5 and may_flip(entry.caption))
+        place, x, y, flip = self._draw(seed, epoch, index)
+        fit = Fit(bucket.height, bucket.width, x, y, flip=self.flip and flip < 0.5 and may_flip(entry.caption))
         with clip_errors(url), files.open_media(url) as media:
             if files.is_image(url):
                 picture = normalise(fit(read_image(media)))
                 return Clip(_repeat(picture, bucket.frames), entry.caption, index, fps=0.0)
             with VideoStream(media, self.stream) as video:
                 convert = FrameConverter(fit, video)
-                taken = read_frames(video, self.samplings[bucket], convert, place=place, segment=entry.segment)
-        span = (taken.times[0], taken.times[-1])
-        return Clip(torch.stack(taken.pictures, dim=1), entry.caption, index, taken.fps, span)
+                clip = read_frames(video, self.samplings[bucket], convert, place=place, segment=entry.segment)
+        span = (clip.times[0], clip.times[-1])
+        return Clip(torch.stack(clip.pictures, dim=1), entry.caption, index, clip.fps, span)
 
     def _draw(self, seed: int, epoch: int, index: int) -> tuple[float, float, float, float]:
         raw = np.random.Philox(np.random.SeedSequence([seed, epoch, index])).random_raw(DRAWS)
-        place, x, y, mirror = (float(bits >> np.uint64(11)) / 2**53 for bits in raw)  # [0, 1), as numpy makes floats
+        place, x, y, flip = (float(bits >> np.uint64(11)) / 2**53 for bits in raw)  # [0, 1), as numpy makes floats
         if self.place != "random":
             place = 0.0 if self.place == "start" else 0.5
         if self.crop == "center":
             x = y = 0.5
-        return place, x, y, mirror
+        return place, x, y, flip
 
 
 def open_videos(
@@ -146,31 +157,30 @@ def open_videos(
     empty_captions: bool = False,
     workers: int = 8,
 ) -> VideoDataset:
-    """Opens a folder or a manifest for training.
+    """Open a folder or a manifest for training.
+
+    Images are clips of one frame, which is repeated in buckets of more frames, and are never too short.
 
     Args:
-        source: see `manifest.read_manifest`.
-        frames, height, width: the clips' shape, where no buckets are given.
-        interval: take every so many source frames. Without it and without `fps` Open-Sora 1.0's: 3 up to 16 frames,
-            2 above.
-        fps: take frames at this rate instead.
-        short: videos too short for that: `skip` or `hold` their last frame. Skipped ones are left out at once where
-            the manifest says their length (num_frames or end, and fps), else found on reading and rejected.
-        crop: `center`, or anywhere at `random`.
-        flip: mirror half of the clips, but never one whose caption speaks of left, right, east, west or clockwise.
-        place: where in a video the clip lies: at `random`, at its `start`, or in the `center` of it.
-        buckets: shapes to sort clips into, see `buckets.choose_bucket`. Entries that don't say width, height and (for
-            buckets of different lengths) num_frames are probed first; `stdit data validate --write` stores the facts.
-            Clips that can't be probed go to the first bucket, to be rejected when read.
-        stream: which video stream of a file, from 0; FFmpeg's best without it.
-        root: the folder that relative paths start from, instead of the manifest's own.
+        source: folder or manifest, see `manifests.format.read_manifest`.
+        frames, height, width: shape of the clips in frames and pixels, if no buckets are given.
+        interval: read every n-th source frame. Without it and `fps` Open-Sora 1.0's: 3 up to 16 frames, 2 above.
+        fps: read at this frame rate instead, in frames per second.
+        short: what to do with videos that are too short: `skip` them, or `hold` their last frame. Skipped videos are
+            left out at once if the manifest has their length (num_frames or end, and fps), else rejected when read.
+        crop: `center` or `random`.
+        flip: mirror half of the clips, but never those whose caption mentions left, right, east, west or clockwise.
+        place: where in a video the clip lies: `random`, `start` or `center`.
+        buckets: shapes to sort clips into, see `buckets.choose_bucket`. Entries without width, height and (for
+            buckets of different lengths) num_frames are probed first; `stdit data validate --write` stores these.
+            Clips that can't be probed go to the first bucket and are rejected when read.
+        stream: number of the video stream of each file, from 0; by default FFmpeg's choice.
+        root: the folder that relative paths start from; by default the manifest's own.
         empty_captions: train on clips without captions.
-        workers: threads that probe.
-
-    Images are clips of one frame, which is repeated in buckets of more frames, and is never too short.
+        workers: number of threads that probe.
 
     Raises:
-        DataError: nothing to train on, missing captions, settings that make no sense.
+        DataError: there are no clips to train on, captions are missing, or a setting is out of range.
     """
     for name, value, allowed in (("crop", crop, ("center", "random")), ("place", place, ("random", "start", "center"))):
         if value not in allowed:
@@ -193,8 +203,8 @@ def open_videos(
     if not kept:
         need = math.ceil(least.span(entries[0].fps or 30))
         raise DataError(
-            f"{source}: all {len(entries)} clips are too short, {need} source frames are needed; ask for fewer frames, "
-            "a smaller interval, or short='hold'"
+            f"{source}: all {len(entries)} clips are too short, {need} source frames are needed; use fewer frames, a "
+            "smaller interval, or short='hold'"
         )
     if len(kept) < len(entries):
         log.warning("%s: %d of %d clips left out, too short", source, len(entries) - len(kept), len(entries))
@@ -219,21 +229,21 @@ def _repeat(picture: Tensor, frames: int) -> Tensor:
 
 
 def _identity(urls: Sequence[str], entries: Sequence[Entry]) -> int:
-    """32 bits that change when other clips are listed, or the same in another order.
+    """Compute a number of 32 bits that changes when other clips are listed, or the same in another order.
 
-    Paths count from the folder that all share, so that the set may be moved as a whole between stops, and captions
-    don't count, so that they may be corrected.
+    Paths are relative to their common folder, so that a data set can be moved between stops, and captions don't count,
+    so that they can be corrected.
     """
     heads = [url.split("::")[0] for url in urls]
-    # character by character, since URLs are no paths; then back to a whole folder
+    # Character by character, since URLs are not paths; then back to a whole folder.
     shared = len(os.path.commonprefix(heads).rpartition("/")[0]) if len(heads) > 1 else 0  # noqa: RUF071
     crc = 0
     for url, head, entry in zip(urls, heads, entries, strict=True):
-        place = head[shared:].lstrip("/") if len(heads) > 1 else PurePosixPath(head).name
+        path = head[shared:].lstrip("/") if len(heads) > 1 else PurePosixPath(head).name
         archives = [PurePosixPath(layer).name for layer in url.split("::")[1:]]
-        # Saved runs hold this number: the text is what `repr` made of a segment when its class was named Cut.
+        # Saved runs hold this number, so the text must not change: the class was named Cut when it was introduced.
         segment = repr(entry.segment).replace("Segment", "Cut", 1)
-        crc = zlib.crc32(f"({place!r}, {archives!r}, {segment})".encode(), crc)
+        crc = zlib.crc32(f"({path!r}, {archives!r}, {segment})".encode(), crc)
     return crc
 
 
@@ -247,5 +257,5 @@ def _captioned(manifest: Manifest, empty_captions: bool) -> list[Entry]:
         where = "fill in column 'caption'"
     raise DataError(
         f"{manifest.url}: {len(empty)} of {len(manifest.entries)} clips have no caption, the first {empty[0].path}; "
-        f"{where}, or set empty_captions to train without"
+        f"{where}, or set empty_captions to train without captions"
     )

@@ -1,4 +1,4 @@
-"""Training from a cache: a `ClipDataset` of VAE moments and text-encoder states.
+"""Read a cache as a `ClipDataset` of VAE moments and text-encoder states.
 
 C latent channels, T frames, H W latent height and width, L text tokens, D width of the text encoder.
 """
@@ -27,32 +27,34 @@ from stdit_data.latents import format as cache
 from stdit_data.latents.order import WindowedOrder, shard_order
 from stdit_data.latents.shards import ShardFiles
 
-WINDOW = 16  # shards: 4 GB of the standard size
-AHEAD = 2  # shards read ahead
+WINDOW = 16  # shards to shuffle over: 4 GB of the default size
+AHEAD = 2  # shards to read ahead
 
 
 class LatentDataset:
-    """The clips of a cache, encoded. `clip.video` holds moments [2C, T, H, W] as stored, `clip.text` states [L, D].
+    """The encoded clips of a cache; `Clip.video` holds moments [2C, T, H, W] and `Clip.text` states [L, D] as stored.
 
-    Samples are those of the dataset that was encoded, in its order, and the loader treats them alike: sample i draws
-    the same noise in training, and one that could not be read when encoding is a `ClipError` here too. In epoch e a
-    clip's variant e modulo their number is read.
+    The samples are those of the data set that was encoded, in the same order: sample i draws the same noise in
+    training, and a clip that could not be read when encoding raises a `ClipError` here. In epoch e variant e modulo
+    `variants` of each clip is read.
 
     Args:
         url: folder or URL of a finished cache.
-        window: shards over which samples are shuffled, see `latent_order`; 0 is all, which is the clip loader's order.
-        copies: where files of a URL are copied to, see `ShardFiles`.
+        window: number of shards over which samples are shuffled, see `latents.order`; 0 for all, which gives the order
+            of the clips themselves.
+        copies: folder that files of a URL are copied to, see `ShardFiles`.
 
     Attributes:
-        about, text_metadata: what the parts were made with; the latter None where there is no text part.
+        metadata, text_metadata: what the parts were encoded with; `text_metadata` is None without a text part.
         texts: the text part, or None.
-        buckets: the clips' shapes in frames and pixels, and those of their latents.
+        buckets: from the clips' shapes in frames and pixels to the shapes of their latents.
+        samples, variants: number of samples, and of random variants of each.
 
     Raises:
-        DataError: not a finished cache, or its text part lacks a caption.
+        DataError: the cache does not exist, is not finished or damaged, or its text part lacks a caption.
     """
 
-    moments = True  # what `video` is
+    moments = True  # clips hold moments instead of pixels
 
     def __init__(self, url: str, *, window: int = WINDOW, copies: str | Path | None = None) -> None:
         if window < 0:
@@ -70,13 +72,13 @@ class LatentDataset:
         shapes = zip(*(rows[name].to_pylist() for name in ("frames", "height", "width")), strict=True)
         self._buckets = [Bucket(*shape) for shape in shapes]  # of rows
         if (self._row < 0).any():
-            raise DataError(f"{url}: the index lacks {int((self._row < 0).sum())} entries; encode anew")
+            raise DataError(f"{url}: the index lacks {int((self._row < 0).sum())} entries; encode again")
         if rows["key"].null_count == len(rows):
             raise DataError(f"{url}: no clip could be read; the first: {rows['reason'][0]}")
         self.identity = int(self.metadata["manifest"]["hash"][:8], 16)
         self.window = window or self.metadata["shards"]
         self._videos = ShardFiles(files.join(url, "video"), self.window + AHEAD + 1, _part(copies, "video"))
-        # Texts are in the order of the clips, so those of a window lie together; they may be larger than its latents.
+        # Texts are in the order of the clips, so those of a window are close together; they may exceed its latents.
         self.texts = CachedTexts(url, keep=4 * self.window, copies=copies) if self.text_metadata is not None else None
         if self.texts is not None:
             self.texts.check(caption.as_py() for caption in pc.unique(rows["caption"]))
@@ -86,11 +88,11 @@ class LatentDataset:
         self._epoch_shards = lru_cache(maxsize=4)(self._find_epoch_shards)
 
     def subset(self, indices: Sequence[int], *, ahead: bool = True) -> LatentDataset:
-        """Some of the samples, in this order; the files are shared with this one.
+        """Select samples; the files are shared with this data set.
 
         Args:
-            indices: their places here.
-            ahead: read the shards that follow in an epoch's order ahead; not for a few samples out of many shards.
+            indices: indices of the samples, in their new order.
+            ahead: read the next shards of an epoch ahead; not useful for a few samples out of many shards.
         """
         part = copy.copy(self)
         part._row, part.samples = self._row[:, indices], len(indices)
@@ -104,74 +106,75 @@ class LatentDataset:
         return self.samples
 
     def bucket(self, index: int) -> Bucket:
-        """The clip's shape in frames and pixels."""
+        """Return the clip's shape in frames and pixels."""
         return self._buckets[self._row[0, index]]
 
     def path(self, index: int) -> str:
-        """The path or URL of the file that a sample was encoded from."""
+        """Return the path or URL of the file that a sample was encoded from."""
         return self.rows["source"][int(self._row[0, index])].as_py()
 
     def caption(self, index: int) -> str:
-        """A sample's caption."""
+        """Return a sample's caption."""
         return self.rows["caption"][int(self._row[0, index])].as_py()
 
     def entry(self, index: int, epoch: int = 0) -> dict[str, Any]:
-        """Everything that the index says of a sample."""
+        """Return a sample's row of the index, as column to value."""
         return self.rows.slice(int(self._row[epoch % self.variants, index]), 1).to_pylist()[0]
 
     def make_order(self, buckets: Any, **settings: Any) -> WindowedOrder:
-        """The order that the loader goes by."""
+        """Make the order in which the loader reads the samples; arguments as of `Order`."""
         return WindowedOrder(buckets, shards=self.shards, window=self.window, **settings)
 
     def shards(self, epoch: int) -> NDArray[np.integer]:
-        """The shard of every sample in an epoch."""
+        """Return the shard of every sample in an epoch."""
         return self._shard[self._row[epoch % self.variants]]
 
     def load(self, index: int, *, seed: int, epoch: int) -> Clip:
-        """Reads a sample.
+        """Read a sample.
 
         Raises:
-            ClipError: it could not be read when it was encoded.
+            ClipError: the clip could not be read when it was encoded.
+            DataError: a file of the cache is missing or damaged.
         """
         row = int(self._row[epoch % self.variants, index])
         entry = self.rows.slice(row, 1).to_pylist()[0]
         if entry["key"] is None:
             raise ClipError(entry["source"], f"{entry['reason']} (when it was encoded)")
         if self._ahead:
-            self._expect(entry["shard"], seed, epoch)
+            self._prefetch_after(entry["shard"], seed, epoch)
         moments = self._videos.tensor(entry["shard"], entry["key"])
         text = self.texts(entry["caption"]) if self.texts is not None else None
         span = (entry["start"], entry["end"])
         return Clip(moments, entry["caption"], index, entry["fps"], span, text, self._buckets[row])
 
-    def _expect(self, shard: int, seed: int, epoch: int) -> None:
-        """Has the shards that follow in the epoch read ahead."""
-        following = self._epoch_shards(seed, epoch)
-        place = following[0][shard]
-        self._videos.expect(following[1][place : place + 1 + self._ahead])
+    def _prefetch_after(self, shard: int, seed: int, epoch: int) -> None:
+        """Read ahead the shards that follow `shard` in the epoch."""
+        positions, ordered = self._epoch_shards(seed, epoch)
+        position = positions[shard]
+        self._videos.prefetch(ordered[position : position + 1 + self._ahead])
 
     def _find_epoch_shards(self, seed: int, epoch: int) -> tuple[dict[int, int], list[int]]:
         numbers = np.unique(self.shards(epoch)).tolist()
         ordered = shard_order(seed, epoch, numbers)
-        return {shard: place for place, shard in enumerate(ordered)}, ordered
+        return {shard: position for position, shard in enumerate(ordered)}, ordered
 
 
 class CachedTexts:
-    """The text part of a cache: captions, as they stand in the manifest, to states.
+    """The text part of a cache: maps captions, as written in the manifest, to states.
 
     Args:
         url, copies: as for `LatentDataset`.
-        keep: see `ShardFiles`.
+        keep: number of files to keep open, see `ShardFiles`.
 
     Raises:
-        DataError: there is no finished text part.
+        DataError: the text part does not exist or is not finished.
     """
 
     def __init__(self, url: str, *, keep: int = 4 * WINDOW, copies: str | Path | None = None) -> None:
         self.url = url
         self._rows = cache.read_index(url, "text")
         self.metadata = cache.read_metadata(url, "text") or {}
-        # Keyed by a digest: captions of a big set would take gigabytes as Python strings.
+        # Keyed by digests: the captions of a large data set would take gigabytes as Python strings.
         self._known = {_digest(caption.as_py()): row for row, caption in enumerate(self._rows["caption"])}
         self._files = ShardFiles(files.join(url, "text"), keep, _part(copies, "text"))
 
@@ -179,30 +182,30 @@ class CachedTexts:
         return _digest(caption) in self._known
 
     def __call__(self, caption: str) -> Tensor:
-        """States [L, D] as stored, without padding.
+        """Return a caption's states [L, D] as stored, without padding.
 
         Raises:
-            DataError: the caption is not in the cache.
+            DataError: the caption is not in the cache, or its file is missing or damaged.
         """
         self.check([caption])
         row = self._known[_digest(caption)]
         return self._files.tensor(self._rows["shard"][row].as_py(), self._rows["key"][row].as_py())
 
     def check(self, captions: Iterable[str]) -> None:
-        """Looks whether all captions are there.
+        """Check that all captions are in the cache.
 
         Raises:
-            DataError: the first that is not.
+            DataError: a caption is missing; the message names the first.
         """
         for caption in captions:
             if caption not in self:
                 raise DataError(
-                    f"{self.url}: the text part, made of {self.metadata['manifest']['source']}, lacks the caption "
+                    f"{self.url}: the text part, encoded from {self.metadata['manifest']['source']}, lacks the caption "
                     f"{caption[:60]!r}; encode this manifest's captions (--text-only)"
                 )
 
     def table(self) -> pa.Table:
-        """The index."""
+        """Return the index of the text part."""
         return self._rows
 
 

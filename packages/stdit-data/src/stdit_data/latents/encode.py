@@ -1,10 +1,10 @@
-"""Encodes clips and captions once: the job behind `stdit data encode`.
+"""Encode clips and captions into the shards of a cache: the jobs behind `stdit data encode`.
 
-What goes into which shard is a pure function of the dataset and the settings. So processes share the shards by rank
-without speaking to each other, and a job that was killed goes on with the shards that aren't there yet. Every clip is
-encoded by itself: what comes out depends on neither ranks nor restarts.
+The content of each shard is a pure function of the data set and the settings. So processes share the shards by rank
+without communicating, and a job that was killed continues with the missing shards. Every clip is encoded by itself, so
+the result depends on neither ranks nor restarts.
 
-The encoders are functions that the caller hands in; nothing here knows a VAE or a text encoder.
+The encoders are functions given by the caller; this package knows no VAE or text encoder.
 C latent channels, T frames, H W height and width, L text tokens, D width of the text encoder.
 """
 
@@ -27,28 +27,28 @@ from stdit_data.clip import Clip, ClipDataset
 from stdit_data.errors import ClipError, DataError
 from stdit_data.latents import format as cache
 from stdit_data.latents.format import Shard
-from stdit_data.latents.job import SHARD_BYTES, Job, _cut, _dtype
+from stdit_data.latents.job import SHARD_BYTES, Job, parse_dtype, split_into_shards
 
-LEAST_JUDGED = 20  # clips of which too many may be bad before the job stops
+MIN_CLIPS = 20  # clips to read before the share of unreadable ones can stop the job
 
 
 @dataclass(frozen=True)
 class VideoEncoder:
-    """A VAE as the job sees it."""
+    """What a job needs of a VAE."""
 
     encode: Callable[[Tensor], Tensor]  # [1, 3, T, H, W] in [-1, 1] to mean and log variance [1, 2C, T', H', W']
-    latent_shape: Callable[[Bucket], tuple[int, ...]]  # a clip's shape to that of its latents, C, T', H', W'
+    latent_shape: Callable[[Bucket], tuple[int, ...]]  # a clip's shape to its latents' shape C, T', H', W'
     metadata: Mapping[str, Any]  # source, hash, scale
 
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """A text encoder as the job sees it."""
+    """What a job needs of a text encoder."""
 
     encode: Callable[[list[str]], list[Tensor]]  # cleaned texts to states [L, D] each, without padding
-    clean: Callable[[str], str]
-    width: int
-    max_length: int
+    clean: Callable[[str], str]  # applied to captions before they are encoded and compared
+    width: int  # D
+    max_length: int  # tokens
     metadata: Mapping[str, Any]  # source, hash
 
 
@@ -68,43 +68,46 @@ def video_job(
     workers: int = 2,
     max_reject_share: float = 0.1,
 ) -> Job:
-    """The job that encodes clips.
+    """Make the job that encodes clips.
 
-    Variant v of a clip is what the clip loader would read in epoch v of a run with this seed: its place, crop and
-    mirroring are drawn anew. Shards hold one variant after another, in dataset order.
+    Variant v of a clip is what the clip loader would read in epoch v of a run with this seed, with start, crop and flip
+    drawn for that epoch. Shards hold one variant after another, in the order of the data set.
 
     Args:
-        dataset: the clips; also `caption(index)` and `path(index)`.
+        dataset: the clips; besides `ClipDataset` it needs `caption(index)` and `path(index)`.
         out: folder or URL of the cache.
         encoder: the VAE.
-        transform, manifest: written down, and compared when the job goes on.
-        seed: of the transform's draws.
-        variants: how often each clip is encoded.
-        dtype: of what is stored.
-        shard_bytes: a shard holds as many clips as stay below.
-        rank, world: this process of how many.
-        workers: threads that read clips.
-        max_reject_share: the job stops when more clips than this can't be read.
+        transform, manifest: metadata to record, and to compare when a job is resumed.
+        seed: seed of the random draws.
+        variants: number of random variants of each clip.
+        dtype: storage dtype, `bfloat16` or `float32`.
+        shard_bytes: most bytes of tensors in a shard.
+        rank, world: this process, and the number of processes.
+        workers: number of threads that read clips.
+        max_reject_share: stop when more than this share of the clips can't be read.
 
     Raises:
-        DataError: the folder holds something made otherwise, or a size that the VAE can't take.
+        DataError: a setting is out of range, the folder holds a cache made with other settings, or the VAE does not
+            support a clip's size.
     """
     if variants < 1 or shard_bytes < 1 or workers < 0:
         raise DataError(f"variants {variants}, shard_bytes {shard_bytes}, workers {workers}: expected numbers from 1")
-    shapes = {bucket: _moments(encoder, bucket) for bucket in {dataset.bucket(i) for i in range(len(dataset))}}
-    itemsize = _dtype(dtype).itemsize
+    shapes = {bucket: _moments_shape(encoder, bucket) for bucket in {dataset.bucket(i) for i in range(len(dataset))}}
+    itemsize = parse_dtype(dtype).itemsize
     sizes = [itemsize * math.prod(shapes[dataset.bucket(i)]) for i in range(len(dataset))]
-    about = {
+    shards = split_into_shards(sizes * variants, shard_bytes)
+    metadata = {
         "format": cache.FORMAT,
         "vae": dict(encoder.metadata),
         "transform": {**transform, "seed": seed, "variants": variants},
         "manifest": dict(manifest),
         "dtype": dtype,
         "shapes": {str(bucket): list(shape) for bucket, shape in sorted(shapes.items())},
+        "shard_bytes": shard_bytes,
+        "shards": len(shards),
     }
-    shards = _cut(sizes * variants, shard_bytes)
-    reader = _ClipReader(dataset, encoder, shapes, _dtype(dtype), seed, workers, max_reject_share)
-    return Job(out, "video", {**about, "shard_bytes": shard_bytes, "shards": len(shards)}, shards, reader, rank, world)
+    clip_encoder = _ClipEncoder(dataset, encoder, shapes, parse_dtype(dtype), seed, workers, max_reject_share)
+    return Job(out, "video", metadata, shards, clip_encoder, rank, world)
 
 
 def text_job(
@@ -119,67 +122,75 @@ def text_job(
     rank: int = 0,
     world: int = 1,
 ) -> Job:
-    """The job that encodes captions: each distinct text once.
+    """Make the job that encodes captions, each distinct text once.
 
     Args:
-        captions: of all clips, in dataset order, as the manifest has them.
+        captions: the captions of all clips, in the order of the data set, as in the manifest.
         out: folder or URL of the cache.
         encoder: the text encoder.
-        manifest: written down, and compared when the job goes on.
-        dtype: of what is stored.
-        shard_bytes: about what a shard holds, by an estimate of each text's tokens.
-        batch: texts encoded at once; texts of like length go together.
-        rank, world: this process of how many.
+        manifest: metadata to record, and to compare when a job is resumed.
+        dtype: storage dtype, `bfloat16` or `float32`.
+        shard_bytes: approximate bytes of a shard, by an estimate of each text's tokens.
+        batch: texts to encode at once; texts of similar length are batched together.
+        rank, world: this process, and the number of processes.
 
     Raises:
-        DataError: the folder holds something made otherwise.
+        DataError: a setting is out of range, or the folder holds a cache made with other settings.
     """
     if batch < 1 or shard_bytes < 1:
         raise DataError(f"batch {batch}, shard_bytes {shard_bytes}: expected numbers from 1")
-    texts: dict[str, list[str]] = {}  # cleaned to those it was cleaned from
+    captions_by_text: dict[str, list[str]] = {}  # cleaned text to the captions that it comes from
     for caption in dict.fromkeys(captions):
-        texts.setdefault(encoder.clean(caption), []).append(caption)
-    bytes_a_token = encoder.width * _dtype(dtype).itemsize
-    sizes = [bytes_a_token * min(encoder.max_length, 2 + len(text) // 4) for text in texts]
-    shards = _cut(sizes, shard_bytes)
-    about = {
+        captions_by_text.setdefault(encoder.clean(caption), []).append(caption)
+    token_bytes = encoder.width * parse_dtype(dtype).itemsize
+    sizes = [token_bytes * min(encoder.max_length, 2 + len(text) // 4) for text in captions_by_text]
+    shards = split_into_shards(sizes, shard_bytes)
+    metadata = {
         "format": cache.FORMAT,
         "text_encoder": dict(encoder.metadata),
         "max_length": encoder.max_length,
         "manifest": dict(manifest),
         "dtype": dtype,
-        "texts": len(texts),
+        "texts": len(captions_by_text),
         "shard_bytes": shard_bytes,
         "shards": len(shards),
     }
-    known = list(texts.items())
+    texts = list(captions_by_text)
 
-    def make(items: range, one_more: Callable[[], None]) -> Shard:
+    def encode_shard(items: range, on_entry: Callable[[], None]) -> Shard:
         shard = Shard()
-        by_length = sorted(items, key=lambda i: len(known[i][0]))
+        by_length = sorted(items, key=lambda i: len(texts[i]))
         for start in range(0, len(by_length), batch):
             part = by_length[start : start + batch]
-            for i, states in zip(part, encoder.encode([known[i][0] for i in part]), strict=True):
+            for i, states in zip(part, encoder.encode([texts[i] for i in part]), strict=True):
                 key = f"{i:09d}"
-                shard.tensors[key] = states.to("cpu", _dtype(dtype)).contiguous()
-                for caption in known[i][1]:
-                    shard.rows.append({"key": key, "caption": caption, "text": known[i][0], "tokens": len(states)})
-                one_more()
+                shard.tensors[key] = states.to("cpu", parse_dtype(dtype)).contiguous()
+                for caption in captions_by_text[texts[i]]:
+                    shard.rows.append({"key": key, "caption": caption, "text": texts[i], "tokens": len(states)})
+                on_entry()
         return shard
 
-    return Job(out, "text", about, shards, make, rank, world)
+    return Job(out, "text", metadata, shards, encode_shard, rank, world)
 
 
 def manifest_metadata(source: str, dataset: Any) -> dict[str, Any]:
-    """What is written down of a manifest: its name, a hash of its entries (path, caption, cut, ...), how many."""
+    """Return what a cache records of its data set.
+
+    Args:
+        source: name of the data set: a path, a URL, or `shapes`.
+        dataset: the data set; has `entries` of a manifest, or `settings()`.
+
+    Returns:
+        The source, a hash of all entries (path, caption, segment and so on) and the number of samples.
+    """
     entries = getattr(dataset, "entries", None)
     rows: Any = [asdict(entry) for entry in entries] if entries is not None else dataset.settings()
     digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
     return {"source": source, "hash": digest[:16], "samples": len(dataset)}
 
 
-class _ClipReader:
-    """Reads clips ahead in threads, encodes them, and collects a shard."""
+class _ClipEncoder:
+    """Reads clips ahead in threads and encodes them, one shard per call."""
 
     def __init__(
         self,
@@ -196,7 +207,7 @@ class _ClipReader:
         self.workers, self.max_share = max(1, workers), max_share
         self.read = self.bad = 0
 
-    def __call__(self, items: range, one_more: Callable[[], None]) -> Shard:
+    def __call__(self, items: range, on_entry: Callable[[], None]) -> Shard:
         shard = Shard()
         for item, clip in self._clips(items):
             sample, variant = item % len(self.dataset), item // len(self.dataset)
@@ -209,20 +220,22 @@ class _ClipReader:
                 row |= {"key": key, "start": clip.span[0], "end": clip.span[1], "fps": clip.fps}
             else:
                 row["reason"] = clip.reason
-            self._judge(clip)
+            self._count(clip)
             shard.rows.append(row)
-            one_more()
+            on_entry()
         return shard
 
     def _encode(self, clip: Clip, bucket: Bucket) -> Tensor:
         moments = self.encoder.encode(clip.video[None])[0]
         if tuple(moments.shape) != self.shapes[bucket]:
-            raise DataError(f"the VAE makes {tuple(moments.shape)} of a clip of {bucket}, not {self.shapes[bucket]}")
+            raise DataError(
+                f"the VAE encodes a clip of {bucket} to {tuple(moments.shape)}; expected {self.shapes[bucket]}"
+            )
         return moments.to("cpu", self.dtype).contiguous()
 
     def _clips(self, items: range) -> Iterator[tuple[int, Clip | ClipError]]:
-        """In order; `workers` clips are read ahead."""
-        torch.get_num_threads()  # asked before threads start: see `reading`
+        """Read clips in order, `workers` of them ahead."""
+        torch.get_num_threads()  # called before threads start, see `loading.prefetch.read_ahead`
         waiting: deque[tuple[int, Future[Clip | ClipError]]] = deque()
         with ThreadPoolExecutor(self.workers) as pool:
             try:
@@ -243,16 +256,16 @@ class _ClipReader:
         except ClipError as error:
             return error
 
-    def _judge(self, clip: Clip | ClipError) -> None:
+    def _count(self, clip: Clip | ClipError) -> None:
         self.read += 1
         self.bad += isinstance(clip, ClipError)
-        if self.read >= LEAST_JUDGED and self.bad > self.max_share * self.read:
+        if self.read >= MIN_CLIPS and self.bad > self.max_share * self.read:
             raise DataError(
-                f"{self.bad} of {self.read} clips can't be read, the last: {clip}; `stdit data validate --write` makes "
-                "a manifest without them"
+                f"{self.bad} of {self.read} clips can't be read, the last: {clip}; write a manifest without them with "
+                "`stdit data validate --write`"
             )
 
 
-def _moments(encoder: VideoEncoder, bucket: Bucket) -> tuple[int, ...]:
+def _moments_shape(encoder: VideoEncoder, bucket: Bucket) -> tuple[int, ...]:
     channels, *rest = encoder.latent_shape(bucket)
     return 2 * channels, *rest

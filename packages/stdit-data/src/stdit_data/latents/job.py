@@ -1,4 +1,6 @@
-""""""
+"""A resumable encoding job: shards that processes share by rank and write independently of each other."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -7,52 +9,71 @@ import torch
 
 from stdit_data.errors import DataError
 from stdit_data.latents import format as cache
-from stdit_data.latents.format import Part
+from stdit_data.latents.format import Part, Shard
 
 SHARD_BYTES = 256 * 2**20
-
-
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
-
-Progress = Callable[[int, int], None]  # entries done and in all, of this process
+Progress = Callable[[int, int], None]  # entries done, and in total, of this process
+EncodeShard = Callable[[range, Callable[[], None]], Shard]  # items, and what to call after each, to their shard
 
 
 class Job:
-    """One part of a cache in the making: which shards there are, and how each comes about.
+    """Encodes one part of a cache.
+
+    Args:
+        out: folder or URL of the cache.
+        part: the part to encode.
+        metadata: written to the cache, or compared with what is there.
+        shards: the items of each shard.
+        encode: encodes the items of one shard.
+        rank, world: this process, and the number of processes that share the shards.
 
     Attributes:
-        total: entries in this process's share of the shards.
-        done: those of them that are finished.
+        total: entries in this process's shards.
+        done: entries of them in finished shards.
+
+    Raises:
+        DataError: the folder holds a part encoded with other settings, or the rank is out of range.
     """
 
     def __init__(
-        self, out: str, part: Part, about: Mapping[str, Any], shards: Sequence[range], make: Any, rank: int, world: int
+        self,
+        out: str,
+        part: Part,
+        metadata: Mapping[str, Any],
+        shards: Sequence[range],
+        encode: EncodeShard,
+        rank: int,
+        world: int,
     ) -> None:
         if not 0 <= rank < world:
             raise DataError(f"rank {rank} of {world}: expected a rank from 0 to {world - 1}")
-        self.out, self.part, self.shards, self._make = out, part, shards, make
-        cache.lock_metadata(out, part, about)
-        there = cache.list_shards(out, part)
+        self.out, self.part, self.shards, self._encode = out, part, shards, encode
+        cache.lock_metadata(out, part, metadata)
+        finished = cache.list_shards(out, part)
         mine = range(rank, len(shards), world)
         self.total = sum(len(shards[number]) for number in mine)
-        self.done = sum(len(shards[number]) for number in mine if number in there)
-        self.missing = [number for number in mine if number not in there]
+        self.done = sum(len(shards[number]) for number in mine if number in finished)
+        self.missing = [number for number in mine if number not in finished]
 
     def run(self, progress: Progress = lambda done, total: None) -> bool:
-        """Makes this process's missing shards; whoever finds all there writes the index.
+        """Encode this process's missing shards; write the index if that completes the part.
 
         Returns:
-            Whether the part is complete; False while other processes are at theirs.
+            Whether the part is complete; False while other processes are encoding.
+
+        Raises:
+            DataError: a shard can't be encoded or written.
         """
         cache.remove_partials(self.out, self.part, [cache.shard_name(number) for number in self.missing])
 
-        def one_more() -> None:
+        def on_entry() -> None:
             self.done += 1
             progress(self.done, self.total)
 
         for number in self.missing:
-            cache.write_shard(self.out, self.part, number, self._make(self.shards[number], one_more))
+            cache.write_shard(self.out, self.part, number, self._encode(self.shards[number], on_entry))
         self.missing = []
         if len(cache.list_shards(self.out, self.part)) < len(self.shards):
             return False
@@ -61,17 +82,27 @@ class Job:
         return True
 
 
-def _dtype(name: str) -> torch.dtype:
+def parse_dtype(name: str) -> torch.dtype:
+    """Return the storage dtype of a name.
+
+    Raises:
+        DataError: the name is not one of `DTYPES`.
+    """
     if name not in DTYPES:
         raise DataError(f"dtype {name!r}: expected {' or '.join(DTYPES)}")
     return DTYPES[name]
 
 
-def _cut(sizes: Sequence[int], most: int) -> list[range]:
-    """Consecutive runs, each as long as its sum stays within `most` (and at least one)."""
+def split_into_shards(sizes: Sequence[int], shard_bytes: int) -> list[range]:
+    """Split items into consecutive runs of at most `shard_bytes` and at least one item each.
+
+    Args:
+        sizes: bytes of each item.
+        shard_bytes: most bytes of a shard.
+    """
     shards, start, total = [], 0, 0
     for i, size in enumerate(sizes):
-        if i > start and total + size > most:
+        if i > start and total + size > shard_bytes:
             shards.append(range(start, i))
             start, total = i, 0
         total += size

@@ -1,4 +1,9 @@
-""""""
+"""Keep the latents of a deterministic data set in memory after the first epoch.
+
+C latent channels, T frames, H W latent height and width.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,34 +16,37 @@ from stdit_data.clip import Clip, ClipDataset
 
 
 class InMemoryLatents:
-    """Wraps a dataset in which nothing is drawn at random: `load` gives VAE moments in place of pixels.
+    """A `ClipDataset` of VAE moments in place of pixels, encoded on first use and kept in memory as bfloat16.
 
-    Each clip is encoded when it is first asked for and kept in memory as bfloat16, so that
-    an epoch after the first costs no drawing, decoding or encoding.
+    Later epochs then cost no drawing, decoding or encoding.
 
     Args:
-        dataset: clips [3, T, H, W]; its clips must not depend on seed and epoch.
-        encode: video [1, 3, T, H, W] to moments [1, 2C, T', H', W'].
-        shape: (T', H', W').
+        dataset: clips [3, T, H, W] that don't depend on seed and epoch.
+        encode: encodes a video [1, 3, T, H, W] in [-1, 1] to moments [1, 2C, T', H', W'].
+        shape: T', H', W'.
     """
 
-    moments = True  # what a clip's video is
+    moments = True  # clips hold moments instead of pixels
 
     def __init__(self, dataset: ClipDataset, encode: Callable[[Tensor], Tensor], shape: tuple[int, int, int]) -> None:
         self.dataset = dataset
         self.encode = encode
         self.shape = Bucket(*shape)
-        self._clips: dict[int, Clip] = {}  # their videos are moments, bfloat16
+        self._clips: dict[int, Clip] = {}  # with moments in bfloat16
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def bucket(self, index: int) -> Bucket:
-        """Latent frames, height and width."""
+        """Return the latents' frames, height and width."""
         return self.shape
 
     def load(self, index: int, *, seed: int, epoch: int) -> Clip:
-        """The clip with moments [2C, T', H', W'] as its video."""
+        """Return the clip with moments [2C, T', H', W'] float32 as its video.
+
+        Raises:
+            ClipError: the clip can't be read.
+        """
         clip = self._clips.get(index)
         if clip is None:
             clip = self.dataset.load(index, seed=seed, epoch=epoch)

@@ -1,15 +1,14 @@
-"""The order of a cache's samples: shards at random, then a window that slides over them.
+"""Order the samples of a cache: shuffle the shards, then the samples within a sliding window of shards.
 
-Rules, on top of those of `order`
----------------------------------
-- Every epoch puts the shards in a new order, by (seed, epoch). A sample's place in the epoch is its shard's position
-  plus `window` times a random number in 0..1, by (seed, epoch, bucket). So when a shard is begun, only those of the
-  `window` shards before it can still be needed: a reader goes through the files once, in large pieces, and holds
-  `window` of them.
-- Batches come in the order of their last sample's place, over all buckets.
-- A window of all shards or more is no restriction, and the order is exactly that of `order`: the clip loader's.
+Rules, in addition to those of `loading.order`
+----------------------------------------------
+- Every epoch shuffles the shards by (seed, epoch). A sample's place in the epoch is its shard's position plus `window`
+  times a random number in 0..1, by (seed, epoch, bucket). So when a shard begins, only the `window` shards
+  before it can still be needed: each file is read once, and `window` files are in use at a time.
+- Batches are ordered by the place of their last sample, over all buckets.
+- With a window of all shards or more, the order is exactly that of `loading.order`.
 
-All of it is a pure function of (seed, epoch, batch), like the order of clips.
+The order is a pure function of (seed, epoch, batch), like that of clips.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ from stdit_data.buckets import Bucket
 from stdit_data.errors import DataError
 from stdit_data.loading.order import SHUFFLE_SAMPLES, Order
 
-SHUFFLE_SHARDS = 4  # what a stream of random numbers is for; order.py has the others
+SHUFFLE_SHARDS = 4  # purpose of a stream of random numbers; `loading.order` has the others
 
 
 def shard_order(seed: int, epoch: int, shards: Sequence[int], *, shuffle: bool = True) -> list[int]:
-    """The order in which an epoch goes through `shards`."""
+    """Return the order in which an epoch reads `shards`."""
     if not shuffle:
         return list(shards)
     raw = np.random.Philox(np.random.SeedSequence([seed, SHUFFLE_SHARDS, epoch])).random_raw(len(shards))
@@ -37,13 +36,16 @@ def shard_order(seed: int, epoch: int, shards: Sequence[int], *, shuffle: bool =
 
 
 class WindowedOrder(Order):
-    """An `Order` that keeps to a window of shards.
+    """An `Order` whose samples come from a sliding window of shards.
 
     Args:
         buckets, global_batch, seed, shuffle, weights: as for `Order`.
-        shards: an epoch to the shard of every sample in it, in dataset order; any negative number for samples that
-            are in none.
-        window: in shards, from 1.
+        shards: maps an epoch to the shard of every sample, in the order of the data set; negative for samples without
+            a shard.
+        window: number of shards in the window, at least 1.
+
+    Raises:
+        DataError: as for `Order`, or the window is below 1.
     """
 
     def __init__(
@@ -65,10 +67,11 @@ class WindowedOrder(Order):
         self._positions = lru_cache(maxsize=4)(self._make_positions)
 
     def restricted(self, epoch: int) -> bool:
-        """Whether the window is narrower than the epoch."""
+        """Return whether the window holds fewer shards than the epoch."""
         return self.shuffle and self.window < len(np.unique(self.shards(epoch)))
 
     def fingerprint(self) -> int:
+        """Return a number of 32 bits that changes when the order would: as for `Order`, plus window and shards."""
         crc = super().fingerprint()
         if not self.restricted(0):
             return crc
@@ -103,5 +106,5 @@ class WindowedOrder(Order):
             return plan
         last = [(int(j) + 1) * self.sizes[b] - 1 - self._count(b, epoch) for b, j in plan]
         ends = [self._places(int(b), epoch)[1][i] for (b, _), i in zip(plan, last, strict=True)]
-        # by bucket and number where two places are the same: a bucket's batches keep their order
+        # Ties are broken by bucket and number, so a bucket's batches keep their order.
         return plan[np.lexsort((plan[:, 1], plan[:, 0], np.array(ends)))]

@@ -1,7 +1,7 @@
-"""Reading tensors out of many safetensors files, a few of which are in use at a time.
+"""Read tensors from many safetensors files, a few of which are in use at a time.
 
-Local files are mapped; one that will be wanted soon is read ahead into the system's page cache, which all processes of
-a machine share. Files behind a URL are copied whole, once a machine, to a local folder, and removed there after use.
+Local files are memory-mapped; those needed next are read ahead into the page cache, which all processes of a machine
+share. Files at a URL are copied to a local folder, once per machine, and removed there after use.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from stdit_data import files
-from stdit_data.errors import DataError
+from stdit_data.errors import DataError, MissingFileError
 from stdit_data.latents.format import shard_name
 
-MOST_OPEN = 256  # files, as systems allow 1024 or so to a process
+MAX_OPEN = 256  # files; systems allow about 1024 per process
 
 
 class ShardFiles:
@@ -32,8 +32,8 @@ class ShardFiles:
 
     Args:
         folder: path or URL.
-        keep: files held open (up to 256), and copies kept of a URL's files (by all processes together).
-        copies: folder for these copies; below the user's cache folder without it.
+        keep: number of files to keep open (up to 256), and for a URL the number of copies to keep, of all processes.
+        copies: folder for the copies of a URL's files; by default below the user's cache folder.
     """
 
     def __init__(self, folder: str, keep: int, copies: str | Path | None = None) -> None:
@@ -42,39 +42,38 @@ class ShardFiles:
         self.copies = Path(copies) if copies is not None else _cache_folder(folder)
         self._open: OrderedDict[int, Any] = OrderedDict()
         self._lock = Lock()
-        self._expected: OrderedDict[int, None] = OrderedDict()  # asked for, and perhaps not opened yet
+        self._prefetched: OrderedDict[int, None] = OrderedDict()  # requested, and possibly not opened yet
         self._pool: ThreadPoolExecutor | None = None
 
     def tensor(self, shard: int, key: str) -> Tensor:
-        """A tensor of a shard; waits for a copy where there is none yet.
+        """Read a tensor of a shard; waits until the shard is copied here if it is at a URL.
 
         Raises:
-            DataError: the file is gone or damaged.
+            DataError: the file is missing, damaged or can't be read.
         """
+        url = self._url(shard)
         try:
-            tensor = self._handle(shard).get_tensor(key)
+            tensor: Tensor = self._handle(shard).get_tensor(key)
         except FileNotFoundError:
-            raise DataError(f"{self._url(shard)}: no such file; the cache is not whole") from None
-        except Exception as error:
-            if isinstance(error, (DataError, OSError)):
-                raise
-            raise DataError(f"{self._url(shard)}: damaged ({error})") from None
-        return tensor.clone()  # read now, in this thread, rather than where it is first touched
+            raise MissingFileError(f"{url}: no such file; the cache is incomplete") from None
+        except SafetensorError as error:
+            raise DataError(f"{url}: damaged ({error})") from None
+        return tensor.clone()  # read now, in this thread, rather than when it is first used
 
-    def expect(self, shards: Sequence[int]) -> None:
-        """Starts to read ahead what will be wanted soon; those already asked for are left out."""
+    def prefetch(self, shards: Sequence[int]) -> None:
+        """Start to read ahead shards that are needed soon; those already requested are skipped."""
         with self._lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(1, thread_name_prefix="shards")
             for shard in shards:
-                if shard not in self._open and shard not in self._expected:
-                    self._expected[shard] = None
+                if shard not in self._open and shard not in self._prefetched:
+                    self._prefetched[shard] = None
                     self._pool.submit(self._prepare, shard)
-            while len(self._expected) > self.keep:
-                self._expected.popitem(last=False)
+            while len(self._prefetched) > self.keep:
+                self._prefetched.popitem(last=False)
 
     def close(self) -> None:
-        """Ends reading ahead."""
+        """Stop reading ahead."""
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -82,7 +81,7 @@ class ShardFiles:
         return files.join(self.folder, shard_name(shard))
 
     def _prepare(self, shard: int) -> None:
-        with contextlib.suppress(OSError, DataError):  # whoever needs the file will be told
+        with contextlib.suppress(OSError, DataError):  # `tensor` raises it when the file is needed
             if self.local:
                 _read_ahead(files.local_path(self._url(shard)))
             else:
@@ -95,40 +94,42 @@ class ShardFiles:
                 return self._open[shard]
         for _ in range(3):  # another process may remove the copy before it is opened here
             path = files.local_path(self._url(shard)) if self.local else self._copy(shard)
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError), files.wrap_errors(str(path)):
                 handle = safe_open(path, framework="pt")
                 break
         else:
             raise FileNotFoundError(path)
         with self._lock:
             self._open[shard] = handle
-            while len(self._open) > min(self.keep, MOST_OPEN):
+            while len(self._open) > min(self.keep, MAX_OPEN):
                 self._open.popitem(last=False)
         return handle
 
     def _copy(self, shard: int) -> Path:
-        """A local copy of a file, made by the first process that asks for it."""
+        """Return a local copy of a file, made by the first process that needs it."""
         path = self.copies / shard_name(shard)
         if not path.exists():
-            self.copies.mkdir(parents=True, exist_ok=True)
+            with files.wrap_errors(str(self.copies)):
+                self.copies.mkdir(parents=True, exist_ok=True)
             with _locked(path.with_suffix(".lock")):
                 if not path.exists():
                     self._make_room()
-                    fs, source = files.filesystem(self._url(shard))
-                    with files.write_atomically(path) as partial:
+                    url = self._url(shard)
+                    fs, source = files.filesystem(url)
+                    with files.write_atomically(path) as partial, files.wrap_errors(url):
                         fs.get_file(source, str(partial))
         with contextlib.suppress(FileNotFoundError):
             os.utime(path)
         return path
 
     def _make_room(self) -> None:
-        """Removes the copies not used for longest, and unfinished ones of dead processes."""
+        """Remove the least recently used copies, and unfinished ones of killed processes."""
         copies = []
         for path in self.copies.glob("*.safetensors"):
             with contextlib.suppress(FileNotFoundError):
                 copies.append((path.stat().st_mtime, path))
         for _, path in sorted(copies)[: max(0, len(copies) + 1 - self.keep)]:
-            path.unlink(missing_ok=True)  # who has it open goes on reading it
+            path.unlink(missing_ok=True)  # processes that have it open can still read it
         for path in self.copies.glob(".*.part"):
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - path.stat().st_mtime > 3600:
@@ -141,7 +142,7 @@ def _cache_folder(url: str) -> Path:
 
 
 def _read_ahead(path: Path) -> None:
-    """Asks the system to read a whole file into its page cache, in order, without waiting for it."""
+    """Ask the system to read a whole file into its page cache, without waiting for it."""
     if not hasattr(os, "posix_fadvise"):
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -153,7 +154,7 @@ def _read_ahead(path: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One process at a time; the system lets go when a process dies. Without locks (Windows) all go ahead."""
+    """Let one process in at a time; the system releases the lock of a process that dies. No lock on Windows."""
     try:
         import fcntl
     except ImportError:

@@ -1,4 +1,4 @@
-"""What a cache holds, and what one would take, in words and numbers for people."""
+"""Describe the content of a cache, and compute the sizes of latents and text states."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from stdit_data.latents.format import COMPONENT_LABELS, Part
 
 
 def moments_bytes(latent: Sequence[int], itemsize: int = 2) -> int:
-    """Bytes of mean and log variance of a clip.
+    """Compute the bytes of a clip's moments, mean and log variance.
 
     Args:
-        latent: channels, frames, height, width.
-        itemsize: bytes of a number: 2 in bfloat16.
+        latent: shape of the latents: channels, frames, height, width.
+        itemsize: bytes per number; 2 for bfloat16.
     """
     return 2 * math.prod(latent) * itemsize
 
 
 def text_bytes(tokens: int, width: int, itemsize: int = 2) -> int:
-    """Bytes of a caption's states."""
+    """Compute the bytes of a caption's states, `itemsize` bytes per number."""
     return tokens * width * itemsize
 
 
 def human_bytes(size: float) -> str:
-    """1536 as 1.5 KiB."""
+    """Format bytes with a binary unit: 1536 as 1.5 KiB."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size:.4g} {unit}"
@@ -39,41 +39,41 @@ def human_bytes(size: float) -> str:
 
 
 def describe(url: str) -> list[tuple[str, str]]:
-    """Names and values, a line each, of all that is recorded of a cache.
+    """Describe a cache's metadata and content, as names and values for display.
 
     Raises:
-        DataError: not a cache.
+        DataError: the folder or URL is not a cache.
     """
     if not cache.is_cache(url):
-        raise DataError(f"{url}: not a cache; expected a folder that `stdit data encode` made")
+        raise DataError(f"{url}: not a cache; expected a folder written by `stdit data encode`")
     lines: list[tuple[str, str]] = []
     for part in cache.PARTS:
-        about = cache.read_metadata(url, part)
-        if about is None:
-            lines.append((part, "not there"))
+        metadata = cache.read_metadata(url, part)
+        if metadata is None:
+            lines.append((part, "missing"))
             continue
         shards = cache.list_shards(url, part)
         size = sum(files.size(files.join(url, f"{part}/{cache.shard_name(number)}")) for number in shards)
         complete = files.exists(files.join(url, f"{part}/{cache.INDEX}"))
-        state = "complete" if complete else "not finished: the same `stdit data encode` goes on"
-        lines.append((part, f"{len(shards)} of {about['shards']} shards, {human_bytes(size)}, {state}"))
-        lines += [(f"  {name}", value) for name, value in _about(about)]
+        state = "complete" if complete else "not finished: run the same `stdit data encode` again"
+        lines.append((part, f"{len(shards)} of {metadata['shards']} shards, {human_bytes(size)}, {state}"))
+        lines += [(f"  {name}", value) for name, value in _describe_metadata(metadata)]
         if complete:
-            lines += [(f"  {name}", value) for name, value in _contents(url, part)]
+            lines += [(f"  {name}", value) for name, value in _describe_index(url, part)]
     return lines
 
 
-def _about(about: dict[str, Any]) -> list[tuple[str, str]]:
+def _describe_metadata(metadata: dict[str, Any]) -> list[tuple[str, str]]:
     lines = []
-    for key, value in about.items():
+    for key, value in metadata.items():
         if key in ("format", "shards"):
             continue
         if key in ("vae", "text_encoder", "manifest"):
             rest = {name: inner for name, inner in value.items() if name not in ("source", "hash")}
             lines.append((COMPONENT_LABELS.get(key, key), f"{value['source']} (hash {value['hash']})"))
-            lines += [(f"  {name}", _plain(inner)) for name, inner in rest.items()]
+            lines += [(f"  {name}", _format(inner)) for name, inner in rest.items()]
         elif key == "transform":
-            lines.append((key, ", ".join(f"{n} {_plain(v)}" for n, v in value.items() if v not in (None, []))))
+            lines.append((key, ", ".join(f"{n} {_format(v)}" for n, v in value.items() if v not in (None, []))))
         elif key == "shapes":
             lines += [(f"clips of {name}", f"moments {'x'.join(map(str, shape))}") for name, shape in value.items()]
         else:
@@ -81,7 +81,7 @@ def _about(about: dict[str, Any]) -> list[tuple[str, str]]:
     return lines
 
 
-def _contents(url: str, part: Part) -> list[tuple[str, str]]:
+def _describe_index(url: str, part: Part) -> list[tuple[str, str]]:
     rows = cache.read_index(url, part)
     if part == "text":
         tokens = rows["tokens"]
@@ -91,15 +91,15 @@ def _contents(url: str, part: Part) -> list[tuple[str, str]]:
     lines = [("entries", f"{len(rows) - len(bad)}, of {len(pc.unique(rows['sample']))} clips")]
     if len(bad):
         first = f"{bad['source'][0]}: {bad['reason'][0]} (in {cache.shard_name(bad['shard'][0].as_py())})"
-        lines.append(("not readable", f"{len(bad)}, the first: {first}"))
+        lines.append(("unreadable", f"{len(bad)}, the first: {first}"))
     return lines
 
 
-def _plain(value: Any) -> str:
+def _format(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_plain(inner)}" for name, inner in value.items()) or "-"
+        return ", ".join(f"{name} {_format(inner)}" for name, inner in value.items()) or "-"
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list):
-        return " ".join(_plain(inner) for inner in value)
+        return " ".join(_format(inner) for inner in value)
     return str(value)

@@ -1,16 +1,16 @@
-"""Which samples make up which global batch: a pure function of (seed, epoch, batch).
+"""Map (seed, epoch, batch) to the samples of a global batch: a pure function.
 
 Rules
 -----
-- Every epoch shuffles each bucket's samples anew, by (seed, epoch, bucket).
-- A bucket's epochs follow one another as one endless line that is cut into global batches. The tail of an epoch that
-  fills no global batch is therefore not dropped and not padded: it opens the bucket's first batch of the next epoch.
-  Each sample is seen exactly once per epoch (or as often as its weight says), whatever the batch size.
-- A batch belongs to the epoch in which its last sample lies. The batches of an epoch, of all buckets, are shuffled by
+- Every epoch shuffles each bucket's samples by (seed, epoch, bucket).
+- A bucket's epochs form one endless sequence that is split into global batches. The tail of an epoch that fills no
+  global batch is not dropped and not padded: it starts the bucket's first batch of the next epoch. Each sample is seen
+  exactly once per epoch (or as often as its weight says), whatever the batch size.
+- A batch belongs to the epoch of its last sample. The batches of an epoch, of all buckets, are shuffled by
   (seed, epoch).
-- A sample carries the epoch that it was drawn in, for its own randomness: (seed, epoch, index).
+- A sample carries the epoch that it was drawn in, for its own randomness by (seed, epoch, index).
 
-Neither ranks nor workers occur here: they share out a global batch, they don't choose it.
+Ranks and workers divide a global batch; they don't influence it.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from stdit_data.buckets import Bucket
 from stdit_data.errors import DataError
 
 WEIGHT_UNIT = 1000  # weights are counted in thousandths, so that sums over epochs are exact integers
-SHUFFLE_SAMPLES, SHUFFLE_BATCHES, WEIGHT_PHASE = 1, 2, 3  # what a stream of random numbers is for
+SHUFFLE_SAMPLES, SHUFFLE_BATCHES, WEIGHT_PHASE = 1, 2, 3  # purposes of the streams of random numbers
 
 
 class Slot(NamedTuple):
-    """One place in a global batch."""
+    """One sample of a global batch."""
 
-    sample: int  # its position in the dataset
-    epoch: int  # the epoch it was drawn in
+    sample: int  # index in the data set
+    epoch: int  # the epoch that it was drawn in
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +49,22 @@ class GlobalBatch:
 
 
 class Order:
-    """The order of all global batches, for ever. Holds constants and a cache, no position.
+    """The order of the global batches of all epochs. It has no position.
 
     Args:
-        buckets: the bucket of every sample, in dataset order.
-        global_batch: samples per optimiser step over all ranks; one number, or one for each bucket.
+        buckets: the bucket of every sample, in the order of the data set.
+        global_batch: samples per optimiser step over all ranks; one number, or one per bucket.
         seed: any whole number from 0.
-        shuffle: without it samples stay in dataset order, and an epoch's batches come bucket by bucket.
-        weights: how often each sample is seen per epoch, to a thousandth; 1 for all without it. 1.5 is once and
-            twice in turn, the turns spread over the samples at random.
+        shuffle: shuffle samples and batches; without it samples keep their order and batches come bucket by bucket.
+        weights: how often each sample is seen per epoch, rounded to thousandths; by default 1. A weight of 1.5 means
+            once and twice in turn, starting at random.
+
+    Attributes:
+        buckets, sizes: the distinct buckets, sorted, and their global batch sizes.
+        samples: number of samples.
 
     Raises:
-        DataError: no samples, or a size, seed or weight that makes no sense.
+        DataError: there are no samples, or a size, seed or weight is out of range.
     """
 
     def __init__(
@@ -89,11 +93,14 @@ class Order:
         self._count = lru_cache(maxsize=64 * len(self.buckets))(self._make_count)
 
     def batches(self, epoch: int) -> int:
-        """Global batches in an epoch. Differs by one per bucket from epoch to epoch, as tails add up; may be 0."""
+        """Return the number of global batches in an epoch.
+
+        It may be 0 and differs between epochs, by at most one per bucket without weights, as tails add up.
+        """
         return len(self._plan(epoch))
 
     def batch(self, epoch: int, batch: int) -> GlobalBatch:
-        """The global batch at position `batch` of `epoch`."""
+        """Return the global batch at position `batch` of `epoch`."""
         b, j = self._plan(epoch)[batch]
         size = self.sizes[b]
         start, stop = int(j) * size, (int(j) + 1) * size
@@ -110,7 +117,7 @@ class Order:
         return GlobalBatch(epoch=owner, batch=batch, bucket=self.buckets[b], slots=tuple(slots))
 
     def from_cursor(self, epoch: int, batch: int) -> Iterator[GlobalBatch]:
-        """All global batches from a position on; never ends."""
+        """Yield all global batches from a position on, without end."""
         while True:
             if batch >= self.batches(epoch):
                 epoch, batch = epoch + 1, 0
@@ -119,7 +126,7 @@ class Order:
             batch += 1
 
     def fingerprint(self) -> int:
-        """A number that changes when the order would: buckets, sizes, weights. 32 bits; no promise against malice."""
+        """Return a number of 32 bits that changes when the order would, by buckets, sizes and weights."""
         crc = zlib.crc32(repr((self.samples, self.shuffle, self.buckets, self.sizes)).encode())
         for indices in self._members:
             crc = zlib.crc32(indices.astype("<i8").tobytes(), crc)
@@ -138,30 +145,30 @@ class Order:
             raise DataError(f"weight {values[bad]} of sample {bad}: expected a number from 0")
         units = np.rint(values * WEIGHT_UNIT).astype(np.int64)
         if not units.any():
-            raise DataError("weights: all are 0 (below 0.0005); expected at least one sample to be seen")
+            raise DataError("weights: all are 0 (below 0.0005); expected at least one above 0")
         return None if (units == WEIGHT_UNIT).all() else units
 
     def _raw(self, purpose: int, epoch: int, b: int, count: int) -> NDArray[np.uint64]:
         # Raw bits of a bit generator are stable over numpy versions; Generator.permutation is not promised to be.
-        # A bucket counts by its place, not its size: clips and their latents come in the same order.
+        # By the bucket's position, not its size: clips and their latents then have the same order.
         entropy = np.random.SeedSequence([self.seed, purpose, epoch, b + 1])
         return np.random.Philox(entropy).random_raw(count)
 
     def _seen(self, b: int, epoch: int) -> NDArray[np.int64]:
-        """How often each member of bucket `b` is seen before `epoch`, up to a constant per member."""
+        """Count how often each member of bucket `b` is seen before `epoch`, up to a constant per member."""
         assert self._weights is not None
         members = self._members[b]
         phase = (self._raw(WEIGHT_PHASE, 0, b, len(members)) % WEIGHT_UNIT).astype(np.int64)
         return (epoch * self._weights[members] + phase) // WEIGHT_UNIT
 
     def _make_count(self, b: int, epoch: int) -> int:
-        """Samples of bucket `b` in all epochs before `epoch`."""
+        """Count the samples of bucket `b` in all epochs before `epoch`."""
         if self._weights is None:
             return epoch * len(self._members[b])
         return int(self._seen(b, epoch).sum())
 
     def _make_sequence(self, b: int, epoch: int) -> NDArray[np.int64]:
-        """The samples of bucket `b` in `epoch`, in their order."""
+        """Order the samples of bucket `b` in `epoch`."""
         indices = self._members[b]
         if self._weights is not None:
             indices = np.repeat(indices, self._seen(b, epoch + 1) - self._seen(b, epoch))
@@ -170,7 +177,7 @@ class Order:
         return indices[np.argsort(self._raw(SHUFFLE_SAMPLES, epoch, b, len(indices)), kind="stable")]
 
     def _make_plan(self, epoch: int) -> NDArray[np.int64]:
-        """The batches that end in `epoch`: rows of (bucket, number of the batch in that bucket's line)."""
+        """Order the batches that end in `epoch`: rows of (bucket, number of the batch in the bucket's sequence)."""
         rows = []
         for b, size in enumerate(self.sizes):
             numbers = np.arange(self._count(b, epoch) // size, self._count(b, epoch + 1) // size, dtype=np.int64)

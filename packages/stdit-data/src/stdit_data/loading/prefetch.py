@@ -1,4 +1,4 @@
-"""Reads ahead: the torchdata.nodes graph under the loader. It maps and prefetches; it holds no order of its own.
+"""Read batches ahead: the torchdata.nodes graph of the loader. It maps and prefetches; the order is given to it.
 
     slots of this rank, in order -> read each (threads, results in order) -> stack into micro-batches -> prefetch -> pin
 
@@ -26,25 +26,25 @@ from stdit_data.loading.order import GlobalBatch
 class Batch:
     """One micro-batch."""
 
-    video: Tensor  # [b, C, T, H, W] float32 in [-1, 1]; moments of latents from a cache
+    video: Tensor  # [b, C, T, H, W] float32 in [-1, 1]; from a cache the moments [b, 2C, T', H', W'] of latents
     captions: list[str]
-    indices: list[int]  # the samples really in it: a bad slot shows the one it repeats
-    fps: list[float]  # frames a second as sampled
+    indices: list[int]  # the samples in the batch; for an unreadable one, the sample that stands in for it
+    fps: list[float]  # frames per second of each clip
     bucket: Bucket
     epoch: int
-    step: int  # optimiser steps before this one, since the run began
-    repeats: int  # slots of this micro-batch that repeat another sample because their own can't be read
-    texts: list[Tensor] | None = None  # [L, D] each, without padding, where the dataset has cached them
-    starts: list[float] | None = None  # seconds from the first frame of each clip's video to the clip's
+    step: int  # optimiser steps before this one, since the start of the run
+    repeats: int  # samples that stand in for unreadable ones
+    texts: list[Tensor] | None = None  # [L, D] each, without padding, if the data set has cached them
+    starts: list[float] | None = None  # seconds from the first frame of each clip's video to the clip's first
 
     def pin_memory(self) -> Batch:
-        """The same with `video` in pinned memory."""
+        """Return the batch with `video` in pinned memory."""
         return replace(self, video=self.video.pin_memory())
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
-    """What one rank takes of a bucket's global batch."""
+class RankShare:
+    """One rank's part of a bucket's global batch."""
 
     samples: int
     micro: int  # samples per micro-batch; divides `samples`
@@ -52,32 +52,32 @@ class Share:
 
 @dataclass(slots=True)
 class Step:
-    """One optimiser step's micro-batches on this rank, with what was met on the way."""
+    """One optimiser step's micro-batches on this rank, and the errors met while reading them."""
 
     plan: GlobalBatch
     batches: list[Batch] = field(default_factory=list)
     rejects: list[tuple[int, ClipError]] = field(default_factory=list)
-    fault: Exception | None = None  # what ends the run; a value, since the nodes would lose its type on the way
+    error: Exception | None = None  # ends the run; returned and not raised, since the nodes would lose its type
 
     def pin_memory(self) -> Step:
-        """Called by the nodes, by this name."""
+        """Return the step with its batches in pinned memory; called by `PinMemory`."""
         return replace(self, batches=[batch.pin_memory() for batch in self.batches])
 
 
 @dataclass(slots=True)
-class Read:
-    """What a worker made of one slot."""
+class SlotResult:
+    """The result of reading one slot."""
 
     plan: GlobalBatch
     clip: Clip | None = None
     reject: tuple[int, ClipError] | None = None
-    fault: Exception | None = None
+    error: Exception | None = None
 
 
 def read_ahead(
     dataset: ClipDataset,
     plans: Iterator[GlobalBatch],
-    shares: Mapping[Bucket, Share],
+    shares: Mapping[Bucket, RankShare],
     *,
     seed: int,
     rank: int,
@@ -86,10 +86,22 @@ def read_ahead(
     prefetch: int,
     pin_memory: bool,
 ) -> Generator[Step, None, None]:
-    """This rank's part of one global batch after another; the threads end when the iterator is closed or dropped."""
-    # The nodes' threads call torch.set_num_threads(1), which leaks into this thread unless it has asked before.
+    """Yield this rank's part of each global batch; the threads end when the iterator is closed or dropped.
+
+    Args:
+        dataset: the data set to read.
+        plans: the global batches, in order.
+        shares: the rank's part of each bucket's global batch.
+        seed: seed of every sample's randomness.
+        rank: data-parallel rank.
+        step: number of the first step.
+        workers: number of threads that read clips.
+        prefetch: number of steps to read ahead.
+        pin_memory: put videos in pinned memory.
+    """
+    # The nodes' threads call torch.set_num_threads(1), which leaks into this thread unless it has called this before.
     torch.get_num_threads()
-    # 0: the nodes take no snapshots of themselves, since a position follows from the steps yielded alone.
+    # 0: the nodes take no snapshots, since the position follows from the number of steps yielded.
     node: Any = IterableWrapper(_slots(plans, shares, rank))
     node = ParallelMapper(node, partial(read_slot, dataset, seed), num_workers=workers, snapshot_frequency=0)
     node = Assemble(node, shares, step)
@@ -100,59 +112,70 @@ def read_ahead(
     yield from node
 
 
-def read_slot(dataset: ClipDataset, seed: int, work: tuple[GlobalBatch, int]) -> Read:
-    """Reads one slot or, where it is bad, the next readable one after it in the same global batch (the first follows
-    the last). So what stands in for a bad clip depends on the global batch alone, not on ranks, workers or luck.
+def read_slot(dataset: ClipDataset, seed: int, work: tuple[GlobalBatch, int]) -> SlotResult:
+    """Read one slot or, if it can't be read, the next readable one of the same global batch, cyclically.
+
+    So the sample that stands in for an unreadable one depends on the global batch alone, not on ranks or workers.
+
+    Args:
+        dataset: the data set to read.
+        seed: seed of every sample's randomness.
+        work: a global batch and the position of the slot in it.
     """
     plan, place = work
-    done = Read(plan)
+    result = SlotResult(plan)
     try:
         for offset in range(len(plan.slots)):
             slot = plan.slots[(place + offset) % len(plan.slots)]
             try:
-                done.clip = dataset.load(slot.sample, seed=seed, epoch=slot.epoch)
-                return done
+                result.clip = dataset.load(slot.sample, seed=seed, epoch=slot.epoch)
+                return result
             except ClipError as error:
-                done.reject = done.reject or (slot.sample, error)
-        first = done.reject[1] if done.reject else ""
-        done.fault = DataError(f"none of the {len(plan.slots)} clips of a global batch can be read; the first: {first}")
+                result.reject = result.reject or (slot.sample, error)
+        first = result.reject[1] if result.reject else ""
+        result.error = DataError(
+            f"none of the {len(plan.slots)} clips of a global batch can be read; the first: {first}"
+        )
     except Exception as error:
-        done.fault = error
-    return done
+        result.error = error
+    return result
 
 
 class Assemble(BaseNode[Step]):
-    """Collects the slots of a step and stacks them into micro-batches."""
+    """A node that collects the slots of a step and stacks them into micro-batches."""
 
-    def __init__(self, source: BaseNode[Read], shares: Mapping[Bucket, Share], step: int) -> None:
+    def __init__(self, source: BaseNode[SlotResult], shares: Mapping[Bucket, RankShare], step: int) -> None:
         super().__init__()
         self.source, self.shares, self.step = source, shares, step
 
     def reset(self, initial_state: dict[str, Any] | None = None) -> None:
+        """Reset this node and its source."""
         super().reset(initial_state)
         self.source.reset()
 
     def get_state(self) -> dict[str, Any]:
+        """Return no state: the loader keeps the position."""
         return {}
 
     def next(self) -> Step:
+        """Return the next step of this rank."""
         first = next(self.source)
         share = self.shares[first.plan.bucket]
         reads = [first] + [next(self.source) for _ in range(share.samples - 1)]
-        done = Step(first.plan, rejects=[read.reject for read in reads if read.reject])
-        done.fault = next((read.fault for read in reads if read.fault), None)
-        if done.fault is None:
+        step = Step(first.plan, rejects=[read.reject for read in reads if read.reject])
+        step.error = next((read.error for read in reads if read.error), None)
+        if step.error is None:
             try:
                 parts = [reads[i : i + share.micro] for i in range(0, share.samples, share.micro)]
-                done.batches = [_stack(first.plan, self.step, part) for part in parts]
+                step.batches = [_stack(first.plan, self.step, part) for part in parts]
             except Exception as error:
-                done.fault = error
+                step.error = error
         self.step += 1
-        return done
+        return step
 
 
 def _slots(
-    plans: Iterator[GlobalBatch], shares: Mapping[Bucket, Share], rank: int
+    plans: Iterator[GlobalBatch], shares: Mapping[Bucket, RankShare], rank: int
 ) -> Iterator[tuple[GlobalBatch, int]]:
     for plan in plans:
         samples = shares[plan.bucket].samples
@@ -160,12 +183,12 @@ def _slots(
             yield plan, place
 
 
-def _stack(plan: GlobalBatch, step: int, reads: list[Read]) -> Batch:
+def _stack(plan: GlobalBatch, step: int, reads: list[SlotResult]) -> Batch:
     clips = [read.clip for read in reads if read.clip is not None]
     for clip in clips:
         if (clip.bucket or clip.video.shape[1:]) != plan.bucket:
             shape = "x".join(str(n) for n in clip.video.shape[1:])
-            raise DataError(f"sample {clip.index}: the dataset gave {shape} and had announced bucket {plan.bucket}")
+            raise DataError(f"sample {clip.index}: loaded as {shape}; the data set's bucket for it is {plan.bucket}")
     texts = [clip.text for clip in clips if clip.text is not None]
     return Batch(
         video=torch.stack([clip.video for clip in clips]),

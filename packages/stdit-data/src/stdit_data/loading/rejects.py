@@ -1,4 +1,4 @@
-"""Counts clips that can't be read, writes them down, and stops a run that loses too many."""
+"""Count and record clips that can't be read, and stop a run with too many of them."""
 
 from __future__ import annotations
 
@@ -11,20 +11,24 @@ from pathlib import Path
 import numpy as np
 
 from stdit_data.errors import ClipError, DataError
+from stdit_data.files import wrap_errors
 from stdit_data.loading.order import Slot
 
 log = logging.getLogger(__name__)
 
 
 class Rejects:
-    """The bad clips of one rank.
+    """The unreadable clips of one rank.
 
     Args:
-        path: JSON-lines file that each bad clip is appended to once, with index, path, reason, epoch and step. Lines
-            of an earlier part of the run are kept and not repeated. None writes nothing.
-        samples: how many the dataset has.
-        rank: ranks after the first write to a file of their own, since appends from several machines may get lost.
-        max_share: of samples that may be bad, 0 to 1.
+        path: JSON-lines file that each clip is appended to once, with index, path, reason, epoch and step. Existing
+            lines are kept and not repeated. None to write no file.
+        samples: number of samples of the data set.
+        rank: ranks after the first write to files of their own, since appends from several machines may get lost.
+        max_share: largest share of samples that may be unreadable, 0 to 1.
+
+    Raises:
+        DataError: `max_share` is out of range, or the file can't be read.
     """
 
     def __init__(self, path: str | Path | None, *, samples: int, rank: int, max_share: float) -> None:
@@ -39,11 +43,16 @@ class Rejects:
         self._written = self._read_back()
 
     def count(self, slots: Sequence[Slot], rejects: Sequence[tuple[int, ClipError]], *, epoch: int, step: int) -> None:
-        """Takes in one step of this rank: the slots it had to read, and those that were bad.
+        """Count one step of this rank.
+
+        Args:
+            slots: the slots that the rank read.
+            rejects: index and error of those that could not be read.
+            epoch, step: position in the run, to record.
 
         Raises:
-            DataError: more than the allowed share of samples is bad. While some are still unseen: by more than three
-                standard deviations of what the share would bring by chance, and by more than one clip.
+            DataError: more than `max_share` of the samples can't be read. Until all samples have been seen, a margin
+                of three standard deviations, and at least one clip, allows for chance.
         """
         self._seen[[slot.sample for slot in slots]] = True
         if not rejects:
@@ -59,7 +68,7 @@ class Rejects:
         if seen < total and self.max_share > 0:
             chance = max(1.0, 3 * math.sqrt(self.max_share * (1 - self.max_share) * seen * (1 - seen / total)))
         if bad > self.max_share * seen + chance:
-            where = f"; all are listed in {self.path}" if self.path is not None else ""
+            where = f"; they are listed in {self.path}" if self.path is not None else ""
             raise DataError(
                 f"{bad} of {seen} clips can't be read, more than max_reject_share {self.max_share}; the last: "
                 f"{rejects[-1][1]}{where}"
@@ -69,17 +78,20 @@ class Rejects:
         if self.path is None:
             return
         line = {"index": index, "path": error.path, "reason": error.reason, "epoch": epoch, "step": step}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        with wrap_errors(str(self.path)):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def _read_back(self) -> set[str]:
         if self.path is None or not self.path.exists():
             return set()
         written = set()
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        with wrap_errors(str(self.path)):
+            lines = self.path.read_bytes().splitlines()
+        for line in lines:
             try:
                 written.add(json.loads(line)["path"])
-            except (json.JSONDecodeError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError):
                 continue  # a line cut short when the run was killed
         return written
