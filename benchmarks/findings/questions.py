@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from stdit_train.ablation.arms import estimate_arm
-from stdit_train.config.load import load_schedule, load_stage
+from stdit_train.config.load import load_curriculum, load_stage
 from stdit_train.config.schema import TrainConfig
 
 MINUTES = 75.0  # for everything, three seeds, on one thread of the machine that findings.md names
@@ -90,7 +90,7 @@ def _spread(config: TrainConfig) -> TrainConfig:
 def _progressive(scale: float) -> tuple[TrainConfig, ...]:
     """`shapes-progressive` with the smaller model and all stages shortened alike."""
     found = []
-    for config in load_schedule("shapes-progressive", {"model.hidden_size": WIDTH, **PARTS}):
+    for config in load_curriculum("shapes-progressive", {"model.hidden_size": WIDTH, **PARTS}):
         steps = max(round(config.steps * scale), 2)
         clips = min(config.data.clips, steps * config.global_batch)
         found.append(_spread(replace(config, steps=steps, data=replace(config.data, clips=clips))))

@@ -155,7 +155,7 @@ class Findings:
             names = {"vae": data.vae, "text_encoder": data.text_encoder}
             for job in open_jobs(replace(config, seed=0), names, Encoding(str(cache)), World()):
                 job.run()
-        return replace(config, data=replace(data, source=str(cache), caption_noise=0.0, remember_latents=False))
+        return replace(config, data=replace(data, source=str(cache), caption_noise=0.0, cache_latents=False))
 
 
 def read_result(

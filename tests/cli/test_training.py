@@ -92,10 +92,10 @@ def test_doctor(stdit: Callable) -> None:
 
 
 def test_a_schedule_and_its_stages_by_name(stdit: Callable) -> None:
-    assert "unknown schedule" in stdit("train", "--schedule", "shape-progressive").err
+    assert "unknown curriculum" in stdit("train", "--schedule", "shape-progressive").err
     done = stdit("train", "--schedule", "shapes-progressive", "--set", "8x46/steps=3")
     assert (done.code, "did you mean 8x64" in done.err) == (2, True)
-    assert "STAGE/KEY is for the stages of a --schedule" in stdit("train", "--set", "8x64/steps=3").err
+    assert "STAGE/KEY is for the stages of a --curriculum" in stdit("train", "--set", "8x64/steps=3").err
     assert "--schedule shapes-progressive" in stdit("stages").out
 
 

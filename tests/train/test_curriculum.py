@@ -12,7 +12,7 @@ import torch
 
 from stdit_train.checkpoint.format import named_tensors
 from stdit_train.checkpoint.run_folder import RunFolder
-from stdit_train.config.load import ConfigError, load_schedule, read_schedule, schedule_names, write_schedule
+from stdit_train.config.load import ConfigError, curriculum_names, load_curriculum, read_curriculum, write_curriculum
 from stdit_train.curriculum import Stage, stage_folder, train_stages
 from stdit_train.pipeline.export import export_run
 from stdit_train.pipeline.load import find_checkpoint
@@ -46,13 +46,13 @@ class Stopper:
 
 
 def test_the_schedules() -> None:
-    assert schedule_names() == ["demo", "open-sora-1.0", "shapes-progressive"]
-    published = load_schedule("open-sora-1.0", {"init": "pixart.pth", "16x256-hq/data.source": "hq.csv"})
+    assert curriculum_names() == ["demo", "open-sora-1.0", "shapes-progressive"]
+    published = load_curriculum("open-sora-1.0", {"init": "pixart.pth", "16x256-hq/data.source": "hq.csv"})
     assert [config.stage for config in published] == ["16x256", "16x256-hq", "16x512", "64x512"]
     assert [config.init for config in published] == ["pixart.pth", None, None, None]
     assert [config.data.source for config in published] == ["shapes", "hq.csv", "shapes", "shapes"]
     assert [config.model.space_scale for config in published] == [0.5, 0.5, 1.0, 1.0]
-    small = load_schedule("shapes-progressive")
+    small = load_curriculum("shapes-progressive")
     sizes = [(config.data.frames, config.data.height, config.data.clips) for config in small]
     assert sizes == [(8, 32, 3072), (8, 32, 1024), (8, 64, 1024), (16, 64, 1024)]
     assert [config.data.caption_noise > 0 for config in small] == [True, False, False, False]
@@ -63,22 +63,22 @@ def test_the_schedules() -> None:
 @pytest.mark.parametrize(
     ("name", "overrides", "said"),
     [
-        ("shapes", {}, "unknown schedule 'shapes'.*shapes-progressive"),
+        ("shapes", {}, "unknown curriculum 'shapes'.*shapes-progressive"),
         ("shapes-progressive", {"8x46/steps": 1}, "no stage '8x46'.*did you mean 8x64"),
         ("shapes-progressive", {"8x64/step": 1}, "unknown setting 'step'.*steps"),
     ],
 )
 def test_a_wrong_name_is_told(name: str, overrides: dict, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        load_schedule(name, overrides)
+        load_curriculum(name, overrides)
 
 
 def run(folder: Path, parts: Path, stop: dict[int, int]) -> tuple[int, bool]:
     """Start, or go on with, the small schedule; `stop` maps a stage's number to the step after which it is stopped."""
     overrides = {**TINY, "data.vae": str(parts), "data.text_encoder": str(parts)}
     if not (folder / "schedule.json").exists():
-        write_schedule(folder, "shapes-progressive", load_schedule("shapes-progressive", overrides))
-    _, configs = read_schedule(folder, {})
+        write_curriculum(folder, "shapes-progressive", load_curriculum("shapes-progressive", overrides))
+    _, configs = read_curriculum(folder, {})
     stages = [Stage(config, config, stage_folder(folder, i, config)) for i, config in enumerate(configs, 1)]
     number, outcome = train_stages(stages, lambda i, _: Stopper(stop.get(i)))
     if outcome is not None and not outcome.finished:
@@ -89,7 +89,7 @@ def run(folder: Path, parts: Path, stop: dict[int, int]) -> tuple[int, bool]:
 def final_tensors(folder: Path) -> dict[str, torch.Tensor]:
     from stdit_train.build import open_trainer
 
-    config = read_schedule(folder, {})[1][-1]
+    config = read_curriculum(folder, {})[1][-1]
     trainer = open_trainer(config, config, RunFolder(folder / "4-16x64"), Stopper(None))
     return named_tensors(trainer.model, trainer.ema.model, trainer.optimizers)
 
@@ -128,7 +128,7 @@ def test_going_on_from_anywhere(parts: Path, tmp_path: Path, monkeypatch: pytest
     assert "whole/1-8x32" in html
     assert '<tr class="differs"><td>data.frames</td>' in html
 
-    _, configs = read_schedule(tmp_path / "whole", {"8x32/steps": 6, "16x64/steps": 6})  # the last alone can go on
+    _, configs = read_curriculum(tmp_path / "whole", {"8x32/steps": 6, "16x64/steps": 6})  # the last alone can go on
     stages = [Stage(config, config, stage_folder(tmp_path / "whole", i, config)) for i, config in enumerate(configs, 1)]
     outcomes = [train_stages(stages, lambda i, _: Stopper(None)) for _ in range(2)]
     assert [(number, outcome and outcome.step) for number, outcome in outcomes] == [(4, 6), (4, None)]
@@ -140,7 +140,7 @@ def test_going_on_from_anywhere(parts: Path, tmp_path: Path, monkeypatch: pytest
     shutil.rmtree(tmp_path / "parts" / "4-16x64" / "checkpoints")
     assert export_run(RunFolder(tmp_path / "parts"), RunFolder(tmp_path / "exported")) == 4
     with pytest.raises(ConfigError, match=r"no stage '3-8x64'.*did you mean 8x64"):
-        read_schedule(tmp_path / "parts", {"3-8x64/steps": 5})
+        read_curriculum(tmp_path / "parts", {"3-8x64/steps": 5})
 
 
 def test_a_report_needs_runs(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_report_of_odd_runs(tmp_path: Path) -> None:
     }
     for name, rows in lines.items():
         run = RunFolder(tmp_path / name)
-        run.create(load_schedule("shapes-progressive")[0])
+        run.create(load_curriculum("shapes-progressive")[0])
         run.metrics_file.write_text(rows)
     runs = [tmp_path / name for name in lines]
     with pytest.raises(ConfigError, match=r"no metrics yet in .*empty"):
@@ -190,7 +190,7 @@ def test_gaps_in_a_smoothed_curve() -> None:
 )
 def test_a_damaged_file_is_named(tmp_path: Path, file: str, text: str, said: str) -> None:
     run = RunFolder(tmp_path / "run")
-    run.create(load_schedule("shapes-progressive")[0])
+    run.create(load_curriculum("shapes-progressive")[0])
     (run.path / file).write_text(text)
     with pytest.raises(ConfigError, match=said):
         run.read_config()

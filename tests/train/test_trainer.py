@@ -124,7 +124,7 @@ def test_remembered_latents_train_like_pixels(small: TrainConfig, tmp_path: Path
     slow = changed(small, optimizer__name="adamw", optimizer__lr=1e-6)
     cached_in_memory, watched = start(slow, tmp_path / "remembered")
     cached_in_memory.train()
-    pixels, pixels_watched = start(changed(slow, data__remember_latents=False), tmp_path / "pixels")
+    pixels, pixels_watched = start(changed(slow, data__cache_latents=False), tmp_path / "pixels")
     pixels.train()
     # not to the bit: the memory holds bfloat16 moments
     torch.testing.assert_close(torch.tensor(watched.losses), torch.tensor(pixels_watched.losses), rtol=1e-2, atol=0)

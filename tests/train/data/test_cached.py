@@ -83,7 +83,7 @@ def test_a_cache_trains_as_clips_do(small: TrainConfig, tmp_path: Path) -> None:
     mixed.mkdir()
     (mixed / "video").symlink_to(Path(halves) / "video")
     (mixed / "text").symlink_to(Path(cache) / "text")
-    config = changed(small, global_batch=5, data__source=str(mixed), data__remember_latents=False)
+    config = changed(small, global_batch=5, data__source=str(mixed), data__cache_latents=False)
     weights, cached_losses = trained(config, tmp_path / "cached")
     assert cached_losses == losses
     for name, value in clips.items():
@@ -93,8 +93,8 @@ def test_a_cache_trains_as_clips_do(small: TrainConfig, tmp_path: Path) -> None:
 def test_in_bfloat16_it_is_close(small: TrainConfig, tmp_path: Path) -> None:
     plain = changed(small, optimizer__name="adamw", optimizer__lr=1e-6)
     cache = encode(plain, tmp_path / "cache")
-    pixels = trained(changed(plain, data__remember_latents=False), tmp_path / "pixels")[1]
-    cached = trained(changed(plain, data__remember_latents=False, data__source=cache), tmp_path / "cached")[1]
+    pixels = trained(changed(plain, data__cache_latents=False), tmp_path / "pixels")[1]
+    cached = trained(changed(plain, data__cache_latents=False, data__source=cache), tmp_path / "cached")[1]
     torch.testing.assert_close(torch.tensor(cached), torch.tensor(pixels), rtol=1e-3, atol=0)
 
 
@@ -106,7 +106,7 @@ def test_videos_read_without_randomness_train_as_their_cache_does(small: TrainCo
         clip = ShapesDataset(frames=12, height=32, width=32, length=6).load(index)
         write_mp4(folder / f"{index}.mp4", clip.video, 8.0)
         (folder / f"{index}.txt").write_text(clip.caption)
-    settings = {"data__source": str(folder), "data__place": "center", "data__remember_latents": False}
+    settings = {"data__source": str(folder), "data__place": "center", "data__cache_latents": False}
     clips = changed(small, **settings, optimizer__name="adamw", global_batch=3)
     losses = trained(clips, tmp_path / "clips")[1]
     cache = encode(clips, tmp_path / "cache", dtype="float32")
@@ -119,7 +119,7 @@ def test_resuming_on_a_cache_is_exact(small: TrainConfig, tmp_path: Path) -> Non
     """With a window narrower than the cache: ten clips in five shards."""
     cache = encode(small, tmp_path / "cache", shard_bytes=2 * 2 * 4 * 4 * 2 * 2 * 2 + 1)
     assert LatentDataset(cache).metadata["shards"] == 5
-    config = changed(small, data__source=cache, data__remember_latents=False, data__window=2, steps=8)
+    config = changed(small, data__source=cache, data__cache_latents=False, data__window=2, steps=8)
     whole, losses = trained(config, tmp_path / "whole")
     first, first_watcher = start(config, tmp_path / "parts")
     first_watcher.stop_at = 5  # in the second epoch
@@ -140,7 +140,7 @@ def other_parts(parts: Path, folder: Path) -> Path:
 
 def test_another_vae_scale_or_encoder_is_refused_by_name(small: TrainConfig, parts: Path, tmp_path: Path) -> None:
     cache = encode(small, tmp_path / "cache")
-    config = changed(small, data__source=cache, data__remember_latents=False)
+    config = changed(small, data__source=cache, data__cache_latents=False)
 
     folder = other_parts(parts, tmp_path / "a")
     vae = AutoencoderKL.from_pretrained(folder / "vae")
@@ -170,7 +170,7 @@ def test_another_vae_scale_or_encoder_is_refused_by_name(small: TrainConfig, par
 
 def test_another_shape_is_refused(small: TrainConfig, tmp_path: Path) -> None:
     cache = encode(small, tmp_path / "cache")
-    config = changed(small, data__source=cache, data__remember_latents=False)
+    config = changed(small, data__source=cache, data__cache_latents=False)
     with pytest.raises(ConfigError, match=r"holds clips of 4x16x16, stage demo trains on 4x32x16: encode again with"):
         start(changed(config, data__height=32), tmp_path / "run")
     with pytest.raises(ConfigError, match=r"texts of up to 16 tokens, the run's model.model_max_length is 20"):
@@ -181,13 +181,13 @@ def test_the_parts_of_a_run_are_those_of_its_cache(small: TrainConfig, tmp_path:
     cache = encode(small, tmp_path / "cache")
     config = changed(small, data__source=cache, data__vae="other", data__text_encoder="other")
     found = resolve_config(config, {"data.text_encoder": "other"})
-    assert (found.data.vae, found.data.text_encoder, found.data.remember_latents) == ("the vae", "other", False)
+    assert (found.data.vae, found.data.text_encoder, found.data.cache_latents) == ("the vae", "other", False)
 
 
 def test_latents_alone_train_with_a_live_text_encoder(small: TrainConfig, tmp_path: Path) -> None:
     cache = encode(small, tmp_path / "cache", parts=("video",))
     expected = trained(small, tmp_path / "clips")[1]
-    config = changed(small, data__source=cache, data__remember_latents=False)
+    config = changed(small, data__source=cache, data__cache_latents=False)
     assert trained(config, tmp_path / "cached")[1] == expected
 
 
@@ -196,9 +196,9 @@ def test_the_text_encoder_is_not_loaded(
 ) -> None:
     """Steps, validation, samples and the pipeline that is left behind: all without it, as with it."""
     small = changed(small, validate_every=3, sample_every=3)
-    losses = trained(changed(small, data__remember_latents=False), tmp_path / "clips")[1]
+    losses = trained(changed(small, data__cache_latents=False), tmp_path / "clips")[1]
     cache = encode(small, tmp_path / "cache", dtype="float32")
-    config = changed(small, data__source=cache, data__remember_latents=False)
+    config = changed(small, data__source=cache, data__cache_latents=False)
 
     real = load_text_encoder
     loaded: list[str] = []
@@ -227,7 +227,7 @@ def test_not_even_looked_at_when_nothing_names_another(
     cache = encode(small, tmp_path / "cache")
     about = tmp_path / "cache" / "video" / "about.json"  # as if made of videos: no validation
     about.write_text(about.read_text().replace('"source": "shapes"', '"source": "videos"'))
-    config = changed(small, data__source=cache, data__remember_latents=False, data__text_encoder=NAMES["text_encoder"])
+    config = changed(small, data__source=cache, data__cache_latents=False, data__text_encoder=NAMES["text_encoder"])
     monkeypatch.setattr(components_load, "load_text_encoder", None)
     trained(config, tmp_path / "run")
     assert list((tmp_path / "run" / "samples").glob("*.mp4"))
@@ -262,7 +262,7 @@ def test_a_temporal_vae(small: TrainConfig, parts: Path, tmp_path: Path) -> None
     assert "tokens" in lines[0]
     expected = video_vae.encode_moments(vae, ShapesDataset(frames=9, height=16, width=16).load(0).video[None])
     assert torch.equal(clip.video, expected[0].bfloat16())
-    losses = trained(changed(config, data__source=cache, data__remember_latents=False, steps=2), tmp_path / "run")[1]
+    losses = trained(changed(config, data__source=cache, data__cache_latents=False, steps=2), tmp_path / "run")[1]
     assert len(losses) == 2
 
 

@@ -98,8 +98,8 @@ def test_batches_of_buckets(clips: Path) -> None:
     assert loader_settings(budget)["global_batch"] == {small: 8, image: 8, wide: 4}  # of 15, 15 and 7 that fit
     with pytest.raises(DataError, match="token budget 3: bucket 4x16x16 needs 4 tokens"):
         loader_settings(replace(config, data=settings(clips, buckets=names, tokens=3)))
-    with pytest.raises(ConfigError, match="remember_latents keeps latents of one size"):
-        open_clips(settings(clips, buckets=names, remember_latents=True))
+    with pytest.raises(ConfigError, match="cache_latents keeps latents of one size"):
+        open_clips(settings(clips, buckets=names, cache_latents=True))
     plain = loader_settings(replace(config, data=settings(clips, max_reject_share=0.5)))
     assert plain == {"global_batch": 6, "micro_batch": 2, "max_reject_share": 0.5}
 
@@ -135,7 +135,7 @@ def test_a_run_on_buckets(small: TrainConfig, clips: Path, tmp_path: Path) -> No
     data = replace(
         small.data,
         source=str(clips),
-        remember_latents=False,
+        cache_latents=False,
         buckets=("4x16x16", "1x16x16", "4x16x32"),
         tokens=8,
         max_reject_share=0.5,

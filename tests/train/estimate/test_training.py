@@ -59,7 +59,7 @@ SCRIPT = """
 def test_measured_memory(small: TrainConfig, tmp_path: Path, settings: dict) -> None:
     config = {
         "model.hidden_size": 192, "model.depth": 4, "data.frames": 8, "data.height": 64, "data.width": 64,
-        "data.workers": 0, "data.remember_latents": True, "optimizer.name": "adamw",
+        "data.workers": 0, "data.cache_latents": True, "optimizer.name": "adamw",
     }  # fmt: skip
     run = from_dict(set_values(to_dict(small), config | settings))
     run = replace(run, micro_batch=run.micro_batch or run.global_batch)

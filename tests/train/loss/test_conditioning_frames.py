@@ -76,7 +76,7 @@ def test_a_run_whose_model_goes_on_from_given_frames(small: TrainConfig, tmp_pat
     """Micro-batches change nothing, and the pipeline that it leaves needs no settling."""
     losses = []
     for micro in (4, 1):
-        values = {"objective.given": 0.7, "data.later": 0.5, "micro_batch": micro, "steps": 3}
+        values = {"objective.conditioning_share": 0.7, "data.later": 0.5, "micro_batch": micro, "steps": 3}
         run = RunFolder(tmp_path / str(micro))
         config = from_dict(set_values(to_dict(small), values))
         run.create(config)
@@ -91,7 +91,12 @@ def test_a_run_whose_model_goes_on_from_given_frames(small: TrainConfig, tmp_pat
 
 
 def test_given_frames_of_later_clips_alone(small: TrainConfig, tmp_path: Path) -> None:
-    values = {"objective.given": 1.0, "objective.given_of": "later", "data.later": 0.5, "data.clips": 40}
+    values = {
+        "objective.conditioning_share": 1.0,
+        "objective.conditioning_clips": "later",
+        "data.later": 0.5,
+        "data.clips": 40,
+    }
     config = from_dict(set_values(to_dict(small), values))
     run = RunFolder(tmp_path / "run")
     run.create(config)
@@ -104,7 +109,7 @@ def test_given_frames_of_later_clips_alone(small: TrainConfig, tmp_path: Path) -
 
 
 def test_shares_and_spreads_that_make_no_sense(small: TrainConfig) -> None:
-    nothing_later: dict[str, object] = {"objective.given": 1.0, "objective.given_of": "later"}
-    for values in ({"objective.given": 1.5}, {"data.spread": 0.6}, nothing_later):
+    nothing_later: dict[str, object] = {"objective.conditioning_share": 1.0, "objective.conditioning_clips": "later"}
+    for values in ({"objective.conditioning_share": 1.5}, {"data.spread": 0.6}, nothing_later):
         with pytest.raises(ConfigError, match=list(values)[-1]):
             from_dict(set_values(to_dict(small), values))

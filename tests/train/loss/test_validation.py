@@ -58,7 +58,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def videos(small: TrainConfig, clips: Path) -> TrainConfig:
-    return changed(small, data__source=str(clips), data__remember_latents=False, data__validation=RESAMPLING_SHARE)
+    return changed(small, data__source=str(clips), data__cache_latents=False, data__validation=RESAMPLING_SHARE)
 
 
 def changed(config: TrainConfig, **values: object) -> TrainConfig:

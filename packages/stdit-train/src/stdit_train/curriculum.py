@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stdit_train.config.load import (
-    SCHEDULE_FILE,
+    CURRICULUM_FILE,
     from_dict,
-    load_schedule,
+    load_curriculum,
     load_stage,
-    read_schedule,
+    read_curriculum,
     set_values,
-    write_schedule,
+    write_curriculum,
 )
 from stdit_train.config.resolve import is_cached, resolve_config
 from stdit_train.config.schema import TrainConfig
@@ -73,7 +73,7 @@ class RunPlan(NamedTuple):
     def save(self) -> None:
         """Make the folder of a curriculum and save its settings. A single stage saves its own when it starts."""
         if self.curriculum is not None:
-            write_schedule(self.folder, self.curriculum, self.configs)
+            write_curriculum(self.folder, self.curriculum, self.configs)
 
 
 class Stage(NamedTuple):
@@ -100,7 +100,7 @@ def find_run(options: TrainOptions, *, demo_parts: bool = True) -> RunPlan:
     if options.curriculum is None:
         configs = [load_stage(options.stage or DEFAULT_STAGE, overrides)]
     else:
-        configs = load_schedule(options.curriculum, overrides)
+        configs = load_curriculum(options.curriculum, overrides)
     configs = [resolve_config(config, overrides, demo_parts=demo_parts) for config in configs]
     if options.out is not None:
         return RunPlan(options.out, options.curriculum, configs)
@@ -120,10 +120,10 @@ def _resumed_run(options: TrainOptions, overrides: Mapping[str, Any]) -> RunPlan
         raise ConfigError(f"--resume {options.resume} goes on in its own folder: leave out --out")
     else:
         folder = Path(options.resume)
-    if (folder.resolve().parent / SCHEDULE_FILE).is_file():
+    if (folder.resolve().parent / CURRICULUM_FILE).is_file():
         raise ConfigError(f"{folder} is a stage of a curriculum: --resume {folder.parent} goes on with it")
-    if (folder / SCHEDULE_FILE).is_file():
-        curriculum, configs = read_schedule(folder, overrides)
+    if (folder / CURRICULUM_FILE).is_file():
+        curriculum, configs = read_curriculum(folder, overrides)
         kind, found = f"the curriculum {curriculum}", curriculum if options.curriculum else None
     else:
         curriculum, configs = None, [from_dict(set_values(RunFolder(folder).read_config(), overrides))]

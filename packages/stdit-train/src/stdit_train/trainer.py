@@ -83,7 +83,7 @@ class Trainer:
             apply_ac(self.precision.module, config.activation_checkpointing)
             if config.compile:
                 apply_compile(self.precision.module)
-        encoded = getattr(dataset, "moments", False) or config.data.remember_latents
+        encoded = getattr(dataset, "moments", False) or config.data.cache_latents
         self.scorer = BatchLoss(config, components, self.precision, device, encoded, world)
         if encoded:
             size = self.scorer.latent_shape[1:]

@@ -42,7 +42,7 @@ def build_demo(
     from stdit_cli.commands.evaluate import SPLITS, score_splits, score_table
     from stdit_cli.console import INTERRUPTED, TrainingBar
     from stdit_data.files import write_atomically
-    from stdit_train.config.load import load_schedule
+    from stdit_train.config.load import load_curriculum
     from stdit_train.curriculum import Stage, stage_folder, train_stages
     from stdit_train.demo.autoencoder import AutoencoderConfig
     from stdit_train.demo.build import build_parts, model_card, publish
@@ -57,7 +57,7 @@ def build_demo(
     overrides |= {"learn/seed": seed, "go-on/seed": seed + 1}  # other clips and noise; the weights are carried over
     if minutes is not None:
         overrides |= {"steps": 10**6, "learn/minutes": minutes / 3, "go-on/minutes": minutes * 2 / 3}
-    configs = load_schedule("demo", overrides | ({"steps": steps} if steps else {}))
+    configs = load_curriculum("demo", overrides | ({"steps": steps} if steps else {}))
     config = configs[-1]
     vae_config = AutoencoderConfig(seed=seed, size=config.data.height)
     vae_config = replace(vae_config, steps=vae_steps, decoder_steps=vae_steps) if vae_steps else vae_config

@@ -8,7 +8,7 @@ def stages() -> None:
     from rich.table import Table
 
     from stdit_data.video.frames import default_sampling
-    from stdit_train.config.load import load_stage, schedule_about, schedule_names, stage_names
+    from stdit_train.config.load import curriculum_names, curriculum_summary, load_stage, stage_names
 
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))  # narrow enough for 80 columns
     for column in ("stage", "clip", "every", "model", "loss", "steps", "batch", "rate"):
@@ -29,5 +29,5 @@ def stages() -> None:
     console = Console(highlight=False)
     console.print(table)
     console.print("every: one frame of a video in so many is taken. A schedule trains stages in a row:")
-    for name in schedule_names():
-        console.print(f"--schedule {name}: {schedule_about(name)}", soft_wrap=True)
+    for name in curriculum_names():
+        console.print(f"--schedule {name}: {curriculum_summary(name)}", soft_wrap=True)

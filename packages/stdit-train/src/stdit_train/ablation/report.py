@@ -20,7 +20,7 @@ from stdit_train.ablation.results import (
     write_differences,
 )
 from stdit_train.ablation.runner import Ablation
-from stdit_train.config.load import flat
+from stdit_train.config.load import flatten
 from stdit_train.evaluation.confidence import Interval, mean_interval
 from stdit_train.report.html import image, page, row, table, video
 from stdit_train.report.plots import new_figure
@@ -85,7 +85,7 @@ def write_ablation_report(ablation: Ablation, results: Sequence[Result], command
     parts += ["<h2>Arms</h2>", _arms(ablation, results)]
     parts += ["<h2>Paired differences</h2>", *map(_differences, rankings)]
     parts += ["<h2>Videos</h2>", _videos(ablation, results)]
-    settings = {arm.name: flat(ablation.run_folder(arm, 0).read_config()) for arm in _begun(ablation)}
+    settings = {arm.name: flatten(ablation.run_folder(arm, 0).read_config()) for arm in _begun(ablation)}
     parts += ["<h2>Settings</h2>", settings_table(settings)]
     replace_text(html, page("stdit ablation", parts))
     return [html, curves, final, runs, pairs]

@@ -31,7 +31,7 @@ from stdit_train.callbacks import Callback, NullCallback
 from stdit_train.checkpoint.init_weights import load_initial
 from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.components.load import Components, check_components, load_components
-from stdit_train.config.load import flat, from_dict, read_settings, to_dict
+from stdit_train.config.load import flatten, from_dict, read_settings, to_dict
 from stdit_train.config.schema import TrainConfig
 from stdit_train.data.datasets import build_datasets, cached_in_memory
 from stdit_train.distributed.parallelize import build_model
@@ -226,7 +226,7 @@ class Ablation:
         dataset, validation, prompts = build_datasets(config)
         if isinstance(dataset, LatentDataset):
             check_components(dataset, components)
-        elif config.data.remember_latents:
+        elif config.data.cache_latents:
             key = (config.seed, config.data)
             if self._shared is None or self._shared[0] != key:
                 size = (config.data.frames, config.data.height, config.data.width)
@@ -255,7 +255,7 @@ def is_finished(run: RunFolder, config: TrainConfig) -> bool:
         return False
     saved = from_dict(run.read_config())
     if saved != config:
-        theirs, ours = flat(to_dict(saved)), flat(to_dict(config))
+        theirs, ours = flatten(to_dict(saved)), flatten(to_dict(config))
         key = next(key for key in ours if ours[key] != theirs[key])
         raise ConfigError(
             f"{run.path} holds a run with other settings ({key}: {theirs[key]}, now {ours[key]}): "

@@ -11,7 +11,7 @@ from typing import Any
 
 from stdit_data.files import replace_text
 from stdit_train.checkpoint.format import newest_whole
-from stdit_train.config.load import SCHEDULE_FILE, ConfigError, from_dict, read_settings, to_dict
+from stdit_train.config.load import CURRICULUM_FILE, ConfigError, from_dict, read_settings, to_dict
 from stdit_train.config.schema import TrainConfig
 
 
@@ -120,7 +120,7 @@ class RunFolder:
 
 def stage_folders(path: Path) -> list[Path]:
     """The run folders that a schedule's folder holds so far, in order; a run folder itself stands for itself."""
-    if not (path / SCHEDULE_FILE).is_file():
+    if not (path / CURRICULUM_FILE).is_file():
         return [path]
     stages = [stage for stage in path.glob("[0-9]*-*") if (stage / "config.json").is_file()]
     return sorted(stages, key=lambda stage: int(stage.name.partition("-")[0]))

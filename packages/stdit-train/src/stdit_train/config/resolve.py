@@ -36,7 +36,7 @@ def resolve_config(config: TrainConfig, overrides: Mapping[str, Any], *, demo_pa
             vae=sources.get("vae", data.vae),
             text_encoder=sources.get("text_encoder", data.text_encoder),
             # Clips of videos start at random places: no two epochs see the same frames, so there is nothing to keep.
-            remember_latents=data.remember_latents and data.source == "shapes",
+            cache_latents=data.cache_latents and data.source == "shapes",
         ),
     )
 

@@ -1,19 +1,28 @@
-"""The settings of a training run, as frozen dataclasses.
+"""Settings of a training run: frozen dataclasses whose fields carry their bounds.
 
-Sizes are in frames and pixels, times in steps unless a name says otherwise.
+Sizes are in frames and pixels, durations in optimiser steps unless a name says otherwise.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
+from stdit_data.buckets import parse_bucket
+from stdit_data.errors import DataError
 from stdit_model.presets import Variant, preset
+from stdit_train.errors import ConfigError
 
 PrecisionName = Literal["fp32", "bf16", "bf16-weights", "fp16"]
-
-
 Checkpointing = bool | Literal["selective"]
+
+Count = Annotated[int, Field(ge=1)]
+WholeNumber = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclass(frozen=True)
@@ -24,66 +33,91 @@ class ModelConfig:
 
     preset: str = "XL/2"
     variant: Variant = "seq"
-    patch_size: tuple[int, int, int] = (1, 2, 2)
-    model_max_length: int = 120  # text tokens
-    space_scale: float = 1.0
-    time_scale: float = 1.0
-    depth: int | None = None  # the preset's unless set; likewise the next two
-    hidden_size: int | None = None
-    num_heads: int | None = None
+    patch_size: tuple[Count, Count, Count] = (1, 2, 2)
+    model_max_length: Count = 120  # text tokens
+    space_scale: Positive = 1.0
+    time_scale: Positive = 1.0
+    depth: Count | None = None  # [default: the preset's]
+    hidden_size: Count | None = None  # [default: the preset's]
+    num_heads: Count | None = None  # [default: the preset's]
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which clips, and how they become frames."""
+    """The clips, how they are read, and the frozen models that encode them."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    source: str = "shapes"  # the embedded set, or a folder or manifest of videos
-    frames: int = 16
-    height: int = 256
-    width: int = 256
-    interval: int | None = None  # source frames from one frame to the next; unless set 3 up to 16 frames, 2 above
-    target_fps: float | None = None  # take frames at this rate, whatever the interval
-    short: Literal["skip", "hold"] = "skip"  # videos too short: leave them out, or hold their last frame
+    source: str = "shapes"  # the embedded set, or a folder, manifest or latent cache
+    frames: Count = 16
+    height: Count = 256
+    width: Count = 256
+    interval: Count | None = None  # every n-th source frame [default: 3 up to 16 frames, else 2]
+    target_fps: Positive | None = None  # frames a second to read clips at; takes precedence over interval
+    short: Literal["skip", "hold"] = "skip"  # videos that are too short: leave out, or repeat the last frame
     crop: Literal["center", "random"] = "center"
     place: Literal["random", "start", "center"] = "random"  # of a clip in its video
-    flip: bool = False
-    stream: int | None = None  # which video stream of a file, from 0; FFmpeg's best unless set
-    root: str | None = None  # folder that a manifest's relative paths start from; the manifest's own unless set
+    flip: bool = False  # mirror half of the clips
+    stream: WholeNumber | None = None  # video stream of a file, from 0 [default: FFmpeg's choice]
+    root: str | None = None  # folder of a manifest's relative paths [default: the manifest's]
     empty_captions: bool = False  # train on videos without a caption
-    validation: float = 0.0  # share of the videos that is kept out of training, for the validation loss
-    validation_source: str | None = None  # or a folder, manifest or cache of its own for that
-    max_reject_share: float = 0.1  # of the clips may be unreadable before the run stops
-    buckets: tuple[str, ...] = ()  # shapes to sort videos into, as in "16x256x256"; frames x height x width unless set
-    tokens: int | None = None  # of a step: the batch of each bucket is what fits, in place of global_batch
-    fps: float = 8.0  # at which samples are played
-    clips: int = 8192  # of shapes, per epoch
-    spread: float = 0.15  # of shapes: how far from the middle, at most, a shape starts; 0.5 is anywhere in the frame
-    later: float = 0.0  # of shapes: share of clips that are cut out of a longer video, the shape anywhere
-    caption_noise: float = 0.0  # share of clips that get the caption of another, to see what bad captions do
-    remember_latents: bool = False  # encode each clip once and keep its latents in memory
-    window: int = 16  # of a cache: shards that are shuffled together; 0 for all, which is the order of the clips
-    workers: int = 2
-    vae: str = "stabilityai/sd-vae-ft-ema"
-    text_encoder: str = "DeepFloyd/t5-v1_1-xxl"
+    validation: Share = 0.0  # share of the videos held out for the validation loss
+    validation_source: str | None = None  # a folder, manifest or cache for the validation loss instead
+    max_reject_share: Share = 0.1  # share of unreadable clips at which a run stops
+    buckets: tuple[str, ...] = ()  # clip shapes, as 16x256x256 [default: frames x height x width alone]
+    tokens: Count | None = None  # tokens a step: sets the batch of each bucket, in place of global_batch
+    fps: Positive = 8.0  # at which samples are played
+    clips: Count = 8192  # of `shapes`, an epoch
+    spread: Annotated[float, Field(ge=0, le=0.5)] = 0.15  # of `shapes`: farthest start from the middle; 0.5 anywhere
+    later: Share = 0.0  # of `shapes`: share of clips cut from a longer video, where the shape is anywhere
+    caption_noise: Share = 0.0  # share of clips with the caption of another clip
+    cache_latents: bool = False  # encode each clip once and keep its latents in memory
+    window: WholeNumber = 16  # of a cache: shards shuffled together; 0 reads the clips in their order
+    workers: WholeNumber = 2
+    vae: str = "stabilityai/sd-vae-ft-ema"  # a folder, hub id, or "demo"
+    text_encoder: str = "DeepFloyd/t5-v1_1-xxl"  # a folder, hub id, or "demo"
+
+    def __post_init__(self) -> None:
+        """Check what spans fields."""
+        for bucket in self.buckets:
+            try:
+                parse_bucket(bucket)
+            except DataError as error:
+                raise ConfigError(f"data.buckets: {error}") from None
+        if self.tokens is not None and not self.buckets:
+            raise ConfigError("data.tokens needs data.buckets: set these too, or set global_batch instead")
+        if self.validation == 1.0:
+            raise ConfigError("data.validation is 1: no videos are left to train on")
+        if self.validation and self.validation_source is not None:
+            raise ConfigError(
+                "data.validation holds videos of data.source out, data.validation_source names others: set one"
+            )
+        if self.source == "shapes" and (self.validation or self.validation_source is not None):
+            raise ConfigError("data.validation and data.validation_source are for videos: `shapes` has its own clips")
+        if self.source == "shapes" and self.buckets:
+            raise ConfigError("data.buckets are for videos (--data): `shapes` is drawn at one size")
 
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """What is learned (see `stdit_model.diffusion`)."""
+    """The training objective (see `stdit_model.diffusion`)."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     name: Literal["iddpm", "flow"] = "iddpm"
-    shift: float = 1.0  # flow: moves noise levels towards 1
+    shift: Positive = 1.0  # flow: above 1 moves the noise levels towards 1
     timesteps: Literal["uniform", "logit-normal"] = "uniform"
-    logit_mean: float = 0.0  # of logit-normal timesteps; above 0 more noise
-    logit_std: float = 1.0
-    min_snr: float | None = None  # iddpm: epsilon's error is weighted by min(SNR, this) / SNR; 5 in the paper
-    caption_dropout: float = 0.1
-    given: float = 0.0  # share of clips whose first frames are given, for a model that goes on from such
-    given_of: Literal["any", "later"] = "any"  # which clips: all, or those that begin after their video's first frame
+    logit_mean: Finite = 0.0  # of logit-normal timesteps; above 0 more noise
+    logit_std: Positive = 1.0
+    min_snr: Positive | None = None  # iddpm: weights epsilon's error by min(SNR, this) / SNR; 5 in the paper
+    caption_dropout: Share = 0.1
+    conditioning_share: Share = 0.0  # share of clips that are trained with clean first frames, to continue videos
+    conditioning_clips: Literal["any", "later"] = "any"  # all clips, or those that begin after their video's start
+
+    def __post_init__(self) -> None:
+        """Check what spans fields."""
+        if self.min_snr is not None and self.name != "iddpm":
+            raise ConfigError(f"objective.min_snr needs objective.name=iddpm, not {self.name}")
 
 
 @dataclass(frozen=True)
@@ -93,25 +127,25 @@ class OptimizerConfig:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     name: Literal["adamw", "muon"] = "adamw"
-    lr: float = 2e-5
-    muon_lr: float = 0.04
-    muon_weight_decay: float = 0.1  # without it the matrices outgrow a rate this high
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    warmup: int = 0  # steps
-    decay: float = 0.0  # the last share of the run over which the learning rate falls linearly to zero
-    ema: float = 0.9999
+    lr: NonNegative = 2e-5
+    muon_lr: NonNegative = 0.04
+    muon_weight_decay: NonNegative = 0.1  # without it the matrices outgrow a rate this high
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    weight_decay: NonNegative = 0.0
+    clip: Annotated[float, Field(gt=0)] = 1.0  # norm of the gradient; inf turns clipping off
+    warmup: WholeNumber = 0  # steps
+    decay: Share = 0.0  # last share of the run, over which the learning rate falls linearly to zero
+    ema: Share = 0.9999
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How videos are drawn along the way, and what the finished checkpoint's defaults are."""
+    """Samples along the way, and the defaults of the finished pipeline."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    steps: int = 100
-    guidance: float = 7.0
+    steps: Count = 100
+    guidance: NonNegative = 7.0
 
 
 @dataclass(frozen=True)
@@ -121,27 +155,27 @@ class TrainConfig:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     stage: str
-    steps: int
-    global_batch: int
-    micro_batch: int | None = None  # samples at once; the whole batch unless set
-    seed: int = 0
-    minutes: float | None = None  # a time budget: the schedule is fitted to it
+    steps: Count
+    global_batch: Count
+    micro_batch: Count | None = None  # samples at once [default: the most that fit]
+    seed: WholeNumber = 0
+    minutes: Positive | None = None  # time budget, which the learning-rate schedule is fitted to
     precision: PrecisionName = "bf16"  # see stdit_train.optim.precision
     activation_checkpointing: Checkpointing = False  # see stdit_train.distributed.parallelize.apply_ac
-    compile: bool = False  # each block with torch.compile
-    replicate: int = 1  # of many processes: copies of the weights, each in shards; 0 for one on each process
-    sequence: int = 1  # of many processes: that share each clip
-    profile: int = 0  # steps to trace, after two to warm up, into profile/ of the run's folder
-    log_every: int = 10
-    timestep_bins: int = 4  # equal parts of 0..1000 that the loss is logged by
-    validate_every: int = 1000
-    sample_every: int = 5000
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 2  # the newest
-    keep_every: int | None = None  # and besides them those of every so many steps
-    checkpoint_async: bool | None = None  # write while training goes on, from a copy; unless set, on a GPU
-    max_skipped: int = 10  # non-finite steps in a row that end the run
-    wandb: str | None = None  # a project there to log to as well
+    compile: bool = False  # torch.compile each block
+    replicate: WholeNumber = 1  # copies of the weights, each in shards; 0 for a copy on each process
+    sequence: Count = 1  # processes that share each clip
+    profile: WholeNumber = 0  # steps to trace, after two to warm up, into profile/ of the run's folder
+    log_every: Count = 10
+    timestep_bins: Count = 4  # equal parts of 0..1000 to log the loss by
+    validate_every: Count = 1000
+    sample_every: Count = 5000
+    checkpoint_every: Count = 1000
+    keep_checkpoints: Count = 2  # the newest
+    keep_every: Count | None = None  # keep also every n-th step's checkpoint
+    checkpoint_async: bool | None = None  # write a copy while training goes on [default: on a GPU]
+    max_skipped: Count = 10  # non-finite steps in a row that end the run
+    wandb: str | None = None  # Weights & Biases project to log to as well
     init: str | None = None  # weights to start from
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -149,9 +183,17 @@ class TrainConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     sampling: SamplingConfig = SamplingConfig()
 
+    def __post_init__(self) -> None:
+        """Check what spans the parts."""
+        later_only = self.objective.conditioning_share > 0 and self.objective.conditioning_clips == "later"
+        if later_only and self.data.source == "shapes" and not self.data.later:
+            raise ConfigError(
+                "objective.conditioning_clips=later: `shapes` has such clips with data.later above 0 only"
+            )
+
 
 def model_arguments(config: TrainConfig, latent_channels: int, caption_channels: int) -> dict[str, Any]:
-    """The constructor arguments of a run's STDiT."""
+    """Return the constructor arguments of a run's STDiT."""
     sizes = {key: getattr(config.model, key) for key in ("depth", "hidden_size", "num_heads")}
     return {
         **preset(config.model.preset),

@@ -17,8 +17,8 @@ def open_clips(data: DataConfig) -> VideoDataset:
         DataError: it does not exist or has no usable video.
         ConfigError: settings contradict each other.
     """
-    if data.remember_latents and data.buckets:
-        raise ConfigError("data.remember_latents keeps latents of one size: leave data.buckets out, or it")
+    if data.cache_latents and data.buckets:
+        raise ConfigError("data.cache_latents keeps latents of one size: leave data.buckets out, or it")
     return open_videos(
         data.source,
         frames=data.frames,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from stdit_train.config.load import ConfigError, like
+from stdit_train.config.load import ConfigError, did_you_mean
 from stdit_train.config.schema import TrainConfig, model_arguments
 from stdit_train.estimate.training import Estimate, estimate_run
 from stdit_train.hardware import DEVICES, Device, measured_peak, this_device
@@ -39,7 +39,7 @@ def find_device_kind(name: str) -> Device:
         return Device("this CPU (its peak measured with a float32 matrix product)", here.memory, rate, rate)
     if name not in DEVICES:
         known = [*DEVICES, "cpu"]
-        raise ConfigError(f"unknown device {name!r}: choose one of {', '.join(known)}{like(name, known)}")
+        raise ConfigError(f"unknown device {name!r}: choose one of {', '.join(known)}{did_you_mean(name, known)}")
     return DEVICES[name]
 
 

@@ -76,16 +76,16 @@ class BatchLoss:
     def _given(self, batch: Batch, draws: Tensor, frames: int) -> Tensor | None:
         """Which frames are given, [b, T], on the device; None where none ever is."""
         config = self.config.objective
-        if not config.given:
+        if not config.conditioning_share:
             return None
-        given = given_frames(draws, config.given, frames)
-        if config.given_of == "later":
+        given = given_frames(draws, config.conditioning_share, frames)
+        if config.conditioning_clips == "later":
             given &= torch.tensor([start > 0 for start in batch.starts or [0.0] * len(given)])[:, None]
         return given.to(self.device)
 
     def shape(self, batch: Batch) -> tuple[int, ...]:
         """Of the latents of a micro-batch's clips: C, T, H, W."""
-        if self.config.data.remember_latents:
+        if self.config.data.cache_latents:
             return self.latent_shape
         return self._bucket_shape(batch.bucket)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from stdit_data.files import replace_text
 from stdit_train.checkpoint.run_folder import RunFolder, stage_folders
-from stdit_train.config.load import SCHEDULE_FILE, flat
+from stdit_train.config.load import CURRICULUM_FILE, flatten
 from stdit_train.errors import ConfigError
 from stdit_train.report.html import image, page, row, table, video
 from stdit_train.report.plots import plot_runs
@@ -31,7 +31,7 @@ def write_report(runs: list[Path], out: Path) -> list[Path]:
         ConfigError: a path is not a run folder, no run has metrics, or `out` is not a folder.
     """
     folders = _named(RunFolder(path) for given in runs for path in stage_folders(given))
-    settings = {name: flat(run.read_config()) for name, run in folders.items()}
+    settings = {name: flatten(run.read_config()) for name, run in folders.items()}
     metrics = {name: read_metrics(run.metrics_file) for name, run in folders.items()}
     if not any(metrics.values()):
         raise ConfigError(f"nothing to report: no metrics yet in {', '.join(map(str, runs))}")
@@ -90,7 +90,7 @@ def _starts(
 
 def _name(run: RunFolder) -> str:
     path = run.path.resolve()
-    return f"{path.parent.name}/{path.name}" if (path.parent / SCHEDULE_FILE).is_file() else path.name
+    return f"{path.parent.name}/{path.name}" if (path.parent / CURRICULUM_FILE).is_file() else path.name
 
 
 def _summary(metrics: dict[str, list[dict[str, float]]]) -> str:
