@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stdit_train.build import open_trainer
-    from stdit_train.config.load import load_schedule, load_stage
+    from stdit_train.config.load import load_curriculum, load_stage
     from stdit_train.config.resolve import resolve_config
     from stdit_train.config.schema import TrainConfig
     from stdit_train.errors import ConfigError, RunEnded
@@ -26,8 +26,8 @@ __all__ = [
     "estimate_run",
     "evaluate_pipeline",
     "export_run",
+    "load_curriculum",
     "load_pipeline",
-    "load_schedule",
     "load_stage",
     "open_trainer",
     "resolve_config",
@@ -42,7 +42,7 @@ _MODULES = {
     "evaluate_pipeline": "stdit_train.evaluation.evaluate",
     "export_run": "stdit_train.pipeline.export",
     "load_pipeline": "stdit_train.pipeline.load",
-    "load_schedule": "stdit_train.config.load",
+    "load_curriculum": "stdit_train.config.load",
     "load_stage": "stdit_train.config.load",
     "open_trainer": "stdit_train.build",
     "resolve_config": "stdit_train.config.resolve",
