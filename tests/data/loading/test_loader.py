@@ -172,7 +172,7 @@ def test_too_many_rejects_stop_the_run(tmp_path: Path) -> None:
     log = tmp_path / "run" / "rejects.jsonl"
     loader = ClipLoader(Numbers(100, bad=range(20)), global_batch=10, seed=0, rejects=log, max_reject_share=0.1)
     words = (
-        r"\d+ of \d+ clips can't be read, more than max_reject_share 0.1; the last: clip\d+.mp4: broken; all .*jsonl"
+        r"\d+ of \d+ clips can't be read, more than max_reject_share 0.1; the last: clip\d+.mp4: broken; they .*jsonl"
     )
     with pytest.raises(DataError, match=words):
         steps(loader, 30)
