@@ -29,7 +29,7 @@ def check(done, *said: str) -> None:
         (["train", "--set", "steps"], ["key=value"]),
         (["train", "--variant", "dot"], ["model.variant", "seq"]),
         (["train", "--data", "nowhere"], ["nowhere"]),
-        (["train", "--stage", "demo", "--schedule", "demo"], ["--stage and --schedule", "give one"]),
+        (["train", "--stage", "demo", "--schedule", "demo"], ["--stage and --curriculum", "give one"]),
         (["train", "--resume"], ["nothing to resume"]),
         (["train", "--vae", "./none"], ["./none", "--vae"]),
         (["train", "--text-encoder", "none/such"], ["none/such", "--text-encoder"]),

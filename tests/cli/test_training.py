@@ -84,6 +84,36 @@ def test_plan(stdit: Callable) -> None:
     assert "h100" in stdit("plan", "--gpu", "h10").err
 
 
+def test_dry_run_shows_the_published_model_as_a_table(stdit: Callable, tmp_path: Path) -> None:
+    done = stdit("train", "--stage", "64x512", "--dry-run", "--gpu", "h100")
+    assert done.code == 0, done
+    rows = {line.split()[0]: line for line in done.out.splitlines() if line.strip()}
+    assert "759,620,768" in rows["parameters"]
+    assert "NVIDIA H100" in rows["device"]
+    assert "hours" in rows["time"]
+    assert "the embedded set `shapes` stands in, with the demo's VAE and text encoder: " in done.out
+    assert '"optimizer"' not in done.out
+    assert '"optimizer"' in stdit("train", "--stage", "64x512", "--dry-run", "--gpu", "h100", "--verbose").out
+    shown = json.loads(stdit("train", "--dry-run", "--json", "--gpu", "4090", "--set", "data.clips=9").out)
+    assert (shown[0]["fits"], shown[0]["settings"]["data"]["clips"]) == (True, 9)
+    assert "go with --dry-run" in stdit("train", "--json").err
+    assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_says_what_to_change(stdit: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stdit_train.hardware.available_memory", lambda: 2**32)
+    out = stdit("train", "--stage", "16x256", "--dry-run").out
+    assert "stage 16x256 needs about" in out
+    assert "a machine with more memory" in out
+
+
+def test_resume_with_the_demos_vae(stdit: Callable, tmp_path: Path) -> None:
+    assert stdit("train", *TINY, "--steps", "1", "--out", "run").code == 0
+    done = stdit("train", "--resume", "run", "--vae", "demo", "--set", "steps=2")
+    assert done.code == 0, done
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"]["vae"] == "demo"
+
+
 def test_doctor(stdit: Callable) -> None:
     done = stdit("doctor")
     assert done.code == 0, done
@@ -96,7 +126,7 @@ def test_a_schedule_and_its_stages_by_name(stdit: Callable) -> None:
     done = stdit("train", "--schedule", "shapes-progressive", "--set", "8x46/steps=3")
     assert (done.code, "did you mean 8x64" in done.err) == (2, True)
     assert "STAGE/KEY is for the stages of a --curriculum" in stdit("train", "--set", "8x64/steps=3").err
-    assert "--schedule shapes-progressive" in stdit("stages").out
+    assert "--curriculum shapes-progressive" in stdit("stages").out
 
 
 def test_what_stands_beside_the_bar() -> None:

@@ -1,8 +1,8 @@
-"""`stdit stages`: the published curriculum, and the demo."""
+"""`stdit stages`: list the stages and curricula."""
 
 
 def stages() -> None:
-    """List the training stages with their sizes, and the schedules that chain them."""
+    """List the training stages with their sizes, and the curricula that train several in a row."""
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
@@ -28,6 +28,6 @@ def stages() -> None:
         )
     console = Console(highlight=False)
     console.print(table)
-    console.print("every: one frame of a video in so many is taken. A schedule trains stages in a row:")
+    console.print("every: frame interval (every n-th source frame). A curriculum trains stages in a row:")
     for name in curriculum_names():
-        console.print(f"--schedule {name}: {curriculum_summary(name)}", soft_wrap=True)
+        console.print(f"--curriculum {name}: {curriculum_summary(name)}", soft_wrap=True)

@@ -1,12 +1,13 @@
 """What a stage takes on a number of devices: memory of each, and time from their stated peak rates."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from stdit_train.config.load import ConfigError, did_you_mean
+from stdit_train.config.load import did_you_mean
 from stdit_train.config.schema import TrainConfig, model_arguments
-from stdit_train.estimate.training import Estimate, estimate_run
-from stdit_train.hardware import DEVICES, Device, measured_peak, this_device
+from stdit_train.errors import ConfigError
+from stdit_train.estimate.training import Estimate, estimate_run, refusal
+from stdit_train.hardware import DEVICES, GIB, Device, find_device, measured_peak, this_device
 
 if TYPE_CHECKING:
     from stdit_train.estimate.parallel import Traffic
@@ -89,3 +90,96 @@ def plan_stage(config: TrainConfig, device: Device, count: int) -> list[Plan]:
     if refused is not None and not plans:
         raise refused
     return plans
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What one stage would take on a machine.
+
+    Attributes:
+        estimate: parameters, FLOPs and memory on each process.
+        device: of each process.
+        seconds_per_step: at SHARE_OF_PEAK of the device's peak rate; None where no peak is known.
+    """
+
+    estimate: Estimate
+    device: Device
+    seconds_per_step: float | None
+
+    @property
+    def rows(self) -> dict[str, str]:
+        """A table for people: what, and how much."""
+        e, config = self.estimate, self.estimate.config
+        c, t, h, w = e.latent
+        memory = f"{e.total_memory / GIB:.2f} GiB at the peak, {self.device.memory / GIB:.1f} GiB free"
+        batch = f"{config.global_batch} samples a step: {e.accumulation} x {e.micro_batch} at once"
+        if self.seconds_per_step is None:
+            time = f"unknown: no peak rate of {self.device.title} (--gpu names another device)"
+        else:
+            total = self.seconds_per_step * config.steps / 3600
+            time = (
+                f"{self.seconds_per_step:.3g} s a step, {total:,.3g} hours for {config.steps:,} steps, at "
+                f"{SHARE_OF_PEAK:.0%} of the peak rate; VAE and text encoder come on top"
+            )
+        return {
+            "stage": config.stage,
+            "clip": f"{config.data.frames}x{config.data.height}x{config.data.width} "
+            f"(latents {c}x{t}x{h}x{w}, {e.tokens:,} tokens)",
+            "model": f"{config.model.preset} {config.model.variant}",
+            "parameters": f"{e.parameters:,} ({e.temporal_parameters:,} of them temporal attention)",
+            "batch": batch + (f", on {e.data_ranks} data-parallel ranks" if e.processes > 1 else ""),
+            "FLOPs": f"{e.step_flops:.3g} a step, {e.step_flops * config.steps:.3g} in all",
+            "device": f"{e.processes} x {self.device.title}",
+            "memory": memory,
+            **{f"  {name}": f"{size / GIB:.2f} GiB" for name, size in e.memory.items()},
+            "time": time,
+        }
+
+    @property
+    def notes(self) -> list[str]:
+        """Whether it fits and, if not, what to change; sizes that are assumed."""
+        verdict = refusal(self.estimate, self.device.memory) or f"fits on {self.device.title}"
+        return [verdict, *(f"assumed: {note}" for note in self.estimate.assumed)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the numbers behind the table, for JSON: bytes, FLOPs and seconds."""
+        e = self.estimate
+        return {
+            "stage": e.config.stage,
+            "parameters": e.parameters,
+            "latent": list(e.latent),
+            "tokens": e.tokens,
+            "micro_batch": e.micro_batch,
+            "accumulation": e.accumulation,
+            "flops_per_step": e.step_flops,
+            "device": self.device.title,
+            "processes": e.processes,
+            "memory": e.memory,
+            "peak_memory": e.total_memory,
+            "available_memory": self.device.memory,
+            "fits": e.total_memory <= self.device.memory,
+            "seconds_per_step": self.seconds_per_step,
+            "notes": self.notes,
+        }
+
+
+def dry_run(config: TrainConfig, processes: int = 1, device: str | None = None) -> DryRun:
+    """Estimate what a stage takes.
+
+    Args:
+        config: of the stage.
+        processes: that train together.
+        device: see `find_device_kind`; this machine's GPU, or else its CPU, unless given.
+
+    Raises:
+        ConfigError: no such device, or processes that don't divide the global batch.
+    """
+    from stdit_train.distributed.mesh import parallel_dims
+
+    kind = find_device_kind(device) if device is not None else this_device()
+    if device is None and find_device().type == "cpu":
+        kind = find_device_kind("cpu")
+    estimate = estimate_run(config, kind.memory, parallel_dims(config, processes))
+    peak = kind.peak(config.precision)
+    seconds = None if peak is None else estimate.step_flops / (processes * peak * SHARE_OF_PEAK)
+    return DryRun(estimate, kind, seconds)
