@@ -93,7 +93,8 @@ def filesystem(url: str) -> tuple[Any, str]:
         try:
             if rest:
                 return _archive(protocol or "file", "::".join(rest)), path
-            return url_to_fs(url)
+            fs, path = url_to_fs(url)
+            return fs, path
         except zipfile.BadZipFile:
             raise DataError(f"{'::'.join(rest)}: not a zip file, or a damaged one") from None
         except FileNotFoundError:

@@ -4,24 +4,40 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from stdit_data.buckets import Bucket
-from stdit_data.clip import Clip
+from stdit_data.clip import Clip, ClipDataset
+
+
+class CaptionedDataset(ClipDataset, Protocol):
+    """A `ClipDataset` that gives captions without loading clips, such as `ShapesDataset`."""
+
+    def caption(self, index: int) -> str:
+        """Return the clip's caption."""
+        ...
+
+    def path(self, index: int) -> str:
+        """Return a name for the clip."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """Return what determines every clip."""
+        ...
 
 
 class NoisyCaptions:
     """A `ClipDataset` that gives a share of the clips the caption of another clip, chosen by (seed, index).
 
     Args:
-        dataset: data set with correct captions, and `caption`, `path` and `settings` as `ShapesDataset` has them.
+        dataset: data set with correct captions.
         share: share of the clips, 0 to 1.
         seed: any whole number from 0.
     """
 
-    def __init__(self, dataset: Any, share: float, seed: int) -> None:
+    def __init__(self, dataset: CaptionedDataset, share: float, seed: int) -> None:
         self.dataset, self.share, self.seed = dataset, share, seed
         self.identity = zlib.crc32(repr((getattr(dataset, "identity", 0), share, seed)).encode())
 

@@ -14,10 +14,11 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stdit_data.buckets import Bucket
@@ -53,27 +54,32 @@ MOTIONS: dict[str, tuple[float, float]] = {  # unit vectors
 }
 
 # Signed distances (negative inside) of shapes of "radius" 1 centred at the origin.
-_Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
+_Array = NDArray[np.float64]
+_Distance = Callable[[_Array, _Array], _Array]
 
 
-def _circle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.hypot(x, y) - 1.0
+def _circle(x: _Array, y: _Array) -> _Array:
+    distance: _Array = np.hypot(x, y) - 1.0
+    return distance
 
 
-def _triangle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _triangle(x: _Array, y: _Array) -> _Array:
     """Equilateral, a corner up; the centroid at the origin."""
-    return np.maximum(y, np.abs(x) * math.sqrt(0.75) - y * 0.5) - 0.6
+    distance: _Array = np.maximum(y, np.abs(x) * math.sqrt(0.75) - y * 0.5) - 0.6
+    return distance
 
 
-def _box(x: np.ndarray, y: np.ndarray, half_width: float, half_height: float) -> np.ndarray:
-    return np.maximum(np.abs(x) - half_width, np.abs(y) - half_height)
+def _box(x: _Array, y: _Array, half_width: float, half_height: float) -> _Array:
+    distance: _Array = np.maximum(np.abs(x) - half_width, np.abs(y) - half_height)
+    return distance
 
 
-def _cross(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.minimum(_box(x, y, 1.1, 0.33), _box(x, y, 0.33, 1.1))
+def _cross(x: _Array, y: _Array) -> _Array:
+    distance: _Array = np.minimum(_box(x, y, 1.1, 0.33), _box(x, y, 0.33, 1.1))
+    return distance
 
 
-def _bar(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _bar(x: _Array, y: _Array) -> _Array:
     return _box(x, y, 1.2, 0.42)
 
 
@@ -225,7 +231,7 @@ class ShapesDataset:
         """Return a name for the clip, in place of a file."""
         return f"shapes:{self.split}/{self.seed}/{index}"
 
-    def settings(self) -> dict[str, str | int | float]:
+    def settings(self) -> dict[str, Any]:
         """Return what determines every clip."""
         return {
             "split": self.split,

@@ -64,7 +64,8 @@ class LatentDataset:
         self.metadata = cache.read_metadata(url, "video") or {}
         self.text_metadata = cache.read_metadata(url, "text")
         self.buckets = {parse_bucket(name): Bucket(*shape[1:]) for name, shape in self.metadata["shapes"].items()}
-        self.samples, self.variants = self.metadata["manifest"]["samples"], self.metadata["transform"]["variants"]
+        self.samples: int = self.metadata["manifest"]["samples"]
+        self.variants: int = self.metadata["transform"]["variants"]
         self.rows = rows
         self._row = np.full((self.variants, self.samples), -1, dtype=np.int64)
         self._row[np.asarray(rows["variant"]), np.asarray(rows["sample"])] = np.arange(len(rows))
@@ -107,19 +108,20 @@ class LatentDataset:
 
     def bucket(self, index: int) -> Bucket:
         """Return the clip's shape in frames and pixels."""
-        return self._buckets[self._row[0, index]]
+        return self._buckets[int(self._row[0, index])]
 
     def path(self, index: int) -> str:
         """Return the path or URL of the file that a sample was encoded from."""
-        return self.rows["source"][int(self._row[0, index])].as_py()
+        return str(self.rows["source"][int(self._row[0, index])])
 
     def caption(self, index: int) -> str:
         """Return a sample's caption."""
-        return self.rows["caption"][int(self._row[0, index])].as_py()
+        return str(self.rows["caption"][int(self._row[0, index])])
 
     def entry(self, index: int, epoch: int = 0) -> dict[str, Any]:
         """Return a sample's row of the index, as column to value."""
-        return self.rows.slice(int(self._row[epoch % self.variants, index]), 1).to_pylist()[0]
+        (row,) = self.rows.slice(int(self._row[epoch % self.variants, index]), 1).to_pylist()
+        return dict(row)
 
     def make_order(self, buckets: Any, **settings: Any) -> WindowedOrder:
         """Make the order in which the loader reads the samples; arguments as of `Order`."""
@@ -127,7 +129,8 @@ class LatentDataset:
 
     def shards(self, epoch: int) -> NDArray[np.integer]:
         """Return the shard of every sample in an epoch."""
-        return self._shard[self._row[epoch % self.variants]]
+        shards: NDArray[np.integer] = self._shard[self._row[epoch % self.variants]]
+        return shards
 
     def load(self, index: int, *, seed: int, epoch: int) -> Clip:
         """Read a sample.

@@ -252,7 +252,8 @@ class _ClipEncoder:
 
     def _load(self, item: int) -> Clip | ClipError:
         try:
-            return self.dataset.load(item % len(self.dataset), seed=self.seed, epoch=item // len(self.dataset))
+            clip: Clip = self.dataset.load(item % len(self.dataset), seed=self.seed, epoch=item // len(self.dataset))
+            return clip
         except ClipError as error:
             return error
 

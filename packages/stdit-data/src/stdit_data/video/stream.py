@@ -116,7 +116,7 @@ class VideoStream:
             return float(self.video.duration * self.video.time_base)
         if self.container.duration:  # in Matroska counted from time zero, not from the first frame
             late = float(self.first * self.time_base) if "matroska" in self.container.format.name else 0.0
-            return max(0.0, self.container.duration / av.time_base - late)
+            return max(0.0, float(self.container.duration / av.time_base) - late)
         return None
 
     def count(self) -> int:

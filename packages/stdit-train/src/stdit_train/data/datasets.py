@@ -35,11 +35,8 @@ def build_datasets(config: TrainConfig) -> tuple[ClipDataset, ShapesDataset | Va
         return encoded, held, cached_prompts(encoded, SAMPLED_PROMPTS)
     if data.source == "shapes":
         size: dict[str, Any] = {"frames": data.frames, "height": data.height, "width": data.width, "fps": data.fps}
-        train: ClipDataset = ShapesDataset(
-            length=data.clips, seed=config.seed, spread=data.spread, later=data.later, **size
-        )
-        if data.caption_noise:
-            train = NoisyCaptions(train, data.caption_noise, config.seed)
+        clips = ShapesDataset(length=data.clips, seed=config.seed, spread=data.spread, later=data.later, **size)
+        train = NoisyCaptions(clips, data.caption_noise, config.seed) if data.caption_noise else clips
         validation = ShapesDataset(split="val", length=64, spread=data.spread, **size)
         seen, held_out = triples("train"), triples("heldout")
         shown = [seen[0], seen[100], held_out[5], held_out[17]]
