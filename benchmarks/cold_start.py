@@ -1,4 +1,4 @@
-"""From a cold start to the finished mp4 with the bundled demo model, and what it is made of.
+"""Time from a cold start to the finished mp4 with the bundled demo model, and its parts.
 
     uv run python benchmarks/cold_start.py
 
@@ -24,7 +24,7 @@ ROWS = {
 
 
 def seconds(code: str) -> float:
-    """Wall time of a fresh Python that runs `code` in an empty folder."""
+    """Return the wall time of a fresh Python process that runs `code` in an empty folder."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, stdout=subprocess.DEVNULL)
@@ -32,7 +32,7 @@ def seconds(code: str) -> float:
 
 
 def main() -> None:
-    """Interleave the rows, so that a busy moment meets all of them."""
+    """Time all rows in turn, so that a busy moment slows all of them."""
     for code in ROWS.values():
         seconds(code)  # file caches and bytecode
     times = {name: [] for name in ROWS}

@@ -1,4 +1,9 @@
-"""How well a model of `shapes` goes on from given frames: `uv run python benchmarks/continuation.py runs/demo`."""
+"""Measure how well a model of `shapes` continues given frames.
+
+    uv run python benchmarks/continuation.py CHECKPOINT [--clips 10] [--known 8]
+
+Prints the mean error of the speed, and in how many clips the speed is constant and shape and colour are kept.
+"""
 
 import argparse
 
@@ -12,7 +17,7 @@ from stdit_train.pipeline.load import load_pipeline
 
 
 def steps_of(video: torch.Tensor) -> np.ndarray:
-    """Steps of the shape's centre, [T - 1, 2], in units of the frame's shorter side."""
+    """Return the steps of the shape's centre from frame to frame, [T - 1, 2], in units of the frame's shorter side."""
     pixels = (video.float().permute(1, 2, 3, 0).numpy() + 1.0) * 127.5
     masks = np.linalg.norm(pixels - np.asarray(BACKGROUND), axis=-1) > FOREGROUND_DISTANCE
     extent = np.asarray(masks.shape[:0:-1])
@@ -21,14 +26,16 @@ def steps_of(video: torch.Tensor) -> np.ndarray:
 
 
 def main() -> None:
-    """Clips of 16 frames of which the first ones are given, against how they truly go on."""
+    """Continue clips of 16 frames from their first ones, and compare with the clips themselves."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint")
     parser.add_argument("--clips", type=int, default=10)
     parser.add_argument("--known", type=int, default=8)
     parser.add_argument("--settling", type=int, default=3)
     parser.add_argument("--noisy", type=float, default=given.RESAMPLING_FROM)
-    parser.add_argument("--spread", type=float, default=0.5, help="0.15 is near the middle, 0.5 anywhere")
+    parser.add_argument(
+        "--spread", type=float, default=0.5, help="where shapes start: 0.15 is near the middle, 0.5 anywhere"
+    )
     parser.add_argument("--guided", action="store_true")
     asked = parser.parse_args()
     given.RESAMPLING_FROM = asked.noisy

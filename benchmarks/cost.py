@@ -1,8 +1,8 @@
-"""Seconds and memory of a training step as clips grow from 4 to 256 frames: full attention beside the others.
+"""Measure seconds and memory of a training step for clips of 4 to 256 frames, with full and with split attention.
 
 One step is forward, backward and AdamW of one clip. Each variant and length is measured in a process of its own (on a
-GPU in this one), variants in turn at each length. On a CPU the processor's seconds are given beside those of the clock,
-since on a shared machine the clock also counts the others' work; the load average is written down. FLOPs are by formula
+GPU in this one), variants in turn at each length. On a CPU, processor time is given beside wall time, which on a
+shared machine includes the work of others; the load average is recorded. FLOPs are by formula
 (`stdit_model.flops`), which also says at which length full attention costs twice what seq does, here and at XL/2.
 
     uv run python benchmarks/cost.py --out benchmarks/cost      # benchmarks/cost.md, .csv and .png
@@ -34,14 +34,14 @@ from stdit_train.report.plots import new_figure
 TEXT_TOKENS, CAPTION_CHANNELS = 120, 64
 QUIET = 1.0  # least load average of a machine on which something else runs
 SHARED = (
-    "**The machine was shared**: seconds by the clock count the work of others too, the processor's seconds don't, "
-    "though caches were shared."
+    "**The machine was shared**: wall time includes the work of others; processor time does not, except through shared "
+    "caches."
 )
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A training step of one variant at one length."""
+    """Cost of a training step of one variant at one length."""
 
     variant: str
     frames: int

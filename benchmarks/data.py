@@ -1,4 +1,4 @@
-"""What reading video costs: decoding just the frames wanted against decoding all, and memory over 20,000 clips.
+"""Measure reading video: seeking to the frames of a clip against decoding the whole file, and memory over many clips.
 
     uv run python benchmarks/data.py seek [CLIP ...]
     uv run python benchmarks/data.py memory [--clips 20000]
@@ -23,7 +23,7 @@ import torch
 
 from stdit_data.datasets.videos import open_videos
 from stdit_data.loading.loader import ClipLoader
-from stdit_data.video.frames import Sampling, take
+from stdit_data.video.frames import Sampling, read_frames
 from stdit_data.video.probe import probe
 from stdit_data.video.stream import VideoStream
 
@@ -53,7 +53,7 @@ def rgb(frame: av.VideoFrame) -> torch.Tensor:
 def seeking(path: str) -> list[torch.Tensor]:
     """16 frames from the middle, as the loader reads them."""
     with VideoStream(path) as video:
-        return take(video, SAMPLING, rgb, place=0.5).pictures
+        return read_frames(video, SAMPLING, rgb, place=0.5).pictures
 
 
 def whole(path: str) -> list[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""What STDiT-XL/2 needs on many devices, on paper: memory of each, and bytes that each sends in a step.
+"""Estimate what STDiT-XL/2 needs on many devices: memory of each, and bytes that each sends per step.
 
     uv run python benchmarks/distributed.py
 

@@ -1,4 +1,4 @@
-"""What reading a cache costs: the loader beside a plain sequential read of the same files, and its share of a step.
+"""Measure reading a cache: the loader against a sequential read of the same files, and its share of a training step.
 
     uv run python benchmarks/latents.py read [--gib 2]
     uv run python benchmarks/latents.py step [--steps 8] [--side 256]

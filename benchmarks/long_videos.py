@@ -1,11 +1,16 @@
-"""Whether long videos of `shapes`, made in windows, keep their speed: `uv run python benchmarks/long_videos.py`."""
+"""Measure whether long videos of `shapes`, sampled in windows, keep shape, colour and speed.
+
+    uv run python benchmarks/long_videos.py [CHECKPOINT] [--frames 256] [--prompts 20]
+
+The bundled demo model is measured unless a checkpoint is given. Prints a line per video and a summary.
+"""
 
 import argparse
 from pathlib import Path
 
 import numpy as np
 import torch
-from measure_going_on import steps_of
+from continuation import steps_of
 
 from stdit_data.datasets.shapes import triples
 from stdit_data.preview import contact_sheet
@@ -15,7 +20,7 @@ from stdit_train.pipeline.load import load_pipeline
 
 
 def main() -> None:
-    """Prompts of held-out and seen triples in turn, each read by the analyser: whole, and its last clip alone."""
+    """Sample prompts of held-out and seen triples in turn; read each video as a whole, and its last window alone."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", nargs="?", default=str(demo_folder()))
     parser.add_argument("--frames", type=int, default=256)
@@ -23,7 +28,7 @@ def main() -> None:
     parser.add_argument("--overlap", type=int)
     parser.add_argument("--settling", type=int)
     parser.add_argument("--guided", action="store_true")
-    parser.add_argument("--sheet", type=Path, help="PNG of eight frames of each video")
+    parser.add_argument("--sheet", type=Path, help="PNG to write with eight frames of each video")
     asked = parser.parse_args()
     pipeline = load_pipeline(asked.checkpoint)
     pipeline.set_progress_bar_config(disable=True)

@@ -1,4 +1,4 @@
-"""Achieved FLOP/s of forward + backward: STDiT's variants beside diffusers' PixArt and Latte transformers.
+"""Measure FLOP/s of forward and backward: STDiT's variants beside diffusers' PixArt and Latte transformers.
 
 Not seconds, because the blocks differ: ours have spatial and temporal attention in one block (seq, parallel), theirs
 one of them, and Latte's temporal blocks no cross-attention. All models get the same width, heads, number of blocks,

@@ -1,4 +1,4 @@
-"""What `findings.py` asks: for each question its arms, made equal in compute, and what is held against what.
+"""The questions that run.py answers: for each its arms, made equal in compute, and the contrasts between them.
 
 Steps are derived from FLOPs (matrix products of the transformer), so that "equal compute" is a number. An arm is one
 stage, or several that hand on their weights, as `stdit train` and `stdit train --schedule` run them.
@@ -13,7 +13,7 @@ from stdit_train.ablation.arms import estimate_arm
 from stdit_train.config.load import load_curriculum, load_stage
 from stdit_train.config.schema import TrainConfig
 
-MINUTES = 75.0  # for everything, three seeds, on one thread of the machine that findings.md names
+MINUTES = 75.0  # for everything, three seeds, on one thread of the machine that README.md names
 SEEDS = 3
 PROMPTS = 40  # seen ones that a finished run is scored by, and half as many held-out ones
 STEPS = 700  # of the arm `base` then; all others follow from it

@@ -1,4 +1,4 @@
-"""Writes findings.md from finished runs: tables, paired differences, and the sentence that each interval allows."""
+"""Write README.md from finished runs: tables, paired differences, and the conclusion that each interval allows."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from stdit_train.evaluation.confidence import Interval, paired_difference
 LOSS, ASPECTS, ALL = "validation loss", "aspects right, seen", "all right, seen"
 WIDTH = 118  # of a line of text
 MEASURES = (LOSS, ASPECTS, ALL)
-Results = Mapping[str, Mapping[int, Mapping[str, Any]]]  # of arm and seed, as `findings.py` wrote them
+Results = Mapping[str, Mapping[int, Mapping[str, Any]]]  # of arm and seed, as run.py wrote them
 
 INTRODUCTION = """# What the report found, put to the test
 
@@ -43,14 +43,14 @@ wide intervals (t = 4.3), and of twenty comparisons between equals one would be 
 
 
 def write_report(folder: Path, out: Path) -> Path:
-    """Write the page from folder/results; returns its path."""
+    """Write the page from folder/results to `out`, and return `out`."""
     results = read_results(folder)
     replace_text(out, page(results, str(folder)))
     return out
 
 
 def read_results(folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
-    """Every finished run of a folder, by arm and seed."""
+    """Read every finished run of a folder, by arm and seed."""
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for file in sorted((folder / "results").glob("*-seed*.json")):
         result = json.loads(file.read_text())
@@ -59,7 +59,7 @@ def read_results(folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
 
 
 def page(results: Results, folder: str) -> str:
-    """The whole of findings.md."""
+    """Return the whole page."""
     runs = [run for seeds in results.values() for run in seeds.values()]
     parts = [INTRODUCTION.format(folder=folder, commands="\n".join(commands(results, folder)))]
     if runs:
@@ -77,7 +77,7 @@ def page(results: Results, folder: str) -> str:
 
 
 def commands(results: Results, folder: str) -> list[str]:
-    """What made the runs: one command for the usual questions, and one for each that is run only where it is named."""
+    """Return the commands of the runs: one for the usual questions, and one for each that must be named."""
     asked = [("", [question for question in QUESTIONS if not question.extra])]
     asked += [(f" --only {question.name}", [question]) for question in QUESTIONS if question.extra]
     lines = []
@@ -90,7 +90,7 @@ def commands(results: Results, folder: str) -> list[str]:
 
 
 def _options(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Those of `findings.py` that these runs were made with, where they aren't the usual ones."""
+    """Return the options of run.py that these runs were made with, other than the defaults."""
     given = ""
     scale = {"base": STEPS, "demo-flow": DEMO_STEPS, "demo-iddpm": DEMO_STEPS}
     for minutes in {MINUTES * run["steps"][0] / scale[run["arm"]] for run in runs if run["arm"] in scale} - {MINUTES}:
@@ -103,7 +103,7 @@ def _options(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def section(question: Question, results: Results) -> str:
-    """One question: its arms, their differences, what follows."""
+    """Return the section of a question: its arms, their differences, the conclusions."""
     lines = [f"## {question.title}", "", *textwrap.wrap(question.about, WIDTH), ""]
     there = [arm for arm in _with_images(question, results) if arm in results]
     if not there:
@@ -126,12 +126,12 @@ def section(question: Question, results: Results) -> str:
 
 
 def _with_images(question: Question, results: Results) -> list[str]:
-    """The question's arms, and the image models that they started with."""
+    """Return the question's arms, after the image models that they started with."""
     return (["image"] if any(arm.endswith("-image") for arm in question.arms) else []) + question.arms
 
 
 def arms_table(names: Sequence[str], results: Results) -> list[str]:
-    """A line an arm."""
+    """Return a table with a line per arm."""
     head = "| arm | what | seeds | steps | TFLOPs | Mtokens | loss | all | colour | shape | motion | held-out |"
     lines = [head, "|---|---|---" + "|---:" * 9 + "|"]
     for name in names:
@@ -152,7 +152,7 @@ def arms_table(names: Sequence[str], results: Results) -> list[str]:
 
 
 def _spread(values: Sequence[float | None], digits: int) -> str:
-    """Mean (least to greatest) of what was measured; empty where nothing was."""
+    """Format the mean (minimum to maximum) of the values; empty without a finite value."""
     found = [value for value in values if value is not None and math.isfinite(value)]
     if not found:
         return ""
@@ -161,7 +161,7 @@ def _spread(values: Sequence[float | None], digits: int) -> str:
 
 
 def value(run: Mapping[str, Any], measure: str) -> float | None:
-    """Of a finished run; None where it wasn't measured."""
+    """Return a measure of a finished run; None where it was not measured."""
     if measure == LOSS:
         return run["validation_loss"]
     seen = run["shares"].get("seen")
@@ -171,7 +171,7 @@ def value(run: Mapping[str, Any], measure: str) -> float | None:
 
 
 def differences(contrast: Contrast, question: Question, results: Results) -> dict[str, Interval]:
-    """The first arm minus the second by measure, over the seeds that both have."""
+    """Return the first arm minus the second by measure, over the seeds that both have."""
     found = {}
     for measure in MEASURES if question.by_loss else MEASURES[1:]:
         first, second = (
@@ -184,7 +184,7 @@ def differences(contrast: Contrast, question: Question, results: Results) -> dic
 
 
 def verdict(difference: Interval, measure: str) -> str:
-    """better, worse or not distinguishable; of one seed nothing."""
+    """Return "better", "worse" or "not distinguishable"; one seed has no interval."""
     if difference.half is None:
         return "one seed, no interval"
     if not difference.separated:
@@ -193,7 +193,7 @@ def verdict(difference: Interval, measure: str) -> str:
 
 
 def conclusion(contrast: Contrast, question: Question, results: Results) -> str:
-    """A sentence that follows from the intervals, by the loss where it can be compared and by the prompts besides."""
+    """Return a sentence that follows from the intervals, by loss where that is comparable, and by prompts."""
     ended = {
         arm: sum(1 for run in results.get(arm, {}).values() if run["ended"]) for arm in (contrast.arm, contrast.against)
     }

@@ -1,11 +1,11 @@
-"""What Open-Sora 1.0's report found, put to the test on `shapes`; the tables are in README.md.
+"""Test findings of Open-Sora 1.0's report on `shapes`; the tables are in README.md.
 
     uv run python benchmarks/findings/run.py RUN_DIR [--only QUESTION ...] [--seeds 3] [--minutes 75] [--prompts 40]
     uv run python benchmarks/findings/run.py report RUN_DIR
 
-The first trains and scores whatever isn't yet: stopped or killed at any moment, the same command goes on. Every
-finished run is a file in RUN_DIR/results; `report` writes README.md from these, however many there are. One thread is
-used unless OMP_NUM_THREADS says otherwise.
+The first command trains and scores the runs that are missing; interrupted at any moment, it can be typed again. Every
+finished run is a file in RUN_DIR/results, and `report` writes README.md from those that exist. One thread is used
+unless OMP_NUM_THREADS is set.
 """
 
 import argparse
@@ -31,13 +31,13 @@ from stdit_data.files import replace_text, write_atomically
 from stdit_data.latents.format import INDEX
 from stdit_model import STDiT
 from stdit_model.embed import temporal_positions
-from stdit_train.checkpoint.manager import RunEnded
 from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.components.precompute import Encoding, open_jobs
-from stdit_train.config.load import ConfigError, from_dict, to_dict
+from stdit_train.config.load import from_dict, to_dict
 from stdit_train.config.schema import TrainConfig
 from stdit_train.curriculum import Stage, stage_folder, train_stages
 from stdit_train.distributed.world import World
+from stdit_train.errors import ConfigError, RunEnded
 from stdit_train.evaluation.evaluate import evaluate_pipeline
 from stdit_train.pipeline.load import load_pipeline
 from stdit_train.tracking.metrics import read_metrics
@@ -46,12 +46,12 @@ INTERRUPTED = 130
 
 
 class Interrupted(Exception):
-    """Somebody stopped a run; it is saved."""
+    """A run was interrupted and saved."""
 
 
 @dataclass
 class Lines:
-    """A watcher that prints what is said, and a line now and then."""
+    """A callback that prints messages, and the loss at every quarter of a run."""
 
     name: str
     steps: int = 0
@@ -71,19 +71,19 @@ class Findings:
     """The runs of one folder.
 
     Args:
-        folder: of latents, runs and results.
-        minutes: for all questions with three seeds; the number of steps follows from it.
-        prompts: seen ones that a finished run is scored by, and half as many held-out ones.
+        folder: holds latents, runs and results.
+        minutes: time for all questions with three seeds, from which the number of steps follows.
+        prompts: seen prompts to score a finished run with; half as many held-out ones are added.
     """
 
     def __init__(self, folder: Path, minutes: float, prompts: int = PROMPTS) -> None:
         self.folder, self.arms, self.prompts = folder.resolve(), make_arms(minutes), prompts
 
     def run(self, questions: Sequence[Question], seeds: int) -> None:
-        """Train and score what isn't yet, every arm's first seed before the second seeds.
+        """Train and score the runs that are missing, every arm's first seed before the second seeds.
 
         Raises:
-            Interrupted: by Ctrl-C or SIGTERM.
+            Interrupted: Ctrl-C or SIGTERM.
             ConfigError: the folder holds runs with other settings.
             RunEnded: the disk is full.
         """
@@ -95,7 +95,7 @@ class Findings:
                     self._train(arm, seed)
 
     def result_file(self, arm: Arm, seed: int) -> Path:
-        """Of a finished run."""
+        """Return the file with the result of a finished run."""
         return self.folder / "results" / f"{arm.name}-seed{seed}.json"
 
     def _is_done(self, arm: Arm, seed: int) -> bool:
@@ -111,7 +111,7 @@ class Findings:
     # -- one run ---------------------------------------------------------------------------------------------------
 
     def _train(self, arm: Arm, seed: int) -> None:
-        """All stages of a run, from its last checkpoint where it has one; then its scores, and its file."""
+        """Train all stages of a run, from its last checkpoint where it has one; then score it and write its result."""
         folder = self.folder / "runs" / f"{arm.name}-seed{seed}"
         configs = [self._cached(config) for config in arm.seeded(seed)]
         if arm.image is not None:
@@ -131,7 +131,7 @@ class Findings:
         except RunEnded as error:
             if "not finite" not in str(error):
                 raise
-            ended = str(error)  # a result, too: so ends a run whose rate is too high
+            ended = str(error)  # a result, too: the learning rate is too high
         scores = self._scores(stages[-1].run) if arm.scored and ended is None else {}
         result = read_result(arm, seed, [stage.run for stage in stages], scores, ended)
         result["prompts"] = self.prompts
@@ -139,14 +139,14 @@ class Findings:
         replace_text(self.result_file(arm, seed), json.dumps(result, indent=1) + "\n")
 
     def _scores(self, run: RunFolder) -> dict[str, dict[str, float]]:
-        """For seen and held-out prompts the shares of videos that are right, the same prompts and noise for all."""
+        """Return the shares of videos that are right by split and aspect, with the same prompts and noise for all runs."""
         pipeline = load_pipeline(str(run.path))
         splits: Any = (("seen", "train", self.prompts), ("held-out", "heldout", max(self.prompts // 2, 1)))
         scored = {name: evaluate_pipeline(pipeline, split, count).shares for name, split, count in splits}
         return {name: {aspect: found["share"] for aspect, found in shares.items()} for name, shares in scored.items()}
 
     def _cached(self, config: TrainConfig) -> TrainConfig:
-        """The configuration with the latents and texts of its clips, encoded once for all seeds and arms."""
+        """Return settings that read the clips from a cache, encoded once for all seeds and arms."""
         data = config.data
         noise = f"-noise{data.caption_noise:.2f}" if data.caption_noise else ""
         cache = self.folder / "latents" / f"{data.frames}x{data.height}x{data.width}-{data.clips}{noise}"
@@ -161,7 +161,7 @@ class Findings:
 def read_result(
     arm: Arm, seed: int, runs: Sequence[RunFolder], scores: dict[str, dict[str, float]], ended: str | None
 ) -> dict[str, Any]:
-    """What a run came to, as plain values. A run that ended early has no validation loss."""
+    """Return the result of a run as plain values; one that ended early has no validation loss."""
     rows = [read_metrics(run.metrics_file) for run in runs]
     curve = [(row["step"], row["validation_loss"]) for row in rows[-1] if "validation_loss" in row]
     seconds = 0.0
@@ -188,7 +188,7 @@ def read_result(
 
 
 def pixart_file(run: RunFolder) -> Path:
-    """The averaged weights of a finished run of dit on single frames, in the layout of PixArt's release.
+    """Write the EMA weights of a finished run of dit on single frames in the layout of PixArt's release.
 
     An image model has no temporal position; dit adds that of frame 0 to every token, a constant, which goes into the
     patch embedding's bias.
@@ -206,24 +206,24 @@ def pixart_file(run: RunFolder) -> Path:
 
 
 def _check_same(where: Path, theirs: Sequence[TrainConfig], ours: Sequence[TrainConfig]) -> None:
-    """Refuses to take one run for another; where its parts lie doesn't count."""
+    """Check that settings are equal, apart from the folders of VAE, text encoder and cache."""
     if [_placeless(config) for config in theirs] != [_placeless(config) for config in ours]:
         raise ConfigError(
-            f"{where} has other settings than this command asks for: give the --minutes that it began with, or another "
+            f"{where} has other settings than this command asks for: give the --minutes it was started with, or another "
             "folder"
         )
 
 
 def _placeless(config: TrainConfig) -> TrainConfig:
-    """Without folders: latents are named by what they are, and with `shapes` go the demo's VAE and text encoder."""
+    """Replace what depends on the machine: a cache by its folder's name, the VAE and the text encoder by "demo"."""
     data = replace(config.data, source=Path(config.data.source).name, vae="demo", text_encoder="demo")
     return replace(config, init=None if config.init is None else "image", data=data)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command; its exit code."""
+    """Run the command; returns its exit code."""
     if arguments[:1] == ["report"]:
-        parser = argparse.ArgumentParser(prog="findings.py report", description="Write README.md from finished runs.")
+        parser = argparse.ArgumentParser(prog="run.py report", description="Write README.md from finished runs.")
         parser.add_argument("run_dir", type=Path)
         parser.add_argument("--out", type=Path, default=Path(__file__).with_name("README.md"))
         given = parser.parse_args(arguments[1:])
@@ -232,17 +232,20 @@ def main(arguments: Sequence[str]) -> int:
             return 2
         print(write_report(given.run_dir, given.out))
         return 0
-    parser = argparse.ArgumentParser(prog="findings.py", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="run.py", description=(__doc__ or "").partition("\n")[0])
     names = [question.name for question in QUESTIONS]
-    parser.add_argument("run_dir", type=Path, help="a new folder, or that of a command that was stopped")
+    parser.add_argument("run_dir", type=Path, help="folder of the runs; an interrupted command in it is resumed")
     usual = [question.name for question in QUESTIONS if not question.extra]
     parser.add_argument(
         "--only", nargs="+", choices=names, default=usual, metavar="QUESTION", help=f"{', '.join(names)}; all but demo"
     )
     parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="for all questions and three seeds, about")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="time for all questions with three seeds, about")
     parser.add_argument(
-        "--prompts", type=int, default=PROMPTS, help="to score a run by, and half as many held-out ones"
+        "--prompts",
+        type=int,
+        default=PROMPTS,
+        help="seen prompts to score a run with; half as many held-out ones are added",
     )
     given = parser.parse_args(arguments)
     if given.seeds < 1 or given.prompts < 1 or not given.minutes > 0:
@@ -251,7 +254,7 @@ def main(arguments: Sequence[str]) -> int:
         questions = [question for question in QUESTIONS if question.name in given.only]
         Findings(given.run_dir, given.minutes, given.prompts).run(questions, given.seeds)
     except (Interrupted, KeyboardInterrupt):
-        print("stopped, saved; the same command goes on from here", file=sys.stderr)
+        print("stopped and saved; run the same command again to resume", file=sys.stderr)
         return INTERRUPTED
     except (ConfigError, DataError, RunEnded) as error:
         print(f"findings: {error}", file=sys.stderr)

@@ -62,7 +62,7 @@ def written(folder: Path, results: Mapping[str, list[tuple[float | None, float |
 
 
 def part(page: str, title: str) -> str:
-    """A section of findings.md."""
+    """A section of the page."""
     return next(text for text in page.split("\n## ") if text.startswith(title))
 
 
