@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--settling", type=int, default=3)
     parser.add_argument("--noisy", type=float, default=given.RESAMPLING_FROM)
     parser.add_argument(
-        "--spread", type=float, default=0.5, help="where shapes start: 0.15 is near the middle, 0.5 anywhere"
+        "--spread", type=float, default=0.5, help="spread of the start: 0.15 near the middle, 0.5 anywhere"
     )
     parser.add_argument("--guided", action="store_true")
     asked = parser.parse_args()

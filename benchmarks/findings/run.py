@@ -139,7 +139,7 @@ class Findings:
         replace_text(self.result_file(arm, seed), json.dumps(result, indent=1) + "\n")
 
     def _scores(self, run: RunFolder) -> dict[str, dict[str, float]]:
-        """Return the shares of videos that are right by split and aspect, with the same prompts and noise for all runs."""
+        """Return the shares of videos that are right by split and aspect; all runs have the same prompts and noise."""
         pipeline = load_pipeline(str(run.path))
         splits: Any = (("seen", "train", self.prompts), ("held-out", "heldout", max(self.prompts // 2, 1)))
         scored = {name: evaluate_pipeline(pipeline, split, count).shares for name, split, count in splits}
@@ -209,8 +209,7 @@ def _check_same(where: Path, theirs: Sequence[TrainConfig], ours: Sequence[Train
     """Check that settings are equal, apart from the folders of VAE, text encoder and cache."""
     if [_placeless(config) for config in theirs] != [_placeless(config) for config in ours]:
         raise ConfigError(
-            f"{where} has other settings than this command asks for: give the --minutes it was started with, or another "
-            "folder"
+            f"{where} has other settings than this command: give the --minutes it was started with, or another folder"
         )
 
 
@@ -245,7 +244,7 @@ def main(arguments: Sequence[str]) -> int:
         "--prompts",
         type=int,
         default=PROMPTS,
-        help="seen prompts to score a run with; half as many held-out ones are added",
+        help="seen prompts per run; half as many held-out ones are added",
     )
     given = parser.parse_args(arguments)
     if given.seeds < 1 or given.prompts < 1 or not given.minutes > 0:
