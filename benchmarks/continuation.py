@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("checkpoint")
     parser.add_argument("--clips", type=int, default=10)
     parser.add_argument("--known", type=int, default=8)
-    parser.add_argument("--settling", type=int, default=3)
+    parser.add_argument("--resampling-steps", type=int, default=3)
     parser.add_argument("--noisy", type=float, default=given.RESAMPLING_FROM)
     parser.add_argument(
         "--spread", type=float, default=0.5, help="spread of the start: 0.15 near the middle, 0.5 anywhere"
@@ -45,8 +45,8 @@ def main() -> None:
         [scene.caption for scene in scenes],
         num_frames=16,
         first_frames=torch.stack([render(scene, 16, 64, 64) for scene in scenes])[:, :, : asked.known],
-        settling=asked.settling,
-        guide_going_on=asked.guided,
+        resampling_steps=asked.resampling_steps,
+        guide_continuation=asked.guided,
         generator=[torch.Generator().manual_seed(i) for i in range(asked.clips)],
     ).frames
     errors, constant, same = [], 0, 0

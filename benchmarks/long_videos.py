@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=256)
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--overlap", type=int)
-    parser.add_argument("--settling", type=int)
+    parser.add_argument("--resampling-steps", type=int)
     parser.add_argument("--guided", action="store_true")
     parser.add_argument("--sheet", type=Path, help="PNG to write with eight frames of each video")
     asked = parser.parse_args()
@@ -41,8 +41,8 @@ def main() -> None:
         num_frames=asked.frames,
         window=window,
         overlap=overlap,
-        settling=asked.settling,
-        guide_going_on=asked.guided,
+        resampling_steps=asked.resampling_steps,
+        guide_continuation=asked.guided,
         generator=[torch.Generator().manual_seed(i) for i in range(asked.prompts)],
     ).frames
     whole, last, steady, kept, seams, others = 0, 0, 0, [], [], []

@@ -1,4 +1,4 @@
-"""Going on from given frames, and windows: with an exact denoiser of straight lines, whose speed must go on."""
+"""Continuation and windows, with an exact denoiser of straight lines: motion must go on at constant speed."""
 
 from typing import Any
 
@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from stdit_model.model import TextCache
 from stdit_model.sampling.continuation import plan_windows
 from stdit_model.sampling.denoise import Denoiser
 
@@ -25,6 +26,9 @@ SCHEDULERS = {
     "dpmsolver++": DPMSolverMultistepScheduler,
     "unipc": UniPCMultistepScheduler,
 }
+
+
+NO_TEXT = TextCache([], None)
 
 
 class Lines:
@@ -55,15 +59,15 @@ class Lines:
         return epsilon - clean if flow else epsilon
 
 
-def make(sampler: str, settling: int, total: int = 64) -> Tensor:
-    """A long "video" of 128 lines, in windows of 16 that go on from 8."""
+def make(sampler: str, resampling_steps: int, total: int = 64) -> Tensor:
+    """Sample a long "video" of 128 lines, in windows of 16 that share 8."""
     scheduler = SCHEDULERS[sampler]()
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(2, 4, total, 4, 4, generator=generator)
-    denoise = Denoiser(Lines(scheduler), scheduler, None, 20, generator, settling=settling)  # type: ignore[arg-type]
+    denoise = Denoiser(Lines(scheduler), scheduler, NO_TEXT, 20, generator, resampling_steps=resampling_steps)  # type: ignore[arg-type]
     made = noise[:, :, :0]
     for start, stop, known in plan_windows(total, 0, 16, 8):
-        x = denoise(noise[:, :, start:stop], made[:, :, start:] if known else None, lambda i, t, x: x)
+        x = denoise(noise[:, :, start:stop], made[:, :, start:] if known else None)
         made = torch.cat([made, x[:, :, known:]], dim=2)
     return made
 
@@ -76,22 +80,22 @@ def drift(made: Tensor) -> float:
 
 @pytest.mark.parametrize("sampler", SCHEDULERS)
 def test_motion_goes_on_at_constant_speed(sampler: str) -> None:
-    made = make(sampler, settling=3)
+    made = make(sampler, resampling_steps=3)
     assert made.shape[2] == 64
     assert drift(made) < (0.4 if sampler == "unipc" else 0.25)  # of 6 seams together; without it is above 1
 
 
-def test_without_settling_it_would_not() -> None:
-    assert drift(make("euler", settling=0)) > 1
+def test_without_resampling_it_would_not() -> None:
+    assert drift(make("euler", resampling_steps=0)) > 1
 
 
 def test_given_frames_stay(sampler: str = "euler") -> None:
     scheduler = SCHEDULERS[sampler]()
     generator = torch.Generator().manual_seed(0)
-    past = torch.linspace(0, 1, 8)[None, None, :, None, None].expand(1, 4, 8, 4, 4)
-    denoise = Denoiser(Lines(scheduler), scheduler, None, 20, generator)  # type: ignore[arg-type]
-    x = denoise(torch.randn(1, 4, 16, 4, 4, generator=generator), past, lambda i, t, x: x)
-    assert torch.equal(x[:, :, :8], past)
+    first = torch.linspace(0, 1, 8)[None, None, :, None, None].expand(1, 4, 8, 4, 4)
+    denoise = Denoiser(Lines(scheduler), scheduler, NO_TEXT, 20, generator)  # type: ignore[arg-type]
+    x = denoise(torch.randn(1, 4, 16, 4, 4, generator=generator), first)
+    assert torch.equal(x[:, :, :8], first)
     line = torch.linspace(0, 15 / 7, 16)[None, None, :, None, None].expand_as(x)
     assert (x - line).abs().max() < 0.25  # the slope of the given frames, to the prior's roughness
 

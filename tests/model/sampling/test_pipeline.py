@@ -156,12 +156,12 @@ def test_guidance_in_an_interval(pipeline: STDiTPipeline) -> None:
     """A step that is not guided is that of the prompt alone, and costs half."""
     sizes = []
     handle = pipeline.transformer.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    partly = pipeline("a cat", generator=seeds(0), guidance_interval=(0.3, 0.6)).frames
+    partly = pipeline("a cat", generator=seeds(0), guidance_start=0.3, guidance_stop=0.6).frames
     handle.remove()
     assert sizes == [1, 2, 1]
     assert not torch.equal(partly, pipeline("a cat", generator=seeds(0)).frames)
-    with pytest.raises(ValueError, match="guidance_interval"):
-        pipeline("a cat", guidance_interval=(0.7, 0.3))
+    with pytest.raises(ValueError, match=r"guidance_start 0\.7, guidance_stop 0\.3"):
+        pipeline("a cat", guidance_start=0.7, guidance_stop=0.3)
 
 
 def test_embeddings_stand_in_for_text_and_its_encoder(pipeline: STDiTPipeline) -> None:
@@ -182,12 +182,12 @@ def test_embeddings_stand_in_for_text_and_its_encoder(pipeline: STDiTPipeline) -
 def test_slicing_tiling_and_chunks(pipeline: STDiTPipeline) -> None:
     whole = pipeline("a cat", generator=seeds(0)).frames
     torch.testing.assert_close(pipeline("a cat", generator=seeds(0), decode_chunk_size=1).frames, whole)
-    pipeline.enable_vae_slicing()
+    pipeline.vae.enable_slicing()
     torch.testing.assert_close(pipeline("a cat", generator=seeds(0)).frames, whole)
-    pipeline.disable_vae_slicing()
-    pipeline.enable_vae_tiling()
+    pipeline.vae.disable_slicing()
+    pipeline.vae.enable_tiling()
     assert pipeline("a cat", generator=seeds(0)).frames.shape == whole.shape
-    pipeline.disable_vae_tiling()
+    pipeline.vae.disable_tiling()
 
 
 def test_given_frames_stay_as_they_are(pipeline: STDiTPipeline) -> None:
@@ -198,9 +198,9 @@ def test_given_frames_stay_as_they_are(pipeline: STDiTPipeline) -> None:
     long = pipeline("a cat", first_frames=first, num_frames=10, window=4, overlap=2, generator=seeds(0)).frames
     assert long.shape == (1, 3, 10, 32, 32)
     assert torch.equal(long[0, :, :2], first)
-    with pytest.raises(ValueError, match=r"\[3, K, 32, 32\] expected"):
+    with pytest.raises(ValueError, match=r"expected first_frames of shape \[3, K, 32, 32\]"):
         pipeline("a cat", first_frames=first[..., :16])
-    with pytest.raises(ValueError, match="leave nothing to make"):
+    with pytest.raises(ValueError, match="nothing is left to sample"):
         pipeline("a cat", first_frames=first, num_frames=2)
 
 
@@ -271,6 +271,22 @@ def test_round_trip(pipeline: STDiTPipeline, tmp_path: Path) -> None:
     assert torch.equal(one, other)
 
 
+def test_settling_is_the_old_name_of_resampling_steps(pipeline: STDiTPipeline, tmp_path: Path) -> None:
+    pipeline.save_pretrained(tmp_path / "p")
+    index = json.loads((tmp_path / "p" / "model_index.json").read_text())
+    assert index.pop("resampling_steps") == 3
+    (tmp_path / "p" / "model_index.json").write_text(json.dumps(index | {"settling": 1}))
+    old = STDiTPipeline.from_pretrained(tmp_path / "p")
+    assert old.config.resampling_steps == 1
+    assert "settling" not in old.config
+    old.set_progress_bar_config(disable=True)
+    first = torch.zeros(3, 1, 32, 32)
+    with pytest.warns(FutureWarning, match="settling is now resampling_steps"):
+        renamed = old("a cat", first_frames=first, settling=2, generator=seeds(0)).frames
+    assert torch.equal(renamed, old("a cat", first_frames=first, resampling_steps=2, generator=seeds(0)).frames)
+    assert not torch.equal(renamed, old("a cat", first_frames=first, generator=seeds(0)).frames)
+
+
 def test_a_missing_part_is_named(pipeline: STDiTPipeline, tmp_path: Path) -> None:
     import shutil
 
@@ -309,7 +325,7 @@ def test_parts_named_by_hub_id(pipeline: STDiTPipeline, tmp_path: Path, monkeypa
     pipeline.transformer.save_pretrained(tmp_path / "model")
     write_pipeline(tmp_path / "model", tmp_path / "p", vae="owner/vae", text_encoder="owner/t5", tokenizer="owner/t5")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match=r"owner/\w+: not to be had .*hf download owner/"):
+    with pytest.raises(ValueError, match=r"owner/\w+: not found .*hf download owner/"):
         STDiTPipeline.from_pretrained(tmp_path / "p")
     parts = {"vae": pipeline.vae, "text_encoder": pipeline.text_encoder, "tokenizer": pipeline.tokenizer}
     again = STDiTPipeline.from_pretrained(tmp_path / "p", **parts)

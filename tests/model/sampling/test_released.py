@@ -108,7 +108,7 @@ def test_parts_of_another_kind_are_refused(open_sora: Path, parts: Path) -> None
     text = T5Config(vocab_size=384, d_model=16, d_kv=8, d_ff=64, num_layers=1, num_heads=2)
     T5EncoderModel(text).save_pretrained(parts / "small")
     ByT5Tokenizer().save_pretrained(parts / "small")
-    with pytest.raises(WeightsError, match="captions 32 wide, this text encoder gives 16"):
+    with pytest.raises(WeightsError, match="captions 32 wide, this text encoder's are 16"):
         STDiTPipeline.from_released(open_sora, vae=parts / "vae", text_encoder=parts / "small")
 
 

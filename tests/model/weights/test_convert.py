@@ -71,7 +71,7 @@ def test_position_buffers_where_a_size_is_known(tiny, tmp_path) -> None:
 @pytest.mark.parametrize("variant", ["dit", "parallel", "latte"])
 def test_open_sora_has_one_variant(variant, tiny, tmp_path) -> None:
     tiny(variant).save_pretrained(tmp_path / "model")
-    with pytest.raises(WeightsError, match=f"variant seq alone, this is {variant}"):
+    with pytest.raises(WeightsError, match=f"only the variant seq, this is {variant}"):
         write_open_sora(tmp_path / "model", tmp_path / "file.pth")
     assert not (tmp_path / "file.pth").exists()
 
@@ -151,8 +151,8 @@ def test_refusals(tiny, open_sora, tmp_path) -> None:
             call()
         assert "\n" not in str(caught.value)
 
-    refuses(FileExistsError, "model: already there", lambda: write_pipeline(source, tmp_path / "model"))
-    refuses(FileExistsError, "release.pth: already there", lambda: write_open_sora(tmp_path / "model", source))
+    refuses(FileExistsError, "model: already exists", lambda: write_pipeline(source, tmp_path / "model"))
+    refuses(FileExistsError, "release.pth: already exists", lambda: write_open_sora(tmp_path / "model", source))
     out = tmp_path / "out"
     refuses(FileNotFoundError, "nowhere: no such file", lambda: write_pipeline(tmp_path / "nowhere", out))
     for vae in ("vae", "./vae", "/a/vae"):
@@ -161,7 +161,7 @@ def test_refusals(tiny, open_sora, tmp_path) -> None:
             lambda vae=vae: write_pipeline(source, out, num_heads=heads, vae=vae),
         )  # fmt: skip
     refuses(
-        FileNotFoundError, "no config.json in it, so not a vae",
+        FileNotFoundError, "no config.json in this folder, so it is not a vae",
         lambda: write_pipeline(source, out, num_heads=heads, vae=tmp_path),
     )  # fmt: skip
     refuses(WeightsError, "has its own num_heads", lambda: write_pipeline(tmp_path / "model", out, num_heads=2))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from stdit_model import STDiT
-from stdit_model.sampling.denoise import Denoiser
+from stdit_model.sampling.denoise import Denoiser, Guidance
 from stdit_model.sampling.schedulers import flow_scheduler, iddpm_scheduler
 from stdit_train.checkpoint.format import checkpoint_name, finish_write, load_checkpoint, named_tensors
 from stdit_train.config.schema import ObjectiveConfig
@@ -248,8 +248,8 @@ def sample(variant: str, how: str, sampler: str) -> dict[str, float]:
         with torch.no_grad():
             y = torch.cat([samples["y"], model.null_caption(BATCH, 7)])
             text = model.encode_text(y, torch.cat([samples["mask"]] * 2))
-            denoiser = Denoiser(model, scheduler, text, 4, generator, guidance_scale=3.0)
-            videos.append(denoiser(samples["noise"], None, lambda i, t, x: x))
+            denoiser = Denoiser(model, scheduler, text, 4, generator, Guidance(3.0))
+            videos.append(denoiser(samples["noise"]))
     return {"video": apart({"": videos[0]}, {"": videos[1]}), "moved": apart({"": videos[1]}, {"": samples["noise"]})}
 
 

@@ -73,7 +73,7 @@ def test_given_frames_are_shown_nearly_clean_and_count_for_nothing(name: str) ->
 
 
 def test_a_run_whose_model_goes_on_from_given_frames(small: TrainConfig, tmp_path: Path) -> None:
-    """Micro-batches change nothing, and the pipeline that it leaves needs no settling."""
+    """Micro-batches change nothing, and the pipeline that it leaves needs no resampling."""
     losses = []
     for micro in (4, 1):
         values = {"objective.conditioning_share": 0.7, "data.later": 0.5, "micro_batch": micro, "steps": 3}
@@ -84,7 +84,7 @@ def test_a_run_whose_model_goes_on_from_given_frames(small: TrainConfig, tmp_pat
         losses.append(trainer.train().values["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     pipeline = STDiTPipeline.from_pretrained(tmp_path / "4" / "pipeline")
-    assert pipeline.config.settling == 0
+    assert pipeline.config.resampling_steps == 0
     pipeline.set_progress_bar_config(disable=True)
     video = pipeline("a red circle", num_frames=10, window=4, overlap=2, num_inference_steps=1).frames
     assert video.shape == (1, 3, 10, 16, 16)

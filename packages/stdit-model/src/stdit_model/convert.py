@@ -1,4 +1,4 @@
-"""Weights out: a whole pipeline folder, or the Open-Sora v1.0 layout back."""
+"""Read weights of any layout, describe them, and write the Open-Sora v1.0 layout."""
 
 import math
 from collections import Counter
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stdit_model.embed import spatial_positions, temporal_positions
-from stdit_model.errors import WeightsError, few
+from stdit_model.errors import WeightsError, WeightsFileExistsError, few
 from stdit_model.model import STDiT
 from stdit_model.presets import VARIANTS
 from stdit_model.weights.files import open_checkpoint, read_json
@@ -35,7 +35,7 @@ from stdit_model.weights.load import (
 )
 from stdit_model.weights.strict import fit
 
-_VAE_FACTOR = 8  # pixels to a latent, of every VAE that these layouts were trained with
+VAE_FACTOR = 8  # pixels per latent of the VAE that all published models were trained with
 
 
 def read(
@@ -46,7 +46,7 @@ def read(
     null_caption: Tensor | None = None,
     **overrides: Any,
 ) -> tuple[STDiT, Weights]:
-    """A model from whatever layout this is, in the file's own dtype; see `find`."""
+    """Load a model of any layout in the dtype of its file; arguments and errors are those of `find`."""
     found = find(path_or_hub_id, num_heads, ema=ema, null_caption=null_caption, **overrides)
     return build(STDiT, found, dtype=None), found
 
@@ -59,15 +59,16 @@ def find(
     null_caption: Tensor | None = None,
     **overrides: Any,
 ) -> Weights:
-    """Weights of whatever layout this is, not read yet: a saved STDiT, a pipeline, Open-Sora v1, PixArt.
+    """Open weights of any layout: a saved STDiT, a pipeline folder, Open-Sora v1.0 or PixArt-alpha.
 
     Args:
+        path_or_hub_id: a file, a folder or a Hub id.
         num_heads, overrides: as in `STDiT.from_open_sora` and `STDiT.from_pixart`; not for a saved STDiT.
         ema, null_caption: for PixArt, as in `STDiT.from_pixart`.
 
     Raises:
-        FileNotFoundError: nothing is there.
-        WeightsError: it can't be read, or an argument isn't for what it is.
+        WeightsFileNotFoundError: no such file.
+        WeightsError: it cannot be read, or its layout does not take one of the arguments.
     """
     path = local_path(path_or_hub_id)
     folder = path / "transformer" if (path / "model_index.json").is_file() else path
@@ -86,25 +87,25 @@ def find(
 
 
 def read_null_caption(path: str | Path) -> Tensor:
-    """The one tensor of a file: the text encoder's states of the empty prompt, [L, caption_channels].
+    """Read the text encoder's states of the empty prompt, [L, caption_channels], the only tensor of a file.
 
     Raises:
-        FileNotFoundError: nothing is there.
-        WeightsError: it holds another number of tensors, or one of another shape.
+        WeightsFileNotFoundError: no such file.
+        WeightsError: another number of tensors, or one of another shape.
     """
     tensors = open_checkpoint(Path(path)).tensors
     if len(tensors) != 1 or len(next(iter(tensors.values())).shape) != 2:
-        raise WeightsError(f"{path}: one tensor [tokens, caption channels] expected, not {few(sorted(tensors))}")
+        raise WeightsError(f"{path}: expected one tensor [tokens, caption channels], not {few(sorted(tensors))}")
     return next(iter(tensors.values()))
 
 
 def write_open_sora(
     source: str | Path, destination: str | Path, *, grid: tuple[int, int, int] | None = None, **options: Any
 ) -> STDiT:
-    """Write weights under the names of the Open-Sora v1.0 release, its tensors at the top level.
+    """Write weights in the layout of the Open-Sora v1.0 release.
 
-    Its position buffers belong to one size of clip: they are written where that is known, from `grid`, from the
-    source's own buffers, or from the clip size that a pipeline folder records. Otherwise they are left out.
+    Its position buffers are for one clip size. They are written if it is known from `grid`, the source's buffers or the
+    clip size in a pipeline folder, and left out otherwise.
 
     Args:
         source: a file, folder or Hub id of any layout.
@@ -112,17 +113,20 @@ def write_open_sora(
         grid: tokens (T, H, W) of the position buffers.
         options: of `read`.
 
+    Returns:
+        The converted model.
+
     Raises:
-        FileExistsError: the destination is there already.
-        FileNotFoundError, WeightsError: as `read`; or a variant that Open-Sora v1.0 doesn't have.
+        WeightsFileExistsError: the destination exists.
+        WeightsFileNotFoundError, WeightsError: as `read`; or a variant that Open-Sora v1.0 does not have.
     """
     file = Path(destination)
     if file.exists():
-        raise FileExistsError(f"{file}: already there: name another file, or remove it")
+        raise WeightsFileExistsError(f"{file}: already exists: name another file, or remove it")
     model, found = read(source, **options)
     config = model.config
     if config.variant != "seq":
-        raise WeightsError(f"{source}: Open-Sora v1.0 has the variant seq alone, this is {config.variant}")
+        raise WeightsError(f"{source}: Open-Sora v1.0 has only the variant seq, this is {config.variant}")
     tensors: dict[str, Tensor] = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     grid = grid or found.grid or _recorded_grid(Path(source), config)
     if grid is not None:
@@ -142,26 +146,27 @@ def write_open_sora(
 
 
 def _recorded_grid(folder: Path, config: Mapping[str, Any]) -> tuple[int, int, int] | None:
-    """The tokens of the clip that a pipeline's model_index.json records."""
+    """Tokens (T, H, W) of the clip size in a pipeline's model_index.json."""
     index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
     if not all(isinstance(index.get(key), int) for key in ("num_frames", "height", "width")):
         return None
     patch_t, patch_h, patch_w = config["patch_size"]
     return (
         index["num_frames"] // patch_t,
-        index["height"] // _VAE_FACTOR // patch_h,
-        index["width"] // _VAE_FACTOR // patch_w,
+        index["height"] // VAE_FACTOR // patch_h,
+        index["width"] // VAE_FACTOR // patch_w,
     )
 
 
 def describe(path_or_hub_id: str | Path, ema: bool = False) -> list[str]:
-    """Lines for a person to read. Tensors stay unread, but for the position buffers.
+    """Describe a checkpoint in lines for people, without reading tensors other than the position buffers.
 
     Args:
-        ema: look at `state_dict_ema` of a PixArt .pth.
+        path_or_hub_id: a file, a folder or a Hub id.
+        ema: describe `state_dict_ema` of a PixArt .pth.
 
     Raises:
-        FileNotFoundError: nothing is there.
+        WeightsFileNotFoundError: no such file.
         WeightsError: not a checkpoint, or of no known layout.
     """
     checkpoint = open_checkpoint(local_path(path_or_hub_id), "state_dict_ema" if ema else None)

@@ -51,11 +51,11 @@ def _at(table: np.ndarray, timestep_B: Tensor) -> Tensor:
     return values[:, None, None, None, None]
 
 
-def _mean(x: Tensor, counts: Tensor | None = None) -> Tensor:
+def _mean(x: Tensor, loss_mask: Tensor | None = None) -> Tensor:
     """Mean over all axes but the batch, of all frames or of those that count [B, T]: [B, C, T, H, W] -> [B]."""
-    if counts is None:
+    if loss_mask is None:
         return x.flatten(1).mean(1)
-    weight_BT = counts.to(x.dtype)
+    weight_BT = loss_mask.to(x.dtype)
     return (x.mean((1, 3, 4)) * weight_BT).sum(1) / weight_BT.sum(1)
 
 
@@ -67,7 +67,7 @@ def add_noise(x0: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
 
 
 def iddpm_loss(
-    output: Tensor, x0: Tensor, noise: Tensor, timestep: Tensor, counts: Tensor | None = None
+    output: Tensor, x0: Tensor, noise: Tensor, timestep: Tensor, loss_mask: Tensor | None = None
 ) -> dict[str, Tensor]:
     """The hybrid objective of iDDPM with a learned-range variance: loss = mse + vb.
 
@@ -76,7 +76,7 @@ def iddpm_loss(
             interpolation v, log variance = f log beta + (1 - f) log beta~ with f = (v + 1) / 2.
         x0, noise: [B, C, T, H, W].
         timestep: [B] integers in 0..999.
-        counts: [B, T] bool, the frames that the loss is of (at least one a clip); all unless given.
+        loss_mask: [B, T] bool, the frames that the loss is of (at least one a clip); all unless given.
 
     Returns:
         loss, mse and vb, each [B] float32. vb is the variational bound in bits per dimension, its mean prediction
@@ -92,13 +92,13 @@ def iddpm_loss(
         )
     output, x0, noise = output.float(), x0.float(), noise.float()
     epsilon, v = output.chunk(2, dim=1)
-    mse = _mean((epsilon - noise) ** 2, counts)
-    vb = _variational_bound(epsilon.detach(), v, x0, add_noise(x0, noise, timestep), timestep, counts)
+    mse = _mean((epsilon - noise) ** 2, loss_mask)
+    vb = _variational_bound(epsilon.detach(), v, x0, add_noise(x0, noise, timestep), timestep, loss_mask)
     return {"loss": mse + vb, "mse": mse, "vb": vb}
 
 
 def _variational_bound(
-    epsilon: Tensor, v: Tensor, x0: Tensor, x_t: Tensor, timestep: Tensor, counts: Tensor | None
+    epsilon: Tensor, v: Tensor, x0: Tensor, x_t: Tensor, timestep: Tensor, loss_mask: Tensor | None
 ) -> Tensor:
     """One term of the bound in bits per dimension, [B]: KL(q || p) for t > 0, the decoder's NLL at t = 0."""
     schedule = _schedule()
@@ -124,7 +124,7 @@ def _variational_bound(
         + (mean_true - mean_predicted) ** 2 * torch.exp(-log_variance)
     )
     nll = -discretized_gaussian_log_likelihood(x0, mean_predicted, 0.5 * log_variance)
-    return torch.where(timestep.long() == 0, _mean(nll, counts), _mean(kl, counts)) / math.log(2.0)
+    return torch.where(timestep.long() == 0, _mean(nll, loss_mask), _mean(kl, loss_mask)) / math.log(2.0)
 
 
 def discretized_gaussian_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
@@ -159,19 +159,19 @@ def flow_interpolate(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     return (1.0 - s) * x0 + s * noise
 
 
-def flow_loss(output: Tensor, x0: Tensor, noise: Tensor, counts: Tensor | None = None) -> dict[str, Tensor]:
+def flow_loss(output: Tensor, x0: Tensor, noise: Tensor, loss_mask: Tensor | None = None) -> dict[str, Tensor]:
     """Rectified flow: squared error of the predicted velocity noise - x0.
 
     Args:
         output: the model's [B, C or 2C, T, H, W]; variance channels, where there are any, are left untrained.
         x0, noise: [B, C, T, H, W].
-        counts: [B, T] bool, the frames that the loss is of (at least one a clip); all unless given.
+        loss_mask: [B, T] bool, the frames that the loss is of (at least one a clip); all unless given.
 
     Returns:
         loss and mse (the same), each [B] float32.
     """
     velocity = output[:, : x0.shape[1]].float()
-    mse = _mean((velocity - (noise.float() - x0.float())) ** 2, counts)
+    mse = _mean((velocity - (noise.float() - x0.float())) ** 2, loss_mask)
     return {"loss": mse, "mse": mse}
 
 

@@ -1,7 +1,4 @@
-"""The parts of a pipeline beside its transformer: from a folder, or from the Hub by their usual ids.
-
-A part that is not to be had, offline or with no such repository, is told with what to download and where to give it.
-"""
+"""Load the components of a pipeline other than its transformer, from a folder or from the Hub."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +7,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from stdit_model.errors import WeightsError
+from stdit_model.errors import WeightsError, WeightsFileNotFoundError
 from stdit_model.weights.files import read_json
 from stdit_model.weights.hub import split_hub_id
 
@@ -18,14 +15,14 @@ PARTS = ("vae", "text_encoder", "tokenizer", "scheduler")
 
 
 def require(sources: Mapping[str, str | Path]) -> None:
-    """That parts can be had, asked of the Hub with a small file each, so that all that are not are told at once.
+    """Check that components are available, by fetching a small file of each, so that all missing ones are named.
 
     Args:
-        sources: part -> a folder, or a Hub id ("owner/name" or "owner/name/folder").
+        sources: a folder or a Hub id ("owner/name" or "owner/name/folder") by component.
 
     Raises:
-        FileNotFoundError: a path with nothing there.
-        WeightsError: parts that the Hub does not give, and how to bring them here.
+        WeightsFileNotFoundError: no such folder.
+        WeightsError: components that are not available from the Hub, and the commands that download them.
     """
     failures: dict[str, list[str]] = {}
     reasons: dict[str, str] = {}
@@ -35,7 +32,7 @@ def require(sources: Mapping[str, str | Path]) -> None:
             repo, inside = _hub_id(part, source)
             try:
                 hf_hub_download(repo, "/".join(filter(None, (inside, _MARKS[part]))), local_files_only=offline)
-            except (OSError, ValueError) as error:  # the Hub's errors derive from these
+            except (OSError, ValueError) as error:  # which the Hub's errors derive from
                 offline |= isinstance(error, LocalEntryNotFoundError)  # one wait for the network is enough
                 failures.setdefault(repo, []).append(part)
                 reasons[repo] = _reason(error)
@@ -44,16 +41,16 @@ def require(sources: Mapping[str, str | Path]) -> None:
 
 
 def load_part(part: str, source: str | Path, **options: Any) -> Any:
-    """One part, from its folder, a pipeline folder that holds it, or a Hub id.
+    """Load a component.
 
     Args:
         part: one of `PARTS`.
-        source: where.
-        options: of the class's `from_pretrained`, such as torch_dtype or quantization_config.
+        source: its folder, a pipeline folder that has it, or a Hub id.
+        options: of its class's `from_pretrained`, such as dtype or quantization_config.
 
     Raises:
-        FileNotFoundError: a path with nothing there.
-        WeightsError: it can't be read, or the Hub does not give it.
+        WeightsFileNotFoundError: no such folder.
+        WeightsError: it cannot be read, or is not available from the Hub.
     """
     import diffusers
     import transformers
@@ -79,7 +76,7 @@ def load_part(part: str, source: str | Path, **options: Any) -> Any:
         raise WeightsError(_advice({repo: [part]}, {repo: _reason(error)})) from error
 
 
-# A small file that each part has.
+# A small file of each component.
 _MARKS = {
     "vae": "config.json",
     "text_encoder": "config.json",
@@ -89,7 +86,7 @@ _MARKS = {
 
 
 def _folder(part: str, source: str | Path) -> Path | None:
-    """The local folder that is meant: itself, or a pipeline's; None for what may be a Hub id."""
+    """Return a component's local folder, which may be inside a pipeline folder; None for a Hub id."""
     path = Path(source).expanduser()
     if not path.is_dir():
         return None
@@ -100,7 +97,7 @@ def _folder(part: str, source: str | Path) -> Path | None:
 def _hub_id(part: str, source: str | Path) -> tuple[str, str]:
     found = split_hub_id(str(source))
     if found is None:
-        raise FileNotFoundError(
+        raise WeightsFileNotFoundError(
             f"{source}: neither a folder nor a Hub id (owner/name) for the {part.replace('_', ' ')}"
         )
     return found
@@ -112,15 +109,15 @@ def _reason(error: BaseException) -> str:
 
 
 def _advice(failures: Mapping[str, list[str]], reasons: Mapping[str, str]) -> str:
-    """What is missing, why, and the commands that bring it here."""
+    """Describe in one line what is missing, why, and the commands that download it."""
     parts = "; ".join(
-        f"{' and '.join(parts)} {repo}: not to be had ({reasons[repo].rstrip('.')})" for repo, parts in failures.items()
+        f"{' and '.join(parts)} {repo}: not found ({reasons[repo].rstrip('.')})" for repo, parts in failures.items()
     )
     steps = "; ".join(
         f"`hf download {repo} --local-dir {repo.split('/')[1]}` and --{_option(parts)} {repo.split('/')[1]}"
         for repo, parts in failures.items()
     )
-    return f"{parts}. Where there is a network: {steps}; or `hf download` alone, and this machine finds it in its cache"
+    return f"{parts}. Where there is a network: {steps}; or `hf download {next(iter(failures))}` into the Hub's cache"
 
 
 def _option(parts: list[str]) -> str:

@@ -1,13 +1,11 @@
-"""The sampling loop: from noise to latents, one window of frames at a time.
+"""The sampling loop: noise to latents, for one window of frames, with classifier-free guidance.
 
-Legend: B videos, C latent channels, T frames, H W height and width.
+Legend: B videos, C latent channels, T frames, K known frames, H W height and width.
 """
 
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
@@ -16,90 +14,149 @@ from torch import Tensor
 
 from stdit_model.diffusion import NoiseLevel
 from stdit_model.model import STDiT, TextCache
-from stdit_model.sampling.continuation import ConditioningFrames
+from stdit_model.protocols import Scheduler
+from stdit_model.sampling.continuation import RESAMPLING_FROM, ConditioningFrames, anderson_step
 
-AfterStep = Callable[[int, Tensor, Tensor], Tensor | None]  # (step, timestep, latents) -> latents; None to stop
+OnStepEnd = Callable[[Tensor, Tensor], Tensor | None]  # (timestep, latents) -> latents to go on with; None to stop
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance (arXiv:2207.12598), with the terms of diffusers' `ClassifierFreeGuidance`.
+
+    Attributes:
+        guidance_scale: weight of the difference between the conditional and the unconditional prediction; 1 is off.
+        guidance_rescale: 0 to 1, see `guide`.
+        start, stop: share of the steps after which guidance starts and stops (arXiv:2404.07724).
+        channels: guide only the first so many latent channels; None for all.
+    """
+
+    guidance_scale: float = 1.0
+    guidance_rescale: float = 0.0
+    start: float = 0.0
+    stop: float = 1.0
+    channels: int | None = None
+
+    def enabled(self, step: int, steps: int) -> bool:
+        """Whether step `step` of `steps` is guided."""
+        return self.guidance_scale != 1.0 and self.start * steps <= step < self.stop * steps
 
 
 @dataclass(frozen=True)
 class Denoiser:
-    """What stays the same from step to step; the arguments are those of `STDiTPipeline.__call__`."""
+    """The sampling loop, with all that stays the same from window to window.
+
+    Attributes:
+        transformer: predicts epsilon or the velocity.
+        scheduler: takes the sampling steps.
+        text: of the prompts [B]; with guidance [2B], the unconditional half second.
+        num_inference_steps: denoising steps.
+        generator: one, or one for each video.
+        guidance: off by default.
+        space_scale, time_scale: position scales; the model's by default.
+        resampling_steps: evaluations of the model that each step spends on resampling, if there are known frames.
+    """
 
     transformer: STDiT
-    scheduler: Any
-    text: TextCache  # of the prompts, and with guidance of the unconditional half after them
-    steps: int
+    scheduler: Scheduler
+    text: TextCache
+    num_inference_steps: int
     generator: torch.Generator | list[torch.Generator] | None
-    guidance_scale: float = 1.0
-    guidance_rescale: float = 0.0
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    guidance_channels: int | None = None
+    guidance: Guidance = Guidance()
     space_scale: float | None = None
     time_scale: float | None = None
-    settling: int = 3
+    resampling_steps: int = 3
 
-    def __call__(self, x: Tensor, past: Tensor | None, after_step: AfterStep) -> Tensor:
-        """Denoise latents [B, C, T, H, W].
+    def __call__(self, x: Tensor, first_frames: Tensor | None = None, on_step_end: OnStepEnd | None = None) -> Tensor:
+        """Denoise latents.
 
         Args:
-            x: the starting noise.
-            past: clean latents of the first frames [B, C, K, H, W], which the others go on from; None for none.
-            after_step: told each step's latents; gives back those to go on with, or None to stop there.
+            x: the starting noise [B, C, T, H, W].
+            first_frames: clean latents [B, C, K, H, W] of the known frames that the video continues.
+            on_step_end: called with the timestep and the latents after each step; returns the latents to go on with,
+                or None to stop.
+
+        Returns:
+            Clean latents [B, C, T, H, W], the first frames unchanged.
         """
-        channels = x.shape[1]
-        self.scheduler.set_timesteps(self.steps, device=x.device)
-        given = None if past is None else ConditioningFrames(past, x[:, :, : past.shape[2]], self.settling)
-        for i, t in enumerate(self.scheduler.timesteps):
-            if given is not None:
-                estimate = partial(self._epsilon, step=i, t=t)
-                x = given.settle(x, NoiseLevel.of(self.scheduler, i), estimate, self._noise_like(x))
-            output = self.predict(x, i, t)
+        # 1. Choose the timesteps; known frames keep the starting noise of their place.
+        self.scheduler.set_timesteps(self.num_inference_steps, device=x.device)
+        conditioning = None
+        if first_frames is not None:
+            conditioning = ConditioningFrames(first_frames, x[:, :, : first_frames.shape[2]])
+
+        for step, t in enumerate(self.scheduler.timesteps):
+            # 2. Insert the known frames, and resample the unknown ones to fit them.
+            if conditioning is not None:
+                x = self.resample(x, conditioning, step, t)
+            # 3. Predict epsilon or the velocity, with guidance.
+            output = self.predict(x, step, t)
             if not learns_variance(self.scheduler):
-                output = output[:, :channels]
-            replaced = after_step(i, t, self._step(output, t, x))
+                output = output[:, : x.shape[1]]
+            # 4. Take one step towards the data.
+            x_next = self._scheduler_step(output, t, x)
+            # 5. Let the caller see the latents, replace them, or stop.
+            replaced = on_step_end(t, x_next) if on_step_end is not None else x_next
             if replaced is None:
                 break
             x = replaced
-        return x if past is None else torch.cat([past, x[:, :, past.shape[2] :]], dim=2)
+
+        return x if conditioning is None else torch.cat([conditioning.frames, conditioning.unknown(x)], dim=2)
 
     def unguided(self, batch: int) -> "Denoiser":
-        """The same by the prompts alone, for so many videos."""
-        return replace(self, guidance_scale=1.0, text=prompts_half(self.text, batch))
+        """Return a denoiser of the same `batch` videos without guidance."""
+        return replace(self, guidance=Guidance(), text=_first_half(self.text, batch))
+
+    def resample(self, x: Tensor, conditioning: ConditioningFrames, step: int, t: Tensor) -> Tensor:
+        """Insert the known frames and resample the unknown ones to fit them; see `stdit_model.sampling.continuation`.
+
+        Args:
+            x: noisy latents [B, C, T, H, W].
+            conditioning: the known frames; their noise or their correction changes.
+            step: index of the step.
+            t: its timestep.
+        """
+        level = NoiseLevel.of(self.scheduler, step)
+        tried: list[tuple[Tensor, Tensor]] = []
+        for _ in range(self.resampling_steps):
+            x = conditioning.insert(x, level)
+            clean = level.clean(x, self.predict(x, step, t)[:, : x.shape[1]])
+            if level.noise > RESAMPLING_FROM:  # RePaint: noise the estimate afresh
+                noise = randn_tensor(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)
+                x = level.noised(clean, noise)
+                conditioning.noise = conditioning.known(noise)
+            else:  # correct the known frames until the estimate of them is what they are
+                tried.append((conditioning.correction, conditioning.frames - conditioning.known(clean)))
+                conditioning.correction = anderson_step(tried, float(level.signal))
+        return conditioning.insert(x, level)
 
     def predict(self, x: Tensor, step: int, t: Tensor) -> Tensor:
-        """Epsilon or velocity, guided, and the variance where the model has one: [B, C or 2C, T, H, W] float32.
+        """Predict epsilon or the velocity, guided, and the variance if the model does: [B, C or 2C, T, H, W] float32.
 
-        The two halves of guidance go through the model in one batch.
+        Both halves of guidance are one batch of the model.
         """
         batch, channels = x.shape[:2]
+        guided = self.guidance.enabled(step, self.num_inference_steps)
         scale_input = getattr(self.scheduler, "scale_model_input", lambda x, _: x)
         x = scale_input(x, t).to(self.transformer.dtype)
-        guided = self.guidance_scale != 1.0 and acts(step, self.steps, self.guidance_interval)
-        text = self.text if guided or self.guidance_scale == 1.0 else prompts_half(self.text, batch)
-        if guided:
-            x = torch.cat([x, x])
+        x = torch.cat([x, x]) if guided else x
+        text = self.text if guided else _first_half(self.text, batch)
         timestep = t.expand(len(x)).to(x.device)
         output = self.transformer(x, timestep, text, space_scale=self.space_scale, time_scale=self.time_scale).float()
-        if guided:
-            output = guide(output, self.guidance_scale, self.guidance_channels or channels, self.guidance_rescale)
-        return output
+        if not guided:
+            return output
+        guidance = self.guidance
+        return guide(output, guidance.guidance_scale, guidance.channels or channels, guidance.guidance_rescale)
 
-    def _epsilon(self, x: Tensor, step: int, t: Tensor) -> Tensor:
-        """`predict` without the variance."""
-        return self.predict(x, step, t)[:, : x.shape[1]]
-
-    def _noise_like(self, x: Tensor) -> Callable[[], Tensor]:
-        return lambda: randn_tensor(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)
-
-    def _step(self, output: Tensor, t: Tensor, x: Tensor) -> Tensor:
-        """One scheduler step; ancestral samplers draw from the generator."""
+    def _scheduler_step(self, output: Tensor, t: Tensor, x: Tensor) -> Tensor:
+        """Take one scheduler step; ancestral samplers draw from the generator."""
         if "generator" in inspect.signature(self.scheduler.step).parameters:
             return self.scheduler.step(output, t, x, generator=self.generator, return_dict=False)[0]
         return self.scheduler.step(output, t, x, return_dict=False)[0]
 
 
-def learns_variance(scheduler: Any) -> bool:
-    """Whether a scheduler wants epsilon and variance; the others keep the setting and take epsilon alone."""
+def learns_variance(scheduler: Scheduler) -> bool:
+    """Whether a scheduler's step takes epsilon and the variance; others take epsilon alone, whatever their settings."""
     return isinstance(scheduler, DDPMScheduler) and scheduler.config.get("variance_type") in (
         "learned",
         "learned_range",
@@ -107,36 +164,26 @@ def learns_variance(scheduler: Any) -> bool:
 
 
 def guide(output: Tensor, scale: float, channels: int, rescale: float = 0.0) -> Tensor:
-    """Guidance on the first `channels` channels: [2B, C', T, H, W] -> [B, C', T, H, W].
-
-    The first half of the batch is the prompts', the second the unconditional one. All other channels (variance) are
-    the prompts'.
+    """Combine conditional and unconditional predictions: [2B, C', T, H, W] -> [B, C', T, H, W].
 
     Args:
-        output: of the denoiser.
-        scale: 1 leaves the prompts' half as it is.
-        channels: how many are guided.
-        rescale: from 0 to 1, how far each guided video's standard deviation is brought back to that of the prompts'
-            half, against over-exposure at large scales (arXiv:2305.08891, section 3.4).
+        output: of the model, the conditional half first.
+        scale: guidance scale; 1 returns the conditional half.
+        channels: number of channels that are guided; all others, such as the variance, are the conditional ones.
+        rescale: 0 to 1, how far the standard deviation of each video is brought back to that of the conditional half,
+            against over-exposure at large scales (arXiv:2305.08891, section 3.4).
     """
     conditional, unconditional = output.chunk(2)
     guided = unconditional[:, :channels] + scale * (conditional[:, :channels] - unconditional[:, :channels])
     if rescale:
         axes = tuple(range(1, output.ndim))
-        wanted = conditional[:, :channels].std(axes, keepdim=True)
-        factor = wanted / guided.std(axes, keepdim=True).clamp_min(1e-12)
+        target = conditional[:, :channels].std(axes, keepdim=True)
+        factor = target / guided.std(axes, keepdim=True).clamp_min(1e-12)
         guided = guided * (rescale * factor + 1.0 - rescale)
     return torch.cat([guided, conditional[:, channels:]], dim=1)
 
 
-def acts(step: int, steps: int, interval: tuple[float, float]) -> bool:
-    """Whether guidance acts in this step: the interval is a share of the steps, from 0 (all noise) to 1 (all done)."""
-    return interval[0] * steps <= step < interval[1] * steps
-
-
-def prompts_half(text: TextCache, batch: int) -> TextCache:
-    """What the prompts alone were encoded to, of a cache that the unconditional half follows."""
-    mask = text.mask_BL
-    return TextCache(
-        [(keys[:batch], values[:batch]) for keys, values in text.keys_values], None if mask is None else mask[:batch]
-    )
+def _first_half(text: TextCache, batch: int) -> TextCache:
+    """The prompts' half of a cache of prompts and unconditional texts."""
+    mask = None if text.mask_BL is None else text.mask_BL[:batch]
+    return TextCache([(keys[:batch], values[:batch]) for keys, values in text.keys_values], mask)

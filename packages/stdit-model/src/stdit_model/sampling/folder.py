@@ -1,4 +1,4 @@
-""""""
+"""Write a pipeline folder, and check one before it is loaded."""
 
 import json
 import shutil
@@ -8,8 +8,8 @@ from typing import Any
 
 import diffusers
 
-from stdit_model.convert import _VAE_FACTOR, read
-from stdit_model.errors import WeightsError
+from stdit_model.convert import VAE_FACTOR, read
+from stdit_model.errors import WeightsError, WeightsFileExistsError, WeightsFileNotFoundError
 from stdit_model.model import STDiT
 from stdit_model.sampling.components import PARTS, load_part, require
 from stdit_model.sampling.schedulers import flow_scheduler, iddpm_scheduler
@@ -17,47 +17,45 @@ from stdit_model.weights.files import read_json
 from stdit_model.weights.hub import split_hub_id
 from stdit_model.weights.load import Weights
 
-# What Open-Sora 1.0 was trained with. A pipeline finds these by their Hub ids, under "_hub_components" of its
-# model_index.json, unless they are copied into its folder.
-VAE = "stabilityai/sd-vae-ft-ema"
-
-
-T5 = "DeepFloyd/t5-v1_1-xxl"
-
-
-HUB_COMPONENTS = "_hub_components"
+# Hub ids of the components that Open-Sora 1.0 was trained with.
+VAE_ID = "stabilityai/sd-vae-ft-ema"
+T5_ID = "DeepFloyd/t5-v1_1-xxl"
+HUB_COMPONENTS = "_hub_components"  # key of model_index.json: Hub ids of components that are not in the folder
 
 
 def write_pipeline(
     source: str | Path,
     destination: str | Path,
     *,
-    vae: str | Path = VAE,
-    text_encoder: str | Path = T5,
-    tokenizer: str | Path = T5,
+    vae: str | Path = VAE_ID,
+    text_encoder: str | Path = T5_ID,
+    tokenizer: str | Path = T5_ID,
     scheduler: str | Path | None = None,
     max_shard_size: str = "10GB",
     **options: Any,
 ) -> STDiT:
-    """Convert weights of any layout into a pipeline folder, which `STDiTPipeline.from_pretrained` reads.
+    """Convert weights of any layout into a pipeline folder, which `STDiTPipeline.from_pretrained` loads.
 
     Args:
         source: a file, folder or Hub id.
         destination: a new or empty folder.
         vae, text_encoder, tokenizer: each a local folder, which is copied, or a Hub id ("owner/name" or
             "owner/name/folder"), which is recorded.
-        scheduler: the same, or "iddpm" or "flow", which are written out; by default "iddpm" for a model that
-            predicts its variance and "flow" for one that doesn't.
+        scheduler: the same, or "iddpm" or "flow"; by default "iddpm" for a model that predicts its variance, "flow" for
+            others.
         max_shard_size: of the transformer's safetensors files.
-        options: of `read`.
+        options: of `stdit_model.convert.read`.
+
+    Returns:
+        The converted model.
 
     Raises:
-        FileExistsError: the destination holds something.
-        FileNotFoundError, WeightsError: as `read`; or a component's folder is not one.
+        WeightsFileExistsError: the destination is not empty.
+        WeightsFileNotFoundError, WeightsError: as `read`; or a component's folder lacks its configuration.
     """
     folder = Path(destination)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder}: already there: name a new folder, or empty this one")
+        raise WeightsFileExistsError(f"{folder}: already exists and is not empty; name another folder")
     parts = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer}
     schedulers = {"iddpm": iddpm_scheduler, "flow": flow_scheduler}
     if scheduler is not None and scheduler not in schedulers:
@@ -66,7 +64,7 @@ def write_pipeline(
     named = {name: str(part) for name, part in parts.items() if name not in copied}
     for name, part in named.items():
         if split_hub_id(part) is None:
-            raise FileNotFoundError(f"{part}: neither a folder nor a Hub id (owner/name) for the {name}")
+            raise WeightsFileNotFoundError(f"{part}: neither a folder nor a Hub id (owner/name) for the {name}")
     classes = {name: _component_class(name, path) for name, path in copied.items()}
 
     model, found = read(source, **options)
@@ -93,7 +91,7 @@ def write_pipeline(
 
 
 def _component_class(name: str, folder: Path) -> tuple[str, str]:
-    """Library and class of a component's local folder, as model_index.json records them."""
+    """Find library and class of a component's folder, as model_index.json records them."""
     file, key, library, default = {
         "vae": ("config.json", "_class_name", "diffusers", None),
         "scheduler": ("scheduler_config.json", "_class_name", "diffusers", None),
@@ -101,26 +99,30 @@ def _component_class(name: str, folder: Path) -> tuple[str, str]:
         "tokenizer": ("tokenizer_config.json", "tokenizer_class", "transformers", "T5Tokenizer"),
     }[name]
     if not (folder / file).is_file():
-        raise FileNotFoundError(f"{folder}: no {file} in it, so not a {name}")
+        raise WeightsFileNotFoundError(f"{folder}: no {file} in this folder, so it is not a {name}")
     found = read_json(folder / file).get(key, default)
     if not isinstance(found, str):
-        raise WeightsError(f"{folder / file}: does not say its class ({key})")
+        raise WeightsError(f"{folder / file}: has no class ({key})")
     return library, found
 
 
 def clip_size(model: STDiT, found: Weights) -> dict[str, int]:
-    """The pipeline's default clip, in frames and pixels, where the position buffers of a video model tell it."""
+    """Return a pipeline's default clip size in frames and pixels, if the file's position buffers show it."""
     if found.grid is None:
         return {}
     sizes = [tokens * patch for tokens, patch in zip(found.grid, model.config.patch_size, strict=True)]
-    return {"num_frames": sizes[0], "height": sizes[1] * _VAE_FACTOR, "width": sizes[2] * _VAE_FACTOR}
+    return {"num_frames": sizes[0], "height": sizes[1] * VAE_FACTOR, "width": sizes[2] * VAE_FACTOR}
 
 
 def named_parts(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The components that an index names by Hub id (`stdit weights convert` writes such) and that are not given.
+    """Load the components that model_index.json records by Hub id, as `stdit weights convert` writes it.
+
+    Args:
+        folder: of the pipeline.
+        given: components by name that are not needed.
 
     Raises:
-        WeightsError: the Hub does not give one; the message says what to download or to pass.
+        WeightsError: one is not available from the Hub; the message says what to download or pass.
     """
     index = folder / "model_index.json"
     names = read_json(index).get(HUB_COMPONENTS, {}) if index.is_file() else {}
@@ -130,19 +132,23 @@ def named_parts(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_parts(folder: Path, given: Mapping[str, Any]) -> None:
-    """Every part that the index names is there.
+    """Check that a pipeline folder has every component that its model_index.json lists.
+
+    Args:
+        folder: of the pipeline.
+        given: components by name that are not needed.
 
     Raises:
-        FileNotFoundError: no index, or a part is missing; all missing parts are named.
+        WeightsFileNotFoundError: no model_index.json, or components are missing, all of which are named.
     """
     index = folder / "model_index.json"
     if not index.is_file():
-        raise FileNotFoundError(f"{folder}: no model_index.json in it, so not a pipeline folder")
+        raise WeightsFileNotFoundError(f"{folder}: no model_index.json in this folder, so it is not a pipeline")
     named = {name for name, value in read_json(index).items() if isinstance(value, list) and value[0] is not None}
     expected = {"transformer", *PARTS} - set(given)
     missing = sorted(part for part in expected if part in named and not any((folder / part).glob("*.json")))
     unnamed = sorted(expected - named)
     if missing or unnamed:
-        raise FileNotFoundError(
-            f"{folder}: this pipeline folder lacks {', '.join(missing + unnamed)}; copy or download it again, whole"
+        raise WeightsFileNotFoundError(
+            f"{folder}: this pipeline folder lacks {', '.join(missing + unnamed)}; copy or download all of it again"
         )

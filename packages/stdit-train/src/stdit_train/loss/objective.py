@@ -90,18 +90,18 @@ def training_loss(
     """
     if drop is not None:
         y = torch.where(drop[:, None, None], model.null_caption(*y.shape[:2]).to(y), y)
-    counts = None if given is None else ~given
+    loss_mask = None if given is None else ~given
     if config.name == "flow":
         sigma = shift_sigma(level, config.shift)
         x_t = flow_interpolate(x0, noise, sigma)
         if given is not None:
             x_t = show_given(x_t, x0, noise, NoiseLevel.of_flow(sigma), given)
-        return flow_loss(model(x_t, sigma * NUM_TIMESTEPS, y, mask), x0, noise, counts)
+        return flow_loss(model(x_t, sigma * NUM_TIMESTEPS, y, mask), x0, noise, loss_mask)
     timestep = (level * NUM_TIMESTEPS).long().clamp(max=NUM_TIMESTEPS - 1)
     x_t = add_noise(x0, noise, timestep)
     if given is not None:
         x_t = show_given(x_t, x0, noise, NoiseLevel.of_iddpm(timestep), given)
-    terms = iddpm_loss(model(x_t, timestep, y, mask), x0, noise, timestep, counts)
+    terms = iddpm_loss(model(x_t, timestep, y, mask), x0, noise, timestep, loss_mask)
     if config.min_snr is not None:
         terms["loss"] = min_snr_weight(timestep, config.min_snr) * terms["mse"] + terms["vb"]
     return terms

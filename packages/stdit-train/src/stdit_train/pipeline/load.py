@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from stdit_model import STDiTPipeline
 from stdit_model.sampling.components import load_part
-from stdit_model.sampling.folder import HUB_COMPONENTS, T5
+from stdit_model.sampling.folder import HUB_COMPONENTS, T5_ID
 from stdit_model.weights.files import read_json
 from stdit_model.weights.hub import local_path, split_hub_id
 from stdit_train.checkpoint.run_folder import stage_folders
@@ -154,7 +154,7 @@ def _text_source(found: CheckpointSource, text_encoder: str | None) -> str:
     index = Path(found.source) / "model_index.json"
     if index.is_file():
         return read_json(index).get(HUB_COMPONENTS, {}).get("text_encoder", found.source)
-    return T5 if found.bare else f"{found.source}/text_encoder"
+    return T5_ID if found.bare else f"{found.source}/text_encoder"
 
 
 def _load_text_encoder(found: CheckpointSource, text_encoder: str | None, dtype: torch.dtype, text_8bit: bool) -> Any:

@@ -35,7 +35,7 @@ def build_pipeline(model: STDiT, components: Components, config: TrainConfig) ->
         fps=config.data.fps,
         num_inference_steps=config.sampling.steps,
         guidance_scale=config.sampling.guidance,
-        settling=0 if config.objective.conditioning_share else 3,
+        resampling_steps=0 if config.objective.conditioning_share else 3,
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

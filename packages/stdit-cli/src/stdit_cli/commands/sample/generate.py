@@ -142,9 +142,10 @@ class VideoGenerator:
         settings = self.settings
         height, width = self.sampled_size
         if settings.resampling_steps is not None:
-            options["settling"] = settings.resampling_steps
+            options["resampling_steps"] = settings.resampling_steps
         if self.windowed:
             options |= {"window": self.pipeline.config.num_frames, "overlap": settings.overlap}
+        guidance_start, guidance_stop = parse_interval(settings.guidance_interval)
         output: Any = self.pipeline(
             num_frames=self.new_frames,
             height=height,
@@ -152,7 +153,8 @@ class VideoGenerator:
             num_inference_steps=settings.steps,
             guidance_scale=settings.guidance,
             guidance_rescale=settings.guidance_rescale,
-            guidance_interval=parse_interval(settings.guidance_interval),
+            guidance_start=guidance_start,
+            guidance_stop=guidance_stop,
             guidance_channels=self.reference.get("guidance_channels"),
             generator=[torch.Generator().manual_seed(job.seed) for job in batch],
             first_frames=None if self.first_frames is None else _pad(self.first_frames, self.sampled_size),
