@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from stdit_cli.commands import ablate, data, doctor, evaluate, export, plan, report, stages, train, weights
+from stdit_cli.commands import ablate, curation, data, doctor, evaluate, export, plan, report, stages, train, weights
 from stdit_cli.commands import build_demo as demo
 from stdit_cli.commands import latents as encoding
 from stdit_cli.commands.sample import command as sample
@@ -34,6 +34,7 @@ app.command("doctor")(doctor.doctor)
 app.command("eval")(evaluate.evaluate)
 app.command("ablate")(ablate.ablate)
 app.command("build-demo")(demo.build_demo)
+data.app.registered_commands[:0] = curation.app.registered_commands  # help lists the pipeline in its order
 encoding.add_to(data.app)
 app.add_typer(data.app, name="data")
 app.add_typer(weights.app, name="weights")

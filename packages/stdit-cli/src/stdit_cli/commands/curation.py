@@ -1,0 +1,242 @@
+"""`stdit data cut`, `score`, `filter`, `dedup`, `caption` and `curate`: raw video to a training set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from stdit_data.curation.engine import Outcome
+    from stdit_data.curation.executors import Executor
+
+app = typer.Typer()
+
+
+class Detector(StrEnum):
+    """How scene changes are found."""
+
+    adaptive = "adaptive"
+    content = "content"
+    transnetv2 = "transnetv2"
+
+
+Raw = Annotated[str, typer.Argument(help="Folder of videos and images, or a manifest of them.")]
+Source = Annotated[str, typer.Argument(help="Manifest (.parquet, .csv, .jsonl) or folder.")]
+Out = Annotated[str, typer.Argument(help="Manifest to write, .parquet; its rejects go to NAME.rejects.jsonl.")]
+Root = Annotated[str | None, typer.Option(help="Folder that relative paths start from.", show_default="the manifest's")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Processes, or workers of the Ray cluster.", show_default="one per CPU")
+]
+Ray = Annotated[
+    str | None, typer.Option(help="Run on a Ray cluster: its address, `auto`, or `local` to start one here.")
+]
+Gpus = Annotated[float, typer.Option(min=0, help="GPUs of one Ray worker.")]
+
+
+@app.command()
+def cut(
+    source: Raw,
+    out: Out,
+    detector: Annotated[
+        Detector, typer.Option(help="PySceneDetect's adaptive or content detector, or TransNetV2.")
+    ] = Detector.adaptive,
+    threshold: Annotated[float | None, typer.Option(help="The detector's threshold.", show_default="its own")] = None,
+    trim: Annotated[float, typer.Option(min=0, help="Seconds left out on both sides of a cut.")] = 0.5,
+    shortest: Annotated[float, typer.Option("--min", min=0, help="Shortest segment in seconds.")] = 2.0,
+    longest: Annotated[float, typer.Option("--max", min=0, help="Longest in seconds; longer ones are divided.")] = 10.0,
+    fades: Annotated[bool, typer.Option(help="Also end segments where the picture is black.")] = True,
+    root: Root = None,
+    workers: Workers = None,
+    ray: Ray = None,
+) -> None:
+    """Find scene changes in raw videos and write a row for each segment; no video is re-encoded."""
+    from stdit_data.curation.cut import CutStep
+
+    threads = _threads(workers)
+    step = CutStep(detector.value, threshold, trim, shortest, longest, fades, threads=threads)
+    _run(step, source, out, root, workers, ray)
+
+
+@app.command()
+def score(
+    source: Source,
+    out: Out,
+    fps: Annotated[float, typer.Option(help="Frames a second to look at.")] = 2.0,
+    size: Annotated[int, typer.Option(min=32, help="Longer side of these frames in pixels.")] = 256,
+    text: Annotated[bool, typer.Option("--text", help="Also the area that text covers (stdit-data[ocr]).")] = False,
+    clip: Annotated[str | None, typer.Option(help="CLIP model, folder or Hub id: also how well captions fit.")] = None,
+    aesthetic: Annotated[
+        str | None, typer.Option(help="Aesthetic head for that model, .pth or .safetensors: also how it pleases.")
+    ] = None,
+    root: Root = None,
+    workers: Workers = None,
+    ray: Ray = None,
+    gpus: Gpus = 0.0,
+) -> None:
+    """Measure every clip from one decode: sharpness, motion, black bars and more, a column each. Drops none."""
+    from stdit_data.curation.score import ScoreStep
+
+    step = ScoreStep(fps, size, text, clip, aesthetic, threads=_threads(workers), gpus=gpus)
+    _run(step, source, out, root, workers, ray)
+
+
+@app.command("filter")
+def filter_rows(
+    source: Source,
+    out: Out,
+    keep: Annotated[
+        str | None, typer.Option(help="Condition over columns: 'motion > q10 and text_area < 0.02'.", metavar="EXPR")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="Named thresholds; `list` shows them.")] = None,
+    partly: Annotated[
+        bool, typer.Option("--partly", help="Leave out the preset's rules whose columns are missing.")
+    ] = False,
+    report: Annotated[str | None, typer.Option(help="HTML page: histograms, and the clips at each threshold.")] = None,
+    clips: Annotated[int, typer.Option(min=1, help="Clips on each side of a threshold in the report.")] = 8,
+    root: Root = None,
+    workers: Workers = None,
+    ray: Ray = None,
+) -> None:
+    """Keep the rows that fulfil a condition or preset; write down every other one with its column, value and limit."""
+    from stdit_data.curation.filter import open_filter
+    from stdit_data.curation.presets import load_preset
+    from stdit_data.curation.report import write_report
+    from stdit_data.curation.tables import open_rows
+    from stdit_data.errors import DataError
+
+    if preset == "list":
+        _list_presets()
+        return
+    rows = open_rows(source, root=root)
+    conditions = [keep] if keep else []
+    if preset is not None:
+        conditions.append(load_preset(preset).condition(rows.schema.names, partly=partly))
+    if not conditions:
+        raise DataError("nothing to filter by: give --keep or --preset (or both)")
+    step = open_filter(" and ".join(f"({one})" for one in conditions), rows)
+    _run(step, source, out, root, workers or 1, ray)
+    if report is not None:
+        with _bar("report") as progress:
+            write_report(report, rows, step.keep, clips=clips, workers=_cpus(), progress=progress)
+        typer.echo(report)
+
+
+@app.command()
+def dedup(
+    source: Source,
+    out: Out,
+    fps: Annotated[float, typer.Option(help="Frames a second to compare.")] = 1.0,
+    distance: Annotated[int, typer.Option(min=0, help="Bits of 256 that equal frames' hashes may differ in.")] = 24,
+    share: Annotated[float, typer.Option(help="Share of the shorter clip that must be in the other.")] = 0.5,
+    keep_all: Annotated[
+        bool, typer.Option("--keep-all", help="Drop nothing; only write the groups to the column `group`.")
+    ] = False,
+    root: Root = None,
+    workers: Workers = None,
+    ray: Ray = None,
+) -> None:
+    """Find equal files, overlapping parts of a video and clips that look the same; keep the sharpest of each group."""
+    from stdit_data.curation.dedup import HashStep, Matching
+    from stdit_data.curation.dedup import dedup as find
+    from stdit_data.curation.engine import find_share
+    from stdit_data.curation.tables import open_rows
+
+    step, matching = HashStep(fps, threads=_threads(workers)), Matching(distance, share, keep_all)
+    with _bar("hash") as progress, _interruptible(out):
+        rows, executor = open_rows(source, root=root), _executor(workers, ray)
+        outcome = find(rows, out, executor, step=step, matching=matching, share=find_share(), progress=progress)
+    _tell(outcome)
+
+
+def _run(step: Any, source: str, out: str, root: str | None, workers: int | None, ray: str | None) -> None:
+    """Run a step with a bar, and tell what came of it."""
+    from stdit_data.curation.engine import find_share, run
+    from stdit_data.curation.tables import open_rows
+
+    with _bar(step.name) as progress, _interruptible(out):
+        outcome = run(
+            step, open_rows(source, root=root), out, _executor(workers, ray), share=find_share(), progress=progress
+        )
+    _tell(outcome)
+
+
+def _executor(workers: int | None, ray: str | None) -> Executor:
+    from stdit_data.curation.executors import Inline, Processes, RayCluster
+
+    if ray is not None:
+        return RayCluster(ray, workers)
+    width = workers or _cpus()
+    return Inline() if width == 1 else Processes(width)
+
+
+def _cpus() -> int:
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _threads(workers: int | None) -> int:
+    """Decoding threads of each process, so that all of them fill the CPUs."""
+    return max(1, _cpus() // (workers or _cpus()))
+
+
+@contextmanager
+def _bar(name: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar with the time left; with no terminal nothing is drawn."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left"))
+    console = Console()
+    with Progress(*columns, TimeRemainingColumn(), TimeElapsedColumn(), disable=not console.is_terminal) as bar:
+        task = bar.add_task(name, total=None)
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield progress
+
+
+@contextmanager
+def _interruptible(out: str) -> Iterator[None]:
+    """After Ctrl-C say that nothing is lost."""
+    from stdit_cli.console import INTERRUPTED
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"stopped; finished shards are kept in {out}.parts, the same command goes on", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _tell(outcome: Outcome) -> None:
+    """Print what was written."""
+    from stdit_data.curation.engine import rejects_path
+
+    if not outcome.complete:
+        typer.echo(f"this process's shards are finished; the last process writes {outcome.out}")
+        return
+    rejects = f"; {outcome.rejects} rejected, see {rejects_path(outcome.out)}" if outcome.rejects else ""
+    kept = f" ({outcome.resumed} of {outcome.shards} shards were there already)" if outcome.resumed else ""
+    typer.echo(f"{outcome.out}: {outcome.rows} rows{rejects}{kept}")
+
+
+def _list_presets() -> None:
+    from stdit_data.curation.presets import load_preset, preset_names
+
+    for name in preset_names():
+        preset = load_preset(name)
+        typer.echo(f"{name}: {preset.description}")
+        for rule in preset.rules:
+            typer.echo(f"  {rule.keep}    {rule.source}")

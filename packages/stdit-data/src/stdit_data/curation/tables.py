@@ -1,0 +1,189 @@
+"""Manifests as Arrow tables: every column of the file is kept, and Parquet is read one shard at a time."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stdit_data import files
+from stdit_data.errors import DataError
+from stdit_data.manifests.format import ALIASES, COLUMNS, KINDS, read_manifest
+from stdit_data.video.frames import Segment
+
+ROW_GROUP = 8192  # rows
+COMPRESSION = "zstd"
+_ARROW = {float: pa.float64(), int: pa.int64(), str: pa.string()}
+STANDARD = {name: _ARROW[KINDS.get(name, str)] for name in COLUMNS}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A manifest's rows.
+
+    Attributes:
+        url: where they are from.
+        schema: their columns; those of a manifest have their standard types.
+        count: how many there are.
+        shards: yields them in order as tables of the given number of rows; the last may be shorter.
+    """
+
+    url: str
+    schema: pa.Schema
+    count: int
+    shards: Callable[[int], Iterator[pa.Table]]
+
+
+def open_rows(url: str, *, root: str | None = None) -> Rows:
+    """Opens a manifest or a folder of videos and images. Paths become absolute.
+
+    Parquet is streamed; CSV, JSON lines and folders are read whole.
+
+    Raises:
+        DataError: nothing there, or a wrong column or value.
+    """
+    if files.suffix(url) == ".parquet":
+        return _open_parquet(url, root or files.parent(url))
+    manifest = read_manifest(url, root=root)
+    dicts = [asdict(entry) for entry in manifest.entries]
+    used = [name for name in COLUMNS if name == "path" or any(row[name] is not None for row in dicts)]
+    table = pa.table({name: pa.array([row[name] for row in dicts], STANDARD[name]) for name in used})
+    for name, values in _further_columns(url).items():
+        table = table.append_column(name, _numbers_or_text(values))
+    table = _absolute(table, manifest.folder)
+
+    def shards(rows: int) -> Iterator[pa.Table]:
+        for start in range(0, len(table), rows):
+            yield table.slice(start, rows)
+
+    return Rows(url, table.schema, len(table), shards)
+
+
+def write_rows(url: str, tables: Iterator[pa.Table], schema: pa.Schema) -> int:
+    """Writes tables as one Parquet file, whole or not at all, in row groups of `ROW_GROUP`.
+
+    Returns:
+        Rows written.
+    """
+    waiting: list[pa.Table] = []
+    held = written = 0
+    with files.open_write(url) as file, pq.ParquetWriter(file, schema, compression=COMPRESSION) as writer:
+        for table in tables:
+            waiting.append(table)
+            held += len(table)
+            written += len(table)
+            if held >= ROW_GROUP:
+                joined = pa.concat_tables(waiting).combine_chunks()
+                whole = held - held % ROW_GROUP
+                writer.write_table(joined.slice(0, whole).cast(schema), row_group_size=ROW_GROUP)
+                waiting, held = [joined.slice(whole)], held - whole
+        if held or not written:
+            joined = pa.concat_tables(waiting) if waiting else schema.empty_table()
+            writer.write_table(joined.combine_chunks().cast(schema), row_group_size=ROW_GROUP)
+    return written
+
+
+def with_columns(schema: pa.Schema, columns: dict[str, pa.DataType]) -> pa.Schema:
+    """The schema with these columns set, new ones at the end."""
+    for name, kind in columns.items():
+        place = schema.get_field_index(name)
+        field = pa.field(name, kind)
+        schema = schema.append(field) if place < 0 else schema.set(place, field)
+    return schema
+
+
+def segment_of(row: dict[str, Any]) -> Segment:
+    """The part of its file that a row means."""
+    return Segment(*(row.get(name) for name in ("start", "end", "start_frame", "end_frame")))
+
+
+def _open_parquet(url: str, folder: str) -> Rows:
+    if not files.exists(url):
+        raise DataError(f"{url}: no such manifest")
+    with files.open_binary(url) as file:
+        try:
+            parquet = pq.ParquetFile(file)
+            found, count = parquet.schema_arrow, parquet.metadata.num_rows
+        except pa.ArrowInvalid as error:
+            raise DataError(f"{url}: not Parquet ({str(error).splitlines()[0]})") from None
+    names = [ALIASES.get(name.lower(), name) for name in found.names]
+    if "path" not in names:
+        raise DataError(f"{url}: no column 'path'; found {', '.join(found.names) or 'none'}")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"{url}: column {twice!r} occurs twice")
+    if count == 0:
+        raise DataError(f"{url}: no entries; expected at least one line with a path")
+    schema = pa.schema(
+        [(name, STANDARD.get(name, _plain(kind))) for name, kind in zip(names, found.types, strict=True)]
+    )
+
+    def shards(rows: int) -> Iterator[pa.Table]:
+        held: list[pa.Table] = []
+        with files.open_binary(url) as file:
+            for batch in pq.ParquetFile(file).iter_batches(batch_size=rows):
+                try:
+                    table = pa.Table.from_batches([batch]).rename_columns(names).cast(schema)
+                except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+                    raise DataError(f"{url}: {str(error).splitlines()[0]}") from None
+                held.append(_absolute(table, folder))
+                while sum(map(len, held)) >= rows:  # a batch ends where a row group does
+                    joined = pa.concat_tables(held)
+                    yield joined.slice(0, rows)
+                    held = [joined.slice(rows)]
+        if sum(map(len, held)):
+            yield pa.concat_tables(held)
+
+    return Rows(url, schema, count, shards)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _absolute(table: pa.Table, folder: str) -> pa.Table:
+    place = table.schema.get_field_index("path")
+    paths = table.column(place).to_pylist()
+    if any(not path for path in paths):
+        raise DataError(f"{folder}: row without a path; expected the video's path or URL in column 'path'")
+    full = [path if _is_absolute(path) else files.canonical(files.join(folder, path)) for path in paths]
+    return table.set_column(place, "path", pa.array(full, pa.string()))
+
+
+def _is_absolute(path: str) -> bool:
+    return path.startswith("/") and "/.." not in path and "::" not in path
+
+
+def _further_columns(url: str) -> dict[str, list[Any]]:
+    """Columns of a CSV or JSON lines file that are none of a manifest's, in the order of its entries."""
+    kind = files.suffix(url)
+    if kind in (".csv", ".tsv"):
+        text = io.StringIO(files.read_text(url), newline="")
+        rows = [row for row in csv.reader(text, delimiter="\t" if kind == ".tsv" else ",") if any(map(str.strip, row))]
+        header = [name.strip() for name in rows[0]]
+        if "path" not in [ALIASES.get(name.lower(), name.lower()) for name in header]:
+            return {}  # Open-Sora 1.0's, without a header
+        dicts: list[dict[str, Any]] = [dict(zip(header, row, strict=True)) for row in rows[1:]]
+    elif kind in (".jsonl", ".ndjson"):
+        dicts = [json.loads(line) for line in files.read_text(url).split("\n") if line.strip()]
+    else:
+        return {}
+    names = dict.fromkeys(name for row in dicts for name in row)
+    further = [name for name in names if ALIASES.get(name.lower(), name.lower()) not in COLUMNS]
+    return {name: [row.get(name) for row in dicts] for name in further}
+
+
+def _numbers_or_text(values: list[Any]) -> pa.Array:
+    """Numbers where all values are, else text; empty cells are null."""
+    values = [None if value in ("", None) else value for value in values]
+    try:
+        return pa.array([None if value is None else float(value) for value in values], pa.float64())
+    except (TypeError, ValueError):
+        text = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
+        return pa.array(text, pa.string())
