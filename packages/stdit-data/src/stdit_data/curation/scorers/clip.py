@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -61,13 +62,13 @@ class ClipScores:
         return scores
 
 
-def _tensor(features: object) -> Tensor:
+def _tensor(features: Any) -> Tensor:
     """The embedding itself; newer versions of transformers hand it out within an output."""
-    return features if isinstance(features, Tensor) else features.pooler_output  # type: ignore[attr-defined]
+    return features if isinstance(features, Tensor) else cast(Tensor, features.pooler_output)
 
 
 def _normalised(features: Tensor) -> Tensor:
-    return features.float() / features.float().norm(dim=-1, keepdim=True)
+    return torch.nn.functional.normalize(features.float(), dim=-1)
 
 
 def _read_head(path: str, width: int) -> list[tuple[Tensor, Tensor]]:
