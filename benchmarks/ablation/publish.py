@@ -112,7 +112,7 @@ def finished_runs(folder: Path, recipe: str, match: str) -> list[tuple[str, RunF
     """Arm and folder of each."""
     where = folder / f"{recipe}-{match}"
     runs = [(arm, RunFolder(path)) for arm in VARIANTS for path in sorted(where.glob(f"{arm}-seed*"))]
-    return [(arm, run) for arm, run in runs if run.config_file.is_file() and "finished_at_step" in run.notes()]
+    return [(arm, run) for arm, run in runs if run.config_file.is_file() and "finished_at_step" in run.metadata()]
 
 
 def check_settings(folder: Path) -> None:

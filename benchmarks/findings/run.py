@@ -51,7 +51,7 @@ class Interrupted(Exception):
 
 @dataclass
 class Lines:
-    """A callback that prints messages, and the loss at every quarter of a run."""
+    """A callback that prints the loss at every quarter of a run."""
 
     name: str
     steps: int = 0
@@ -62,9 +62,6 @@ class Lines:
     def stepped(self, step: int, progress: float, values: dict[str, float]) -> None:
         if step % max(self.steps // 4, 1) == 0:
             print(f"{self.name}: step {step} of {self.steps}, loss {values.get('loss', float('nan')):.4f}", flush=True)
-
-    def said(self, line: str) -> None:
-        print(f"{self.name}: {line}", flush=True)
 
 
 class Findings:

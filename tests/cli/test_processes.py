@@ -85,8 +85,8 @@ def test_dying_stopping_and_going_on() -> None:
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=PATIENCE)
     assert_stopped(process.returncode, 143, out, err)
-    assert "going on from run/checkpoints/step-" in out
-    assert out.count("going on from") == 1  # one prints
+    assert "resuming from run/checkpoints/step-" in out
+    assert out.count("resuming from") == 1  # one prints
 
     last = last_checkpoint()
     command = [
@@ -115,7 +115,7 @@ def test_ctrl_c() -> None:
     both = workers(process)
     os.killpg(process.pid, signal.SIGINT)
     assert process.stdout is not None
-    assert any("once more to stop at once" in line for line in process.stdout)  # reads up to there
+    assert any("again to stop immediately" in line for line in process.stdout)  # reads up to there
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, err.replace("stdit: interrupted\n", "")) == (130, "")

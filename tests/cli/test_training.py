@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import re
 import signal
@@ -44,7 +45,7 @@ def test_a_signal_is_obeyed_and_told(
     )
     done = stdit("train", "--stage", "demo", "--resume", "my run")
     assert done.code == 0, done
-    assert "going on from my run/checkpoints/step-000002" in done.out
+    assert "resuming from my run/checkpoints/step-000002" in done.out
 
     done = stdit("export", "my run", "out", "--raw", "--step", "2")
     assert (done.code, done.out) == (0, "out: the weights of step 2\n")
@@ -164,7 +165,7 @@ def test_a_bar_fits_a_narrow_terminal_and_a_file_gets_whole_lines(monkeypatch: p
     monkeypatch.setattr(progress, "TOLD_EVERY", 0.0)
     with TrainingBar(console) as bar:
         bar.started(0, 30_000)
-        bar.said("samples in runs/[b]a folder/of a long name")
+        logging.getLogger("stdit_train.trainer").info("samples in runs/[b]a folder/of a long name")
         bar.stepped(12_345, 0.4, values)
     assert out.getvalue().splitlines()[:2] == [
         "samples in runs/[b]a folder/of a long name",

@@ -32,7 +32,7 @@ class Stopper:
     """Interrupts the run after a step."""
 
     def __init__(self, at: int | None) -> None:
-        self.at, self.lines = at, []
+        self.at = at
 
     def started(self, step: int, steps: int) -> None:
         pass
@@ -40,9 +40,6 @@ class Stopper:
     def stepped(self, step: int, progress: float, values: dict[str, float]) -> None:
         if step == self.at:
             os.kill(os.getpid(), signal.SIGTERM)
-
-    def said(self, line: str) -> None:
-        self.lines.append(line)
 
 
 def test_the_schedules() -> None:
@@ -132,7 +129,7 @@ def test_going_on_from_anywhere(parts: Path, tmp_path: Path, monkeypatch: pytest
     stages = [Stage(config, config, stage_folder(tmp_path / "whole", i, config)) for i, config in enumerate(configs, 1)]
     outcomes = [train_stages(stages, lambda i, _: Stopper(None)) for _ in range(2)]
     assert [(number, outcome and outcome.step) for number, outcome in outcomes] == [(4, 6), (4, None)]
-    assert stages[0].run.notes()["finished_at_step"] == 4
+    assert stages[0].run.metadata()["finished_at_step"] == 4
 
     assert find_checkpoint(str(tmp_path / "parts")).source == str(tmp_path / "parts" / "4-16x64" / "pipeline")
     shutil.rmtree(tmp_path / "parts" / "4-16x64" / "pipeline")
@@ -194,4 +191,4 @@ def test_a_damaged_file_is_named(tmp_path: Path, file: str, text: str, said: str
     (run.path / file).write_text(text)
     with pytest.raises(ConfigError, match=said):
         run.read_config()
-        run.notes()
+        run.metadata()

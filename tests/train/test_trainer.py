@@ -13,6 +13,7 @@ from stdit_model import STDiTPipeline
 from stdit_train.build import build_trainer, open_trainer
 from stdit_train.checkpoint.format import list_checkpoints, load_checkpoint
 from stdit_train.checkpoint.run_folder import RunFolder, free_run_folder, newest_run
+from stdit_train.checkpoint.verify import CheckpointError
 from stdit_train.config.load import ConfigError, from_dict, set_values, to_dict
 from stdit_train.config.schema import TrainConfig
 from stdit_train.tracking.metrics import read_metrics
@@ -24,7 +25,6 @@ class Silent:
 
     def __init__(self) -> None:
         self.losses: list[float] = []
-        self.lines: list[str] = []
         self.stop_at: int | None = None
 
     def started(self, step: int, steps: int) -> None:
@@ -35,9 +35,6 @@ class Silent:
             self.losses.append(values["loss"])
         if step == self.stop_at:
             os.kill(os.getpid(), signal.SIGINT)
-
-    def said(self, line: str) -> None:
-        self.lines.append(line)
 
 
 class Deleting(Silent):
@@ -50,9 +47,6 @@ class Deleting(Silent):
         if step == self.at:
             shutil.rmtree(self.folder)
         self.watcher.stepped(step, progress, values)
-
-    def said(self, line: str) -> None:
-        self.watcher.said(line)
 
 
 def start(config: TrainConfig, folder: Path, stop_at: int | None = None) -> tuple[Trainer, Silent]:
@@ -99,7 +93,9 @@ def test_resuming_is_exact(small: TrainConfig, tmp_path: Path, optimizer: str, o
     first, first_watched = start(config, tmp_path / "parts", stop_at=4)
     assert not first.train().finished
     second, second_watched = start(config, tmp_path / "parts")
-    second.resume(RunFolder(tmp_path / "parts").latest_checkpoint())
+    checkpoint = RunFolder(tmp_path / "parts").latest_checkpoint()
+    assert checkpoint is not None
+    second.resume(checkpoint)
     assert second.train().finished
 
     assert first_watched.losses + second_watched.losses == watched.losses
@@ -174,9 +170,10 @@ def test_a_folder_that_is_deleted_costs_no_step(small: TrainConfig, tmp_path: Pa
     whole, _ = start(small, tmp_path / "whole")
     whole.train()
     trainer, watcher = start(small, tmp_path / "run", stop_at=5)
-    trainer.watcher = Deleting(watcher, tmp_path / "run", at=4)
+    trainer.callback = Deleting(watcher, tmp_path / "run", at=4)
     assert not trainer.train().finished
-    assert any("was deleted; it is written anew" in line for line in watcher.lines)
+    lines = trainer.run.log_file.read_text().splitlines()
+    assert "was deleted; created again without its earlier files" in lines[0]  # the lines before went with it
     resumed = open_trainer(small, small, RunFolder(tmp_path / "run"), Silent())
     assert resumed.step == 5
     assert resumed.train().finished
@@ -200,10 +197,10 @@ def test_a_checkpoint_of_another_model_is_refused(small: TrainConfig, tmp_path: 
     run = RunFolder(tmp_path / "run")
     checkpoint = run.latest_checkpoint()
     assert checkpoint is not None
-    with pytest.raises(ConfigError, match="is of another run"):
+    with pytest.raises(CheckpointError, match="is of another run"):
         other.resume(checkpoint)
     with pytest.raises(ConfigError, match="does not fit this model"):
-        load_checkpoint(checkpoint, run.id, other.model, other.ema.model, other.optimizers)
+        load_checkpoint(checkpoint, other.model, other.ema.model, other.optimizers)
 
 
 def test_patches_that_do_not_divide_are_refused_before_anything_is_written(small: TrainConfig, tmp_path: Path) -> None:

@@ -9,41 +9,27 @@ import torch
 from safetensors import safe_open
 
 from stdit_train.build import build_trainer
+from stdit_train.callbacks import NullCallback
 from stdit_train.checkpoint.init_weights import load_initial
 from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.config.load import ConfigError, from_dict, set_values, to_dict
+from stdit_train.config.schema import TrainConfig
 from stdit_train.distributed.parallelize import build_model
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "pixart_alpha_512.safetensors"
 
 
-class Silent:
-    """Remembers what was said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def started(self, step: int, steps: int) -> None:
-        pass
-
-    def stepped(self, step: int, progress: float, values: dict[str, float]) -> None:
-        pass
-
-    def said(self, line: str) -> None:
-        self.lines.append(line)
-
-
-def test_from_another_run(small, tmp_path: Path) -> None:
+def test_from_another_run(small: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = RunFolder(tmp_path / "first")
     run.create(small)
-    first = build_trainer(small, run, Silent())
+    first = build_trainer(small, run, NullCallback())
     first.train()
     again = replace(small, init=str(tmp_path / "first"), seed=1)
     next_run = RunFolder(tmp_path / "second")
     next_run.create(again)
-    watcher = Silent()
-    second = build_trainer(again, next_run, watcher)
-    assert any("starting from" in line for line in watcher.lines)
+    caplog.set_level("INFO", "stdit_train")
+    second = build_trainer(again, next_run, NullCallback())
+    assert any("starting from" in line for line in caplog.messages)
     for name, value in first.ema.model.state_dict().items():
         assert torch.equal(second.model.state_dict()[name], value), name
 

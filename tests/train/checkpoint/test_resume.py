@@ -1,4 +1,4 @@
-"""A run that was killed goes on to the bit; what is torn, or of another run, is refused by name."""
+"""A run that was killed goes on to the bit; a checkpoint that is damaged, or of another run, is refused by name."""
 
 import json
 import os
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +17,11 @@ import pytest
 import torch
 
 from stdit_train.build import open_trainer
+from stdit_train.callbacks import NullCallback
 from stdit_train.checkpoint import manager as saving
-from stdit_train.checkpoint.format import CheckpointError, list_checkpoints, load_checkpoint, named_tensors
+from stdit_train.checkpoint.format import load_checkpoint, named_tensors
 from stdit_train.checkpoint.run_folder import RunFolder
+from stdit_train.checkpoint.verify import CheckpointError, list_checkpoints, verify
 from stdit_train.config.load import ConfigError, from_dict, set_values, to_dict
 from stdit_train.config.schema import TrainConfig
 from stdit_train.errors import RunEnded
@@ -38,39 +41,21 @@ SCRIPT = """
         def started(self, *_): pass
         def stepped(self, step, *_):
             if sys.argv[3] == f"step {step}": os.kill(os.getpid(), signal.SIGKILL)
-        def said(self, _): pass
-    written = checkpoint._digest
+    written = checkpoint.sha256
     def killed_while_sealing(file):
         if "step-000006" in str(file): os.kill(os.getpid(), signal.SIGKILL)
         return written(file)
-    if sys.argv[3] == "save": checkpoint._digest = killed_while_sealing
+    if sys.argv[3] == "save": checkpoint.sha256 = killed_while_sealing
     config = from_dict(json.loads(sys.argv[2]))
     open_trainer(config, config, RunFolder(Path(sys.argv[1])), Silent()).train()
 """
 
 
-class Silent:
-    """A watcher that only remembers."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def started(self, step: int, steps: int) -> None:
-        pass
-
-    def stepped(self, step: int, progress: float, values: dict[str, float]) -> None:
-        pass
-
-    def said(self, line: str) -> None:
-        self.lines.append(line)
-
-
 def trained(config: TrainConfig, folder: Path) -> tuple[Trainer, list[str]]:
     """A run to its end, from wherever it is."""
-    watcher = Silent()
-    trainer = open_trainer(config, config, RunFolder(folder), watcher)
+    trainer = open_trainer(config, config, RunFolder(folder), NullCallback())
     assert trainer.train().finished
-    return trainer, watcher.lines
+    return trainer, trainer.run.log_file.read_text().splitlines()
 
 
 def killed(config: TrainConfig, folder: Path, when: str, after: float | None = None) -> None:
@@ -165,25 +150,30 @@ def finished(parts: Path, tmp_path_factory: pytest.TempPathFactory, request: pyt
 
 
 @pytest.mark.parametrize("spoil", [tear_tensors, cut_state, lose_index])
-def test_a_torn_checkpoint_is_refused_and_the_one_before_is_used(finished: Path, tmp_path: Path, spoil) -> None:
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_is_used(
+    finished: Path, tmp_path: Path, spoil: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
     run = RunFolder(Path(shutil.copytree(finished, tmp_path / "run")))
     spoil(run.checkpoints / "step-000006")
-    lines: list[str] = []
-    assert run.latest_checkpoint(lines.append) == run.checkpoints / "step-000003"
-    assert len(lines) == 1
-    assert "step-000006 is torn" in lines[0]
+    checkpoint = run.latest_checkpoint()
+    assert checkpoint is not None
+    assert checkpoint.path == run.checkpoints / "step-000003"
+    assert len(caplog.messages) == 1
+    assert "step-000006 is damaged" in caplog.messages[0]
     config = from_dict(run.read_config())
     trainer, _ = trained(config, run.path)
     assert trainer.step == 6
-    assert run.latest_checkpoint(lines.append) == run.checkpoints / "step-000006"
+    checkpoint = run.latest_checkpoint()
+    assert checkpoint is not None
+    assert checkpoint.path == run.checkpoints / "step-000006"
 
 
 def test_a_foreign_checkpoint_is_refused_unread(finished: Path, tmp_path: Path) -> None:
     """Again and again, and it stays where it is: nothing starts from the beginning over it."""
     run = RunFolder(Path(shutil.copytree(finished, tmp_path / "run")))
-    run.note(id="another")
+    run.update_metadata(id="another")
     for _ in range(2):
-        with pytest.raises(CheckpointError, match=r"step-000003 is of another run.*none before it"):
+        with pytest.raises(CheckpointError, match=r"step-000003 is of another run.*no earlier one is whole"):
             run.latest_checkpoint()
     assert [path.name for path in list_checkpoints(run.checkpoints)] == ["step-000003", "step-000006"]
 
@@ -192,10 +182,10 @@ def test_another_model_is_named(finished: Path) -> None:
     run = RunFolder(finished)
     config = from_dict(set_values(run.read_config(), {"model.depth": 2}))
     with pytest.raises(ConfigError, match=r"step-000006 does not fit this model: ema.blocks.1"):
-        open_trainer(config, config, run, Silent())
+        open_trainer(config, config, run, NullCallback())
     other = from_dict(set_values(to_dict(config), {"model.depth": 1, "optimizer.name": "adamw"}))
     with pytest.raises(ConfigError, match=r"another optimizer \(Muon and AdamW\)"):
-        open_trainer(other, other, run, Silent())
+        open_trainer(other, other, run, NullCallback())
 
 
 def test_those_to_keep_are_kept(config: TrainConfig, tmp_path: Path) -> None:
@@ -210,7 +200,7 @@ def test_an_asynchronous_save_holds_its_own_step(config: TrainConfig, tmp_path: 
     for step in (3, 6, 8):
         for one in (expected, trainer):
             path = one.run.checkpoints / f"step-{step:06d}"
-            load_checkpoint(path, one.run.id, one.model, one.ema.model, one.optimizers)
+            load_checkpoint(verify(path, one.run.id), one.model, one.ema.model, one.optimizers)
         tensors = [named_tensors(t.model, t.ema.model, t.optimizers) for t in (trainer, expected)]
         assert all(torch.equal(tensor, tensors[1][name]) for name, tensor in tensors[0].items())
 
@@ -230,7 +220,7 @@ def test_a_disk_that_fills_up(
     monkeypatch.setattr(os, "fsync", full)
     run, settings = RunFolder(folder), replace(config, checkpoint_async=asynchronous)
     with pytest.raises(RunEnded, match=r"disk is full.*last good checkpoint is .*step-000003.*--resume"):
-        open_trainer(settings, settings, run, Silent()).train()
+        open_trainer(settings, settings, run, NullCallback()).train()
     assert [path.name for path in run.checkpoints.iterdir()] == ["step-000003"]
     monkeypatch.undo()
     resumed, _ = trained(settings, folder)
@@ -248,7 +238,7 @@ def test_ctrl_c_while_a_checkpoint_is_written(
 
     monkeypatch.setattr(os, "fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        open_trainer(config, config, RunFolder(tmp_path / "run"), Silent()).train()
+        open_trainer(config, config, RunFolder(tmp_path / "run"), NullCallback()).train()
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
@@ -257,7 +247,7 @@ def test_a_disk_without_room_is_not_written_to(
 ) -> None:
     monkeypatch.setattr(saving, "MARGIN", 2**60)
     with pytest.raises(RunEnded, match=r"disk is full \(a checkpoint takes .* MiB are free\); there is no checkpoint"):
-        open_trainer(config, config, RunFolder(tmp_path / "run"), Silent()).train()
+        open_trainer(config, config, RunFolder(tmp_path / "run"), NullCallback()).train()
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
@@ -271,8 +261,10 @@ def test_a_really_full_disk(config: TrainConfig, tmp_path: Path, monkeypatch: py
         monkeypatch.setattr(saving, "MARGIN", 0)
         settings = replace(config, steps=40, checkpoint_every=1, keep_checkpoints=100)
         with pytest.raises(RunEnded, match=r"disk is full.*last good checkpoint is"):
-            open_trainer(settings, settings, RunFolder(disk / "run"), Silent()).train()
+            open_trainer(settings, settings, RunFolder(disk / "run"), NullCallback()).train()
         last = list_checkpoints(disk / "run" / "checkpoints")[-1]
-        assert RunFolder(disk / "run").latest_checkpoint() == last
+        newest = RunFolder(disk / "run").latest_checkpoint()
+        assert newest is not None
+        assert newest.path == last
     finally:
         subprocess.run(["umount", str(disk)], check=True)

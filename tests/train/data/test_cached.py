@@ -47,9 +47,6 @@ class Silent:
         if step == self.stop_at:
             os.kill(os.getpid(), signal.SIGINT)
 
-    def said(self, line: str) -> None:
-        pass
-
 
 def changed(config: TrainConfig, **values: object) -> TrainConfig:
     return from_dict(set_values(to_dict(config), {key.replace("__", "."): value for key, value in values.items()}))

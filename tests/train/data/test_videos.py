@@ -27,8 +27,6 @@ class Silent:
 
     def stepped(self, step: int, progress: float, values: dict[str, float]) -> None: ...
 
-    def said(self, line: str) -> None: ...
-
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:

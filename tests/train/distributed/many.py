@@ -17,9 +17,9 @@ from stdit_train.build import open_trainer
 from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.config.load import from_dict
 from stdit_train.distributed.world import World
-from stdit_train.loss import validation
+from stdit_train.loss import batch, validation
 
-validation.VALIDATION_CLIPS = 7  # for speed; two processes can't share them evenly
+batch.VALIDATION_CLIPS = validation.VALIDATION_CLIPS = 7  # for speed; two processes can't share them evenly
 
 
 class Recorder:
@@ -27,16 +27,12 @@ class Recorder:
 
     def __init__(self) -> None:
         self.losses: dict[int, float] = {}
-        self.lines: list[str] = []
 
     def started(self, step: int, steps: int) -> None:
         pass
 
     def stepped(self, step: int, progress: float, values: dict[str, float]) -> None:
         self.losses[step] = values.get("loss", float("nan"))
-
-    def said(self, line: str) -> None:
-        self.lines.append(line)
 
 
 def train(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -57,7 +53,6 @@ def train(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return {
         "samples": samples,
         "losses": recorder.losses,
-        "lines": recorder.lines,
         "step": outcome.step,
         "held": held,
         "accumulation": trainer.loader.accumulation,

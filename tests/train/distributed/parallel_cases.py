@@ -21,7 +21,8 @@ from torch.distributed.tensor import DTensor
 from stdit_model import STDiT
 from stdit_model.sampling.denoise import Denoiser, Guidance
 from stdit_model.sampling.schedulers import flow_scheduler, iddpm_scheduler
-from stdit_train.checkpoint.format import checkpoint_name, finish_write, load_checkpoint, named_tensors
+from stdit_train.checkpoint.format import finish_write, load_checkpoint, named_tensors
+from stdit_train.checkpoint.verify import checkpoint_name, verify
 from stdit_train.config.schema import ObjectiveConfig
 from stdit_train.distributed.mesh import ParallelDims, build_mesh
 from stdit_train.distributed.parallelize import build_sharded_model
@@ -323,7 +324,8 @@ def resume(folder: str, how: str, first: str, last: str) -> dict[str, float]:
     ema = Ema(model, 0.9, average)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5, weight_decay=0.0, fused=True)
     if int(first):
-        load_checkpoint(Path(folder) / checkpoint_name(int(first)), "run", model, ema.model, [optimizer])
+        checkpoint = verify(Path(folder) / checkpoint_name(int(first)), "run")
+        load_checkpoint(checkpoint, model, ema.model, [optimizer])
     world, losses = DistributedWorld(dist.get_rank(), dist.get_world_size()), {}
     for step in range(int(first), int(last)):
         samples = share(batch(seed=step), mesh.dp_rank, mesh.dims.data)

@@ -94,8 +94,9 @@ def test_from_one_process_to_two_and_back(config: TrainConfig, tmp_path: Path) -
     assert found == samples_of(expected)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
     assert reports[1][0]["held"] * 2 == pytest.approx(expected[0]["held"], rel=0.02)
-    assert reports[1][1]["lines"] == []  # one process is watched
+    assert reports[1][1]["losses"] == {}  # the callback is called on rank 0
     run, whole = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "whole")
+    assert run.log_file.read_text().count("resuming from") == 2
     for file in ("step-000003-0.mp4", "step-000003-3.mp4", "step-000003.png"):
         assert (run.samples / file).is_file()
         assert (whole.samples / file).is_file()

@@ -26,7 +26,6 @@ SCRIPT = """
     from stdit_train.build import build_trainer
     torch.set_num_threads(1)
     class Silent:
-        def said(self, _): pass
     config = from_dict(json.loads(sys.argv[1]))
     parts = load_components(config.data.vae, config.data.text_encoder, torch.device("cpu"), config.precision)
     folder = Path(sys.argv[2])

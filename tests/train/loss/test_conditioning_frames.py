@@ -104,7 +104,7 @@ def test_given_frames_of_later_clips_alone(small: TrainConfig, tmp_path: Path) -
     (batch,) = next(iter(trainer.loader))
     later = torch.tensor([start > 0 for start in batch.starts or ()])
     assert 0 < later.sum() < len(later)
-    mine = trainer.scorer._given(batch, torch.rand(len(later), 2), 4)
+    mine = trainer.batch_loss._given(batch, torch.rand(len(later), 2), 4)
     assert mine is not None and torch.equal(mine.any(1), later) and not mine.all(1).any()
 
 

@@ -15,7 +15,8 @@ from stdit_data.datasets.videos import VideoDataset
 from stdit_data.errors import ClipError, DataError
 from stdit_data.latents.dataset import LatentDataset
 from stdit_data.video.write import write_mp4
-from stdit_train.build import build_trainer
+from stdit_train.build import build_trainer, open_trainer
+from stdit_train.callbacks import NullCallback
 from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.components.load import open_components
 from stdit_train.components.precompute import Encoding, open_jobs
@@ -24,22 +25,10 @@ from stdit_train.config.schema import TrainConfig
 from stdit_train.data.datasets import build_datasets
 from stdit_train.data.holdout import VALIDATION_CLIPS, ValidationClips, validation_captions
 from stdit_train.distributed.world import World
-from stdit_train.loss.validation import validation_loss
+from stdit_train.loss.validation import validation_batches
 from stdit_train.tracking.metrics import read_metrics
 
 RESAMPLING_SHARE = 0.6
-
-
-class Silent:
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def started(self, step: int, steps: int) -> None: ...
-
-    def stepped(self, step: int, progress: float, values: dict[str, float]) -> None: ...
-
-    def said(self, line: str) -> None:
-        self.lines.append(line)
 
 
 def write_clips(folder: Path, indices: Iterable[int]) -> Path:
@@ -73,12 +62,11 @@ def encode(config: TrainConfig, out: Path, **settings: Any) -> str:
 
 
 def train(config: TrainConfig, folder: Path) -> tuple[list[float], list[str]]:
-    """Its validation losses, and what was said."""
-    run, watcher = RunFolder(folder), Silent()
-    run.create(config)
-    build_trainer(config, run, watcher).train()
+    """The validation losses of a run, and the lines of its log."""
+    run = RunFolder(folder)
+    open_trainer(config, config, run, NullCallback()).train()
     rows = read_metrics(run.metrics_file)
-    return [row["validation_loss"] for row in rows if "validation_loss" in row], watcher.lines
+    return [row["validation_loss"] for row in rows if "validation_loss" in row], run.log_file.read_text().splitlines()
 
 
 def sides(config: TrainConfig) -> tuple[set[str], list[str]]:
@@ -113,7 +101,7 @@ def test_the_loss_is_that_of_the_held_out_clips(videos: TrainConfig, tmp_path: P
     (losses, lines) = train(plain, tmp_path / "videos")
     assert len(losses) == 1
     held = sides(plain)[1]
-    assert f"validation loss: of {len(held)} clips that are not trained on" in lines
+    assert any(line.endswith(f"validation: {len(held)} held-out clips") for line in lines)
     cache = encode(plain, tmp_path / "cache", dtype="float32")
     torch.testing.assert_close(
         train(changed(plain, data__source=cache), tmp_path / "cached")[0], losses, rtol=1e-5, atol=0
@@ -125,7 +113,7 @@ def test_the_loss_is_that_of_the_held_out_clips(videos: TrainConfig, tmp_path: P
 def test_without_held_out_clips_it_is_said(videos: TrainConfig, tmp_path: Path) -> None:
     losses, lines = train(changed(videos, data__validation=0.0, steps=1), tmp_path / "run")
     assert losses == []
-    assert any(line.startswith("no validation loss: --set data.validation=") for line in lines)
+    assert any("no validation set (e.g. --set data.validation=" in line for line in lines)
 
 
 def test_another_folder_to_validate_on(videos: TrainConfig, clips: Path, tmp_path: Path) -> None:
@@ -196,15 +184,17 @@ def test_another_stands_in_for_a_clip_that_cannot_be_read() -> None:
 
 
 def test_a_short_set_repeats_and_ranks_share_it() -> None:
-    seen: list[int] = []
+    class Rank(World):
+        def __init__(self, rank: int) -> None:
+            self.dp_rank, self.dp_size = rank, 2
 
-    def loss(video: torch.Tensor, captions: list[str], indices: list[int], level: torch.Tensor) -> torch.Tensor:
-        seen.extend(indices)
-        return video[:, 0].flatten()
-
-    clips = ValidationClips(Broken(4, set()))  # type: ignore[arg-type]
-    assert validation_loss(clips, 8, loss, World()) == 1.5
-    assert seen == list(range(VALIDATION_CLIPS))
+    dataset = ValidationClips(Broken(4, set()))  # type: ignore[arg-type]
+    for worlds in ([World()], [Rank(0), Rank(1)]):
+        batches = [batch for world in worlds for batch in validation_batches(dataset, 8, world)]
+        assert [index for indices, _, _ in batches for index in indices] == list(range(VALIDATION_CLIPS))
+        assert [clip.index for _, clips, _ in batches for clip in clips] == [0, 1, 2, 3] * (VALIDATION_CLIPS // 4)
+        levels = torch.cat([level for _, _, level in batches])
+        torch.testing.assert_close(levels, (torch.arange(VALIDATION_CLIPS) + 0.5) / VALIDATION_CLIPS)
 
 
 def test_a_run_does_not_go_on_with_another_share(videos: TrainConfig, tmp_path: Path) -> None:
@@ -213,9 +203,9 @@ def test_a_run_does_not_go_on_with_another_share(videos: TrainConfig, tmp_path: 
     run = RunFolder(tmp_path / "run")
     checkpoint = run.latest_checkpoint()
     assert checkpoint is not None
-    build_trainer(videos, run, Silent()).resume(checkpoint)
+    build_trainer(videos, run, NullCallback()).resume(checkpoint)
     with pytest.raises(DataError, match="loader state: samples is"):
-        build_trainer(changed(videos, data__validation=0.1), run, Silent()).resume(checkpoint)
+        build_trainer(changed(videos, data__validation=0.1), run, NullCallback()).resume(checkpoint)
 
 
 def test_wrong_settings_are_named(videos: TrainConfig, small: TrainConfig, tmp_path: Path) -> None:

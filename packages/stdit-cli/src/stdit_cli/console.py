@@ -1,6 +1,9 @@
 """The console: exit codes, plain lines, and the progress bar of a training run."""
 
+import logging
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -20,18 +23,48 @@ def plain_console() -> Console:
     return console
 
 
+class LogLines(logging.Handler):
+    """Passes the message of each log record to a function, as a line.
+
+    Args:
+        write: called with each line.
+    """
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        super().__init__(logging.INFO)
+        self.write = write
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record's message."""
+        self.write(record.getMessage())
+
+
+@contextmanager
+def shown_logs(name: str, write: Callable[[str], None]) -> Iterator[None]:
+    """Write what a logger and those below it log, of level INFO and above, as lines."""
+    logger, handler = logging.getLogger(name), LogLines(write)
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
 class TrainingBar:
-    """A `Callback` that shows step, loss, speed, memory and the time that is left.
+    """A `Callback` that shows step, loss, speed, memory and the time that is left, below what stdit_train logs.
 
     Without a terminal it prints a line a minute instead.
 
     Args:
         console: to draw on.
-        quiet: print no lines above the bar.
+        quiet: do not print log lines above the bar.
     """
 
     def __init__(self, console: Console, quiet: bool = False) -> None:
-        self.quiet = quiet
+        self.logs = shown_logs("stdit_train", (lambda line: None) if quiet else console.print)
         self.bar_width = 20 if console.width >= WIDE else 10
         self.bar = Progress(
             TextColumn("training"),
@@ -44,9 +77,11 @@ class TrainingBar:
 
     def __enter__(self) -> "TrainingBar":
         self.bar.start()
+        self.logs.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.logs.__exit__(None, None, None)
         self.bar.stop()
 
     def started(self, step: int, steps: int) -> None:
@@ -75,13 +110,7 @@ class TrainingBar:
         self.bar.update(self.task, completed=progress, count=count, figures=shown)
         if not self.bar.console.is_terminal and time.monotonic() - self.told >= TOLD_EVERY:
             self.told = time.monotonic()
-            self.said(f"step {step}{'' if by_time else f' of {self.steps}'}: {figures(self.smooth, left)}")
-
-    def said(self, line: str) -> None:
-        """Print a line above the bar."""
-        if self.quiet:
-            return
-        self.bar.console.print(line)
+            self.bar.console.print(f"step {step}{'' if by_time else f' of {self.steps}'}: {figures(self.smooth, left)}")
 
 
 def figures(values: dict[str, Any], left: float | None, room: float = float("inf")) -> str:

@@ -1,40 +1,47 @@
-"""What is told along a run, and what comes back at its end."""
+"""Callbacks of a training run, and its outcome."""
 
 from dataclasses import dataclass
 from typing import Protocol
 
 
 class Callback(Protocol):
-    """Who is told how the run goes (the CLI's progress bar)."""
+    """Called as a run proceeds, on rank 0; messages for people go to `logging` instead."""
 
     def started(self, step: int, steps: int) -> None:
-        """Training begins after `step` of `steps` steps."""
+        """Called when training begins after `step` of `steps` steps."""
 
     def stepped(self, step: int, progress: float, values: dict[str, float]) -> None:
-        """A step is done; `progress` is the share of the run, 0..1. A skipped step has no loss."""
+        """Called after each step.
 
-    def said(self, line: str) -> None:
-        """Something worth a line."""
+        Args:
+            step: steps done.
+            progress: share of the run that is done, 0..1.
+            values: metrics of the step; a skipped step has no loss.
+        """
 
 
 class NullCallback:
-    """Nobody is told."""
+    """A callback that does nothing."""
 
     def started(self, step: int, steps: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def stepped(self, step: int, progress: float, values: dict[str, float]) -> None:
-        """Nothing."""
-
-    def said(self, line: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended."""
+    """How a run ended.
+
+    Attributes:
+        step: steps done.
+        finished: whether it reached its last step; False after an interruption.
+        values: metrics of the last step.
+        signal: number of the signal that interrupted it, None for none.
+    """
 
     step: int
-    finished: bool  # False when it was interrupted
-    values: dict[str, float]  # the last metrics
-    signal: int | None = None  # what interrupted it
+    finished: bool
+    values: dict[str, float]
+    signal: int | None = None

@@ -182,7 +182,7 @@ def train_stages(
 
 def _is_done(stage: Stage, last: bool) -> bool:
     """Whether a stage has ended. The last, on which no other has begun, goes on where it is to have more steps now."""
-    done = stage.run.notes().get("finished_at_step")
+    done = stage.run.metadata().get("finished_at_step")
     if done is None or not last:
         return done is not None
     return stage.config.minutes is not None or done >= stage.config.steps

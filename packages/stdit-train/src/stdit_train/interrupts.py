@@ -1,27 +1,28 @@
-"""Ctrl-C and SIGTERM: the first ends a run after its current step, the second at once."""
+"""Ctrl-C and SIGTERM: the first one ends a run after its current step, the second one immediately."""
 
+import logging
 import signal
-from collections.abc import Callable
 from typing import Any, Self
+
+log = logging.getLogger(__name__)
 
 
 class Interrupts:
-    """While entered, remembers the first signal that asks the run to end.
+    """A context in which the first SIGINT or SIGTERM is recorded, and the second one has its usual effect.
 
-    Args:
-        said: told that the run is about to stop.
+    Attributes:
+        number: number of the signal that was received, None for none.
     """
 
-    def __init__(self, said: Callable[[str], None]) -> None:
-        self.said = said
-        self.number: int | None = None  # of the signal that came
+    def __init__(self) -> None:
+        self.number: int | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         try:
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._stop)
-        except ValueError:  # not in the main thread: whoever runs us there handles signals
+        except ValueError:  # not in the main thread, where signals cannot be handled
             pass
         return self
 
@@ -31,5 +32,5 @@ class Interrupts:
 
     def _stop(self, number: int, _frame: object) -> None:
         self.number = number
-        self.said("stopping after this step; once more to stop at once")
+        log.info("stopping after this step; press Ctrl-C again to stop immediately")
         signal.signal(number, self._before[number])

@@ -1,11 +1,11 @@
-"""One training run: set-up, step, loop. Whether on one process or on many, `World` knows."""
+"""The training step and the training loop of a run, the same in one process and in many."""
 
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from stdit_train.checkpoint.format import (
 )
 from stdit_train.checkpoint.manager import CheckpointManager
 from stdit_train.checkpoint.run_folder import RunFolder
+from stdit_train.checkpoint.verify import Checkpoint, CheckpointError
 from stdit_train.components.load import Components
 from stdit_train.config.schema import TrainConfig
 from stdit_train.data.datasets import cached_in_memory
@@ -40,23 +41,31 @@ from stdit_train.pipeline.save import draw_samples, save_pipeline
 from stdit_train.report.plots import plot_losses
 from stdit_train.tracking.metrics import Metrics, NoMetrics, TimestepBins, open_metrics
 from stdit_train.tracking.profiler import Profile
+from stdit_train.tracking.run_log import RunLog
 from stdit_train.tracking.throughput import Speed
+
+log = logging.getLogger(__name__)
 
 
 class Trainer:
-    """Trains `model` on `dataset`.
+    """Trains a model on a dataset.
 
     Args:
-        config: the run's settings.
-        run: its folder, created.
-        model: on `device`, float32, sharded where `world` has a mesh (`build_model`).
+        config: settings of the run.
+        run: folder of the run; it must exist when training begins.
+        model: float32 model on `device`, sharded where `world` has a mesh (see `build_model`).
         components: VAE and text encoder, on `device`.
-        dataset: clips.
+        dataset: training clips.
         validation: clips for the validation loss, None for none.
-        prompts: what is sampled along the way.
-        device: where all of it lives.
-        watcher: told what happens, on the first process.
-        world: Processes of the run, with its mesh. [default: this one]
+        prompts: prompts of the samples along the way.
+        device: device of this process.
+        callback: called as the run proceeds, on rank 0.
+        world: processes of the run, with its mesh. [default: this one]
+
+    Attributes:
+        step: optimizer steps done.
+        elapsed: seconds of training, over all resumptions.
+        skipped: consecutive steps, up to the last one, whose loss or gradient was not finite.
     """
 
     def __init__(
@@ -69,12 +78,12 @@ class Trainer:
         validation: ClipDataset | None,
         prompts: list[str],
         device: torch.device,
-        watcher: Callback,
+        callback: Callback,
         world: World | None = None,
     ) -> None:
-        self.config, self.run, self.components, self.device = config, run, components, device
+        self.config, self.run, self.components, self.device, self.prompts = config, run, components, device, prompts
         self.world = world = world or World()
-        self.prompts, self.watcher = prompts, watcher if world.is_main else NullCallback()
+        self.callback = callback if world.is_main else NullCallback()
         self.model = model.train()
         self.ema = Ema(model, config.optimizer.ema, build_ema(model, world))
         self.optimizers = build_optimizers(model, config.optimizer)
@@ -84,60 +93,68 @@ class Trainer:
             if config.compile:
                 apply_compile(self.precision.module)
         encoded = getattr(dataset, "moments", False) or config.data.cache_latents
-        self.scorer = BatchLoss(config, components, self.precision, device, encoded, world)
+        self.batch_loss = BatchLoss(config, components, self.precision, device, encoded, world)
         if encoded:
-            size = self.scorer.latent_shape[1:]
+            size = self.batch_loss.latent_shape[1:]
             dataset = cached_in_memory(dataset, components.vae, device, size)
             validation = validation and cached_in_memory(validation, components.vae, device, size)
         self.validation = validation
-        # Clips that are encoded when they are asked for share the device with the step: threads that read ahead would
-        # only take turns with it, on a CPU at half the speed.
-        lazily = isinstance(dataset, InMemoryLatents)
+        # Clips that are encoded on first use share the device with the step, so reading ahead would halve its speed.
+        lazy = isinstance(dataset, InMemoryLatents)
         self.loader = ClipLoader(
             dataset,
             **loader_settings(config),
             seed=config.seed,
             rank=world.dp_rank,
             world_size=world.dp_size,
-            workers=0 if lazily else config.data.workers,
-            prefetch=0 if lazily else 2,
+            workers=0 if lazy else config.data.workers,
+            prefetch=0 if lazy else 2,
             rejects=run.rejects_file,
             pin_memory=device.type == "cuda",
         )
         asynchronous = device.type == "cuda" if config.checkpoint_async is None else config.checkpoint_async
-        self.saver = CheckpointManager(run, config.keep_checkpoints, config.keep_every, asynchronous, world)
+        self.checkpoints = CheckpointManager(run, config.keep_checkpoints, config.keep_every, asynchronous, world)
         self.bins = TimestepBins(config.timestep_bins)
-        self.step = 0
-        self.elapsed = 0.0  # seconds of training, over all resumptions
-        self.skipped = 0  # steps in a row that were not finite
+        self.step, self.elapsed, self.skipped = 0, 0.0, 0
 
-    # -- set-up ----------------------------------------------------------------------------------------------------
+    # -- start -----------------------------------------------------------------------------------------------------
 
-    def resume(self, checkpoint: Path) -> None:
-        """Go on from a checkpoint of this run."""
-        parts = self.model, self.ema.model, self.optimizers
-        state, rest = load_checkpoint(checkpoint, self.run.id, *parts, self.world.broadcast_from_main)
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint of this run.
+
+        Raises:
+            ConfigError: the checkpoint is of another run, model or optimizer.
+        """
+        if checkpoint.state["run"] != self.run.id:
+            raise CheckpointError(f"checkpoint {checkpoint.path} is of another run than {self.run.path}")
+        rest = load_checkpoint(checkpoint, self.model, self.ema.model, self.optimizers)
+        state = checkpoint.state
         self.step, self.elapsed = state["step"], state["elapsed"]
-        self.skipped = state["skipped"] % self.config.max_skipped  # a run that ended for them gets another try
+        self.skipped = state["skipped"] % self.config.max_skipped  # a run that ended because of them may try again
         self.bins.load_state_dict(state["bins"])
         self.precision.load_state_dict(state["precision"])
         self.loader.load_state_dict(state["loader"])
         restore_generators(rest)
 
     def init_from_run(self, previous: RunFolder) -> None:
-        """Start with the weights, and their average, that another run ended with."""
-        checkpoint = self.world.broadcast_from_main(lambda: previous.latest_checkpoint(self.watcher.said))
+        """Load the weights of another run's newest checkpoint, and their average.
+
+        Raises:
+            RunEnded: it has no checkpoint.
+        """
+        checkpoint = self.world.broadcast_from_main(previous.latest_checkpoint)
         if checkpoint is None:
             raise RunEnded(f"{previous.path} has no checkpoint to start from: resume that run first")
-        load_weights(checkpoint, previous.id, self.model, self.ema.model)
+        load_weights(checkpoint, self.model, self.ema.model)
         self.precision.finish_loading()
 
     # -- one step --------------------------------------------------------------------------------------------------
 
     def train_step(self, batches: list[Batch]) -> dict[str, float]:
-        """One optimiser step over a list of micro-batches; returns the mean loss terms and the gradient norm.
+        """Take one optimizer step over micro-batches; return its mean loss terms, gradient norm and lr factor.
 
-        A step whose loss or gradient is not finite changes nothing but `skipped`, and has no loss to return.
+        A step whose loss or gradient norm is not finite is skipped: weights and optimizers keep their values, and
+        {"skipped": 1.0} is returned.
         """
         factor = learning_rate_factor(self.step, self.progress, self.config.optimizer)
         set_learning_rate(self.optimizers, factor)
@@ -159,36 +176,35 @@ class Trainer:
         return terms | {"gradient_norm": norm, "lr_factor": factor}
 
     def _accumulate(self, batches: list[Batch]) -> dict[str, float]:
-        """Forward and backward of every micro-batch; mean loss terms of this process's samples."""
+        """Run forward and backward of every micro-batch; return the mean loss terms of this process's samples."""
         totals: dict[str, Tensor] = {}
-        scores = []
+        losses = []
         samples = sum(len(batch.indices) for batch in batches)
         for batch in batches:
-            timestep, terms = self.scorer.loss(batch)
+            timestep, terms = self.batch_loss.loss(batch)
             share = len(batch.indices) / samples
             self.precision.backward(terms["loss"].mean() * share)
             for name, term in terms.items():
                 totals[name] = totals.get(name, torch.zeros((), device=self.device)) + term.detach().mean() * share
-            scores.append(torch.stack([timestep, terms["loss"].detach().cpu()]))
-        self.bins.add(*self.world.all_gather(torch.cat(scores, dim=1)))
+            losses.append(torch.stack([timestep, terms["loss"].detach().cpu()]))
+        self.bins.add(*self.world.all_gather(torch.cat(losses, dim=1)))
         return {name: total.item() for name, total in totals.items()}
 
-    # -- what is not finite ----------------------------------------------------------------------------------------
-
     def _skip(self, batches: list[Batch], loss: float, norm: float) -> dict[str, float]:
-        """Say what went wrong in a step that was not taken, and end the run when that keeps happening."""
-        if math.isfinite(loss) and self.precision.loss_scale > 1.0:  # what the loss scale is there for
-            self.watcher.said(f"step {self.step}: gradients overflowed, loss scale now {self.precision.loss_scale:g}")
+        """Report why a step was skipped, and end the run after `max_skipped` of them in a row."""
+        if math.isfinite(loss) and self.precision.loss_scale > 1.0:  # expected; the scale adapts
+            log.info("step %d: gradients overflowed, loss scale now %g", self.step, self.precision.loss_scale)
             return {"skipped": 1.0}
         self.skipped += 1
-        cause = self.scorer.find_nonfinite(batches) or "nothing, when the step was run again"
+        cause = self.batch_loss.find_nonfinite(batches) or "nothing, when the step was run again"
         line = f"step {self.step} skipped: loss {loss:g}, gradient norm {norm:g}; first not finite: {cause}"
-        self.watcher.said(line)
+        if self.world.is_main:
+            log.warning(line)
         if self.skipped >= self.config.max_skipped:
             self._save(last=True)
             raise Diverged(
-                f"{self.skipped} steps in a row were not finite, the last: {line}. The weights before them are saved; "
-                "go on with --resume and a lower --set optimizer.lr=..., or --set precision=fp32"
+                f"{self.skipped} steps in a row were not finite, the last: {line}. The weights before them are saved: "
+                "resume with --resume and a lower --set optimizer.lr=..., or --set precision=fp32"
             )
         return {"skipped": 1.0}
 
@@ -196,24 +212,23 @@ class Trainer:
 
     @property
     def progress(self) -> float:
-        """Share of the run that is done, 0..1: by steps, or by time where there is a budget and it runs out first."""
+        """Share of the run that is done, 0..1: of its steps or of its minutes, whichever is larger."""
         by_steps = self.step / self.config.steps
         if self.config.minutes is None:
             return by_steps
         return max(by_steps, self.elapsed / (60.0 * self.config.minutes))
 
     def train(self) -> Outcome:
-        """Train to the end, or until interrupted; either way a checkpoint and a pipeline folder are left behind.
+        """Train to the last step or until interrupted, then write a checkpoint and the pipeline folder.
 
         Raises:
-            RunEnded: it can't go on (a full disk, too many steps that are not finite); the last checkpoint is whole.
+            RunEnded: the disk is full, or too many steps were not finite; the last checkpoint is whole.
         """
         config, values = self.config, {}
-        if config.precision == "fp16":
-            self.watcher.said(UNSTABLE)
-        profile = Profile(self.run.path / "profile", config.profile, self.world.rank)
-        with self.saver.explaining(), self._metrics() as metrics, Interrupts(self.watcher.said) as interrupts, profile:
-            self.watcher.started(self.step, config.steps)
+        with self._context() as (metrics, interrupts, profile):
+            if config.precision == "fp16":
+                log.warning(UNSTABLE)
+            self.callback.started(self.step, config.steps)
             speed, steps = cache(self._speed), iter(self.loader)
             signal = self._signal(interrupts)
             while self.progress < 1.0 and not signal:
@@ -225,46 +240,64 @@ class Trainer:
                 (seconds,) = self.world.all_max(time.perf_counter() - started)
                 self.elapsed += seconds
                 samples = sum(len(batch.indices) for batch in batches) * self.world.dp_size
-                values |= speed(samples, self.scorer.shape(batches[0])).figures(seconds, waited)
-                self.watcher.stepped(self.step, self.progress, values)
-                self._now_and_then(metrics, values, finished=self.progress >= 1.0)
+                values |= speed(samples, self.batch_loss.shape(batches[0])).figures(seconds, waited)
+                self.callback.stepped(self.step, self.progress, values)
+                self._periodic(metrics, values, self.progress >= 1.0)
                 signal = self._signal(interrupts)
             self.loader.close()
             self._save(last=True)
             self._publish()
             self._plot()
             if self.progress >= 1.0 and self.world.is_main:
-                self.run.note(finished_at_step=self.step)
+                self.run.update_metadata(finished_at_step=self.step)
         return Outcome(self.step, self.progress >= 1.0, values, signal or None)
 
+    @contextlib.contextmanager
+    def _context(self) -> Iterator[tuple[Metrics | NoMetrics, Interrupts, Profile]]:
+        """Open the log, metrics, profiler and signal handlers of the loop, and close them and the loader."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.checkpoints.explaining())
+            if self.world.is_main:
+                stack.enter_context(RunLog(self.run))
+            metrics = open_metrics(self.run, self.config, self.step) if self.world.is_main else NoMetrics()
+            stack.callback(_close, metrics)
+            stack.callback(self.loader.close)
+            interrupts = stack.enter_context(Interrupts())
+            yield (
+                metrics,
+                interrupts,
+                stack.enter_context(Profile(self.run.path / "profile", self.config.profile, self.world.rank)),
+            )
+
     def _signal(self, interrupts: Interrupts) -> int:
-        """The number of the signal that some process was sent; 0 for none."""
+        """Return the number of the signal that some process received; 0 for none."""
         return int(self.world.all_max(interrupts.number or 0)[0])
 
-    def _now_and_then(self, metrics: Metrics | NoMetrics, values: dict[str, float], finished: bool) -> None:
+    def _periodic(self, metrics: Metrics | NoMetrics, values: dict[str, float], finished: bool) -> None:
+        """Write metrics, validate, sample and save where the step is a multiple of its interval."""
         config, step = self.config, self.step
-        if self.world.is_main and not self.run.config_file.exists():  # else a checkpoint could not be resumed
+        if self.world.is_main and not self.run.config_file.exists():  # a checkpoint without it could not be resumed
             self.run.write_anew(config)
-            self.watcher.said(f"step {step}: {self.run.path} was deleted; it is written anew, what was in it is gone")
+            log.warning("step %d: %s was deleted; created again without its earlier files", step, self.run.path)
         if step % config.log_every == 0 or finished:
             metrics.write(step, values | self.bins.take())
         if self.validation is not None and (step % config.validate_every == 0 or finished):
             values["validation_loss"] = self.validate(self.validation)
             metrics.write(step, {"validation_loss": values["validation_loss"]})
-            self.watcher.said(f"step {step}: validation loss {values['validation_loss']:.4f}")
+            log.info("step %d: validation loss %.4f", step, values["validation_loss"])
         if step % config.sample_every == 0 or finished:
-            folder = self.run.samples if self.world.is_main else None  # all draw, one writes
+            folder = self.run.samples if self.world.is_main else None  # all ranks sample, rank 0 writes
             sheet = draw_samples(self.ema.model, self.components, config, self.prompts, folder, step)
-            self.watcher.said(f"step {step}: samples in {sheet}")
+            log.info("step %d: samples in %s", step, sheet)
         if step % config.checkpoint_every == 0 and not finished:
             self._save()
             self._plot()
 
     def validate(self, dataset: ClipDataset) -> float:
-        """Mean loss of the EMA weights over fixed clips, noise and evenly spread timesteps."""
-        return self.scorer.validate(self.ema.model, dataset)
+        """Return the mean loss of the average weights over fixed clips, noise and timesteps."""
+        return self.batch_loss.validate(self.ema.model, dataset)
 
-    # -- what is left behind ---------------------------------------------------------------------------------------
+    # -- results ---------------------------------------------------------------------------------------------------
 
     def _save(self, last: bool = False) -> None:
         tensors = named_tensors(self.model, self.ema.model, self.optimizers) | generators_state()
@@ -277,10 +310,10 @@ class Trainer:
             "precision": self.precision.state_dict(),
             "loader": self.loader.state_dict(),
         }
-        self.saver.save(self.step, tensors, state, last=last)
+        self.checkpoints.save(self.step, tensors, state, last=last)
 
     def _publish(self) -> None:
-        """The pipeline folder."""
+        """Write the pipeline folder."""
         average = full_model(self.ema.model, self.world)
 
         def write() -> None:
@@ -295,19 +328,13 @@ class Trainer:
             plot_losses(self.run.metrics_file, self.run.loss_plot, title)
 
     def _speed(self, samples: int, shape: tuple[int, ...]) -> Speed:
-        """Of steps of so many samples with latents [C, T, H, W]."""
+        """Return the speed meter of steps with so many samples of latents [C, T, H, W]."""
         config, model = self.config, self.model.config
         tokens = math.prod(n // p for n, p in zip(shape[1:], model.patch_size, strict=True))
         own_flops = flops.train_flops(model, (samples, *shape)) // self.world.size
         return Speed(samples, tokens, own_flops, config.precision, self.device)
 
-    @contextlib.contextmanager
-    def _metrics(self) -> Iterator[Metrics | NoMetrics]:
-        """The run's metrics, written by one process; the loader is closed with them."""
-        metrics = open_metrics(self.run, self.config, self.step) if self.world.is_main else NoMetrics()
-        try:
-            yield metrics
-        finally:
-            self.loader.close()
-            with contextlib.suppress(OSError):
-                metrics.close()
+
+def _close(metrics: Metrics | NoMetrics) -> None:
+    with contextlib.suppress(OSError):
+        metrics.close()

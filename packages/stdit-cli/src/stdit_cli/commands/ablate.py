@@ -122,27 +122,27 @@ def run_ablation(options: AblateOptions) -> None:
 
     from rich.console import Console
 
-    from stdit_cli.console import INTERRUPTED, TrainingBar
+    from stdit_cli.console import INTERRUPTED, TrainingBar, shown_logs
     from stdit_train.ablation.report import QUICK, diverged_lines, rankings_of, write_ablation_report
     from stdit_train.ablation.results import separation
     from stdit_train.ablation.runner import Ablation
 
     console, started = Console(highlight=False), time.perf_counter()
-    ablation = Ablation(study, options.out, console.print)
-    with ExitStack() as bars:
+    bars = ExitStack()
 
-        def watch(arm: Arm, seed: int) -> TrainingBar:
-            bars.close()
-            config = ablation.config(arm, seed)
-            length = f"{config.minutes:.2g} minutes" if config.minutes else f"{config.steps} steps"
-            console.print(f"{arm.name}, seed {seed}: {length}")
-            return bars.enter_context(TrainingBar(console, quiet=True))
+    def write(line: str) -> None:
+        bars.close()
+        console.print(line)
 
-        def said(line: str) -> None:
-            bars.close()
-            console.print(line)
+    def watch(arm: Arm, seed: int) -> TrainingBar:
+        bars.close()
+        config = ablation.config(arm, seed)
+        length = f"{config.minutes:.2g} minutes" if config.minutes else f"{config.steps} steps"
+        console.print(f"{arm.name}, seed {seed}: {length}")
+        return bars.enter_context(TrainingBar(console, quiet=True))
 
-        ablation.said = said
+    with bars, shown_logs("stdit_train.ablation", write):
+        ablation = Ablation(study, options.out)
         try:
             finished = ablation.run(watch)
         except KeyboardInterrupt:

@@ -210,7 +210,7 @@ def prepare(
     stages = []
     for config, run in zip(plan.configs, plan.runs, strict=True):
         check_sources(config)
-        fit = fit_to_memory(config, processes, micro_batch=run.notes().get("micro_batch"), force=request.force)
+        fit = fit_to_memory(config, processes, micro_batch=run.metadata().get("micro_batch"), force=request.force)
         for line in fit.notes:
             console.print(line)
         stages.append(Stage(config, fit.config, run))

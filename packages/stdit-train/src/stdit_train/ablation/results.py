@@ -64,9 +64,9 @@ def read_result(run: RunFolder, config: TrainConfig, arm: str) -> Result:
     return Result(
         arm=arm,
         seed=config.seed,
-        steps=run.notes().get("finished_at_step", config.steps),
+        steps=run.metadata().get("finished_at_step", config.steps),
         parameters=estimate.parameters,
-        same_start=run.notes().get("same_start", 1.0),
+        same_start=run.metadata().get("same_start", 1.0),
         step_flops=estimate.step_flops,
         seconds_per_step=config.global_batch / statistics.median(rates),
         step_memory=sum(kept),

@@ -5,6 +5,7 @@ compared alone. Each arm with each seed is a run folder, so that an interrupted 
 """
 
 import json
+import logging
 import tempfile
 import time
 from collections.abc import Callable
@@ -41,6 +42,8 @@ from stdit_train.hardware import find_device
 from stdit_train.pipeline.load import load_pipeline
 from stdit_train.trainer import Trainer
 
+log = logging.getLogger(__name__)
+
 DIVERGED = "diverged_at_step"  # in a run's metadata
 STUDY_FILE = "ablation.json"  # what was asked for, and the arms' settings that follow from it
 
@@ -51,14 +54,13 @@ class Ablation:
     Args:
         study: what to compare.
         folder: holds all runs; created if it does not exist.
-        said: called with each line of progress.
 
     Raises:
         ConfigError: the folder holds another study.
     """
 
-    def __init__(self, study: Study, folder: Path, said: Callable[[str], None]) -> None:
-        self.study, self.folder, self.said = study, folder, said
+    def __init__(self, study: Study, folder: Path) -> None:
+        self.study, self.folder = study, folder
         self.device = find_device()
         self._components: dict[tuple[str, ...], Components] = {}
         self._shared: tuple[Any, ClipDataset] | None = None  # the clips of one seed, encoded once for all arms
@@ -86,7 +88,7 @@ class Ablation:
                 run, config = self.run_folder(arm, seed), self.config(arm, seed)
                 if not is_finished(run, config) and not self._train(arm, seed, watch(arm, seed)):
                     return False
-                if DIVERGED in run.notes():
+                if DIVERGED in run.metadata():
                     continue
                 if self.scored and not (run.path / SCORES).exists():
                     self._score(run)
@@ -98,14 +100,14 @@ class Ablation:
         for seed in range(self.study.seeds):
             for arm in self.arms:
                 run, config = self.run_folder(arm, seed), self.config(arm, seed)
-                if is_finished(run, config) and DIVERGED not in run.notes():
+                if is_finished(run, config) and DIVERGED not in run.metadata():
                     found.append(read_result(run, config, arm.name))
         return found
 
     def diverged(self) -> dict[str, list[int]]:
         """Return the seeds of each arm whose runs ended with a loss that is not finite."""
         ended = {
-            arm.name: [seed for seed in range(self.study.seeds) if DIVERGED in self.run_folder(arm, seed).notes()]
+            arm.name: [seed for seed in range(self.study.seeds) if DIVERGED in self.run_folder(arm, seed).metadata()]
             for arm in self.arms
         }
         return {name: seeds for name, seeds in ended.items() if seeds}
@@ -160,7 +162,7 @@ class Ablation:
             arms = [with_parameters_matched(arm, study.base, target) for arm in arms]
         if study.steps is None or study.match == "time":
             for arm in arms:
-                self.said(f"timing a few steps of {arm.name}")
+                log.info(f"timing a few steps of {arm.name}")
                 with tempfile.TemporaryDirectory() as folder:
                     costs[arm.name] = measure_cost(self._timed_trainer(arm, RunFolder(Path(folder))))
         minutes = study.minutes and study.minutes - (time.perf_counter() - started) / 60  # what timing has left
@@ -189,8 +191,8 @@ class Ablation:
         try:
             return trainer.train().finished
         except Diverged:  # a result like any other: the other arms are trained
-            run.note(**{DIVERGED: trainer.step})
-            self.said(f"{run.path.name}: diverged, {config.max_skipped} steps before {trainer.step} were not finite")
+            run.update_metadata(**{DIVERGED: trainer.step})
+            log.info(f"{run.path.name}: diverged, {config.max_skipped} steps before {trainer.step} were not finite")
             return True
 
     def _trainer(self, seed: int, config: TrainConfig, run: RunFolder, watcher: Callback) -> Trainer:
@@ -202,8 +204,8 @@ class Ablation:
             self._build_model(other, self._load_components(other)) for other in configs[: configs.index(config) + 1]
         )
         if config.init is not None:
-            watcher.said(load_initial(model, config.init))
-        run.note(same_start=round(share, 4))
+            log.info(load_initial(model, config.init))
+        run.update_metadata(same_start=round(share, 4))
         datasets = self._open_datasets(config, components)
         return Trainer(config, run, model.to(self.device), components, *datasets, self.device, watcher)
 
@@ -237,7 +239,7 @@ class Ablation:
 
     def _score(self, run: RunFolder) -> None:
         """Score a finished run by prompt following, with the same prompts and noise for all."""
-        self.said(f"{run.path.name}: sampling {self.study.prompts} seen and {self.study.prompts} held-out prompts")
+        log.info(f"{run.path.name}: sampling {self.study.prompts} seen and {self.study.prompts} held-out prompts")
         pipeline = load_pipeline(str(run.path))
         splits: dict[str, Any] = {"seen": "train", "held-out": "heldout"}
         scores = {name: evaluate_pipeline(pipeline, split, self.study.prompts) for name, split in splits.items()}
@@ -261,4 +263,4 @@ def is_finished(run: RunFolder, config: TrainConfig) -> bool:
             f"{run.path} holds a run with other settings ({key}: {theirs[key]}, now {ours[key]}): "
             "choose another folder with --out"
         )
-    return DIVERGED in run.notes() or (run.finished and (run.pipeline / "model_index.json").exists())
+    return DIVERGED in run.metadata() or (run.finished and (run.pipeline / "model_index.json").exists())

@@ -1,4 +1,4 @@
-"""Writes the checkpoints of a run while it goes on, and keeps those that are to be kept."""
+"""Save the checkpoints of a run, in the background where wanted, and delete old ones."""
 
 import errno
 import shutil
@@ -11,16 +11,9 @@ from typing import Any
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from stdit_train.checkpoint.format import (
-    CheckpointError,
-    begin_write,
-    checkpoint_name,
-    finish_write,
-    list_checkpoints,
-    root_cause,
-    verify,
-)
+from stdit_train.checkpoint.format import begin_write, finish_write, root_cause
 from stdit_train.checkpoint.run_folder import RunFolder
+from stdit_train.checkpoint.verify import CheckpointError, checkpoint_name, list_checkpoints, verify
 from stdit_train.distributed.world import World
 from stdit_train.errors import RunEnded
 
@@ -29,14 +22,14 @@ MARGIN = 16 * 2**20  # bytes that a checkpoint takes beside its tensors, with ro
 
 
 class CheckpointManager:
-    """The checkpoints of one run. Every process writes its shards; the first does the rest.
+    """Saves and deletes the checkpoints of a run. Every process writes its shards, rank 0 the rest.
 
     Args:
-        run: whose they are.
-        keep: how many of the newest are kept.
-        keep_every: those of every so many steps are kept as well; None for none.
-        asynchronous: write while training goes on, from a copy of the tensors.
-        world: Processes of the run.
+        run: folder of the run.
+        keep: number of the newest checkpoints to keep.
+        keep_every: interval in steps of checkpoints to keep as well. [default: none]
+        asynchronous: whether to write in the background, from a copy of the tensors.
+        world: processes of the run.
     """
 
     def __init__(self, run: RunFolder, keep: int, keep_every: int | None, asynchronous: bool, world: World) -> None:
@@ -49,7 +42,13 @@ class CheckpointManager:
                 shutil.rmtree(leftover, ignore_errors=True)
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], *, last: bool = False) -> None:
-        """Save a step; one that is there already, whole, is left alone. The last is on disk when this returns.
+        """Save a checkpoint, unless a whole one of this step exists.
+
+        Args:
+            step: steps done.
+            tensors: see `named_tensors`.
+            state: all other state, as JSON values.
+            last: whether to return only when the checkpoint is on disk.
 
         Raises:
             RunEnded: the disk is full; earlier checkpoints are untouched.
@@ -73,10 +72,10 @@ class CheckpointManager:
             raise self._explained(error) from error
 
     def wait(self) -> None:
-        """Until what is being written is in place.
+        """Wait until the checkpoint that is being written is in place.
 
         Raises:
-            RunEnded, OSError: it could not be (see `save`).
+            RunEnded, OSError: it could not be written (see `save`).
         """
         pending, self._pending = self._pending, None
         if pending is not None:
@@ -86,7 +85,7 @@ class CheckpointManager:
                 raise self._explained(error) from error
 
     def newest(self) -> Path | None:
-        """The last checkpoint in place."""
+        """Return the newest checkpoint in place."""
         found = list_checkpoints(self.folder)
         return found[-1] if found else None
 
@@ -114,7 +113,7 @@ class CheckpointManager:
                 shutil.rmtree(removed)
 
     def _is_whole(self, final: Path) -> bool:
-        """Whether this step is saved already: the run is the same to the bit, so the checkpoint would be too."""
+        """Whether this step is saved already; runs are reproducible to the bit, so the checkpoint would be the same."""
         try:
             verify(final, self.run.id)
         except CheckpointError:
@@ -122,7 +121,7 @@ class CheckpointManager:
         return True
 
     def _prepare(self, partial: Path, tensors: Mapping[str, Tensor]) -> None:
-        """An empty folder to write into, on a disk with room for it."""
+        """Create an empty folder to write into, after checking that the disk has room."""
         if not self.world.is_main:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -138,7 +137,7 @@ class CheckpointManager:
 
     @contextmanager
     def explaining(self) -> Iterator[None]:
-        """A disk that is full within is said, whatever was being written."""
+        """Turn the error of a full disk into RunEnded, whatever was being written."""
         try:
             yield
         except RunEnded:
@@ -155,14 +154,14 @@ class CheckpointManager:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether a write failed for want of space; of torch's own writer, which doesn't say, any failed write."""
+    """Return whether a write failed because the disk is full; torch's writer does not tell, so any of its failures."""
     text = str(error)
     silent = isinstance(error, RuntimeError) and "inline_container" in text and "unexpected pos" in text
     return silent or (isinstance(error, OSError) and error.errno in FULL) or "No space left on device" in text
 
 
 def disk_full(error: BaseException, newest: Path | None) -> RunEnded:
-    """What to say about it."""
+    """Return the error to raise when the disk is full."""
     kept = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
     detail = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0].strip()
     return RunEnded(f"the disk is full ({detail}); {kept}. Free some space and go on with --resume")

@@ -1,27 +1,27 @@
-"""The folder of a run: what was asked for, what happened, what came out.
+"""The folder of a run: its settings, metadata, logs, checkpoints and results.
 
-config.json  run.json  metrics.jsonl  tensorboard/  loss.png  samples/  checkpoints/  pipeline/
+config.json  run.json  run.log  metrics.jsonl  tensorboard/  loss.png  samples/  checkpoints/  pipeline/
 """
 
 import json
 import secrets
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from stdit_data.files import replace_text
-from stdit_train.checkpoint.format import newest_whole
+from stdit_train.checkpoint.verify import Checkpoint, list_checkpoints, newest_whole, read_state
 from stdit_train.config.load import CURRICULUM_FILE, ConfigError, from_dict, read_settings, to_dict
 from stdit_train.config.schema import TrainConfig
 
 
 class RunFolder:
-    """Paths and small files of one run."""
+    """Paths and small files of a run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config_file = path / "config.json"
-        self.notes_file = path / "run.json"
+        self.metadata_file = path / "run.json"
+        self.log_file = path / "run.log"
         self.metrics_file = path / "metrics.jsonl"
         self.loss_plot = path / "loss.png"
         self.rejects_file = path / "rejects.jsonl"
@@ -31,10 +31,10 @@ class RunFolder:
         self.pipeline = path / "pipeline"
 
     def check_free(self) -> None:
-        """Nothing is here yet.
+        """Check that the folder is empty or does not exist.
 
         Raises:
-            ConfigError: there is something in it already.
+            ConfigError: it is not empty, or a file.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"{self.path} is a file: choose a folder with --out")
@@ -44,10 +44,10 @@ class RunFolder:
             )
 
     def create(self, config: TrainConfig) -> None:
-        """Make a new run folder.
+        """Create the folder of a new run.
 
         Raises:
-            ConfigError: there is something in it already.
+            ConfigError: it is not empty.
         """
         self.check_free()
         self.path.mkdir(parents=True, exist_ok=True)
@@ -55,9 +55,9 @@ class RunFolder:
         assert self.id
 
     def write_anew(self, config: TrainConfig) -> None:
-        """Make the folder of a run that is under way, with what resuming it takes, after somebody has deleted it."""
-        self.tensorboard.mkdir(parents=True, exist_ok=True)  # its writer opens its file by name, each time
-        self.note(micro_batch=config.micro_batch)
+        """Create the folder again after it was deleted during the run, with the files that resuming needs."""
+        self.tensorboard.mkdir(parents=True, exist_ok=True)  # TensorBoard's writer opens its file by name each time
+        self.update_metadata(micro_batch=config.micro_batch)
         self.write_config(config)
 
     def write_config(self, config: TrainConfig) -> None:
@@ -66,30 +66,30 @@ class RunFolder:
 
     @property
     def id(self) -> str:
-        """What tells this run's checkpoints from those of another; made when first asked for."""
-        if "id" not in self.notes():
-            self.note(id=secrets.token_hex(6))
-        return self.notes()["id"]
+        """Random id that the run's checkpoints carry; created on first use."""
+        if "id" not in self.metadata():
+            self.update_metadata(id=secrets.token_hex(6))
+        return str(self.metadata()["id"])
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end."""
-        return "finished_at_step" in self.notes()
+        """Whether the run reached its last step."""
+        return "finished_at_step" in self.metadata()
 
-    def notes(self) -> dict[str, Any]:
-        """What a run keeps beside its settings: id, micro_batch (as fitted to the machine), finished_at_step."""
-        return read_settings(self.notes_file) if self.notes_file.exists() else {}
+    def metadata(self) -> dict[str, Any]:
+        """Return the contents of run.json: id, micro_batch (as fitted to the machine), finished_at_step."""
+        return read_settings(self.metadata_file) if self.metadata_file.exists() else {}
 
-    def note(self, **values: Any) -> None:
-        """Add to the notes."""
+    def update_metadata(self, **values: Any) -> None:
+        """Set values of run.json and keep the others."""
         self.path.mkdir(parents=True, exist_ok=True)
-        replace_text(self.notes_file, json.dumps({**self.notes(), **values}) + "\n")
+        replace_text(self.metadata_file, json.dumps({**self.metadata(), **values}) + "\n")
 
     def read_config(self) -> dict[str, Any]:
-        """The configuration that the run was started with, as plain values.
+        """Read the configuration of the run as plain values.
 
         Raises:
-            ConfigError: this is no run folder.
+            ConfigError: this is not a run folder, or its settings are not valid.
         """
         if not self.config_file.is_file():
             what = "has no config.json" if self.path.exists() else "does not exist"
@@ -101,25 +101,25 @@ class RunFolder:
             raise ConfigError(f"{self.config_file}: {error}") from error
         return values
 
-    def latest_checkpoint(self, said: Callable[[str], None] = lambda line: None) -> Path | None:
-        """The newest whole checkpoint, None before the first; `said` is told of those that are refused.
+    def latest_checkpoint(self) -> Checkpoint | None:
+        """Return the newest whole checkpoint, None before the first; see `newest_whole`.
 
         Raises:
-            CheckpointError: there are some, but none is whole and of this run.
+            CheckpointError: there are checkpoints, but none is whole and of this run.
         """
-        return newest_whole(self.checkpoints, self.id, said)
+        return newest_whole(self.checkpoints, self.id)
 
     def reached(self) -> tuple[int, float]:
-        """Steps done, and the seconds that they took, as of the last checkpoint; zeros before the first."""
-        checkpoint = self.latest_checkpoint()
-        if checkpoint is None:
+        """Return the steps and the seconds of training at the last checkpoint; zeros before the first."""
+        checkpoints = list_checkpoints(self.checkpoints)
+        if not checkpoints:
             return 0, 0.0
-        state = json.loads((checkpoint / "state.json").read_text())
+        state = read_state(checkpoints[-1])
         return state["step"], state["elapsed"]
 
 
 def stage_folders(path: Path) -> list[Path]:
-    """The run folders that a schedule's folder holds so far, in order; a run folder itself stands for itself."""
+    """Return the run folders in a curriculum's folder, in order; for a run folder, itself."""
     if not (path / CURRICULUM_FILE).is_file():
         return [path]
     stages = [stage for stage in path.glob("[0-9]*-*") if (stage / "config.json").is_file()]

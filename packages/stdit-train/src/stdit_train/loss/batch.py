@@ -1,4 +1,4 @@
-"""What a model's answer to a micro-batch is worth: clips to latents, captions to states, draws, loss terms.
+"""From a micro-batch to its loss: latents of the clips, states of the captions, random numbers, loss terms.
 
 b samples of a micro-batch, C channels, T frames, H W latent height and width.
 """
@@ -14,27 +14,29 @@ from stdit_train.components.captions import TextMemory
 from stdit_train.components.load import Components
 from stdit_train.config.load import ConfigError
 from stdit_train.config.schema import TrainConfig
+from stdit_train.data.holdout import VALIDATION_CLIPS
 from stdit_train.distributed.world import World
 from stdit_train.loss.noise import draw
 from stdit_train.loss.nonfinite import find_nonfinite
 from stdit_train.loss.objective import given_frames, timestep_density, timestep_of, training_loss
-from stdit_train.loss.validation import validation_loss
+from stdit_train.loss.validation import validation_batches
 from stdit_train.optim.precision import Precision
 
 
 class BatchLoss:
-    """Scores a run's micro-batches and its validation clips.
+    """Computes the loss of a run's micro-batches and validation clips.
 
     Args:
-        config: the run's settings.
+        config: settings of the run.
         components: VAE and text encoder, on `device`.
-        precision: of the model that is trained.
-        device: where all of it lives.
-        encoded: clips come as the VAE's moments.
-        world: Processes of the run.
+        precision: the model that is trained, with its precision.
+        device: device of this process.
+        encoded: whether clips are moments of the VAE instead of pixels.
+        world: processes of the run.
 
     Raises:
-        ConfigError, ValueError: sizes of clips that the VAE or the patches don't divide.
+        ConfigError: the patch size does not divide the latents of the clips.
+        ValueError: the VAE does not divide the clips.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class BatchLoss:
                 )
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Timesteps [b] in 0..1000, on the CPU, and loss terms [b] of a micro-batch."""
+        """Return timesteps [b] in 0..1000, on the CPU, and loss terms [b] of a micro-batch."""
         config = self.config.objective
         draws = draw(self.config.seed, batch.epoch, batch.indices, self.shape(batch))
         level = timestep_density(draws.level, config)
@@ -70,11 +72,11 @@ class BatchLoss:
         x0 = self._latents(batch, draws.posterior)
         given = self._given(batch, draws.given, x0.shape[2])
         states = self.text(batch.captions, batch.texts)
-        terms = self._score(self.precision.module, x0, draws.noise, level, states, drop, given)
+        terms = self._terms(self.precision.module, x0, draws.noise, level, states, drop, given)
         return timestep_of(level, config), terms
 
     def _given(self, batch: Batch, draws: Tensor, frames: int) -> Tensor | None:
-        """Which frames are given, [b, T], on the device; None where none ever is."""
+        """Return which frames condition the others, [b, T] bool on the device; None if the run has none."""
         config = self.config.objective
         if not config.conditioning_share:
             return None
@@ -84,7 +86,7 @@ class BatchLoss:
         return given.to(self.device)
 
     def shape(self, batch: Batch) -> tuple[int, ...]:
-        """Of the latents of a micro-batch's clips: C, T, H, W."""
+        """Return the shape C, T, H, W of the latents of a micro-batch's clips."""
         if self.config.data.cache_latents:
             return self.latent_shape
         return self._bucket_shape(batch.bucket)
@@ -92,31 +94,38 @@ class BatchLoss:
     def _bucket_shape(self, bucket: Bucket) -> tuple[int, int, int, int]:
         return video_vae.latent_shape(self.components.vae, *bucket)
 
+    @torch.no_grad()
     def validate(self, model: STDiT, dataset: ClipDataset) -> float:
-        """Mean loss of a model over fixed clips, noise and evenly spread timesteps."""
+        """Return the mean loss of a model over fixed clips, noise and evenly spread timesteps.
 
-        def terms(video: Tensor, captions: list[str], indices: list[int], level: Tensor) -> Tensor:
-            x0 = video_vae.sample_latents(self.components.vae, self._moments(video))
+        The processes share the clips; where they do not divide evenly, some are computed twice and counted once.
+
+        Args:
+            model: model to evaluate.
+            dataset: validation clips; a dataset shorter than the number of validation clips repeats.
+        """
+        losses = []
+        for indices, clips, level in validation_batches(dataset, self.config.global_batch, self.world):
+            x0 = video_vae.sample_latents(self.components.vae, self._moments(torch.stack([c.video for c in clips])))
             noise = draw(0, 0, indices, self.latent_shape).noise
-            return self._score(model, x0, noise, level, self.text(captions))["loss"]
-
-        with torch.no_grad():
-            return validation_loss(dataset, self.config.global_batch, terms, self.world)
+            states = self.text([clip.caption for clip in clips])
+            losses.append(self._terms(model, x0, noise, level, states)["loss"])
+        return float(self.world.all_gather(torch.cat(losses).cpu())[:VALIDATION_CLIPS].mean())
 
     def find_nonfinite(self, batches: list[Batch]) -> str | None:
-        """What in a step was first not finite, when it is done once more."""
-        return self.world.first_result(map(self._blame, batches))
+        """Run a step again and name what is first not finite; None if all is."""
+        return self.world.first_result(map(self._first_nonfinite, batches))
 
-    def _blame(self, batch: Batch) -> str | None:
+    def _first_nonfinite(self, batch: Batch) -> str | None:
         draws = draw(self.config.seed, batch.epoch, batch.indices, self.shape(batch))
         x0, y = self._latents(batch, draws.posterior), self.text(batch.captions, batch.texts)[0]
         clips = f"of clips {', '.join(map(str, batch.indices))}"
         inputs = {f"the VAE's latents {clips}": x0, f"the text encoder's states {clips}": y}
-        if self.world.sharded:  # to run it once more takes all processes, of which some may be done looking
+        if self.world.sharded:  # running the model takes all processes, and some may have finished
             return next((name for name, tensor in inputs.items() if not torch.isfinite(tensor).all()), None)
         return find_nonfinite(self.precision.module, inputs, lambda: self.loss(batch)[1]["loss"].mean())
 
-    def _score(
+    def _terms(
         self,
         model: STDiT,
         x0: Tensor,
@@ -132,10 +141,10 @@ class BatchLoss:
             return training_loss(model, self.config.objective, x0, noise, level, y, mask, drop, given)
 
     def _latents(self, batch: Batch, noise: Tensor) -> Tensor:
-        """A posterior sample of the micro-batch, normalised: [b, C, T, H, W]."""
+        """Return normalised posterior samples of the micro-batch: [b, C, T, H, W]."""
         return video_vae.sample_latents(self.components.vae, self._moments(batch.video), noise.to(self.device))
 
     def _moments(self, video: Tensor) -> Tensor:
-        """What the VAE makes of clips [b, 3, T', H', W']; cached and remembered latents come as such."""
+        """Return the VAE's moments of clips [b, 3, T', H', W'], which may be moments already."""
         video = video.to(self.device, non_blocking=True)
         return video if self.encoded else video_vae.encode_moments(self.components.vae, video)

@@ -1,4 +1,4 @@
-"""What is random about a training sample, from (seed, epoch, index) alone: any number of ranks draws the same."""
+"""The random numbers of a training sample, from (seed, epoch, index) alone, so that any world size draws the same."""
 
 from dataclasses import dataclass
 
@@ -9,17 +9,32 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Draws:
-    """Random numbers of a micro-batch of b samples."""
+    """Random numbers of a micro-batch of b samples.
 
-    posterior: Tensor  # [b, C, T, H, W], the VAE's
-    noise: Tensor  # [b, C, T, H, W], the diffusion's
-    level: Tensor  # [b], uniform in 0..1: the timestep
-    drop: Tensor  # [b], uniform in 0..1: the caption is dropped below the set share
-    given: Tensor  # [b, 2], uniform in 0..1: first frames are given below the set share; and how many
+    Attributes:
+        posterior: [b, C, T, H, W], normal: sample of the VAE's posterior.
+        noise: [b, C, T, H, W], normal: noise of the diffusion.
+        level: [b], uniform in 0..1: timestep.
+        drop: [b], uniform in 0..1: the caption is dropped below `caption_dropout`.
+        given: [b, 2], uniform in 0..1: whether the first frames condition the others, and how many.
+    """
+
+    posterior: Tensor
+    noise: Tensor
+    level: Tensor
+    drop: Tensor
+    given: Tensor
 
 
 def draw(seed: int, epoch: int, indices: list[int], shape: tuple[int, ...]) -> Draws:
-    """The draws of samples `indices` in an epoch, for latents of `shape` [C, T, H, W]; on the CPU, float32."""
+    """Draw the random numbers of samples in an epoch, in float32 on the CPU.
+
+    Args:
+        seed: seed of the run.
+        epoch: epoch.
+        indices: samples.
+        shape: shape [C, T, H, W] of their latents.
+    """
     posterior, noise, uniform, given = [], [], [], []
     for index in indices:
         entropy = np.random.SeedSequence([seed, epoch, index]).generate_state(1, np.uint64)[0]

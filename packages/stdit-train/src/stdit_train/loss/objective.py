@@ -1,4 +1,4 @@
-"""One training loss for a micro-batch: noise the latents, ask the model, score its answer.
+"""The training loss of a micro-batch: add noise to the latents, predict, compare.
 
 b samples, C channels, T frames, H W latent height and width.
 """
@@ -21,7 +21,7 @@ from stdit_train.config.schema import ObjectiveConfig
 
 
 def timestep_density(level: Tensor, config: ObjectiveConfig) -> Tensor:
-    """Uniform numbers in 0..1 to the levels that a run trains on: as they are, or logit-normal.
+    """Map uniform numbers in 0..1 to the levels that a run trains on: unchanged, or logit-normal.
 
     Logit-normal (Esser et al. 2024, section 3.1): the logistic function of a normal number with mean and standard
     deviation as set, so that the middle of the path is seen more often than its ends.
@@ -32,16 +32,16 @@ def timestep_density(level: Tensor, config: ObjectiveConfig) -> Tensor:
 
 
 def timestep_of(level: Tensor, config: ObjectiveConfig) -> Tensor:
-    """The timestep in 0..1000 that a level stands for."""
+    """Return the timestep in 0..1000 of a level in 0..1."""
     return NUM_TIMESTEPS * (shift_sigma(level, config.shift) if config.name == "flow" else level)
 
 
 def min_snr_weight(timestep: Tensor, gamma: float) -> Tensor:
-    """min(SNR, gamma) / SNR, the weight of epsilon's error under min-SNR (Hang et al. 2023, eq. 5 and table 1): [b].
+    """Return min(SNR, gamma) / SNR [b], the weight of the epsilon error (Hang et al. 2023, eq. 5 and table 1).
 
     Args:
         timestep: [b] integers in 0..999; SNR is alpha_bar / (1 - alpha_bar) there.
-        gamma: signal-to-noise ratio from which on steps count less; 5 in the paper.
+        gamma: signal-to-noise ratio above which timesteps get less weight; 5 in the paper.
     """
     one, zero = torch.ones(len(timestep), 1, 1, 1, 1, device=timestep.device), torch.zeros((), device=timestep.device)
     snr = ((add_noise(one, zero, timestep) / add_noise(zero, one, timestep)) ** 2).flatten()
@@ -49,12 +49,12 @@ def min_snr_weight(timestep: Tensor, gamma: float) -> Tensor:
 
 
 def given_frames(draws: Tensor, share: float, frames: int) -> Tensor:
-    """Which frames are given, [b, T] bool: in a share of the clips the first ones, as many as you like but all.
+    """Choose the conditioning frames, [b, T] bool: in a share of the clips the first 1 to T - 1 frames.
 
     Args:
-        draws: [b, 2], uniform in 0..1: whether, and how many.
-        share: of the clips.
-        frames: T.
+        draws: [b, 2], uniform in 0..1: whether a clip has any, and how many.
+        share: share of the clips that have some.
+        frames: frames T of the latents.
     """
     count_b = (1 + (draws[:, 1] * (frames - 1)).long()).clamp(max=frames - 1)
     count_b = torch.where(draws[:, 0] < share, count_b, 0)
@@ -62,7 +62,10 @@ def given_frames(draws: Tensor, share: float, frames: int) -> Tensor:
 
 
 def show_given(x_t: Tensor, x0: Tensor, noise: Tensor, level: NoiseLevel, given: Tensor) -> Tensor:
-    """Noisy latents with the given frames as a sampler shows them: under a small share of the noise, see `given`."""
+    """Replace the conditioning frames of noisy latents by nearly clean ones, as a sampler shows them.
+
+    They keep a share `RESAMPLING_SHARE` of the noise.
+    """
     return torch.where(given[:, None, :, None, None], level.noised(x0, noise, RESAMPLING_SHARE), x_t)
 
 
@@ -77,16 +80,16 @@ def training_loss(
     drop: Tensor | None = None,
     given: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Loss terms, each [b].
+    """Compute the loss terms of a micro-batch, each [b].
 
     Args:
-        model: called once.
-        config: which objective.
-        x0, noise: [b, C, T, H, W].
+        model: predicts noise or velocity; called once.
+        config: objective.
+        x0, noise: clean latents and noise [b, C, T, H, W].
         level: [b] in 0..1, becomes the timestep (see `timestep_density`).
         y, mask: text-encoder states [b, L, Dc] and mask [b, L].
-        drop: [b] bool, captions to swap for the null caption; it keeps the caption's mask (Open-Sora 1.0).
-        given: [b, T] bool, frames that are shown nearly clean, to go on from; they count for nothing.
+        drop: [b] bool, captions to replace by the null caption, with the caption's mask (Open-Sora 1.0).
+        given: [b, T] bool, conditioning frames, shown nearly clean and left out of the loss.
     """
     if drop is not None:
         y = torch.where(drop[:, None, None], model.null_caption(*y.shape[:2]).to(y), y)

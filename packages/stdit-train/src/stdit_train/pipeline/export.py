@@ -2,8 +2,9 @@
 
 import torch
 
-from stdit_train.checkpoint.format import CheckpointError, checkpoint_name, load_weights, verify
+from stdit_train.checkpoint.format import load_weights
 from stdit_train.checkpoint.run_folder import RunFolder, stage_folders
+from stdit_train.checkpoint.verify import CheckpointError, checkpoint_name, verify
 from stdit_train.components.load import load_components
 from stdit_train.config.load import from_dict
 from stdit_train.distributed.parallelize import build_model
@@ -36,17 +37,18 @@ def export_run(
     config = from_dict(run.read_config())
     if out.path.exists() and (not out.path.is_dir() or any(out.path.iterdir())):
         raise ConfigError(f"{out.path} is not empty: choose another folder to export to")
-    checkpoint = run.latest_checkpoint() if step is None else run.checkpoints / checkpoint_name(step)
-    if checkpoint is None:
-        raise ConfigError(f"{run.path} has no checkpoint to export yet; `stdit train --resume {run.path}` resumes it")
-    if not checkpoint.is_dir():
+    if step is not None and not (run.checkpoints / checkpoint_name(step)).is_dir():
         there = ", ".join(path.name[5:].lstrip("0") for path in sorted(run.checkpoints.glob("step-*"))) or "none"
         raise CheckpointError(f"{run.path} has no checkpoint of step {step}; there are {there}")
+    named = None if step is None else run.checkpoints / checkpoint_name(step)
+    checkpoint = run.latest_checkpoint() if named is None else verify(named, run.id)
+    if checkpoint is None:
+        raise ConfigError(f"{run.path} has no checkpoint to export yet; `stdit train --resume {run.path}` resumes it")
     parts = load_components(config.data.vae, config.data.text_encoder, torch.device("cpu"), "fp32")
     model = build_model(config, parts.vae.config.latent_channels, parts.text_encoder.config.d_model)
     ema = Ema(model, config.optimizer.ema)
-    load_weights(checkpoint, run.id, model, ema.model)
+    load_weights(checkpoint, model, ema.model)
     chosen = model if raw else ema.model
     out.path.parent.mkdir(parents=True, exist_ok=True)
     save_pipeline(out.path, chosen.to(torch.bfloat16) if half else chosen, parts, config)
-    return int(verify(checkpoint, run.id)["step"])
+    return int(checkpoint.state["step"])
