@@ -11,9 +11,9 @@ import torch
 
 from stdit_model import STDiTPipeline
 from stdit_train.build import build_trainer, open_trainer
-from stdit_train.checkpoint.format import list_checkpoints, load_checkpoint
+from stdit_train.checkpoint.format import load_checkpoint
 from stdit_train.checkpoint.run_folder import RunFolder, free_run_folder, newest_run
-from stdit_train.checkpoint.verify import CheckpointError
+from stdit_train.checkpoint.verify import CheckpointError, list_checkpoints
 from stdit_train.config.load import ConfigError, from_dict, set_values, to_dict
 from stdit_train.config.schema import TrainConfig
 from stdit_train.tracking.metrics import read_metrics

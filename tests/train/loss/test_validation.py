@@ -211,7 +211,7 @@ def test_a_run_does_not_go_on_with_another_share(videos: TrainConfig, tmp_path: 
 def test_wrong_settings_are_named(videos: TrainConfig, small: TrainConfig, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.validation: of 10 clips none is held out at a share of 1e-06"):
         build_datasets(changed(videos, data__validation=1e-6))
-    with pytest.raises(ConfigError, match="nothing would be left"):
+    with pytest.raises(ConfigError, match="no videos are left to train on"):
         changed(videos, data__validation=1.0)
     with pytest.raises(ConfigError, match="set one"):
         changed(videos, data__validation_source="other")
