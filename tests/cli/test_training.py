@@ -48,7 +48,7 @@ def test_a_signal_is_obeyed_and_told(
     assert "resuming from my run/checkpoints/step-000002" in done.out
 
     done = stdit("export", "my run", "out", "--raw", "--step", "2")
-    assert (done.code, done.out) == (0, "out: the weights of step 2\n")
+    assert (done.code, done.out) == (0, "wrote out: raw weights of step 2\n")
     assert json.loads((tmp_path / "out" / "model_index.json").read_text())["num_frames"] == 2
     assert "not empty" in stdit("export", "my run", "out").err
     assert "no checkpoint of step 3; there are 2, 4" in stdit("export", "my run", "out2", "--step", "3").err

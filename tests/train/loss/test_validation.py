@@ -215,7 +215,7 @@ def test_wrong_settings_are_named(videos: TrainConfig, small: TrainConfig, tmp_p
         changed(videos, data__validation=1.0)
     with pytest.raises(ConfigError, match="set one"):
         changed(videos, data__validation_source="other")
-    with pytest.raises(ConfigError, match="`shapes` has validation clips"):
+    with pytest.raises(ConfigError, match="`shapes` has its own clips"):
         changed(small, data__validation=0.1)
     cache = encode(replace(small, data=replace(small.data, clips=2)), tmp_path / "cache")
     with pytest.raises(ConfigError, match="a cache of `shapes`"):
