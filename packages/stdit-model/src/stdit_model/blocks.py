@@ -7,7 +7,7 @@ A variant is the list of its blocks' mixings:
     dit       full, full, ...               one attention over all T*S tokens
     seq       sequential, sequential, ...   spatial, then temporal attention (STDiT, the one Open-Sora 1.0 trained)
     parallel  parallel, parallel, ...       both attentions read the same input and are added
-    latte     spatial, temporal, ...        the two kinds take turns, each a whole block (Latte, variant 1)
+    latte     spatial, temporal, ...        whole blocks of the two kinds alternate (Latte, variant 1)
 """
 
 from typing import Literal
@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from stdit_model.errors import SettingsError
 from stdit_model.layers import (
     CrossAttention,
     FullAttention,
@@ -32,10 +33,10 @@ Mixing = Literal["full", "sequential", "parallel", "spatial", "temporal"]
 
 
 def mixings(variant: Variant, depth: int) -> list[Mixing]:
-    """How each of the `depth` blocks of a variant mixes tokens.
+    """Return how each of the `depth` blocks of a variant mixes tokens.
 
     Raises:
-        ValueError: no variant has this name.
+        SettingsError: unknown variant.
     """
     kinds: dict[Variant, tuple[Mixing, ...]] = {
         "dit": ("full",),
@@ -44,7 +45,7 @@ def mixings(variant: Variant, depth: int) -> list[Mixing]:
         "latte": ("spatial", "temporal"),
     }
     if variant not in kinds:
-        raise ValueError(f"unknown variant {variant!r}: choose one of {', '.join(VARIANTS)}")
+        raise SettingsError(f"unknown variant {variant!r}: choose one of {', '.join(VARIANTS)}")
     turns = kinds[variant]
     return [turns[i % len(turns)] for i in range(depth)]
 
@@ -75,13 +76,14 @@ class Block(nn.Module):
         mask_BL: Tensor | None,
         position_TD: Tensor | None = None,
     ) -> Tensor:
-        """
+        """Apply the block.
+
         Args:
             x_BTSD: tokens.
             t0_B6D: the shared modulation vectors of the timestep, float32.
             text: the caption's keys and values for this block, each [B, N, L, K].
-            mask_BL: True where a text token takes part; None for all.
-            position_TD: temporal positions for the temporal attention to add (block 0 of seq and parallel).
+            mask_BL: True for text tokens that are attended to; None for all.
+            position_TD: positions that temporal attention adds (in block 0 of seq and parallel).
         """
         x = x_BTSD
         vectors = (self.scale_shift_table.float() + t0_B6D)[:, :, None, None]  # [B, 6, 1, 1, D]

@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 NUM_TIMESTEPS = 1000
-
-
-_CLAMP = 1e-12  # the smallest probability the decoder's likelihood is computed with
+RESAMPLING_SHARE = 0.2  # share of a step's noise that conditioning frames are shown under
+_CLAMP = 1e-12  # smallest probability in the decoder's likelihood
 
 
 class _Schedule(NamedTuple):
-    """Constants of q over the 1000 timesteps, float64."""
+    """Constants of the forward process at the 1000 timesteps, float64."""
 
     alpha_bar: np.ndarray
     log_beta: np.ndarray
@@ -52,7 +51,7 @@ def _at(table: np.ndarray, timestep_B: Tensor) -> Tensor:
 
 
 def _mean(x: Tensor, loss_mask: Tensor | None = None) -> Tensor:
-    """Mean over all axes but the batch, of all frames or of those that count [B, T]: [B, C, T, H, W] -> [B]."""
+    """Mean over all axes but the batch, of all frames or of those in loss_mask [B, T]: [B, C, T, H, W] -> [B]."""
     if loss_mask is None:
         return x.flatten(1).mean(1)
     weight_BT = loss_mask.to(x.dtype)
@@ -60,7 +59,12 @@ def _mean(x: Tensor, loss_mask: Tensor | None = None) -> Tensor:
 
 
 def add_noise(x0: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
-    """x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) noise (DDPM, eq. 4); timestep [B] in 0..999."""
+    """Add noise: x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) noise (DDPM, eq. 4).
+
+    Args:
+        x0, noise: [B, C, T, H, W].
+        timestep: [B] integers in 0..999.
+    """
     schedule = _schedule()
     signal, sigma = _at(np.sqrt(schedule.alpha_bar), timestep), _at(np.sqrt(1.0 - schedule.alpha_bar), timestep)
     return signal * x0 + sigma * noise
@@ -69,18 +73,18 @@ def add_noise(x0: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
 def iddpm_loss(
     output: Tensor, x0: Tensor, noise: Tensor, timestep: Tensor, loss_mask: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """The hybrid objective of iDDPM with a learned-range variance: loss = mse + vb.
+    """Compute the hybrid objective of iDDPM with a learned-range variance: loss = mse + vb.
 
     Args:
         output: the model's [B, 2C, T, H, W] for `add_noise(x0, noise, timestep)`: epsilon, then the variance
             interpolation v, log variance = f log beta + (1 - f) log beta~ with f = (v + 1) / 2.
         x0, noise: [B, C, T, H, W].
         timestep: [B] integers in 0..999.
-        loss_mask: [B, T] bool, the frames that the loss is of (at least one a clip); all unless given.
+        loss_mask: [B, T] bool, frames that the loss is computed on, at least one for each clip; None for all.
 
     Returns:
-        loss, mse and vb, each [B] float32. vb is the variational bound in bits per dimension, its mean prediction
-        detached, so that it trains the variance alone; it is not rescaled.
+        loss, mse and vb, each [B] float32. vb is the variational bound in bits per dimension, not rescaled; its mean
+        prediction is detached, so that it trains only the variance.
 
     Raises:
         ValueError: output does not have twice the channels of x0.
@@ -128,7 +132,7 @@ def _variational_bound(
 
 
 def discretized_gaussian_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """log p(x) of values in [-1, 1] quantised to 256 levels, elementwise, in nats (DDPM, eq. 13).
+    """Compute log p(x) of values in [-1, 1] quantised to 256 levels, elementwise, in nats (DDPM, eq. 13).
 
     Uses the tanh approximation of the normal CDF, as iDDPM's release does.
     """
@@ -146,26 +150,26 @@ def _normal_cdf(x: Tensor) -> Tensor:
 
 
 def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
-    """Move noise levels towards 1: shift * sigma / (1 + (shift - 1) * sigma); shift 1 changes nothing."""
+    """Shift noise levels towards 1: shift * sigma / (1 + (shift - 1) * sigma); shift 1 changes nothing."""
     return shift * sigma / (1.0 + (shift - 1.0) * sigma)
 
 
 def flow_interpolate(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-    """The straight path of rectified flow, (1 - sigma) x0 + sigma noise; sigma [B] in 0..1.
+    """Interpolate on the straight path of rectified flow: (1 - sigma) x0 + sigma noise, sigma [B] in 0..1.
 
-    The model's timestep for it is 1000 * sigma, as diffusers' flow-matching schedulers have it.
+    The model's timestep is 1000 * sigma, as in diffusers' flow-matching schedulers.
     """
     s = sigma.float()[:, None, None, None, None]
     return (1.0 - s) * x0 + s * noise
 
 
 def flow_loss(output: Tensor, x0: Tensor, noise: Tensor, loss_mask: Tensor | None = None) -> dict[str, Tensor]:
-    """Rectified flow: squared error of the predicted velocity noise - x0.
+    """Compute the squared error of the predicted velocity noise - x0 of rectified flow.
 
     Args:
-        output: the model's [B, C or 2C, T, H, W]; variance channels, where there are any, are left untrained.
+        output: the model's [B, C or 2C, T, H, W]; variance channels, if any, are ignored.
         x0, noise: [B, C, T, H, W].
-        loss_mask: [B, T] bool, the frames that the loss is of (at least one a clip); all unless given.
+        loss_mask: [B, T] bool, frames that the loss is computed on, at least one for each clip; None for all.
 
     Returns:
         loss and mse (the same), each [B] float32.
@@ -175,19 +179,16 @@ def flow_loss(output: Tensor, x0: Tensor, noise: Tensor, loss_mask: Tensor | Non
     return {"loss": mse, "mse": mse}
 
 
-RESAMPLING_SHARE = 0.2  # of a step's noise that the given frames are seen under
-
-
 class NoiseLevel(NamedTuple):
-    """A step's noise: x = signal * clean + noise * epsilon. In training each clip has its own, [B, 1, 1, 1, 1]."""
+    """A noise level: x = signal * clean + noise * epsilon; floats, or [B, 1, 1, 1, 1] with a level for each clip."""
 
     signal: float | Tensor
     noise: float | Tensor
-    flow: bool  # the model predicts epsilon - clean, and signal = 1 - noise; else epsilon, and the squares add up to 1
+    flow: bool  # the model predicts epsilon - clean and signal = 1 - noise; else epsilon and signal^2 + noise^2 = 1
 
     @classmethod
     def of(cls, scheduler: Any, step: int) -> "NoiseLevel":
-        """Of a step of a diffusers scheduler whose timesteps are set."""
+        """Return the noise level of a step of a diffusers scheduler whose timesteps are set."""
         if "FlowMatch" in type(scheduler).__name__:
             sigma = float(scheduler.sigmas[step])
             return cls(1.0 - sigma, sigma, True)
@@ -196,25 +197,25 @@ class NoiseLevel(NamedTuple):
 
     @classmethod
     def of_flow(cls, sigma: Tensor) -> "NoiseLevel":
-        """Of rectified flow at sigma [B] in 0..1."""
+        """Return the noise levels of rectified flow at sigma [B] in 0..1."""
         sigma = sigma.float()[:, None, None, None, None]
         return cls(1.0 - sigma, sigma, True)
 
     @classmethod
     def of_iddpm(cls, timestep: Tensor) -> "NoiseLevel":
-        """Of timesteps [B] in 0..999."""
+        """Return the noise levels of iDDPM at timesteps [B] in 0..999."""
         one = torch.ones(len(timestep), 1, 1, 1, 1, device=timestep.device)
         zero = torch.zeros_like(one)
         return cls(add_noise(one, zero, timestep), add_noise(zero, one, timestep), False)
 
     def noised(self, clean: Tensor, epsilon: Tensor, share: float = 1.0) -> Tensor:
-        """Clean latents under a share of this noise, with the signal that belongs to it."""
+        """Add a share of this noise to clean latents [B, C, T, H, W], and scale the signal accordingly."""
         noise = share * self.noise
         signal = 1.0 - noise if self.flow else (1.0 - noise**2) ** 0.5
         return signal * clean + noise * epsilon
 
     def clean(self, x: Tensor, prediction: Tensor) -> Tensor:
-        """The estimate of the clean latents that a prediction [B, C, T, H, W] makes of noisy ones."""
+        """Estimate the clean latents from noisy ones and the model's prediction, each [B, C, T, H, W]."""
         if self.flow:
             return x - self.noise * prediction
         return (x - self.noise * prediction) / self.signal

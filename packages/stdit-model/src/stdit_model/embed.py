@@ -1,4 +1,4 @@
-"""What turns latents, timesteps, captions and positions into tokens.
+"""Embeddings of latents, timesteps, captions and positions.
 
 Legend: B batch, C channels, T frames, H W height and width (of the token grid), S = H*W tokens per frame,
 L text tokens, D width.
@@ -19,9 +19,9 @@ FREQUENCY_CHANNELS = 256  # width of the sinusoidal timestep embedding (Dhariwal
 
 
 def timestep_embedding(timestep_B: Tensor, channels: int = FREQUENCY_CHANNELS) -> Tensor:
-    """Sinusoidal embedding of diffusion timesteps: [B] -> float32 [B, channels], cosines first.
+    """Embed diffusion timesteps as sinusoids: [B] -> float32 [B, channels], cosines first.
 
-    Always float32: bfloat16 can't tell neighbouring integers above 256 apart.
+    Always float32: bfloat16 cannot represent all integers above 256.
     """
     half = channels // 2
     frequency = torch.exp(-math.log(10000.0) / half * torch.arange(half, device=timestep_B.device))
@@ -49,7 +49,7 @@ def _temporal_table(channels: int, frames: int, time_scale: float) -> np.ndarray
 
 
 def spatial_positions(channels: int, height: int, width: int, space_scale: float = 1.0) -> Tensor:
-    """Fixed 2-D sin-cos embedding of a token grid, [S, D] float32, row by row.
+    """Embed the positions of a token grid by fixed 2-D sinusoids, [S, D] float32, row by row.
 
     Positions are index / space_scale (Open-Sora 1.0: 0.5 at 256 pixels, 1 at 512), so that one set of weights
     serves any grid. The first half of D encodes the column, the second the row; computed in float64.
@@ -58,14 +58,14 @@ def spatial_positions(channels: int, height: int, width: int, space_scale: float
 
 
 def temporal_positions(channels: int, frames: int, time_scale: float = 1.0) -> Tensor:
-    """Fixed 1-D sin-cos embedding of the frames, [T, D] float32; positions are index / time_scale."""
+    """Embed the positions of frames by fixed 1-D sinusoids, [T, D] float32; positions are index / time_scale."""
     return torch.from_numpy(_temporal_table(channels, frames, float(time_scale)).copy())
 
 
 class Float32Linear(nn.Linear):
-    """A linear layer that computes in float32 whatever the dtype of its weights, autocast or not.
+    """A linear layer that computes in float32, whatever the dtype of its weights and autocast.
 
-    The timestep path goes through it: neighbouring timesteps differ by less than bfloat16 resolves.
+    Used for timesteps, which differ by less than bfloat16 resolves.
     """
 
     def forward(self, x: Tensor) -> Tensor:

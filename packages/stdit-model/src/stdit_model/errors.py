@@ -5,6 +5,10 @@ class UserError(Exception):
     """Base class of errors that a user can cause; the message is one line that says what to do about it."""
 
 
+class SettingsError(UserError, ValueError):
+    """A setting that is unknown, out of range, or does not fit the checkpoint."""
+
+
 class WeightsError(UserError, ValueError):
     """A checkpoint that cannot be read as asked; the message names the file, a few keys, and what to do."""
 

@@ -1,4 +1,4 @@
-"""What a forward, a training step and a sample cost: parameters, FLOPs and activation memory, by formula.
+"""Parameters, FLOPs and activation memory of a forward and a training step, by formula.
 
 A multiply-add is two FLOPs; matrix products and the patch convolution are counted, elementwise work is not. The
 counts are those of attention as two plain matrix products (torch's FlopCounterMode under the MATH backend).
@@ -16,10 +16,10 @@ from stdit_model.model import STDiT
 
 
 class Parameters(NamedTuple):
-    """Numbers of parameters; buffers (the null caption) aren't among them."""
+    """Numbers of parameters, without buffers (the null caption)."""
 
     total: int
-    temporal: int  # those of attention over time, which an image model doesn't have
+    temporal: int  # of attention across frames, which an image model does not have
 
 
 class _Sizes(NamedTuple):
@@ -40,7 +40,7 @@ class _Sizes(NamedTuple):
 
 
 def parameters(config: Mapping[str, Any]) -> Parameters:
-    """Parameters of the STDiT that these constructor arguments make (a preset, or `model.config`)."""
+    """Count the parameters of an STDiT, given its constructor arguments (a preset, or `model.config`)."""
     counts = {name: math.prod(shape) for name, shape in STDiT.parameter_shapes(**STDiT.arguments(config)).items()}
     del counts["y_embedder.y_embedding"]
     temporal = sum(count for name, count in counts.items() if ".attn_temp." in name)
@@ -48,12 +48,12 @@ def parameters(config: Mapping[str, Any]) -> Parameters:
 
 
 def forward_flops(config: Mapping[str, Any], shape: Sequence[int], text_tokens: int | None = None) -> int:
-    """FLOPs of one forward.
+    """Count the FLOPs of one forward.
 
     Args:
         config: STDiT's constructor arguments, or `model.config`.
         shape: of the latents, [B, C, T, H, W].
-        text_tokens: L; the configuration's model_max_length unless given.
+        text_tokens: L; the configuration's model_max_length by default.
     """
     sizes = _sizes(config, shape, text_tokens)
     return sum(_ends(sizes)) + sum(_text(sizes)) + sum(_block(sizes, mixing) for mixing in sizes.mixings)
@@ -62,12 +62,12 @@ def forward_flops(config: Mapping[str, Any], shape: Sequence[int], text_tokens: 
 def train_flops(
     config: Mapping[str, Any], shape: Sequence[int], text_tokens: int | None = None, checkpointing: bool = False
 ) -> int:
-    """FLOPs of a forward and a backward (arguments as `forward_flops`).
+    """Count the FLOPs of a forward and a backward (arguments as `forward_flops`).
 
-    The backward of a product costs two of it, but for the three products of which the input needs no gradient.
+    The backward of a product costs twice its forward, or once for the three products whose input needs no gradient.
 
     Args:
-        checkpointing: each block's forward is done once more in the backward.
+        checkpointing: each block's forward is repeated in the backward.
     """
     sizes = _sizes(config, shape, text_tokens)
     blocks = sum(_block(sizes, mixing) for mixing in sizes.mixings)
@@ -82,10 +82,10 @@ def activation_bytes(
     itemsize: int = 2,
     checkpointing: bool = False,
 ) -> int:
-    """Bytes of activations that a forward keeps for its backward (arguments as `forward_flops`).
+    """Count the bytes of activations that a forward keeps for its backward (arguments as `forward_flops`).
 
     For fused attention kernels, which keep queries, keys, values, the output and one log-sum a row. Parameters,
-    gradients, temporary buffers and the copies of weights that autocast makes aren't in it.
+    gradients, temporary buffers and the copies of weights made by autocast are not included.
 
     Args:
         itemsize: bytes of an activation: 2 for bfloat16, 4 for float32.

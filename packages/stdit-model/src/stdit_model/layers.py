@@ -1,4 +1,4 @@
-"""Attention, MLP and modulation: the parts that every block is made of.
+"""The layers of a block: attention, MLP and modulation; and the final layer.
 
 Legend: B batch, T frames, S tokens per frame, L sequence or text length, D width, N heads, K head width.
 """
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """adaLN (DiT, section 3.2): x * (1 + scale) + shift, computed in the wider dtype, returned in x's."""
+    """Modulate x by adaLN (DiT, section 3.2): x * (1 + scale) + shift, computed in the wider dtype, returned in x's."""
     return (x * (1 + scale) + shift).to(x.dtype)
 
 
 def gated(gate: Tensor, x: Tensor) -> Tensor:
-    """gate * x in the wider dtype, returned in x's, so that a float32 gate does not widen the residual stream."""
+    """Compute gate * x in the wider dtype, returned in x's, so that a float32 gate does not widen the residual."""
     return (gate * x).to(x.dtype)
 
 
@@ -56,8 +56,7 @@ class SpatialAttention(SelfAttention):
 class TemporalAttention(SelfAttention):
     """Attention across frames at each position: [B, T, S, D] -> [B, T, S, D].
 
-    It adds the temporal positions [T, D] itself, where it is given them, so that it sees whole clips whatever
-    wraps it from outside.
+    It adds temporal positions [T, D], if given, itself: under sequence parallelism only here all frames are present.
     """
 
     def forward(self, x_BTSD: Tensor, position_TD: Tensor | None = None) -> Tensor:
@@ -78,7 +77,7 @@ class FullAttention(SelfAttention):
 
 
 class CrossAttention(nn.Module):
-    """Every token attends to the caption. Keys and values depend on the text alone: see `keys_values`."""
+    """Attention to the caption: [B, T, S, D] -> [B, T, S, D]; keys and values come from `keys_values`."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -88,7 +87,7 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def keys_values(self, text_BLD: Tensor) -> tuple[Tensor, Tensor]:
-        """The caption's keys and values, each [B, N, L, K]."""
+        """Compute the caption's keys and values, each [B, N, L, K]."""
         k, v = rearrange(self.kv_linear(text_BLD), "b l (two n k) -> two b n l k", two=2, n=self.num_heads)
         return k, v
 

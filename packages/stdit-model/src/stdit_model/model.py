@@ -22,7 +22,7 @@ from stdit_model.embed import (
     spatial_positions,
     temporal_positions,
 )
-from stdit_model.errors import WeightsError, few
+from stdit_model.errors import SettingsError, WeightsError, few
 from stdit_model.layers import FinalLayer
 from stdit_model.presets import Variant, preset
 from stdit_model.weights.loaders import WeightLoaders
@@ -59,7 +59,7 @@ class STDiT(WeightLoaders, ConfigMixin):
     `sample_size`, where ours are index / space_scale.
 
     Raises:
-        ValueError: a `hidden_size` that is not such a multiple, or an unknown variant.
+        SettingsError: a `hidden_size` that is not such a multiple, or an unknown variant.
 
     Sources: Open-Sora 1.0 report (STDiT); DiT, arXiv:2212.09748; PixArt-alpha, arXiv:2310.00426; Latte,
     arXiv:2401.03048.
@@ -87,9 +87,9 @@ class STDiT(WeightLoaders, ConfigMixin):
     ) -> None:
         super().__init__()
         if hidden_size % num_heads:
-            raise ValueError(f"hidden_size {hidden_size} is not a multiple of num_heads {num_heads}")
+            raise SettingsError(f"hidden_size {hidden_size} is not a multiple of num_heads {num_heads}")
         if hidden_size % 4:
-            raise ValueError(f"hidden_size {hidden_size} is not a multiple of 4, as 2-D sin-cos positions need")
+            raise SettingsError(f"hidden_size {hidden_size} is not a multiple of 4, as 2-D sin-cos positions need")
         patch_t, patch_h, patch_w = patch_size
         self.register_to_config(patch_size=(patch_t, patch_h, patch_w))  # JSON would have made it a list
         self.out_channels = 2 * in_channels if learn_sigma else in_channels
@@ -107,7 +107,7 @@ class STDiT(WeightLoaders, ConfigMixin):
         """Initialise a model of a named size: `STDiT.from_preset("XL/2", variant="dit")`.
 
         Raises:
-            ValueError: unknown preset.
+            SettingsError: unknown preset.
             TypeError: an override that is no constructor argument.
         """
         return cls(**{**preset(name), **overrides})

@@ -1,19 +1,21 @@
-"""Named sizes of the DiT family (Peebles & Xie 2023, table 1), the one that the bundled demo uses, and the variants.
+"""Named sizes of the DiT family (Peebles & Xie 2023, table 1) and of the bundled demo, and the variants.
 
-A name says width class and spatial patch size, as in the papers: "XL/2" is DiT-XL with 2x2 patches.
+A name has the width class and the spatial patch size, as in the papers: "XL/2" is DiT-XL with 2x2 patches.
 """
 
 from typing import Any, Literal, get_args
 
+from stdit_model.errors import SettingsError
+
 Variant = Literal["dit", "seq", "parallel", "latte"]
-VARIANTS: tuple[Variant, ...] = get_args(Variant)  # what each one is: see stdit_model.blocks
+VARIANTS: tuple[Variant, ...] = get_args(Variant)  # described in stdit_model.blocks
 
 PRESETS: dict[str, dict[str, Any]] = {
     "XL/2": {"depth": 28, "hidden_size": 1152, "num_heads": 16},
     "L/2": {"depth": 24, "hidden_size": 1024, "num_heads": 16},
     "B/2": {"depth": 12, "hidden_size": 768, "num_heads": 12},
     "S/2": {"depth": 12, "hidden_size": 384, "num_heads": 6},
-    # 64x64 pixels on two CPU cores: a rectified-flow model needs no variance channels.
+    # For 64x64 pixels on a CPU, trained with rectified flow, which needs no variance channels.
     "demo": {
         "depth": 4,
         "hidden_size": 96,
@@ -26,11 +28,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def preset(name: str) -> dict[str, Any]:
-    """The constructor arguments of `STDiT` that a named size stands for.
+    """Return the constructor arguments of `STDiT` for a named size.
 
     Raises:
-        ValueError: no preset has this name; the message lists those that exist.
+        SettingsError: unknown preset.
     """
     if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
+        raise SettingsError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
     return dict(PRESETS[name])

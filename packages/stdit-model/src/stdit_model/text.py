@@ -1,15 +1,16 @@
-"""Captions to what the transformer is conditioned on: cleaning, T5 encoding.
+"""Clean captions and encode them with T5.
 
-L text tokens, Dc width of the text encoder.
+Legend: B captions, L text tokens, Dc width of the text encoder.
 """
 
 import html
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from stdit_model.protocols import TextEncoder, Tokenizer
 
 _URL = re.compile(r"(?:https?://|www\.)\S+")
 _TAG = re.compile(r"<[^<>]*>")
@@ -25,10 +26,10 @@ _SPACE = re.compile(r"\s+")
 
 
 def clean_caption(caption: str) -> str:
-    """Lower-cased, without URLs, HTML, CJK characters, file names, odd punctuation and long digit runs.
+    """Clean a caption: lower case, no URLs, HTML, CJK characters, file names, odd punctuation or long digit runs.
 
-    What PixArt-alpha and Open-Sora 1.0 do before T5 in kind, not to the letter. Cleaning twice, as they do, undoes
-    what is escaped twice; this does so by itself, so that `clean_caption(clean_caption(c)) == clean_caption(c)`.
+    Similar to the cleaning of PixArt-alpha and Open-Sora 1.0, but not identical. They clean twice, to undo double
+    escaping; this repeats until nothing changes, so cleaning a cleaned caption has no effect.
     """
     before = None
     while caption != before:
@@ -43,16 +44,19 @@ def clean_caption(caption: str) -> str:
 
 
 def encode_captions(
-    tokenizer: Any,
-    text_encoder: Any,
+    tokenizer: Tokenizer,
+    text_encoder: TextEncoder,
     captions: Sequence[str],
     max_length: int,
     device: torch.device | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Text-encoder states [B, L, Dc] and mask [B, L] (1 where there is text), padded to `max_length` tokens.
+    """Encode captions to states [B, L, Dc] and mask [B, L] (1 for text, 0 for padding).
 
-    What is longer is cut off: see `dropped_text`. `device` is where tokens go: the encoder's own unless given, which an
-    encoder whose layers are offloaded doesn't know.
+    Args:
+        tokenizer, text_encoder: T5's.
+        captions: are cleaned first.
+        max_length: L; longer captions are truncated, see `dropped_text`.
+        device: of the tokens, by default the encoder's; needed for an encoder whose layers are offloaded.
     """
     tokens = tokenizer(
         [clean_caption(caption) for caption in captions],
@@ -67,14 +71,14 @@ def encode_captions(
     return states, tokens.attention_mask
 
 
-def unknown_words(tokenizer: Any, caption: str) -> list[str]:
-    """The words of a caption that the tokenizer has no token for, in order. Sentence-piece tokenizers know all."""
+def unknown_words(tokenizer: Tokenizer, caption: str) -> list[str]:
+    """Return the words of a caption that are unknown to the tokenizer; sentence-piece tokenizers know all words."""
     words = clean_caption(caption).split()
     unknown = [word for word in words if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False).input_ids]
     return list(dict.fromkeys(unknown))
 
 
-def dropped_text(tokenizer: Any, caption: str, max_length: int) -> str:
-    """What `encode_captions` cuts off the end of a caption, "" when it fits."""
+def dropped_text(tokenizer: Tokenizer, caption: str, max_length: int) -> str:
+    """Return the end of a caption that `encode_captions` truncates, "" if it fits."""
     ids = tokenizer(clean_caption(caption)).input_ids
     return tokenizer.decode(ids[max_length - 1 :], skip_special_tokens=True) if len(ids) > max_length else ""

@@ -1,4 +1,4 @@
-"""Pixels to latents and back, through any diffusers VAE: image VAEs frame by frame, video VAEs by their own strides.
+"""Encode and decode video with any diffusers VAE: image VAEs frame by frame, video VAEs with their strides.
 
 Legend: B batch, C channels, T frames, H W pixels; the latents' axes are named the same way.
 """
@@ -9,50 +9,53 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from stdit_model.errors import SettingsError
+from stdit_model.protocols import VAE
 
-def is_temporal(vae: Any) -> bool:
+
+def is_temporal(vae: VAE) -> bool:
     """Whether the VAE takes clips [B, C, T, H, W] (3-D convolutions) rather than single frames."""
     return any(parameter.ndim == 5 for parameter in vae.parameters())
 
 
-def latent_shape(vae: Any, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-    """Channels, frames, height and width of the latents of a clip.
+def latent_shape(vae: VAE, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+    """Return channels, frames, height and width of the latents of a clip.
 
     Raises:
-        ValueError: a size that the VAE's strides do not divide; the message names the nearest that fit.
+        SettingsError: a size that is no multiple of the VAE's stride; the message has the nearest ones.
     """
     spatial = spatial_stride(vae)
     for name, size in (("height", height), ("width", width)):
         if size % spatial or size <= 0:
             low = max(spatial, size // spatial * spatial)
-            raise ValueError(f"{name} {size} is not a multiple of {spatial}: take {low} or {low + spatial}")
+            raise SettingsError(f"{name} {size} is not a multiple of {spatial}: take {low} or {low + spatial}")
     return vae.config.latent_channels, latent_frames(vae, frames), height // spatial, width // spatial
 
 
-def spatial_stride(vae: Any) -> int:
-    """Pixels to a latent, along height and width."""
+def spatial_stride(vae: VAE) -> int:
+    """Return the number of pixels per latent along height and width."""
     return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
-def covering_size(vae: Any, patch: tuple[int, int, int], height: int, width: int) -> tuple[int, int]:
-    """The smallest height and width that VAE and patch divide and that hold these: any size is made, then cut."""
+def covering_size(vae: VAE, patch: tuple[int, int, int], height: int, width: int) -> tuple[int, int]:
+    """Return the smallest multiples of VAE stride and patch that cover a height and width, to be cropped afterwards."""
     units = (spatial_stride(vae) * patch[1], spatial_stride(vae) * patch[2])
     return -(-height // units[0]) * units[0], -(-width // units[1]) * units[1]
 
 
-def latent_frames(vae: Any, frames: int) -> int:
-    """Frames of the latents of so many frames of pixels."""
+def latent_frames(vae: VAE, frames: int) -> int:
+    """Return the number of latent frames of a number of pixel frames."""
     temporal = vae.config.get("temporal_compression_ratio", 4) if is_temporal(vae) else 1
     return (frames - 1) // temporal + 1
 
 
-def encode_moments(vae: Any, video: Tensor, chunk: int = 16) -> Tensor:
-    """Mean and log variance of the posterior, [B, 2C, T, H, W], not yet normalised.
+def encode_moments(vae: VAE, video: Tensor, chunk: int = 16) -> Tensor:
+    """Encode video to the posterior's mean and log variance, [B, 2C, T, H, W], not normalised.
 
     Args:
         vae: AutoencoderKL, or a diffusers video VAE.
         video: [B, 3, T, H, W] in [-1, 1].
-        chunk: frames that an image VAE takes at once.
+        chunk: frames that an image VAE encodes at once.
     """
     with torch.no_grad():
         if is_temporal(vae):
@@ -62,8 +65,8 @@ def encode_moments(vae: Any, video: Tensor, chunk: int = 16) -> Tensor:
         return rearrange(moments, "(b t) c h w -> b c t h w", b=len(video))
 
 
-def sample_latents(vae: Any, moments: Tensor, noise: Tensor | None = None) -> Tensor:
-    """Normalised latents [B, C, T, H, W] from moments: a posterior sample, or the mean without noise."""
+def sample_latents(vae: VAE, moments: Tensor, noise: Tensor | None = None) -> Tensor:
+    """Return normalised latents [B, C, T, H, W] from moments: a sample of the posterior, or its mean without noise."""
     mean, log_variance = moments.float().chunk(2, dim=1)
     if noise is not None:
         mean = mean + noise * torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
@@ -71,8 +74,8 @@ def sample_latents(vae: Any, moments: Tensor, noise: Tensor | None = None) -> Te
     return (mean - shift) * scale
 
 
-def decode(vae: Any, latents: Tensor, chunk: int = 16) -> Tensor:
-    """Normalised latents [B, C, T, H, W] to video [B, 3, T, H, W] in [-1, 1], float32."""
+def decode(vae: VAE, latents: Tensor, chunk: int = 16) -> Tensor:
+    """Decode normalised latents [B, C, T, H, W] to video [B, 3, T, H, W] in [-1, 1], float32."""
     shift, scale = _normalisation(vae, latents)
     latents = (latents / scale + shift).to(vae.dtype)
     with torch.no_grad():
@@ -85,7 +88,7 @@ def decode(vae: Any, latents: Tensor, chunk: int = 16) -> Tensor:
     return video.float().clamp(-1.0, 1.0)
 
 
-def _normalisation(vae: Any, latents: Tensor) -> tuple[Tensor, Tensor]:
+def _normalisation(vae: VAE, latents: Tensor) -> tuple[Tensor, Tensor]:
     """Shift and scale [1, C, 1, 1, 1]: per channel where the VAE's config has statistics, else its scaling factor.
 
     sd-vae-ft: (z - 0) * 0.18215.

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from stdit_model.diffusion import RESAMPLING_SHARE, NoiseLevel
+from stdit_model.errors import SettingsError
 
 RESAMPLING_FROM = 0.5  # noise level above which unknown frames are noised afresh; below it the known ones are corrected
 
@@ -100,12 +101,12 @@ def plan_windows(total: int, known: int, window: int, overlap: int) -> list[Wind
         overlap: frames that consecutive windows share.
 
     Raises:
-        ValueError: the overlap is not below the window, or all frames exist already.
+        SettingsError: the overlap is not below the window, or all frames exist already.
     """
     if not 0 < overlap < window:
-        raise ValueError(f"overlap of {overlap} frames in windows of {window}: expected 1 to {window - 1}")
+        raise SettingsError(f"overlap of {overlap} frames in windows of {window}: expected 1 to {window - 1}")
     if known >= total:
-        raise ValueError(f"{known} first frames in a video of {total}: nothing is left to sample")
+        raise SettingsError(f"{known} first frames in a video of {total}: nothing is left to sample")
     if total <= window:
         return [Window(0, total, known)]
     windows = []

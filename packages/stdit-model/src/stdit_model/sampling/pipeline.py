@@ -16,7 +16,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from stdit_model import video_vae
-from stdit_model.errors import WeightsFileNotFoundError
+from stdit_model.errors import SettingsError, WeightsFileNotFoundError
 from stdit_model.model import STDiT
 from stdit_model.protocols import VAE, Scheduler, TextEncoder, Tokenizer
 from stdit_model.sampling import prompts
@@ -221,8 +221,8 @@ class STDiTPipeline(DiffusionPipeline):
             settling: deprecated name of `resampling_steps`.
 
         Raises:
-            ValueError: an empty prompt, a size that is no multiple of VAE stride and patch, an unknown output type, or
-                first frames of another size.
+            SettingsError: an empty prompt, a size that is no multiple of VAE stride and patch, an unknown output type,
+                or first frames of another size.
         """
         # 1. Check the arguments; take defaults from the checkpoint.
         _check(output_type, guidance_start, guidance_stop, guidance_rescale)
@@ -304,7 +304,7 @@ class STDiTPipeline(DiffusionPipeline):
             negative_prompt_attention_mask (None without guidance), a row for each video.
 
         Raises:
-            ValueError: an empty prompt, or neither prompt nor embeddings.
+            SettingsError: an empty prompt, or neither prompt nor embeddings.
         """
         return prompts.encode_prompts(
             self.transformer,
@@ -328,23 +328,23 @@ class STDiTPipeline(DiffusionPipeline):
         """Draw the starting noise, float32 [B, C, T, H, W], unless `latents` has it.
 
         Raises:
-            ValueError: `latents` of another shape.
+            SettingsError: `latents` of another shape.
         """
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         elif tuple(latents.shape) != shape:
-            raise ValueError(f"expected latents of shape {list(shape)}, not {list(latents.shape)}")
+            raise SettingsError(f"expected latents of shape {list(shape)}, not {list(latents.shape)}")
         return latents.to(device) * getattr(self.scheduler, "init_noise_sigma", 1.0)
 
     def _encode_first_frames(self, first_frames: Tensor, batch: int, clip: tuple[int, int, int]) -> Tensor:
         """Encode pixels to latents, the posterior's mean: [B, C, K, H, W]."""
         frames = first_frames if first_frames.ndim == 5 else first_frames[None]
         if frames.ndim != 5 or frames.shape[1] != 3 or tuple(frames.shape[-2:]) != clip[1:]:
-            raise ValueError(
+            raise SettingsError(
                 f"expected first_frames of shape [3, K, {clip[1]}, {clip[2]}], not {list(first_frames.shape)}"
             )
         if frames.shape[2] >= clip[0]:
-            raise ValueError(f"{frames.shape[2]} first_frames in a video of {clip[0]}: nothing is left to sample")
+            raise SettingsError(f"{frames.shape[2]} first_frames in a video of {clip[0]}: nothing is left to sample")
         frames = frames.expand(batch, -1, -1, -1, -1).to(self._execution_device)
         return video_vae.sample_latents(self.vae, video_vae.encode_moments(self.vae, frames))
 
@@ -382,11 +382,11 @@ class _StepEnd:
 
 def _check(output_type: str, start: float, stop: float, rescale: float) -> None:
     if output_type not in ("pt", "np", "pil", "latent"):
-        raise ValueError(f"unknown output_type {output_type!r}: choose pt, np, pil or latent")
+        raise SettingsError(f"unknown output_type {output_type!r}: choose pt, np, pil or latent")
     if not 0.0 <= start < stop <= 1.0:
-        raise ValueError(f"guidance_start {start}, guidance_stop {stop}: expected shares of the steps, as in 0.1, 0.7")
+        raise SettingsError(f"guidance_start {start}, guidance_stop {stop}: expected shares of the steps, as 0.1, 0.7")
     if not 0.0 <= rescale <= 1.0:
-        raise ValueError(f"guidance_rescale {rescale}: expected 0 to 1")
+        raise SettingsError(f"guidance_rescale {rescale}: expected 0 to 1")
 
 
 def _convert_frames(output_type: str, video: Tensor) -> Any:

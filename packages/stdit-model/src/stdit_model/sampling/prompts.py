@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from stdit_model.errors import SettingsError
 from stdit_model.model import STDiT, TextCache
 from stdit_model.protocols import TextEncoder, Tokenizer
 from stdit_model.text import encode_captions
@@ -45,14 +46,14 @@ def encode_prompts(
         prompt_embeds, negative_prompt_embeds: states [B, L, Dc] and mask [B, L].
 
     Raises:
-        ValueError: a prompt is empty, or there is neither a prompt nor embeddings.
+        SettingsError: a prompt is empty, or there is neither a prompt nor embeddings.
     """
     length = transformer.config.model_max_length
     y, mask = prompt_embeds
     if y is None or mask is None:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
         if not prompts or not all(p.strip() for p in prompts):
-            raise ValueError("the prompt is empty: say what the video should show")
+            raise SettingsError("the prompt is empty: say what the video should show")
         y, mask = _encode(tokenizer, text_encoder, prompts, length)
     y, mask = (x.repeat_interleave(num_videos_per_prompt, dim=0) for x in (y, mask))
     if not guidance:
@@ -66,7 +67,7 @@ def encode_prompts(
         negative_y, negative_mask = _encode(tokenizer, text_encoder, negatives, length)
     repeat, rest = divmod(len(y), len(negative_y))
     if rest:
-        raise ValueError(f"{len(negative_y)} negative prompts for {len(y)} videos: pass one, or one for each prompt")
+        raise SettingsError(f"{len(negative_y)} negative prompts for {len(y)} videos: pass one, or one for each prompt")
     return PromptEmbeds(y, mask, *(x.repeat_interleave(repeat, dim=0) for x in (negative_y, negative_mask)))
 
 
@@ -85,5 +86,5 @@ def _encode(
     tokenizer: Tokenizer | None, text_encoder: TextEncoder | None, prompts: Sequence[str], length: int
 ) -> tuple[Tensor, Tensor]:
     if text_encoder is None or tokenizer is None:
-        raise ValueError("this pipeline has no text encoder: pass prompt_embeds and prompt_attention_mask")
+        raise SettingsError("this pipeline has no text encoder: pass prompt_embeds and prompt_attention_mask")
     return encode_captions(tokenizer, text_encoder, prompts, length)

@@ -1,43 +1,39 @@
-"""Samplers by name: the diffusers schedulers that fit an objective, keeping the checkpoint's noise schedule.
-
-And what "as the reference does it" means, by its name.
-"""
+"""Choose a diffusers scheduler by name, and the sampling settings of reference releases."""
 
 from typing import Any
 
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
+from stdit_model.errors import SettingsError
+
 FLOW_SAMPLERS = ("euler",)
-
-
 EPSILON_SAMPLERS = ("ddpm", "ddim", "dpmsolver++", "unipc")
 
-
-# Sampling as the reference releases do it. Each is a sampler and arguments of `STDiTPipeline.__call__`. Beside these,
-# the unconditional half always has the null caption under its prompt's mask, as Open-Sora 1.0 has it.
+# Sampling settings of reference releases: a sampler and arguments of `STDiTPipeline.__call__`. The unconditional half
+# always has the null caption under the prompt's mask, as in Open-Sora 1.0.
 COMPAT: dict[str, dict[str, Any]] = {
     "open-sora-1.0": {
         "sampler": "ddpm",
         "num_inference_steps": 100,
         "guidance_scale": 7.0,
-        "guidance_channels": 3,  # of 4: the last one is the prompt's half's
+        "guidance_channels": 3,  # of 4: the last one is the conditional prediction's
     },
 }
 
 
 def compat(name: str) -> dict[str, Any]:
-    """The sampler and the arguments of a reference.
+    """Return the sampling settings of a reference release.
 
     Raises:
-        ValueError: none of that name.
+        SettingsError: no such release.
     """
     if name not in COMPAT:
-        raise ValueError(f"--compat {name}: choose {', '.join(COMPAT)}")
+        raise SettingsError(f"--compat {name}: choose {', '.join(COMPAT)}")
     return dict(COMPAT[name])
 
 
 def sampler_name(scheduler: Any) -> str:
-    """What `use_sampler` calls a scheduler."""
+    """Return the name that `use_sampler` has for a scheduler, or its class."""
     names = {
         "FlowMatchEulerDiscreteScheduler": "euler",
         "DDPMScheduler": "ddpm",
@@ -49,10 +45,10 @@ def sampler_name(scheduler: Any) -> str:
 
 
 def use_sampler(pipeline: Any, name: str) -> None:
-    """Replace a pipeline's scheduler.
+    """Replace a pipeline's scheduler, keeping the noise schedule of its checkpoint.
 
     Raises:
-        ValueError: no such sampler, or one for the other objective.
+        SettingsError: no such sampler, or one for the other objective.
     """
     import diffusers
 
@@ -60,7 +56,7 @@ def use_sampler(pipeline: Any, name: str) -> None:
     fitting = FLOW_SAMPLERS if flow else EPSILON_SAMPLERS
     if name not in fitting:
         kind = "rectified flow" if flow else "epsilon prediction"
-        raise ValueError(f"sampler {name!r}: this checkpoint was trained with {kind}; choose {', '.join(fitting)}")
+        raise SettingsError(f"sampler {name!r}: this checkpoint was trained with {kind}; choose {', '.join(fitting)}")
     variance = "learned_range" if pipeline.transformer.config.learn_sigma else "fixed_small"
     classes: dict[str, tuple[Any, dict[str, Any]]] = {
         "euler": (diffusers.FlowMatchEulerDiscreteScheduler, {}),
@@ -77,7 +73,7 @@ def use_sampler(pipeline: Any, name: str) -> None:
 
 
 def iddpm_scheduler() -> DDPMScheduler:
-    """The sampler of Open-Sora 1.0: iDDPM's ancestral steps with a learned variance, evenly spaced from 999 to 0."""
+    """Return the scheduler of Open-Sora 1.0: iDDPM's ancestral steps with a learned variance, from 999 to 0."""
     return DDPMScheduler(
         num_train_timesteps=1000,
         beta_start=1e-4,
@@ -90,5 +86,5 @@ def iddpm_scheduler() -> DDPMScheduler:
 
 
 def flow_scheduler() -> FlowMatchEulerDiscreteScheduler:
-    """Euler steps of rectified flow, timesteps 1000 * sigma."""
+    """Return the scheduler of rectified flow: Euler steps, timesteps 1000 * sigma."""
     return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000)
