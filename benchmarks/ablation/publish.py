@@ -146,8 +146,8 @@ def answer(tables: Sequence[Table]) -> list[str]:
     lines = ["| claim | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for pair in CONTRASTS:
         cells = [_said(table, pair) for table in tables]
-        for match in dict.fromkeys(table.match for table in tables):
-            cells.append(counted([table for table in tables if table.match == match], pair))
+        matches = dict.fromkeys(table.match for table in tables)
+        cells += [counted([table for table in tables if table.match == match], pair) for match in matches]
         lines.append(f"| {_claim(pair)} | " + " | ".join(cells) + " |")
     note = (
         f"A verdict counts as a result of this study if both recipes agree on it, each with {SEEDS} seeds, and if "
