@@ -48,9 +48,9 @@ def check(done, *said: str) -> None:
         (["sample", "x", "--guidance-rescale", "2"], ["--guidance-rescale", "0 to 1"]),
         (["sample", "x", "--image", "none.png"], ["--image none.png", "no such file"]),
         (["sample", "x", "--image", "none.png", "--frames", "1"], ["--image and --frames 1"]),
-        (["sample", "x", "--guidance", "nan"], ["--guidance nan", "a number"]),
+        (["sample", "x", "--guidance", "nan"], ["--guidance nan", "a finite number"]),
         (["sample", "x", "--extend", "8"], ["--extend", "--video"]),
-        (["sample", "x", "--frames", "32", "--overlap", "16"], ["overlap of 16", "1 to 15"]),
+        (["sample", "x", "--frames", "32", "--overlap", "16"], ["--overlap 16", "1 to 15"]),
         (["sample", "x", "--format", "avi"], ["--format avi", "mp4, gif"]),
         (["sample", "x", "--format", "gif", "--out", "x.mp4"], ["x.mp4", "gif"]),
         (["sample", "x", "--format", "png"], ["png", "one frame"]),
@@ -64,7 +64,7 @@ def check(done, *said: str) -> None:
         ),  # before any other part
         (
             ["sample", "x", "--checkpoint", "none/such/weights.pth"],
-            ["hf download none/such weights.pth --local-dir such", "name it such/weights.pth"],
+            ["hf download none/such weights.pth --local-dir such", "pass such/weights.pth"],
         ),
         (["sample", "a red circle", "--checkpoint", "./none"], ["./none"]),
         (["sample", "a red circle", "--checkpoint", "none/such"], ["none/such", "--checkpoint"]),
@@ -147,7 +147,7 @@ def test_help_imports_neither_torch_nor_pydantic() -> None:
             main()
         except SystemExit as end:
             assert not end.code
-        heavy = {"torch", "pydantic", "numpy", "diffusers", "transformers", "av", "matplotlib", "stdit_model"}
+        heavy = {"torch", "pydantic", "numpy", "diffusers", "transformers", "av", "matplotlib"}
         print(json.dumps(sorted(heavy & set(sys.modules))))
     """
     import textwrap

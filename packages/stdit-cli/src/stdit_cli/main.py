@@ -1,12 +1,14 @@
-"""The `stdit` command: one Typer app, every command in a file of its own, heavy imports inside the commands.
+"""The `stdit` command: one Typer app, with each command in a file of its own that imports heavy modules when it runs.
 
-What a user can get wrong ends in one line on stderr and exit code 2; --debug shows where it came from.
+An error that a user can cause is one line on stderr, with exit code 2, or 1 for a run that ended; --debug shows its
+traceback. Any other error is a bug, and shows its traceback always.
 """
 
+import errno
 import os
 import sys
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -14,8 +16,13 @@ from stdit_cli.commands import ablate, curation, data, doctor, evaluate, export,
 from stdit_cli.commands import build_demo as demo
 from stdit_cli.commands import latents as encoding
 from stdit_cli.commands.sample import command as sample
+from stdit_data import errors as data_errors
+from stdit_model import errors as model_errors
+from stdit_train import errors as train_errors
 from stdit_train.distributed.world import World
-from stdit_train.errors import RunEnded
+
+USER_ERRORS = (model_errors.UserError, data_errors.UserError, train_errors.UserError)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 app = typer.Typer(
     name="stdit",
@@ -57,7 +64,7 @@ def _options(
 
 
 def with_resumed_run(arguments: list[str]) -> list[str]:
-    """A bare --resume means the newest run; Typer has no options whose value may be left out."""
+    """Give a bare --resume the value "newest": Typer has no options with an optional value."""
     bare = [
         i
         for i, argument in enumerate(arguments)
@@ -68,8 +75,14 @@ def with_resumed_run(arguments: list[str]) -> list[str]:
     return arguments
 
 
+def fail(message: str, code: int, world: World) -> NoReturn:
+    """Print one line of error on stderr, with the rank of a process that is not the main one, and exit."""
+    print(f"stdit: {'' if world.is_main else f'process {world.rank}: '}{message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
 def main() -> None:
-    """Run the command line. --debug is understood anywhere on it."""
+    """Run the command line; --debug may stand anywhere on it."""
     debug = "--debug" in sys.argv
     world = World()
     sys.argv = with_resumed_run([argument for argument in sys.argv if argument != "--debug"])
@@ -84,9 +97,11 @@ def main() -> None:
         if world.is_main:
             print("stdit: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
-    except (ValueError, OSError, RunEnded) as error:
+    except USER_ERRORS as error:
         if debug:
             raise
-        message = " ".join(str(error).split()) or type(error).__name__
-        print(f"stdit: {'' if world.is_main else f'process {world.rank}: '}{message}", file=sys.stderr)
-        raise SystemExit(1 if isinstance(error, RunEnded) else 2) from None
+        fail(" ".join(str(error).split()), 1 if isinstance(error, train_errors.RunEnded) else 2, world)
+    except OSError as error:
+        if debug or error.errno not in DISK_FULL:
+            raise
+        fail(f"cannot write{f' {error.filename}' if error.filename else ''}: {error.strerror}", 2, world)

@@ -15,6 +15,7 @@ from stdit_model import video_vae
 from stdit_model.sampling.schedulers import compat, sampler_name, use_sampler
 from stdit_model.text import dropped_text, unknown_words
 from stdit_train.assets import resolve_source
+from stdit_train.errors import ConfigError
 from stdit_train.pipeline.load import attach_text_encoder, find_checkpoint, free_text_encoder, load_pipeline
 
 MAX_WORDS = 10  # that a warning lists
@@ -99,6 +100,8 @@ class VideoGenerator:
         self.new_frames = self.frames - skipped
         longer = trained > 1 and self.new_frames > trained
         self.windowed = longer and asked.long == "windows"
+        if self.windowed and not overlap < trained:
+            raise ConfigError(f"--overlap {overlap}: windows of {trained} frames can share 1 to {trained - 1}")
         scale = self.pipeline.transformer.config.time_scale
         self.time_scale = scale * self.new_frames / trained if longer and asked.long == "stretch" else None
 
