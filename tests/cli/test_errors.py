@@ -155,3 +155,65 @@ def test_help_imports_neither_torch_nor_pydantic() -> None:
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
     assert "Commands" in done.stdout
     assert json.loads(done.stdout.splitlines()[-1]) == []
+
+
+@pytest.fixture
+def wrong_files(tmp_path: Path) -> None:
+    """Files and folders that are not what a command expects."""
+    for name in ("folder", "folder.json", "pipeline", "list", "run"):
+        (tmp_path / name).mkdir()
+    for name in ("junk.png", "junk.mp4", "junk.pth", "junk.safetensors", "file"):
+        (tmp_path / name).write_bytes(b"junk" * 100)
+    (tmp_path / "junk.csv").write_bytes(b"\xff\xfe\x00prompt")
+    (tmp_path / "junk.json").write_text("{")
+    (tmp_path / "junk.toml").write_text("= = [")
+    (tmp_path / "list.jsonl").write_text("[1]\n")
+    (tmp_path / "pipeline" / "model_index.json").write_text("{")
+    (tmp_path / "list" / "model_index.json").write_text("[]")
+    (tmp_path / "run" / "config.json").write_text("{")
+    (tmp_path / "run" / "metrics.jsonl").write_text("{")
+
+
+@pytest.mark.usefixtures("wrong_files")
+@pytest.mark.parametrize(
+    "command",
+    [
+        "sample x --checkpoint folder",
+        "sample x --checkpoint junk.pth",
+        "sample x --checkpoint junk.safetensors",
+        "sample x --checkpoint pipeline",
+        "sample x --checkpoint list",
+        "sample x --image folder",
+        "sample x --image junk.png",
+        "sample x --video junk.mp4",
+        "sample x --prompts folder",
+        "sample x --prompts junk.csv",
+        "sample x --prompts list.jsonl",
+        "sample --from folder.json",
+        "sample --from junk.json",
+        "sample x --vae file",
+        "sample x --vae folder",
+        "sample x --out file",
+        "sample x --frames 1 --steps 1 --out file/x.png",
+        "train --stage junk.toml",
+        "train --data junk.mp4",
+        "train --data junk.csv",
+        "train --out file",
+        "train --resume folder",
+        "train --resume run",
+        "train --init folder",
+        "train --init junk.pth",
+        "train --set model.hidden_size=33",
+        "train --set model.preset=QQ",
+        "train --set data.height=20",
+        "plan --gpu abacus",
+        "export folder out",
+        "export run out",
+        "report file",
+        "eval folder",
+        "eval --data junk.csv",
+        "eval --fvd junk.pth",
+    ],
+)
+def test_what_is_not_what_it_should_be_is_one_line(stdit: Callable, command: str) -> None:
+    check(stdit(*command.split()))

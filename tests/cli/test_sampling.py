@@ -259,3 +259,20 @@ def test_finished_videos_survive_an_interruption(
     assert "1 of 3 videos" in done.out
     names = sorted(path.name for path in (tmp_path / "videos").iterdir())
     assert names == ["a-red-circle-staying-still-0.json", "a-red-circle-staying-still-0.mp4"]
+
+
+def test_an_existing_folder_may_have_dots_in_its_name(stdit: Callable, tmp_path: Path) -> None:
+    (tmp_path / "run-v1.0").mkdir()
+    done = stdit("sample", RED, "--frames", "1", "--steps", "1", "--out", "run-v1.0")
+    assert done.code == 0, done
+    assert (tmp_path / "run-v1.0" / "a-red-circle-staying-still-0.png").exists()
+
+
+def test_settling_is_another_spelling_of_resampling_steps(stdit: Callable, tmp_path: Path) -> None:
+    done = stdit("sample", RED, "--frames", "1", "--steps", "1", "--settling", "2", "--out", "x.png")
+    assert (done.code, done.err.count("--resampling-steps")) == (0, 1), done
+    content = json.loads((tmp_path / "x.json").read_text())
+    assert content["settings"].pop("resampling_steps") == 2
+    content["settings"]["settling"] = 2  # as older versions wrote it
+    (tmp_path / "old.json").write_text(json.dumps(content))
+    assert sidecar.read(tmp_path / "old.json")["settings"]["resampling_steps"] == 2
