@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from stdit_data.curation import engine
-from stdit_data.curation.engine import Result, Share, Unavailable, find_share, rejects_path, run
-from stdit_data.curation.executors import Inline, Processes, RayCluster
+from stdit_data.curation.engine import Share, Unavailable, find_share, rejects_path, run
+from stdit_data.curation.executors import Inline, Processes, RayCluster, Result
 from stdit_data.curation.score import ScoreStep
 from stdit_data.curation.tables import Rows, open_rows, with_columns
 from stdit_data.errors import DataError, FileError

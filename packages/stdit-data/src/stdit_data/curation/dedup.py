@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from stdit_data import files
-from stdit_data.curation.engine import Outcome, Progress, Result, Share, rejects_path, run
-from stdit_data.curation.executors import Executor
+from stdit_data.curation.engine import Outcome, Progress, Share, rejects_path, run
+from stdit_data.curation.executors import Executor, Result
 from stdit_data.curation.neighbours import groups_of, near_pairs
 from stdit_data.curation.sampling import read_clip
 from stdit_data.curation.scorers import sharpness

@@ -12,66 +12,33 @@ import io
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stdit_data import files
-from stdit_data.curation.executors import Executor
+from stdit_data.curation.executors import Executor, Result, Step
 from stdit_data.curation.tables import Rows, write_rows
 from stdit_data.errors import DataError, FileError, UserError
 
 VERSION = 1  # of what the steps compute; another one makes finished shards outdated
+
+
 RECORD = b"stdit.curation"  # key of an output's Parquet metadata
+
+
 SHOWN = 3  # failures named in a message
 
+
 logger = logging.getLogger(__name__)
+
+
 Progress = Callable[[int, int], None]  # rows done and in all, of this process
-Reject = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a step made of a shard: the rows it hands on, and what it dropped, with reasons."""
-
-    rows: pa.Table
-    rejects: list[Reject] = field(default_factory=list)
-
-
-class Step(Protocol):
-    """One operation on a manifest. It is pickled to the processes that run it."""
-
-    name: str
-
-    @property
-    def shard_rows(self) -> int:
-        """Rows of a shard."""
-
-    @property
-    def gpus(self) -> float:
-        """GPUs of one worker of a Ray cluster."""
-
-    @property
-    def has_model(self) -> bool:
-        """Whether `open` loads a model that is worth keeping."""
-
-    def settings(self) -> Mapping[str, Any]:
-        """All that its results depend on beside the rows, as JSON."""
-
-    def schema(self, given: pa.Schema) -> pa.Schema:
-        """The columns it hands on."""
-
-    def open(self) -> Any:
-        """Loads what a process needs once, such as a model."""
-
-    def run(self, shard: pa.Table, opened: Any) -> Result:
-        """The result for one shard."""
 
 
 class Unavailable(DataError):

@@ -1,23 +1,64 @@
-"""Where shards are computed: in this process, in a pool of processes, or on a Ray cluster."""
+"""A step over shards of a manifest, and where it runs: in this process, a pool of processes, or a Ray cluster."""
 
 from __future__ import annotations
 
 import logging
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import pyarrow as pa
 
 from stdit_data.errors import DataError
 
-if TYPE_CHECKING:
-    from stdit_data.curation.engine import Result, Step
+Reject = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a step made of a shard: the rows it hands on, and what it dropped, with reasons."""
+
+    rows: pa.Table
+    rejects: list[Reject] = field(default_factory=list)
+
+
+class Step(Protocol):
+    """One operation on a manifest. It is pickled to the processes that run it."""
+
+    name: str
+
+    @property
+    def shard_rows(self) -> int:
+        """Rows of a shard."""
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of one worker of a Ray cluster."""
+
+    @property
+    def has_model(self) -> bool:
+        """Whether `open` loads a model that is worth keeping."""
+
+    def settings(self) -> Mapping[str, Any]:
+        """All that its results depend on beside the rows, as JSON."""
+
+    def schema(self, given: pa.Schema) -> pa.Schema:
+        """The columns it hands on."""
+
+    def open(self) -> Any:
+        """Loads what a process needs once, such as a model."""
+
+    def run(self, shard: pa.Table, opened: Any) -> Result:
+        """The result for one shard."""
+
 
 Submit = Callable[[pa.Table], "Future[Result]"]
+
+
 RETRIES = 3  # of a shard whose Ray worker was lost
 
 
