@@ -10,7 +10,7 @@ import inspect
 
 from stdit_model import STDiT
 from stdit_train.distributed.mesh import ParallelDims
-from stdit_train.estimate.parallel import memory, traffic
+from stdit_train.estimate.parallel import sharded_memory, traffic
 
 GIB = 2**30
 CLIPS = {
@@ -31,7 +31,7 @@ def main() -> None:
         for processes, copies, sequence in groupings:
             grouping = ParallelDims(processes, copies, sequence)
             shape = (1, 4, frames, side, side)
-            held = memory(arguments, grouping, shape, checkpointing=True)
+            held = sharded_memory(arguments, grouping, shape, checkpointing=True)
             sent = traffic(arguments, grouping, shape, checkpointing=True)
             states = (sent.gathered + sent.scattered + sent.summed) / 1e9
             clips = sent.exchanged / 1e9

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from count_traffic import CountTraffic
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -33,7 +34,7 @@ from stdit_train.distributed.sharded_weights import (
     load_full_state_dict,
 )
 from stdit_train.distributed.world import DistributedWorld
-from stdit_train.estimate.parallel import CountTraffic, traffic
+from stdit_train.estimate.parallel import traffic
 from stdit_train.loss.objective import training_loss
 from stdit_train.optim.ema import Ema
 from stdit_train.optim.optimizers import clip_gradients

@@ -1,4 +1,4 @@
-"""What a user can get wrong, and how a run can end before its end."""
+"""Errors that a user can cause, and the ends of runs that cannot go on."""
 
 
 class UserError(Exception):
@@ -6,7 +6,7 @@ class UserError(Exception):
 
 
 class ConfigError(UserError, ValueError):
-    """A setting that does not exist or does not make sense; the message says which and what would."""
+    """A setting, option or file that is missing or makes no sense; the message names it and what was expected."""
 
 
 class RunEnded(UserError):

@@ -1,5 +1,6 @@
-"""What devices can do: memory and peak rates of dense matrix products, as their makers state them."""
+"""Find the device of this machine, its memory and peak rate; what other devices have, as their makers state it."""
 
+import time
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +13,9 @@ class Device:
     """A kind of device.
 
     Attributes:
+        title: its name for people.
         memory: bytes that a process can have.
-        half: FLOP/s in bfloat16 or float16, accumulated in float32, without sparsity; None where not stated.
+        half: FLOP/s of dense matrix products in bfloat16 or float16, accumulated in float32; None where not stated.
         single: FLOP/s in float32, without TF32; None where not stated.
     """
 
@@ -23,7 +25,7 @@ class Device:
     single: float | None
 
     def peak(self, precision: str) -> float | None:
-        """FLOP/s in a run's precision."""
+        """Return the FLOP/s in the precision of a run."""
         return self.single if precision == "fp32" else self.half
 
 
@@ -37,32 +39,51 @@ DEVICES = {
 }
 
 
+def find_device() -> torch.device:
+    """Return CUDA if there is a GPU, else MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def this_device() -> Device:
+    """Return this machine's GPU or, without one, its CPU: with its free memory, and no peak rate if none is stated."""
+    if not torch.cuda.is_available():
+        return Device("this CPU", available_memory(), None, None)
+    name = torch.cuda.get_device_name()
+    known = known_device(name)
+    half, single = (known.half, known.single) if known else (None, None)
+    return Device(name, available_memory(), half, single)
+
+
 def known_device(name: str) -> Device | None:
-    """The device of which torch says this name, None where the table doesn't have it (PCIe cards are slower)."""
+    """Return the device that torch calls by a name, None if it is not in `DEVICES` (PCIe cards are slower)."""
     words = name.lower().replace("-", " ").split()
     if "pcie" in words or "nvl" in words:
         return None
     return next((device for key, device in DEVICES.items() if key in words), None)
 
 
-def this_device() -> Device:
-    """The GPU here or, without one, this CPU: its free memory, and no stated peak."""
-    import torch
-
+def available_memory() -> int:
+    """Return the bytes that are free on the GPU, or in main memory where there is none."""
     if torch.cuda.is_available():
-        name = torch.cuda.get_device_name()
-        known = known_device(name)
-        peaks = (known.half, known.single) if known else (None, None)
-        return Device(name, available_memory(), *peaks)
-    return Device("this CPU", available_memory(), None, None)
+        return torch.cuda.mem_get_info()[0]
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Return the bytes in use: the most that torch has allocated on a GPU so far, or this process's resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
 
 
 def measured_peak(seconds: float = 0.3) -> float:
-    """FLOP/s of a float32 matrix product on this CPU with torch's threads, the best of those that fit into a time."""
-    import time
-
-    import torch
-
+    """Measure the FLOP/s of a float32 matrix product on this CPU: the best of those that fit into a time."""
     size, best = 1024, float("inf")
     a, b = torch.randn(2, size, size).unbind()
     end = time.perf_counter() + seconds
@@ -71,30 +92,3 @@ def measured_peak(seconds: float = 0.3) -> float:
         a @ b
         best = min(best, time.perf_counter() - started)
     return 2 * size**3 / best
-
-
-def available_memory() -> int:
-    """Bytes free on the GPU, or in main memory where there is none."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.mem_get_info()[0]
-    import psutil
-
-    return psutil.virtual_memory().available
-
-
-def memory_in_use(device: torch.device) -> int:
-    """Bytes: the most that torch has had allocated on a GPU so far, or this process's resident set now."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import psutil
-
-    return psutil.Process().memory_info().rss
-
-
-def find_device() -> torch.device:
-    """CUDA, then MPS, then CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""`stdit doctor`: what this machine has, and which stages fit it."""
+"""`stdit doctor`: show the device and software of this machine, and the stages that fit."""
 
 from pathlib import Path
 

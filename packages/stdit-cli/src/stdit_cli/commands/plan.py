@@ -1,4 +1,4 @@
-"""`stdit plan`: what a stage takes, on which devices."""
+"""`stdit plan`: parameters, FLOPs, memory and time of a stage on a number of devices."""
 
 from typing import Annotated
 
@@ -6,15 +6,17 @@ import typer
 
 
 def plan(
-    stage: Annotated[str, typer.Option(help="Which stage; `stdit stages` lists them.")] = "16x256",
-    gpus: Annotated[int, typer.Option(min=1, help="How many.")] = 1,
-    gpu: Annotated[str, typer.Option(help="h200, h100, a100, 4090, or cpu for this one.")] = "h100",
+    stage: Annotated[str, typer.Option(help="Stage to plan; `stdit stages` lists them.")] = "16x256",
+    gpus: Annotated[int, typer.Option(min=1, help="Number of devices.")] = 1,
+    gpu: Annotated[str, typer.Option(help="Device: h200, h100, a100, 4090, or cpu for this machine.")] = "h100",
     setting: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, as global_batch=64.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, e.g. global_batch=64.")
     ] = None,
-    sampling: Annotated[bool, typer.Option("--sampling", help="Also what making one such clip takes.")] = False,
+    sampling: Annotated[
+        bool, typer.Option("--sampling", help="Show also the memory that sampling one such clip takes.")
+    ] = False,
 ) -> None:
-    """Parameters, FLOPs, memory and time of a stage, from formulas and stated peak rates; nothing is allocated."""
+    """Show parameters, FLOPs, memory and time of a stage, from formulas and stated peak rates; nothing is allocated."""
     from stdit_cli.console import clock, plain_console
     from stdit_train.config.load import load_stage, parse_overrides
     from stdit_train.config.resolve import resolve_config
@@ -40,7 +42,7 @@ def plan(
         total = clock(way.seconds_per_step * config.steps)
         console.print(
             f"time         {way.seconds_per_step:.3g} s a step, {total} in all, if {SHARE_OF_PEAK:.0%} of "
-            f"{way.peak / 1e12:.3g} TFLOP/s are reached; VAE and text encoder not in it"
+            f"{way.peak / 1e12:.3g} TFLOP/s are reached; VAE and text encoder come on top"
         )
         console.print("fits" if way.fits else refusal(way.estimate, device.memory) or "")
     if sampling:

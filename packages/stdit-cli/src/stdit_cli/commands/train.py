@@ -279,7 +279,7 @@ def show_dry_run(options: "TrainOptions", nproc: int, gpu: str | None, *, verbos
         report = dry_run(config, nproc, gpu)
         notes = report.notes
         if started.data != config.data:
-            count = estimate_run(started, grouping=parallel_dims(started, nproc)).parameters
+            count = estimate_run(started, dims=parallel_dims(started, nproc)).parameters
             sources = {"VAE": started.data.vae, "text encoder": started.data.text_encoder}
             names = " and ".join(name for name, source in sources.items() if source == DEMO)
             notes.append(

@@ -1,84 +1,109 @@
-""""""
+"""Sizes of VAEs and text encoders from their configurations, without loading them."""
 
-import json
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from stdit_train.assets import resolve_source
+from stdit_train.config.load import read_settings
+from stdit_train.errors import ConfigError
 
-# The published configurations of T5 v1.1 XXL's encoder and of sd-vae-ft-ema.
-T5_XXL: dict[str, Any] = {
-    "d_model": 4096, "d_ff": 10240, "d_kv": 64, "num_heads": 64, "num_layers": 24, "vocab_size": 32128,
-    "feed_forward_proj": "gated-gelu",
-}  # fmt: skip
+Part = Literal["vae", "text_encoder"]
 
 
-SD_VAE: dict[str, Any] = {
-    "block_out_channels": (128, 256, 512, 512), "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4, "layers_per_block": 2, "latent_channels": 4,
-}  # fmt: skip
+class ComponentConfig(NamedTuple):
+    """Configuration and size of a frozen model.
+
+    Attributes:
+        values: arguments of diffusers' AutoencoderKL or transformers' T5Config.
+        parameters: number of them.
+        note: what is assumed, where the model is neither on this machine nor a published one.
+    """
+
+    values: dict[str, Any]
+    parameters: int
+    note: str | None = None
 
 
-def component_folders(source: str, part: str) -> tuple[Path, Path]:
-    """Where a component's files may lie: in a folder of a pipeline, or in a folder of their own."""
+class Published(NamedTuple):
+    """A published model, which stands in for models that are not on this machine."""
+
+    missing: str  # the note about a model that is not on this machine
+    names: tuple[str, ...]  # hub ids
+    config: ComponentConfig
+
+
+PUBLISHED: dict[Part, Published] = {
+    "vae": Published(
+        "the VAE {} is not here: sizes of sd-vae-ft taken",
+        ("stabilityai/sd-vae-ft-ema", "stabilityai/sd-vae-ft-mse"),
+        ComponentConfig(
+            {
+                "block_out_channels": (128, 256, 512, 512),
+                "down_block_types": ("DownEncoderBlock2D",) * 4,
+                "up_block_types": ("UpDecoderBlock2D",) * 4,
+                "layers_per_block": 2,
+                "latent_channels": 4,
+            },
+            83_653_863,
+        ),
+    ),
+    "text_encoder": Published(
+        "the text encoder {} is not here: sizes of T5-XXL taken",
+        ("DeepFloyd/t5-v1_1-xxl", "google/t5-v1_1-xxl"),
+        ComponentConfig(
+            {
+                "d_model": 4096,
+                "d_ff": 10240,
+                "d_kv": 64,
+                "num_heads": 64,
+                "num_layers": 24,
+                "vocab_size": 32128,
+                "feed_forward_proj": "gated-gelu",
+            },
+            4_762_310_656,
+        ),
+    ),
+}
+
+
+def component_config(source: str, part: Part) -> ComponentConfig:
+    """Return the configuration of a VAE or text encoder, and how many parameters it has.
+
+    Args:
+        source: a pipeline folder, a folder of the model alone, a hub id, or "demo". A hub id that is not in
+            `PUBLISHED` counts as the published model, with a note.
+        part: which of the two.
+
+    Raises:
+        ConfigError: a damaged file.
+    """
     folder = Path(resolve_source(source))
-    return folder / part, folder
+    for place in (folder / part, folder):
+        if (place / "config.json").is_file():
+            values = read_settings(place / "config.json")
+            known = {name: value for name, value in values.items() if not name.startswith("_")}
+            return ComponentConfig(known, _stored_parameters(place))
+    published = PUBLISHED[part]
+    if source in published.names:
+        return published.config
+    return published.config._replace(note=published.missing.format(source))
 
 
-def component_arguments(source: str, part: str) -> dict[str, Any] | None:
-    """The configuration of a part in a folder; None where there is no such folder."""
-    for folder in component_folders(source, part):
-        if (folder / "config.json").is_file():
-            values = json.loads((folder / "config.json").read_text())
-            return {name: value for name, value in values.items() if not name.startswith("_")}
-    return None
-
-
-# Read from the published configurations: latent channels, pixels per latent, parameters; caption width, parameters.
-_KNOWN_VAES = {"stabilityai/sd-vae-ft-ema": (4, 8, 83_653_863), "stabilityai/sd-vae-ft-mse": (4, 8, 83_653_863)}
-
-
-_KNOWN_TEXT_ENCODERS = {"DeepFloyd/t5-v1_1-xxl": (4096, 4_762_310_656), "google/t5-v1_1-xxl": (4096, 4_762_310_656)}
-
-
-def _component_config(source: str, part: str) -> dict[str, Any] | None:
-    for folder in component_folders(source, part):
-        if (folder / "config.json").is_file():
-            return {"folder": folder, **json.loads((folder / "config.json").read_text())}
-    return None
+def vae_stride(values: dict[str, Any]) -> int:
+    """Return the pixels per latent, along height and width, of a VAE's configuration."""
+    return 2 ** (len(values["block_out_channels"]) - 1)
 
 
 def _stored_parameters(folder: Path) -> int:
-    """Parameters in a folder's safetensors files, from their headers."""
-    from safetensors import safe_open
+    """Count the parameters in a folder's safetensors files, from their headers."""
+    from safetensors import SafetensorError, safe_open
 
     count = 0
     for file in folder.glob("*.safetensors"):
-        with safe_open(file, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  (not a mapping)
-                size = 1
-                for extent in tensors.get_slice(name).get_shape():
-                    size *= extent
-                count += size
+        try:
+            with safe_open(file, "pt") as tensors:
+                count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(f"{file} is damaged: {error}") from error
     return count
-
-
-def _vae(source: str, assumed: list[str]) -> tuple[int, int, int]:
-    """Latent channels, pixels per latent, parameters."""
-    config = _component_config(source, "vae")
-    if config is not None:
-        stride = 2 ** (len(config["block_out_channels"]) - 1)
-        return config["latent_channels"], stride, _stored_parameters(config["folder"])
-    if source not in _KNOWN_VAES:
-        assumed.append(f"the VAE {source} is not here: sizes of sd-vae-ft taken")
-    return _KNOWN_VAES.get(source, _KNOWN_VAES["stabilityai/sd-vae-ft-ema"])
-
-
-def _text_encoder(source: str, assumed: list[str]) -> tuple[int, int]:
-    """Caption width, parameters."""
-    config = _component_config(source, "text_encoder")
-    if config is not None:
-        return config["d_model"], _stored_parameters(config["folder"])
-    if source not in _KNOWN_TEXT_ENCODERS:
-        assumed.append(f"the text encoder {source} is not here: sizes of T5-XXL taken")
-    return _KNOWN_TEXT_ENCODERS.get(source, _KNOWN_TEXT_ENCODERS["DeepFloyd/t5-v1_1-xxl"])

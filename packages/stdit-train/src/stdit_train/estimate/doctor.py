@@ -1,4 +1,4 @@
-"""What this machine has, and which stages fit it."""
+"""Report on this machine: device, memory, compiler, versions, disk and hub; and the stages that fit."""
 
 import os
 import platform
@@ -11,17 +11,17 @@ from pathlib import Path
 import torch
 
 from stdit_train.config.schema import TrainConfig
-from stdit_train.estimate.training import GIB, estimate_run, refusal
-from stdit_train.hardware import available_memory, find_device
+from stdit_train.estimate.training import estimate_run, refusal
+from stdit_train.hardware import GIB, available_memory, find_device
 
 PACKAGES = ("torch", "diffusers", "transformers", "torchdata", "av", "safetensors", "huggingface-hub")
 
 
 def examine(folder: Path) -> dict[str, str]:
-    """Facts by name, for people. The Hub is asked, for five seconds at most.
+    """Return facts about this machine by name, for people. The hub is asked, for five seconds at most.
 
     Args:
-        folder: on the disk where runs would go.
+        folder: a folder on the disk of the runs.
     """
     device = find_device()
     return {
@@ -37,7 +37,7 @@ def examine(folder: Path) -> dict[str, str]:
 
 
 def stages_that_fit(configs: Iterable[TrainConfig]) -> dict[str, str | None]:
-    """Each stage by name: None where it fits here, else why not."""
+    """Return for each stage, by name, why it does not fit on this machine; None if it does."""
     available = available_memory()
     return {config.stage: refusal(estimate_run(config, available), available) for config in configs}
 
@@ -62,14 +62,14 @@ def _bfloat16(device: torch.device) -> str:
 
 
 def _compiles(device: torch.device) -> str:
-    """What torch.compile needs: Triton on a GPU, else a C++ compiler."""
+    """Whether torch.compile has what it needs: Triton on a GPU, else a C++ compiler."""
     if device.type == "cuda":
         return "yes" if find_spec("triton") else "no: Triton is not installed"
     from torch._inductor.cpp_builder import get_cpp_compiler
 
     try:
         return f"yes, with {get_cpp_compiler()}"
-    except Exception as error:  # torch raises its own kind, and what the search meets
+    except Exception as error:  # torch raises errors of its own and of the search
         return f"no: {str(error).strip().splitlines()[0] or type(error).__name__}"
 
 

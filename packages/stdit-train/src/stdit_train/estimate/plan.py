@@ -1,4 +1,4 @@
-"""What a stage takes on a number of devices: memory of each, and time from their stated peak rates."""
+"""Plan a stage on a number of devices: the memory of each, and the time from their stated peak rates."""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -12,8 +12,8 @@ from stdit_train.hardware import DEVICES, GIB, Device, find_device, measured_pea
 if TYPE_CHECKING:
     from stdit_train.estimate.parallel import Traffic
 
-NODE = 8  # devices that one machine usually has
-SHARE_OF_PEAK = 0.4  # what a well-kept training run of this size reaches; the plan says that it is assumed
+NODE = 8  # devices of one machine
+SHARE_OF_PEAK = 0.4  # assumed model FLOPs utilisation
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Plan:
 
 
 def find_device_kind(name: str) -> Device:
-    """A device by the name that the table has for it, or "cpu": this one, its peak measured.
+    """Return the device of a name in `stdit_train.hardware.DEVICES`; "cpu" is this machine's, its peak measured.
 
     Raises:
         ConfigError: no such device.
@@ -45,12 +45,12 @@ def find_device_kind(name: str) -> Device:
 
 
 def plan_stage(config: TrainConfig, device: Device, count: int) -> list[Plan]:
-    """The ways to place a stage: alone; as copies, as shards, as copies of shards, and with clips that are shared.
+    """Return the ways to place a stage: on one device; as copies, shards, copies of shards, and with clips shared.
 
     Args:
-        config: of the stage; the VAE's and the text encoder's work is not in its FLOPs.
+        config: of the stage. The work of the VAE and the text encoder is not counted.
         device: of each process.
-        count: of them.
+        count: number of devices.
 
     Raises:
         ConfigError: the devices don't divide the global batch, or have no stated peak.
@@ -72,15 +72,15 @@ def plan_stage(config: TrainConfig, device: Device, count: int) -> list[Plan]:
     plans, refused = [], None
     for how, way in ways.items():
         try:
-            grouping = parallel_dims(way, count)
+            dims = parallel_dims(way, count)
         except ConfigError as error:
-            refused = refused or error  # the first: what follows was not asked for
+            refused = refused or error  # the first: the later ways were not asked for
             continue
-        estimate = estimate_run(way, device.memory, grouping)
+        estimate = estimate_run(way, device.memory, dims)
         channels = estimate.latent[0]
         sent = traffic(
             model_arguments(way, channels, estimate.caption_channels),
-            grouping,
+            dims,
             (estimate.micro_batch, *estimate.latent),
             itemsize=4 if way.precision == "fp32" else 2,
             checkpointing=way.activation_checkpointing is True,

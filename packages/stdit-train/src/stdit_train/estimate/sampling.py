@@ -1,6 +1,6 @@
-"""What sampling holds at its peak, phase by phase: encode the text, denoise, decode.
+"""Estimate the memory of sampling at its peak, phase by phase: encode the text, denoise, decode.
 
-The modules themselves run on fake tensors, which have shapes and no memory, while what they would have allocated is
+The modules run on fake tensors, which have shapes and no memory, while the bytes that they would have allocated are
 added up. Attention counts as fused kernels, which keep no scores.
 """
 
@@ -18,21 +18,21 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from stdit_train.components.sizes import SD_VAE, T5_XXL, component_arguments
+from stdit_train.components.sizes import PUBLISHED, component_config, vae_stride
 from stdit_train.config.schema import TrainConfig, model_arguments
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Bytes of one phase of sampling."""
+    """Bytes that one phase of sampling holds."""
 
     name: str
     weights: int
-    working: int  # the most that is allocated at once beside the weights, inputs and results included
+    working: int  # the most that is allocated at once besides the weights, inputs and results included
 
     @property
     def total(self) -> int:
-        """Weights and what they work on."""
+        """Weights and working memory."""
         return self.weights + self.working
 
 
@@ -46,15 +46,15 @@ def sampling_phases(
     text_encoder: dict[str, Any] | None = None,
     vae: dict[str, Any] | None = None,
 ) -> list[Phase]:
-    """The phases of `stdit sample --low-memory`, whose largest is the peak; without it the weights add up.
+    """Return the phases of `stdit sample --low-memory`, whose largest is the peak; without it the weights add up.
 
     Args:
         model: STDiT's constructor arguments.
         shape: of the latents, [B, C, T, H, W]; guidance doubles the batch.
         itemsize: bytes of a weight and an activation, 2 or 4.
-        text_8bit: the text encoder's weights have one byte each.
-        decode_frames: that the VAE decodes at once.
-        text_encoder, vae: arguments of T5Config and AutoencoderKL; those of Open-Sora 1.0's unless given.
+        text_8bit: whether the text encoder's weights have one byte each.
+        decode_frames: frames that the VAE decodes at once.
+        text_encoder, vae: arguments of T5Config and AutoencoderKL. [default: Open-Sora 1.0's]
     """
     from diffusers import AutoencoderKL
     from transformers import T5Config, T5EncoderModel
@@ -68,9 +68,9 @@ def sampling_phases(
         return torch.empty(extent, dtype=kind)
 
     with FakeTensorMode(allow_non_fake_inputs=True), _default_dtype(dtype):
-        encoder = T5EncoderModel(T5Config(**(text_encoder or T5_XXL))).eval()
+        encoder = T5EncoderModel(T5Config(**(text_encoder or PUBLISHED["text_encoder"].config.values))).eval()
         transformer = STDiT(**model)
-        decoder = AutoencoderKL(**(vae or SD_VAE))
+        decoder = AutoencoderKL(**(vae or PUBLISHED["vae"].config.values))
         length = transformer.config.model_max_length
         tokens = empty(1, length, kind=torch.int64)  # texts are encoded one by one
         states = empty(2 * batch, length, transformer.config.caption_channels)
@@ -101,18 +101,15 @@ def sampling_phases(
 
 
 def plan_sampling(config: TrainConfig) -> list[Phase]:
-    """The phases of sampling a clip as a stage trains on, one at a time, with its VAE and text encoder.
+    """Return the phases of sampling one clip of a stage's size, with its VAE and text encoder.
 
-    Those that are not in a folder here count as Open-Sora 1.0's.
+    Components that are not on this machine count as Open-Sora 1.0's.
     """
-    vae, text_encoder = (component_arguments(source, part) for source, part in (
-        (config.data.vae, "vae"), (config.data.text_encoder, "text_encoder"),
-    ))  # fmt: skip
-    channels, blocks = (vae or SD_VAE)["latent_channels"], (vae or SD_VAE)["block_out_channels"]
-    stride = 2 ** (len(blocks) - 1)
-    data = config.data
+    vae = component_config(config.data.vae, "vae").values
+    text_encoder = component_config(config.data.text_encoder, "text_encoder").values
+    channels, stride, data = vae["latent_channels"], vae_stride(vae), config.data
     return sampling_phases(
-        model_arguments(config, channels, (text_encoder or T5_XXL)["d_model"]),
+        model_arguments(config, channels, text_encoder["d_model"]),
         (1, channels, data.frames, data.height // stride, data.width // stride),
         text_encoder=text_encoder,
         vae=vae,
@@ -120,14 +117,14 @@ def plan_sampling(config: TrainConfig) -> list[Phase]:
 
 
 def peak(run: Callable[[], Any]) -> int:
-    """The most bytes that what `run` allocates has at any one time."""
+    """Return the most bytes that a function has allocated at any one time, the tensors that it makes."""
     with torch.no_grad(), _Live() as live, _FusedAttention():
         run()
     return live.most
 
 
 def describe_phases(phases: Sequence[Phase], available: int) -> list[str]:
-    """The phases in lines for people."""
+    """Return the phases in lines for people."""
     gigabytes = [f"{phase.name} {phase.weights / 1e9:.1f} + {phase.working / 1e9:.2f}" for phase in phases]
     most = max(phase.total for phase in phases)
     fits = "fits" if most <= available else "does not fit"
@@ -152,7 +149,7 @@ def _bytes(module: nn.Module) -> int:
 
 
 class _Live(TorchDispatchMode):
-    """Counts the bytes of the storages that operations make, until they are gone."""
+    """Counts the bytes of the storages that operations make, until they are freed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -181,12 +178,12 @@ class _Live(TorchDispatchMode):
 
 
 def id_of(tensor: Tensor) -> int:
-    """Which storage a tensor looks at."""
+    """Return the identity of the storage that a tensor is a view of."""
     return tensor.untyped_storage()._cdata
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Attention that makes its output and nothing else."""
+    """Replaces attention with an allocation of its output."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is functional.scaled_dot_product_attention:

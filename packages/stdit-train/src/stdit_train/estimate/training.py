@@ -1,25 +1,25 @@
-"""What a run takes, before anything is allocated: parameters, tokens, FLOPs, memory."""
+"""Estimate what a training run takes before anything is allocated: parameters, tokens, FLOPs, memory."""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from stdit_model import flops
 from stdit_train import hardware
-from stdit_train.components.sizes import _text_encoder, _vae
-from stdit_train.config.load import ConfigError
+from stdit_train.components.sizes import component_config, vae_stride
 from stdit_train.config.resolve import cached_text_width
 from stdit_train.config.schema import TrainConfig, model_arguments
+from stdit_train.errors import ConfigError
 from stdit_train.hardware import GIB
 
 if TYPE_CHECKING:
     from stdit_train.distributed.mesh import ParallelDims
 
-HEADROOM = 0.9  # share of the memory that a run may plan with
+HEADROOM = 0.9  # share of the free memory that a micro-batch is chosen for
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Memory in bytes, per process; FLOPs for all samples of a step, recomputation included."""
+    """What one training step takes: memory in bytes for each process, FLOPs for all samples, recomputation included."""
 
     config: TrainConfig
     parameters: int
@@ -29,7 +29,7 @@ class Estimate:
     step_flops: int
     micro_batch: int
     memory: dict[str, int]
-    assumed: list[str]  # components whose sizes were not to be seen and are taken for the published ones
+    assumed: list[str]  # notes on components that are not here, whose sizes are taken from published ones
     caption_channels: int = 0
     processes: int = 1
     data_ranks: int = 1  # that the global batch is divided by
@@ -41,36 +41,36 @@ class Estimate:
 
     @property
     def total_memory(self) -> int:
-        """Bytes at the peak.
+        """Bytes at the peak of a step.
 
-        In the backward activations go as gradients come, so the larger of the two counts; with accumulation the
-        gradients of the micro-batches before are there all along.
+        In the backward pass activations are freed as gradients are made, so the larger of the two counts; with
+        accumulation the gradients of earlier micro-batches are held all along.
         """
         passing = self.memory["activations"], self.memory["gradients"]
         lasting = sum(self.memory.values()) - sum(passing)
         return lasting + (max(passing) if self.accumulation == 1 else sum(passing))
 
 
-def estimate_run(config: TrainConfig, available: int | None = None, grouping: "ParallelDims | None" = None) -> Estimate:
+def estimate_run(config: TrainConfig, available: int | None = None, dims: "ParallelDims | None" = None) -> Estimate:
     """Estimate one step of a run.
 
     Args:
-        config: of the run. Without a micro-batch, the largest divisor of a process's share that fits is taken.
-        available: bytes that there are; `available_memory()` unless given.
-        grouping: of many processes, and what they share; one process unless given.
+        config: of the run. Without a micro-batch, the largest divisor of a rank's share of the batch that fits is used.
+        available: bytes of memory. [default: what is free on this machine]
+        dims: how the processes share the run. [default: one process]
 
     Raises:
         ConfigError: the processes don't divide the global batch.
     """
     available = hardware.available_memory() if available is None else available
-    ranks = grouping.data if grouping is not None else 1
+    ranks = dims.data if dims is not None else 1
     if config.global_batch % ranks:
         raise ConfigError(f"{ranks} processes can't share a batch of {config.global_batch}: --set global_batch=...")
     share = config.global_batch // ranks
     if config.micro_batch is not None:
-        return _estimate(config, min(config.micro_batch, share), grouping)
+        return _estimate(config, min(config.micro_batch, share), dims)
     divisors = [n for n in range(share, 0, -1) if share % n == 0]
-    estimates = (_estimate(config, micro, grouping) for micro in divisors)
+    estimates = (_estimate(config, micro, dims) for micro in divisors)
     smallest = None
     for smallest in estimates:
         if smallest.total_memory <= HEADROOM * available:
@@ -79,13 +79,15 @@ def estimate_run(config: TrainConfig, available: int | None = None, grouping: "P
     return smallest
 
 
-def _estimate(config: TrainConfig, micro_batch: int, grouping: "ParallelDims | None") -> Estimate:
-    assumed: list[str] = []
-    channels, stride, vae_parameters = _vae(config.data.vae, assumed)
-    cached_width = cached_text_width(config)  # the text encoder of a cache with texts is not kept
-    caption_channels, text_parameters = (
-        _text_encoder(config.data.text_encoder, assumed) if cached_width is None else (cached_width, 0)
-    )
+def _estimate(config: TrainConfig, micro_batch: int, dims: "ParallelDims | None") -> Estimate:
+    vae = component_config(config.data.vae, "vae")
+    channels, stride = vae.values["latent_channels"], vae_stride(vae.values)
+    notes = [vae.note]
+    caption_channels, text_parameters = cached_text_width(config), 0
+    if caption_channels is None:  # else the texts are in the cache, and no text encoder is kept
+        text = component_config(config.data.text_encoder, "text_encoder")
+        caption_channels, text_parameters = text.values["d_model"], text.parameters
+        notes.append(text.note)
     model = model_arguments(config, channels, caption_channels)
     latent = (channels, config.data.frames, config.data.height // stride, config.data.width // stride)
     patch = config.model.patch_size
@@ -96,7 +98,7 @@ def _estimate(config: TrainConfig, micro_batch: int, grouping: "ParallelDims | N
     states = 2 if config.optimizer.name == "adamw" else 1  # of most parameters
     checkpointing = config.activation_checkpointing is True  # selective: less than without, and no products twice
     shape = (micro_batch, *latent)
-    if grouping is None or grouping.world_size == 1:
+    if dims is None or dims.world_size == 1:
         memory = {
             "weights": 4 * count.total + (2 * count.total if half else 0),  # autocast, too, keeps a copy in half
             "gradients": 4 * count.total,
@@ -105,9 +107,9 @@ def _estimate(config: TrainConfig, micro_batch: int, grouping: "ParallelDims | N
             "activations": flops.activation_bytes(model, shape, None, itemsize, checkpointing),
         }
     else:
-        from stdit_train.estimate import parallel as placement
+        from stdit_train.estimate.parallel import sharded_memory
 
-        part = placement.memory(model, grouping, shape, itemsize=itemsize, checkpointing=checkpointing)
+        part = sharded_memory(model, dims, shape, itemsize=itemsize, checkpointing=checkpointing)
         memory = {
             "weights": part["weights"] + part["gathered"],
             "gradients": part["gradients"],
@@ -115,7 +117,7 @@ def _estimate(config: TrainConfig, micro_batch: int, grouping: "ParallelDims | N
             "EMA": part["average"],
             "activations": part["activations"],
         }
-    memory["VAE and text encoder"] = 4 * vae_parameters + itemsize * text_parameters
+    memory["VAE and text encoder"] = 4 * vae.parameters + itemsize * text_parameters
     return Estimate(
         config=config,
         parameters=count.total,
@@ -125,10 +127,10 @@ def _estimate(config: TrainConfig, micro_batch: int, grouping: "ParallelDims | N
         step_flops=flops.train_flops(model, (config.global_batch, *latent), None, checkpointing),
         micro_batch=micro_batch,
         memory=memory,
-        assumed=assumed,
+        assumed=[note for note in notes if note],
         caption_channels=caption_channels,
-        processes=grouping.world_size if grouping is not None else 1,
-        data_ranks=grouping.data if grouping is not None else 1,
+        processes=dims.world_size if dims is not None else 1,
+        data_ranks=dims.data if dims is not None else 1,
     )
 
 
@@ -179,7 +181,7 @@ def fit_to_memory(
 
 
 def refusal(estimate: Estimate, available: int) -> str | None:
-    """Why the run can't start here and what would change that; None when it fits."""
+    """Return why a run does not fit and what would change that; None if it fits."""
     if estimate.total_memory <= available:
         return None
     fixed = sum(estimate.memory.values()) - estimate.memory["activations"]
@@ -200,7 +202,7 @@ def refusal(estimate: Estimate, available: int) -> str | None:
 
 
 def describe(estimate: Estimate) -> list[str]:
-    """The estimate in lines for people."""
+    """Return the estimate in lines for people."""
     config = estimate.config
     c, t, h, w = estimate.latent
     shared = ""
