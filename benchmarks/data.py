@@ -47,6 +47,7 @@ def encode(path: Path, frames: int, size: tuple[int, int], options: dict[str, st
 
 
 def rgb(frame: av.VideoFrame) -> torch.Tensor:
+    """Convert a decoded frame to RGB, [H, W, 3] in uint8."""
     return torch.from_numpy(frame.to_ndarray(format="rgb24", threads=1))
 
 
@@ -152,6 +153,7 @@ def memory(clips: int) -> None:
 
 
 def main() -> None:
+    """Run the command that is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("seek")

@@ -22,6 +22,7 @@ CLIPS = {
 
 
 def main() -> None:
+    """Print a table with a row for each clip and arrangement of GPUs."""
     known = inspect.signature(STDiT.__init__).parameters
     arguments = {name: parameter.default for name, parameter in known.items() if name != "self"}
     print("| clip | GPUs | copies | GPUs a clip | memory (GiB) | of it activations | weights, gradients sent (GB) |"

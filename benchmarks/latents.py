@@ -172,10 +172,12 @@ def timed(loader: ClipLoader, count: int) -> Iterator[tuple[float, list]]:
 
 
 def machine() -> str:
+    """Describe this machine."""
     return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
 
 
 def main() -> None:
+    """Run the command that is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--where", type=Path, help="folder on the disk to measure; the system's temporary one without")
     commands = parser.add_subparsers(dest="command", required=True)

@@ -86,6 +86,7 @@ def count(make: Callable[[], nn.Module], args: argparse.Namespace) -> tuple[int,
 
 
 def main() -> None:
+    """Time all models in turn and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (
         ("width", 1152), ("heads", 16), ("depth", 28), ("batch", 1), ("frames", 16), ("size", 32), ("rounds", 10),

@@ -1,8 +1,8 @@
-"""Writes results.md, and the tables and pictures beside it, from the runs of plan.md, however many are finished.
+"""Write results.md, with tables and pictures beside it, from the finished runs of plan.md.
 
     uv run python benchmarks/ablation/publish.py runs/ranking
 
-What is said follows from the runs by the rules of plan.md; no number or verdict is written by hand.
+All numbers and verdicts follow from the runs by the rules of plan.md.
 """
 
 import argparse
@@ -56,11 +56,11 @@ class Table:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Name of its folder."""
         return f"{self.recipe}-{self.match}"
 
     def losses(self, share: float = 1.0) -> dict[str, dict[int, float]]:
-        """Validation losses after a share of the steps, by arm and seed."""
+        """Return the validation losses after a share of the steps, by arm and seed."""
         found: dict[str, dict[int, float]] = {}
         for result in self.results:
             reached = [loss for step, loss in result.curve if step <= round(share * result.steps)]
@@ -69,23 +69,23 @@ class Table:
         return found
 
     def verdict(self, pair: tuple[str, str], share: float = 1.0) -> str:
-        """On a contrast, by the losses after a share of the steps."""
+        """Return the verdict on a contrast, by the losses after a share of the steps."""
         difference = paired(self.losses(share), pair)
         return verdict(pair, difference, self.losses(share)) if difference is not None else "not run yet"
 
     def settled(self, pair: tuple[str, str]) -> bool:
-        """Whether the verdict was the same over the last fifth of the steps."""
+        """Tell whether the verdict was the same over the last fifth of the steps."""
         return len({self.verdict(pair, share) for share in SETTLED}) == 1
 
 
 def paired(values: Mapping[str, Mapping[int, float]], pair: tuple[str, str]) -> Interval | None:
-    """The first minus the second over the seeds that both have; None where there is none."""
+    """Return the first arm minus the second over the seeds that both have; None without such a seed."""
     first, second = (values.get(arm, {}) for arm in pair)
     return paired_difference(first, second) if first.keys() & second.keys() else None
 
 
 def verdict(pair: tuple[str, str], difference: Interval, losses: Mapping[str, Mapping[int, float]]) -> str:
-    """What plan.md lets one say of a difference of losses."""
+    """Return the verdict that plan.md allows for a difference of losses."""
     low, high = difference.low, difference.high
     if low is None or high is None:
         return "one seed, nothing follows"
@@ -102,24 +102,24 @@ def verdict(pair: tuple[str, str], difference: Interval, losses: Mapping[str, Ma
 
 
 def read_table(folder: Path, recipe: str, match: str) -> Table:
-    """The finished runs of one folder; none where there is no such folder."""
+    """Read the finished runs of one folder; none where the folder does not exist."""
     runs, where = finished_runs(folder, recipe, match), folder / f"{recipe}-{match}"
     results = tuple(read_result(run, from_dict(run.read_config()), arm) for arm, run in runs)
     return Table(recipe, match, results, tuple(name for name in COPIED if (where / name).is_file()))
 
 
 def finished_runs(folder: Path, recipe: str, match: str) -> list[tuple[str, RunFolder]]:
-    """Arm and folder of each."""
+    """Return arm and folder of each finished run."""
     where = folder / f"{recipe}-{match}"
     runs = [(arm, RunFolder(path)) for arm in VARIANTS for path in sorted(where.glob(f"{arm}-seed*"))]
     return [(arm, run) for arm, run in runs if run.config_file.is_file() and "finished_at_step" in run.metadata()]
 
 
 def check_settings(folder: Path) -> None:
-    """A recipe's runs, in both ways to match, must differ by their architecture and seed alone.
+    """Check that a recipe's runs, matched either way, differ in architecture and seed alone.
 
     Raises:
-        ValueError: they don't.
+        ValueError: they differ in another setting.
     """
     for recipe in RECIPES:
         runs = [run for match in TABLES for _, run in finished_runs(folder, recipe, match)]
@@ -131,7 +131,7 @@ def check_settings(folder: Path) -> None:
 
 
 def page(tables: Sequence[Table], folder: str) -> str:
-    """The whole of results.md."""
+    """Return the whole of results.md."""
     parts = [INTRODUCTION.format(folder=folder), "## The answer", "", *answer(tables), ""]
     for table in tables:
         title = f"Recipe `{table.recipe}` ({RECIPES[table.recipe]}), {TABLES[table.match]}"
@@ -140,7 +140,7 @@ def page(tables: Sequence[Table], folder: str) -> str:
 
 
 def answer(tables: Sequence[Table]) -> list[str]:
-    """The verdicts, and for each way to match what counts as a result: that on which both recipes agree."""
+    """Return the verdicts and, for each way to match, those that count because both recipes agree."""
     columns = [f"{table.recipe}, {TABLES[table.match]}" for table in tables]
     columns += [f"counts, {TABLES[match]}" for match in dict.fromkeys(table.match for table in tables)]
     lines = ["| claim | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
@@ -157,7 +157,7 @@ def answer(tables: Sequence[Table]) -> list[str]:
 
 
 def counted(tables: Sequence[Table], pair: tuple[str, str]) -> str:
-    """The verdict that the tables of all recipes agree on; "no" where they don't, or where seeds are missing."""
+    """Return the verdict that the tables of all recipes agree on; "no" where they disagree or seeds are missing."""
     said = {_said(table, pair) for table in tables}
     if len(tables) < len(RECIPES) or len(said) > 1:
         return "no"
@@ -179,7 +179,7 @@ def _claim(pair: tuple[str, str]) -> str:
 
 
 def section(table: Table) -> list[str]:
-    """The arms and the contrasts of one table."""
+    """Return the section of a table: its arms and contrasts."""
     if not table.results:
         return ["Not run yet."]
     lines = ["| arm | runs | parameters | GFLOPs a step | validation loss | seen, all right | held-out, all right |"]
@@ -215,7 +215,7 @@ def _signed(difference: Interval, digits: int) -> str:
 
 
 def copy_files(folder: Path, table: Table, out: Path) -> None:
-    """The runs as CSV, and the pictures and differences of a finished ablation, beside the page."""
+    """Copy the runs as CSV, and the pictures and differences of a finished ablation, beside the page."""
     if table.results:
         write_csv(table.results, out / f"{table.name}.csv")
     for name in table.files:
@@ -223,9 +223,9 @@ def copy_files(folder: Path, table: Table, out: Path) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command; its exit code."""
+    """Run the command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="publish.py", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("folder", type=Path, help="that run.sh wrote to")
+    parser.add_argument("folder", type=Path, help="folder that run.sh wrote to")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of the page")
     given = parser.parse_args(arguments)
     try:

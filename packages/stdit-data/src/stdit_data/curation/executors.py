@@ -162,7 +162,7 @@ class RayCluster:
             local = {"num_cpus": self.wanted or os.cpu_count(), "include_dashboard": False}
         try:
             self.ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR, **local)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray raises plain ones too, as when a node does not start in time
             raise DataError(f"Ray at {self.address}: {' '.join(str(error).split())[:200]}") from None
 
     def _actors(self, step: Step, needs: dict[str, Any]) -> Submit:

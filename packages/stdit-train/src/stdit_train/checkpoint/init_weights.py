@@ -1,4 +1,4 @@
-"""Weights to start a run from: another run, a saved model or pipeline, an Open-Sora or PixArt file."""
+"""Load initial weights: of another run, a saved model or pipeline, or an Open-Sora or PixArt file."""
 
 from pathlib import Path
 
@@ -21,10 +21,10 @@ _SIZES = (
 
 
 def load_initial(model: STDiT, source: str) -> str:
-    """Fill a model with weights, a tensor at a time, and say in one line what was done.
+    """Load weights into a model, one tensor at a time, and return a line that describes them.
 
     Args:
-        model: of the run, whole or in shards.
+        model: filled in place, sharded or not.
         source: run folder (its EMA weights), pipeline or model folder, .pth or .safetensors file, or hub id. An image
             model (PixArt) gives every variant what it has; the temporal attention keeps its start.
 

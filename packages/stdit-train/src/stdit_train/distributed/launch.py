@@ -18,8 +18,8 @@ class Ended:
     """How the processes ended.
 
     Attributes:
-        code: Exit code of the process that failed first; 0 without one.
-        message: What that process could not report itself, as a line.
+        code: exit code of the process that failed first; 0 without one.
+        message: what that process could not report itself, as a line.
     """
 
     code: int
@@ -33,11 +33,11 @@ def launch(count: int, command: Sequence[str]) -> Ended:
     however long that takes.
 
     Args:
-        count: Number of processes.
-        command: Program and arguments.
+        count: number of processes.
+        command: program and arguments.
 
     Raises:
-        ConfigError: There are more processes than GPUs.
+        ConfigError: there are more processes than GPUs.
     """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch

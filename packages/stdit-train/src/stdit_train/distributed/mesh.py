@@ -23,12 +23,12 @@ class ParallelDims:
     """Number of processes in each dimension.
 
     Attributes:
-        world_size: All processes.
-        replicate: Replicas of the weights: 1 is FSDP, `world_size` is data parallelism, values between are HSDP.
-        sequence: Processes that share a clip.
+        world_size: all processes.
+        replicate: replicas of the weights: 1 is FSDP, `world_size` is data parallelism, values between are HSDP.
+        sequence: processes that share a clip.
 
     Raises:
-        ConfigError: A dimension does not divide the number of processes.
+        ConfigError: a dimension does not divide the number of processes.
     """
 
     world_size: int
@@ -59,13 +59,13 @@ class ParallelDims:
         Frames and positions that the sequence dimension does not divide are padded.
 
         Args:
-            variant: Variant of the model.
-            num_heads: Attention heads of the model.
-            frames: Frames of tokens: latent frames divided by the patch size.
-            global_batch: Samples of a step. [default: not checked]
+            variant: variant of the model.
+            num_heads: attention heads of the model.
+            frames: frames of tokens: latent frames divided by the patch size.
+            global_batch: samples of a step. [default: not checked]
 
         Raises:
-            ConfigError: They cannot; the message says which.
+            ConfigError: they cannot; the message says which.
         """
         if variant == "dit" and num_heads % self.sequence:
             raise ConfigError(
@@ -88,10 +88,10 @@ class ParallelMesh:
     """The process groups of `dims`.
 
     Attributes:
-        dims: Parallel dimensions.
-        weights: Mesh over which weights are sharded: (shard) or (replicate, shard).
-        dp_rank: Data-parallel rank of this process, 0..dims.data - 1.
-        sequence: Group of the processes that share a clip with this one; None without sequence parallelism.
+        dims: parallel dimensions.
+        weights: mesh over which weights are sharded: (shard) or (replicate, shard).
+        dp_rank: data-parallel rank of this process, 0..dims.data - 1.
+        sequence: group of the processes that share a clip with this one; None without sequence parallelism.
     """
 
     dims: ParallelDims
@@ -104,7 +104,7 @@ def build_mesh(dims: ParallelDims, device: torch.device) -> ParallelMesh:
     """Create the process groups; torch.distributed must be initialized, and all processes must call this.
 
     Raises:
-        ConfigError: Another number of processes is running.
+        ConfigError: another number of processes is running.
     """
     if dist.get_world_size() != dims.world_size:
         raise ConfigError(f"{dims.world_size} processes expected, {dist.get_world_size()} are running")
@@ -122,7 +122,7 @@ def parallel_dims(config: TrainConfig, world_size: int) -> ParallelDims:
     """Return the parallel dimensions of a run.
 
     Raises:
-        ConfigError: The processes do not fit the run; the message says why and what would.
+        ConfigError: the processes do not fit the run; the message says why and what would.
     """
     if world_size == 1:
         return ParallelDims(1)

@@ -7,7 +7,7 @@ compilation, block by block; then sharding (FSDP2), whose hooks surround each bl
 import copy
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -43,16 +43,16 @@ def build_model(config: TrainConfig, latent_channels: int, caption_channels: int
     those of one process to the bit; they are gathered in bfloat16 unless the precision is fp32.
 
     Args:
-        config: The run's settings.
-        latent_channels: Channels of the VAE's latents.
-        caption_channels: Width of the text encoder.
-        world: Processes to build it on. [default: this one, on the CPU]
+        config: the run's settings.
+        latent_channels: channels of the VAE's latents.
+        caption_channels: width of the text encoder.
+        world: processes to build it on. [default: this one, on the CPU]
     """
     arguments = model_arguments(config, latent_channels, caption_channels)
     if world is None or world.mesh is None:
         torch.manual_seed(config.seed)
         model = STDiT(**arguments)
-        return model if world is None else model.to(world.device())
+        return model if world is None else cast(STDiT, model.to(world.device()))
     model = build_sharded_model(
         arguments,
         world.mesh,
@@ -68,7 +68,7 @@ def build_model(config: TrainConfig, latent_channels: int, caption_channels: int
 def build_ema(model: STDiT, world: World) -> STDiT:
     """Return a float32 copy of a model, for the average of its weights; sharded where the model is."""
     if world.mesh is None:
-        return copy.deepcopy(model).float()
+        return cast(STDiT, copy.deepcopy(model).float())
     average = build_sharded_model(STDiT.arguments(model.config), world.mesh, world.device())
     copy_shards(model, average)
     return average
@@ -87,7 +87,7 @@ def full_model(model: STDiT, world: World) -> STDiT | None:
     with torch.device("meta"):
         full = STDiT(**STDiT.arguments(model.config))
     full.load_state_dict(weights, assign=True)
-    return full.eval().requires_grad_(False)
+    return cast(STDiT, full.eval().requires_grad_(False))
 
 
 def build_sharded_model(
@@ -105,17 +105,17 @@ def build_sharded_model(
     is whole on every process.
 
     Args:
-        arguments: Arguments of STDiT.
-        mesh: Process groups.
-        device: Device of this process's shards.
-        dtype: Precision in which weights are gathered and computed (bfloat16); gradients are summed in float32
+        arguments: arguments of STDiT.
+        mesh: process groups.
+        device: device of this process's shards.
+        dtype: precision in which weights are gathered and computed (bfloat16); gradients are summed in float32
             either way. Inputs are not cast, because timesteps would be rounded: call the model under autocast.
             [default: float32]
-        checkpointing: See `apply_ac`.
-        compiled: Whether to compile the blocks.
+        checkpointing: see `apply_ac`.
+        compiled: whether to compile the blocks.
     """
     with torch.device("meta"):
-        model = STDiT(**arguments)
+        model: STDiT = STDiT(**arguments)
     if mesh.sequence is not None:
         share_clips(model, mesh.sequence)
     apply_ac(model, checkpointing)
@@ -130,8 +130,8 @@ def apply_ac(model: STDiT, checkpointing: Checkpointing) -> None:
     """Apply activation checkpointing to each block of a model that is not sharded yet.
 
     Args:
-        model: Changed in place.
-        checkpointing: True keeps only the block's input for the backward and recomputes the rest (Chen et al. 2016);
+        model: changed in place.
+        checkpointing: true keeps only the block's input for the backward and recomputes the rest (Chen et al. 2016);
             "selective" keeps the results of matrix products and attention too; False changes nothing.
     """
     options = {"context_fn": _selective_contexts} if checkpointing == "selective" else {}
@@ -161,9 +161,9 @@ def apply_fsdp(model: STDiT, mesh: ParallelMesh, dtype: torch.dtype | None = Non
     gathered from the forward to the backward.
 
     Args:
-        model: Changed in place.
-        mesh: Process groups.
-        dtype: Precision in which weights are gathered. [default: float32]
+        model: changed in place.
+        mesh: process groups.
+        dtype: precision in which weights are gathered. [default: float32]
     """
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     fully_shard([block.cross_attn.kv_linear for block in model.blocks], mesh=mesh.weights, mp_policy=policy)

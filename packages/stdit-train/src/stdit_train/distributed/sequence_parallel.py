@@ -1,15 +1,15 @@
-"""Sequence parallelism: the processes of a group share one clip, put on a single-device STDiT from outside.
+"""Sequence parallelism: make the processes of a group share each clip, by changing a single-device STDiT from outside.
 
-Each process has some of the frames. Spatial attention, cross-attention and MLP work within them. Before temporal
-attention an all-to-all hands every process all frames of some positions, and another one hands them back (dynamic
-sequence parallelism, arXiv:2403.10266): two exchanges of the activations a block. Full attention ("dit") is shared by
-heads (Ulysses, arXiv:2309.14509): queries, keys and values are exchanged and then the output, four times as much.
+Each process holds some of the frames. Spatial attention, cross-attention and MLP work within a frame. Before temporal
+attention an all-to-all gives every process all frames of some positions, and another one returns them (dynamic sequence
+parallelism, arXiv:2403.10266): two exchanges of the activations per block. Full attention ("dit") is divided by heads
+(Ulysses, arXiv:2309.14509): queries, keys and values are exchanged and then the output, four times as much.
 
-The whole latents go in on every process and the whole prediction comes out on every one, so that callers notice
-nothing: losses and samplers work as they are. Each process's loss is the same, and its gradients are its own tokens'
-part of those of all these losses: averaged over all processes, as FSDP2 does, they are the gradients of one process.
+Every process passes the whole latents and gets the whole prediction, so losses and samplers need no change. The loss is
+the same on each process, and the gradients of a process are the part of its own tokens: their mean over all processes,
+which FSDP2 computes, equals the gradients of one process.
 
-Frames and positions that the group does not divide are padded; what was padded is cut off before it is attended to.
+Frames and positions that the group does not divide are padded, and the padding is removed before attention.
 
 Legend: B batch, T frames, t a process's own frames, S tokens per frame, s a process's positions, D width, N heads,
 n a process's heads, K head width, p the processes of the group.
@@ -27,26 +27,30 @@ from torch.distributed import _functional_collectives as collectives
 
 from stdit_model import STDiT
 from stdit_model.layers import SelfAttention
-from stdit_train.config.load import ConfigError
+from stdit_train.errors import ConfigError
 
 
 class _Clip:
-    """The clip that is being computed: `frames` T of tokens, over `size` processes."""
+    """The clip being computed: its number of `frames` T, and the `size` processes that share it."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.group, self.size, self.rank = group, dist.get_world_size(group), dist.get_rank(group)
         self.frames = 0
 
     def exchange(self, x: Tensor) -> Tensor:
-        """Part i of the first axis (p parts) goes to process i; part i of the result came from process i."""
+        """Send part i of the first axis (p parts) to process i; part i of the result is from process i."""
         return collectives.all_to_all_single_autograd(x.contiguous(), None, None, self.group)
 
 
 def share_clips(model: STDiT, group: dist.ProcessGroup) -> None:
-    """Let the processes of a group share every clip that `model` is given.
+    """Divide every clip that a model computes among the processes of a group.
+
+    Args:
+        model: changed in place.
+        group: processes that call the model with the same inputs.
 
     Raises:
-        ConfigError: full attention with heads that the group does not divide.
+        ConfigError: the group does not divide the heads of full attention.
     """
     clip = _Clip(group)
     if model.config.variant == "dit" and model.config.num_heads % clip.size:
@@ -63,9 +67,9 @@ def share_clips(model: STDiT, group: dist.ProcessGroup) -> None:
 def _own_frames(
     forward: Callable[..., Tensor], clip: _Clip, patch: int, x: Tensor, *args: Any, first_frame: int = 0, **options: Any
 ) -> Tensor:
-    """STDiT.forward on this process's frames of x [B, C, T, H, W]; the prediction of all frames."""
+    """Run STDiT.forward on this process's frames of x [B, C, T, H, W] and return the prediction of all frames."""
     if x.ndim != 5 or x.shape[2] % patch:
-        return forward(x, *args, first_frame=first_frame, **options)  # which says what is wrong with it
+        return forward(x, *args, first_frame=first_frame, **options)  # it reports the shape
     frames = x.shape[2]
     clip.frames = frames // patch
     own = patch * -(-clip.frames // clip.size)
@@ -79,7 +83,7 @@ def _own_frames(
 def _by_positions(
     forward: Callable[[Tensor], Tensor], clip: _Clip, x_BtSD: Tensor, position_tD: Tensor | None = None
 ) -> Tensor:
-    """Temporal attention: own frames of all positions -> all frames of own positions -> and back."""
+    """Run temporal attention: own frames of all positions -> all frames of own positions -> and back."""
     if position_tD is not None:
         x_BtSD = x_BtSD + position_tD[:, None].to(x_BtSD.dtype)
     tokens = x_BtSD.shape[2]
@@ -93,7 +97,7 @@ def _by_positions(
 
 
 def _by_heads(attention: SelfAttention, clip: _Clip, x_BtSD: Tensor) -> Tensor:
-    """Full attention: all heads of own tokens -> own heads of all tokens -> and back."""
+    """Run full attention: all heads of own tokens -> own heads of all tokens -> and back."""
     frames = x_BtSD.shape[1]
     qkv = rearrange(
         attention.qkv(x_BtSD), "b t s (three p n k) -> p b (t s) (three n k)",
@@ -106,10 +110,11 @@ def _by_heads(attention: SelfAttention, clip: _Clip, x_BtSD: Tensor) -> Tensor:
     q, k, v = qkv[:, :, :, :tokens]
     x_BnLK = _pad(F.scaled_dot_product_attention(q, k, v), 2, padded)
     x = clip.exchange(rearrange(x_BnLK, "b n (p l) k -> p b l (n k)", p=clip.size))
-    return attention.proj(rearrange(x, "p b (t s) d -> b t s (p d)", t=frames))
+    output: Tensor = attention.proj(rearrange(x, "p b (t s) d -> b t s (p d)", t=frames))
+    return output
 
 
 def _pad(x: Tensor, axis: int, size: int) -> Tensor:
-    """Zeros at the end of an axis, up to a size."""
+    """Append zeros to an axis, up to a size."""
     missing = size - x.shape[axis]
     return F.pad(x, [0, 0] * (x.ndim - 1 - axis) + [0, missing]) if missing else x

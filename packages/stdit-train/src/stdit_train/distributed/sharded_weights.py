@@ -34,8 +34,8 @@ def init_weights(arguments: Mapping[str, Any], seed: int) -> Iterator[tuple[str,
     random fill, and each tensor is drawn later from the recorded state.
 
     Args:
-        arguments: Arguments of STDiT.
-        seed: Seed of the run.
+        arguments: arguments of STDiT.
+        seed: seed of the run.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -87,12 +87,12 @@ def load_full_state_dict(model: STDiT, tensors: Iterable[tuple[str, Tensor]], *,
     """Load full tensors into a model, sharded or not; every rank reads all of them and keeps its shards.
 
     Args:
-        model: Filled in place.
-        tensors: Full tensors by name, the same on every rank.
-        allow_missing: Whether weights without a tensor keep their values.
+        model: filled in place.
+        tensors: full tensors by name, the same on every rank.
+        allow_missing: whether weights without a tensor keep their values.
 
     Raises:
-        WeightsError: A tensor is missing, unknown or of another shape.
+        WeightsError: a tensor is missing, unknown or of another shape.
     """
     targets = model.state_dict()
     missing = set(targets)

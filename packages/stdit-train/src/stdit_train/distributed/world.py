@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from stdit_train.errors import ConfigError
 
@@ -31,12 +31,12 @@ class World:
     """A single process.
 
     Attributes:
-        rank, size: Number of this process, and number of processes.
-        local_rank: Number of this process on its machine: the index of its GPU.
-        dp_rank, dp_size: Number of this process's share of the global batch, and number of shares. Processes that
+        rank, size: number of this process, and number of processes.
+        local_rank: number of this process on its machine: the index of its GPU.
+        dp_rank, dp_size: number of this process's share of the global batch, and number of shares. Processes that
             share a clip have the same `dp_rank`.
-        mesh: Process groups of a run; None for one process, and before `with_mesh`.
-        checkpoint_group: Process group for writing checkpoints, apart from the messages of a step.
+        mesh: process groups of a run; None for one process, and before `with_mesh`.
+        checkpoint_group: process group for writing checkpoints, apart from the messages of a step.
     """
 
     rank, size, local_rank = 0, 1, 0
@@ -49,7 +49,7 @@ class World:
         """Return the world that RANK, WORLD_SIZE and LOCAL_RANK describe; a single process without them.
 
         Raises:
-            ConfigError: They are not numbers, or the rank is not below the size.
+            ConfigError: they are not numbers, or the rank is not below the size.
         """
         if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
             return World()
@@ -77,10 +77,10 @@ class World:
         """Initialize torch.distributed, which messages need, unless it is already initialized.
 
         Args:
-            timeout: How long a message waits for the other processes. [default: torch's, 30 minutes]
+            timeout: how long a message waits for the other processes. [default: torch's, 30 minutes]
 
         Raises:
-            ConfigError: There are more processes on this machine than GPUs.
+            ConfigError: there are more processes on this machine than GPUs.
         """
         return self
 
@@ -94,7 +94,7 @@ class World:
         """Return this world with the process groups of a run.
 
         Raises:
-            ConfigError: The processes do not fit the run; see `stdit_train.distributed.mesh.ParallelDims`.
+            ConfigError: the processes do not fit the run; see `stdit_train.distributed.mesh.ParallelDims`.
         """
         return self
 
@@ -154,6 +154,7 @@ class DistributedWorld(World):
             self.checkpoint_group = dist.new_group(backend="gloo")
 
     def connect(self, timeout: timedelta | None = None) -> Self:
+        """Initialize torch.distributed with gloo for CPU tensors and NCCL for GPU tensors."""
         import torch
         import torch.distributed as dist
 
@@ -173,23 +174,27 @@ class DistributedWorld(World):
             time.sleep(GRACE)
 
     def with_mesh(self, config: "TrainConfig") -> World:
+        """Return this world with the process groups of a run; every process must call this."""
         from stdit_train.distributed.mesh import build_mesh, parallel_dims
 
         mesh = build_mesh(parallel_dims(config, self.size), self.device())
         return DistributedWorld(self.rank, self.size, self.local_rank, mesh)
 
     def device(self) -> "torch.device":
+        """Return the GPU with the local rank, or the CPU on a machine without GPUs."""
         import torch
 
         return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
     def select_gpu(self) -> None:
+        """Make the GPU with the local rank the current one of torch."""
         import torch
 
         if torch.cuda.is_available():
             torch.cuda.set_device(self.local_rank)
 
     def broadcast_from_main(self, compute: Callable[[], T]) -> T:
+        """Call a function on rank 0 and broadcast its pickled result; the other ranks raise PeerFailed if it fails."""
         import torch
         import torch.distributed as dist
 
@@ -205,9 +210,10 @@ class DistributedWorld(World):
             raise failure
         if not answer[1]:
             raise PeerFailed(1)
-        return answer[0]
+        return cast(T, answer[0])
 
     def on_all(self, act: Callable[[], T]) -> T:
+        """Call a function on every rank; ranks where it succeeded raise PeerFailed if it failed on another one."""
         from torch.distributed.checkpoint import CheckpointException  # a BaseException
 
         result, failure = None, None
@@ -220,6 +226,7 @@ class DistributedWorld(World):
         raise failure or PeerFailed(1)
 
     def all_max(self, *numbers: float) -> tuple[float, ...]:
+        """All-reduce the maximum of each number, as float64."""
         import torch
         import torch.distributed as dist
 
@@ -228,6 +235,7 @@ class DistributedWorld(World):
         return tuple(values.tolist())
 
     def all_mean(self, values: dict[str, float]) -> dict[str, float]:
+        """All-reduce the mean of each value, as float64 in one message."""
         import torch
         import torch.distributed as dist
 
@@ -236,6 +244,7 @@ class DistributedWorld(World):
         return dict(zip(values, (totals / self.size).tolist(), strict=True))
 
     def all_gather(self, part: "Tensor") -> "Tensor":
+        """Gather tensors from all ranks and keep one of each group that shares clips."""
         import torch
         import torch.distributed as dist
 
@@ -244,6 +253,7 @@ class DistributedWorld(World):
         return torch.cat(parts[:: self.size // self.dp_size], dim=-1)
 
     def first_result(self, results: Iterable[str | None]) -> str | None:
+        """Gather the first result of each rank and return the first that is not None."""
         import torch.distributed as dist
 
         found: list[str | None] = [None] * self.size
@@ -251,6 +261,7 @@ class DistributedWorld(World):
         return next(filter(None, found), None)
 
     def gather(self, items: list[T]) -> list[list[T]] | None:
+        """Gather pickled items on rank 0."""
         import torch.distributed as dist
 
         lists: list[Any] | None = [None] * self.size if self.is_main else None
@@ -262,7 +273,7 @@ def check_gpus(processes: int) -> None:
     """Check that each process of this machine has a GPU of its own, where there are GPUs.
 
     Raises:
-        ConfigError: There are fewer GPUs than processes.
+        ConfigError: there are fewer GPUs than processes.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Which module was the first to produce a NaN or an infinity: a micro-batch is run once more and watched."""
+"""Find the module that first produced a NaN or an infinity, by running a micro-batch again with hooks."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 
 def find_nonfinite(module: nn.Module, inputs: Mapping[str, Tensor], run: Callable[[], Tensor]) -> str | None:
-    """Name what first went wrong in a forward and backward, None if all stays finite this time.
+    """Name the first tensor of a forward and backward that is not finite, None if all are.
 
-    Weights come first, then what the micro-batch holds, then forward order, then backward order. Gradients of the
-    module are cleared.
+    Weights are checked first, then the inputs, then outputs in forward order, then gradients in backward order. The
+    gradients of the module are cleared.
 
     Args:
-        module: the network.
-        inputs: what it is given, by name.
+        module: network.
+        inputs: its inputs, by the name to report.
         run: computes the loss, a scalar.
     """
     for name, parameter in module.named_parameters():
@@ -44,7 +44,7 @@ def find_nonfinite(module: nn.Module, inputs: Mapping[str, Tensor], run: Callabl
 
 
 def _watch(module: nn.Module, found: list[str]) -> Iterator[Any]:
-    # A module's parts answer before it, so it is named only for its own arithmetic between them.
+    # Hooks of submodules run first, so a module is named only for its own arithmetic between them.
     for name, part in module.named_modules():
         if name:
             yield part.register_forward_hook(_forward_hook(f"{name} ({type(part).__name__})", found))

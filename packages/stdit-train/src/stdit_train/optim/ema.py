@@ -1,4 +1,4 @@
-"""The exponential moving average of the weights: what is validated, sampled from and published."""
+"""The exponential moving average (EMA) of the weights, which is validated, sampled from and exported."""
 
 import copy
 
@@ -8,12 +8,13 @@ from stdit_model import STDiT
 
 
 class Ema:
-    """A float32 copy of a model that follows it: average += (1 - decay) * (weights - average).
+    """Averages the weights of a model in float32: average += (1 - decay) * (weights - average).
 
     Args:
-        model: followed.
-        decay: share of the average that a step keeps.
-        average: a float32 model that already equals it, to be used as the copy: a sharded model can't be deep-copied.
+        model: model to average.
+        decay: share of the average that an update keeps.
+        average: float32 model with the same weights to hold the average; needed for a sharded model, which cannot be
+            deep-copied. [default: a copy]
     """
 
     def __init__(self, model: STDiT, decay: float, average: STDiT | None = None) -> None:
@@ -23,7 +24,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, model: STDiT) -> None:
-        """Move towards the model's weights."""
+        """Move the average towards the weights of a model."""
         average = list(self.model.parameters())
         weights = [parameter.to(torch.float32) for parameter in model.parameters()]
         torch._foreach_lerp_(average, weights, 1.0 - self.decay)

@@ -1,4 +1,4 @@
-"""Muon as torch has it, but in float32 on a CPU, where products of small bfloat16 matrices take three times as long."""
+"""torch's Muon, with float32 on a CPU, where products of small bfloat16 matrices take three times as long."""
 
 from collections.abc import Callable
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 class Muon(torch.optim.Muon):
-    """Momentum whose update is orthogonalised, matrix by matrix (Jordan et al. 2024).
+    """Momentum with orthogonalised updates of matrices (Jordan et al. 2024).
 
-    Arguments and state are those of `torch.optim.Muon`, and so is the step on any other device.
+    Arguments, state, and the step on other devices are those of `torch.optim.Muon`.
     """
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step from the gradients; returns what the closure did."""
+        """Take one step from the gradients; return the result of the closure."""
         if any(weight.device.type != "cpu" for group in self.param_groups for weight in group["params"]):
             return super().step(closure)
         loss = None
@@ -37,13 +37,13 @@ class Muon(torch.optim.Muon):
 
 
 def orthogonalised(matrix: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
-    """Nearly U V^T of a matrix U S V^T: Newton-Schulz steps x <- a x + b (x x^T) x + c (x x^T)^2 x, in its precision.
+    """Approximate U V^T of a matrix U S V^T by Newton-Schulz steps x <- a x + b (x x^T) x + c (x x^T)^2 x.
 
     Args:
-        matrix: [m, n].
+        matrix: [m, n]; the steps run in its precision.
         coefficients: a, b, c.
-        steps: how many.
-        eps: least norm that it is divided by at first.
+        steps: number of steps.
+        eps: lower bound of the norm by which the matrix is divided first.
     """
     a, b, c = coefficients
     tall = matrix.shape[0] > matrix.shape[1]
@@ -56,7 +56,7 @@ def orthogonalised(matrix: Tensor, coefficients: tuple[float, float, float], ste
 
 
 def _rate(lr: float, rule: str | None, shape: torch.Size) -> float:
-    """The rate for a matrix, by the rule that `torch.optim.Muon` names."""
+    """Scale the learning rate for a matrix by a rule of `torch.optim.Muon`."""
     rows, columns = shape[:2]
     if rule == "match_rms_adamw":
         return lr * 0.2 * max(rows, columns) ** 0.5

@@ -1,4 +1,4 @@
-"""Optimisers and the learning-rate schedule."""
+"""Optimizers, the learning-rate schedule, and gradient clipping."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +13,7 @@ from stdit_train.optim.muon import Muon
 
 
 def build_optimizers(model: STDiT, config: OptimizerConfig) -> list[Optimizer]:
-    """AdamW for everything, or Muon (Jordan et al. 2024) for the hidden weight matrices and AdamW for the rest.
+    """Build AdamW for all weights, or Muon (Jordan et al. 2024) for the hidden weight matrices and AdamW for the rest.
 
     Muon orthogonalises the update of a matrix, so biases, modulation tables, the patch embedding and the output stay
     with AdamW.
@@ -36,14 +36,20 @@ def _hidden_matrices(model: STDiT) -> Iterator[Tensor]:
 
 
 def learning_rate_factor(step: int, progress: float, config: OptimizerConfig) -> float:
-    """What each optimiser's rate is multiplied with: linear warm-up in steps, linear decay in progress (0..1)."""
+    """Return the factor of the learning rates: linear warm-up over steps, linear decay over progress.
+
+    Args:
+        step: steps done.
+        progress: share of the run that is done, 0..1.
+        config: with `warmup` in steps and `decay` as the last share of the run.
+    """
     warmup = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
     decay = min(1.0, (1.0 - progress) / config.decay) if config.decay else 1.0
     return warmup * max(decay, 0.0)
 
 
 def set_learning_rate(optimizers: list[Optimizer], factor: float) -> None:
-    """Scale every group's rate from the one it was built with."""
+    """Set the learning rate of every group to its initial one times a factor."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group.setdefault("base_lr", group["lr"])
@@ -51,6 +57,6 @@ def set_learning_rate(optimizers: list[Optimizer], factor: float) -> None:
 
 
 def clip_gradients(model: nn.Module, maximum: float) -> float:
-    """Clip the gradients' global norm in place and return what it was."""
+    """Clip the global norm of the gradients in place and return the norm before."""
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), maximum)
     return norm.item()

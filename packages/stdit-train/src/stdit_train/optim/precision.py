@@ -1,4 +1,4 @@
-"""The arithmetic of a step: which precision the network runs in, and how its gradients come back in float32."""
+"""The precision of forward and backward, with weights and gradients in float32 for the optimizer."""
 
 import contextlib
 import copy
@@ -19,22 +19,23 @@ UNSTABLE = (
 
 
 class Precision:
-    """How a float32 model is run forward and backward. The optimiser, its average and checkpoints see float32 alone.
+    """Runs a float32 model in another precision. The optimizer, the average and checkpoints use float32 only.
 
-    fp32          as it is
+    fp32          in float32
     bf16          under autocast: matrix products in bfloat16
-    bf16-weights  a bfloat16 copy of the weights is run; its gradients are added to the float32 masters' after each
-                  micro-batch, and the copy follows the masters after each step
-    fp16          under autocast in float16, the loss scaled so that small gradients don't vanish
+    bf16-weights  a bfloat16 copy of the weights is used; its gradients are added to those of the float32 masters after
+                  each micro-batch, and the masters are copied to it after each step
+    fp16          under autocast in float16, with the loss scaled so that small gradients do not vanish
 
     Args:
         model: the float32 masters.
         name: one of the above.
-        device: of the model.
-        sharded: its weights are gathered for each use, in bfloat16 for both kinds of bf16: no copy is needed.
+        device: device of the model.
+        sharded: whether weights are gathered for each use, in bfloat16 for both kinds of bf16, so that no copy is
+            needed.
 
     Attributes:
-        module: what is to be called in training.
+        module: the model to call in training.
     """
 
     def __init__(self, model: STDiT, name: PrecisionName, device: torch.device, sharded: bool = False) -> None:
@@ -44,13 +45,13 @@ class Precision:
         self._scaler = torch.amp.GradScaler(device.type) if name == "fp16" else None
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Around every forward and its loss."""
+        """Return the context for a forward and its loss."""
         if self.name == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.float16 if self.name == "fp16" else torch.bfloat16)
 
     def backward(self, loss: Tensor) -> None:
-        """Add a micro-batch's gradients to the masters'."""
+        """Add the gradients of a micro-batch to those of the masters."""
         (loss if self._scaler is None else self._scaler.scale(loss)).backward()
         if self.module is self.masters:
             return
@@ -61,14 +62,14 @@ class Precision:
                 weight.grad = None
 
     def unscale(self, optimizers: Iterable[Optimizer]) -> None:
-        """Before gradients are looked at: take the loss scale out of them."""
+        """Divide the gradients by the loss scale, before they are clipped."""
         if self._scaler is not None:
             for optimizer in optimizers:
                 self._scaler.unscale_(optimizer)
 
     @torch.no_grad()
     def finish_step(self, stepped: bool) -> None:
-        """After the optimisers' step, or after it was skipped."""
+        """Update the loss scale and the bfloat16 copy, after the optimizers stepped or the step was skipped."""
         if self._scaler is not None:
             self._scaler.update()  # smaller where gradients overflowed
         if stepped and self.module is not self.masters:
@@ -76,20 +77,20 @@ class Precision:
 
     @property
     def loss_scale(self) -> float:
-        """What the loss is multiplied with; 1 but for fp16."""
+        """Factor of the loss in the backward; 1 except for fp16."""
         return self._scaler.get_scale() if self._scaler is not None else 1.0
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return the state of the loss scale as plain values."""
         return self._scaler.state_dict() if self._scaler is not None else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`, with the masters as they are now."""
+        """Restore `state_dict`, and copy the masters as they are now."""
         if self._scaler is not None:
             self._scaler.load_state_dict(state)
         self.finish_loading()
 
     def finish_loading(self) -> None:
-        """Let the copy follow masters that were changed from outside."""
+        """Update the copy after the masters were loaded."""
         if self.module is not self.masters:
             self.module.load_state_dict(self.masters.state_dict())

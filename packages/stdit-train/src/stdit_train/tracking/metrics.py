@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: metrics.jsonl, TensorBoard and, by option, Weights & Biases."""
+"""Write the metrics of a run to metrics.jsonl, TensorBoard and, on request, Weights & Biases."""
 
 import json
 from collections.abc import Mapping
@@ -16,13 +16,13 @@ from stdit_data.files import replace_text
 
 
 class Metrics:
-    """Appends rows {"step": ..., name: value, ...}; on resume, what lies after the checkpoint is taken back.
+    """Appends rows {"step": ..., name: value, ...}; rows after `step` are removed first.
 
     Args:
-        file: metrics.jsonl.
-        tensorboard: folder for TensorBoard's event files; None for none.
-        step: steps already done.
-        wandb: a run of Weights & Biases (`wandb_run`), None for none.
+        file: path of metrics.jsonl.
+        tensorboard: folder for TensorBoard's event files, None for none.
+        step: steps done, of the checkpoint that is resumed.
+        wandb: run of Weights & Biases (see `wandb_run`), None for none.
     """
 
     def __init__(self, file: Path, tensorboard: Path | None, step: int = 0, wandb: Any = None) -> None:
@@ -37,7 +37,7 @@ class Metrics:
             self._writer = SummaryWriter(str(tensorboard), purge_step=step + 1 if step else None)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One row."""
+        """Append the values of a step."""
         with self.file.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         if self._writer is not None:
@@ -47,7 +47,7 @@ class Metrics:
             self._wandb.log(dict(values), step=step)
 
     def close(self) -> None:
-        """Flush."""
+        """Flush and close TensorBoard and Weights & Biases."""
         if self._writer is not None:
             self._writer.close()
         if self._wandb is not None:
@@ -55,34 +55,34 @@ class Metrics:
 
 
 class NoMetrics:
-    """Metrics of a process that writes none."""
+    """Metrics of a rank that writes none."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class TimestepBins:
-    """Mean loss by timestep, since it was last asked for.
+    """Collects the mean loss in equal ranges of timesteps.
 
     Args:
-        count: equal parts of 0..1000.
+        count: number of ranges of 0..1000.
     """
 
     def __init__(self, count: int) -> None:
         self.sums, self.counts = [0.0] * count, [0] * count
 
     def add(self, timestep: Tensor, loss: Tensor) -> None:
-        """Samples' timesteps in 0..1000 and losses, both [b] on the CPU."""
+        """Add samples by their timesteps in 0..1000 and losses, both [b] on the CPU."""
         for t, value in zip(timestep.tolist(), loss.tolist(), strict=True):
             part = min(int(t / 1000 * len(self.sums)), len(self.sums) - 1)
             self.sums[part] += value
             self.counts[part] += 1
 
     def take(self) -> dict[str, float]:
-        """The means of the parts that were seen, by name, and start anew."""
+        """Return the mean losses of the ranges with samples, as {"loss_t0-100": ...}, and reset them."""
         edges = [round(1000 * i / len(self.sums)) for i in range(len(self.sums) + 1)]
         found = {
             f"loss_t{edges[i]}-{edges[i + 1]}": self.sums[i] / count for i, count in enumerate(self.counts) if count
@@ -91,25 +91,28 @@ class TimestepBins:
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return the sums and counts."""
         return {"sums": list(self.sums), "counts": list(self.counts)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`; other bins start anew."""
+        """Restore `state_dict`, if it has the same number of ranges."""
         if len(state["sums"]) == len(self.sums):
             self.sums, self.counts = list(state["sums"]), list(state["counts"])
 
 
 def open_metrics(run: "RunFolder", config: TrainConfig, step: int) -> Metrics:
-    """All that a run is to write, from a step on."""
+    """Open the metrics of a run that continues from a step."""
     wandb = wandb_run(config.wandb, run.id, run.path.name, run.path, to_dict(config)) if config.wandb else None
     return Metrics(run.metrics_file, run.tensorboard, step, wandb)
 
 
 def check_wandb(project: str | None) -> None:
-    """That a run can log to this project of Weights & Biases (None for none), before anything is made for it.
+    """Check that a run can log to Weights & Biases, before anything is written.
 
-    Asks for the key where there is a terminal and nobody is signed in.
+    Asks for the API key on a terminal if nobody is signed in.
+
+    Args:
+        project: name of the project, None for a run that does not log there.
 
     Raises:
         ConfigError: wandb isn't installed, or nobody is signed in.
@@ -126,7 +129,7 @@ def check_wandb(project: str | None) -> None:
 
 
 def wandb_run(project: str, run_id: str, name: str, folder: Path, settings: Mapping[str, Any]) -> Any:
-    """Start, or go on with, this run in Weights & Biases; signed in and online or not as wandb itself is set.
+    """Start or resume a run in Weights & Biases, with wandb's own settings for login and offline mode.
 
     Raises:
         ConfigError: wandb isn't installed, or refuses.
@@ -164,7 +167,7 @@ def _wandb_refused(error: Exception) -> ConfigError:
 
 
 def read_metrics(file: Path) -> list[dict[str, float]]:
-    """All whole rows of a metrics.jsonl; what is none, as the last line of a run that was killed, is left out."""
+    """Read the rows of a metrics.jsonl, without incomplete lines, such as the last one of a run that was killed."""
     rows = []
     for line in file.read_text().splitlines() if file.exists() else []:
         try:

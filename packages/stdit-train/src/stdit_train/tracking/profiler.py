@@ -1,4 +1,4 @@
-"""A trace of a few steps, for chrome://tracing or https://ui.perfetto.dev."""
+"""Trace a few steps with torch.profiler, for chrome://tracing or https://ui.perfetto.dev."""
 
 from pathlib import Path
 from typing import Any, Self
@@ -6,16 +6,16 @@ from typing import Any, Self
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-WARM_UP = 2  # steps that are run first, untraced
+WARM_UP = 2  # steps before the trace begins
 
 
 class Profile:
-    """While entered, traces some steps into `folder`/trace-N.json, N being the process.
+    """A context in which a few steps are traced into `folder`/trace-RANK.json.
 
     Args:
-        folder: made when there is something to write.
-        steps: how many; 0 for none.
-        process: number of this one.
+        folder: folder for the trace; created when it is written.
+        steps: number of steps to trace; 0 for none.
+        process: rank of this process.
     """
 
     def __init__(self, folder: Path, steps: int, process: int = 0) -> None:
@@ -36,7 +36,7 @@ class Profile:
             self._profiler.__exit__(*error)
 
     def step(self) -> None:
-        """A step is done."""
+        """Record the end of a step."""
         if self._profiler:
             self._profiler.step()
 

@@ -1,4 +1,4 @@
-"""How fast a run goes and what it takes: the figures of a progress line."""
+"""Speed and memory of training steps."""
 
 import torch
 
@@ -6,14 +6,14 @@ from stdit_train.hardware import known_device, memory_in_use
 
 
 class Speed:
-    """Rates of a run's steps.
+    """Computes samples and tokens per second and model FLOPs utilization (MFU) of steps of one shape.
 
     Args:
-        samples: a step.
-        tokens: a sample.
-        flops: this device's of a step, forward and backward, without recomputation (the "model FLOPs" of MFU).
-        precision: of the run.
-        device: where it runs.
+        samples: samples per step, over all devices.
+        tokens: tokens per sample.
+        flops: FLOPs of this device per step, forward and backward, without recomputation.
+        precision: precision of the run.
+        device: device of this process.
     """
 
     def __init__(self, samples: int, tokens: int, flops: int, precision: str, device: torch.device) -> None:
@@ -22,11 +22,13 @@ class Speed:
         self.peak = known.peak(precision) if known else None
 
     def figures(self, seconds: float, waited: float) -> dict[str, float]:
-        """Of one step.
+        """Return the figures of a step: samples_per_second, tokens_per_second, data_wait (0..1), memory_gib, mfu.
+
+        MFU is left out for devices with an unknown peak.
 
         Args:
-            seconds: it took, waiting included.
-            waited: seconds of these for data.
+            seconds: duration of the step, with waiting for data.
+            waited: seconds of it spent waiting for data.
         """
         rate = self.samples / seconds
         found = {
