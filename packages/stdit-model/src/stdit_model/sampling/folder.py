@@ -114,29 +114,29 @@ def clip_size(model: STDiT, found: Weights) -> dict[str, int]:
     return {"num_frames": sizes[0], "height": sizes[1] * VAE_FACTOR, "width": sizes[2] * VAE_FACTOR}
 
 
-def named_parts(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+def named_parts(folder: Path, replaced: Mapping[str, Any]) -> dict[str, Any]:
     """Load the components that model_index.json records by Hub id, as `stdit weights convert` writes it.
 
     Args:
         folder: of the pipeline.
-        given: components by name that are not needed.
+        replaced: components by name that the caller passes.
 
     Raises:
         WeightsError: one is not available from the Hub; the message says what to download or pass.
     """
     index = folder / "model_index.json"
     names = read_json(index).get(HUB_COMPONENTS, {}) if index.is_file() else {}
-    wanted = {part: name for part, name in names.items() if part not in given}
+    wanted = {part: name for part, name in names.items() if part not in replaced}
     require(wanted)
     return {part: load_part(part, name) for part, name in wanted.items()}
 
 
-def check_parts(folder: Path, given: Mapping[str, Any]) -> None:
+def check_parts(folder: Path, replaced: Mapping[str, Any]) -> None:
     """Check that a pipeline folder has every component that its model_index.json lists.
 
     Args:
         folder: of the pipeline.
-        given: components by name that are not needed.
+        replaced: components by name that the caller passes.
 
     Raises:
         WeightsFileNotFoundError: no model_index.json, or components are missing, all of which are named.
@@ -145,7 +145,7 @@ def check_parts(folder: Path, given: Mapping[str, Any]) -> None:
     if not index.is_file():
         raise WeightsFileNotFoundError(f"{folder}: no model_index.json in this folder, so it is not a pipeline")
     named = {name for name, value in read_json(index).items() if isinstance(value, list) and value[0] is not None}
-    expected = {"transformer", *PARTS} - set(given)
+    expected = {"transformer", *PARTS} - set(replaced)
     missing = sorted(part for part in expected if part in named and not any((folder / part).glob("*.json")))
     unnamed = sorted(expected - named)
     if missing or unnamed:
