@@ -215,6 +215,7 @@ def test_killed_and_started_again(raw: Path, scored: Path, tmp_path: Path) -> No
     assert digest(out) == digest(scored)
 
 
+@pytest.mark.slow
 def test_ray_writes_the_same_bytes(raw: Path, scored: Path, tmp_path: Path) -> None:
     if find_spec("ray") is None:  # not imported here: it reads its environment when it is, see RayCluster
         pytest.skip("Ray is not installed")
