@@ -88,6 +88,7 @@ def run_evaluation(options: EvaluateOptions) -> None:
     from stdit_train.evaluation.clip_score import load_clip
     from stdit_train.evaluation.evaluate import evaluate_captions, reference_videos, write_scores
     from stdit_train.evaluation.fvd import FrechetDistance, load_features
+    from stdit_train.evaluation.outline import OutlineQuality
     from stdit_train.evaluation.video_metrics import Smoothness, reconstruction
     from stdit_train.hardware import find_device
     from stdit_train.pipeline.load import load_pipeline
@@ -100,6 +101,8 @@ def run_evaluation(options: EvaluateOptions) -> None:
 
     def measures(name: str) -> list[Measure]:
         found: list[Measure] = [Smoothness()]
+        if options.data is None:
+            found.append(OutlineQuality())
         if clip is not None:
             found.append(type(clip)(clip.model, clip.tokenizer))
         if features is not None:

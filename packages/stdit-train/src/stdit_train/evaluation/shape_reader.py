@@ -46,7 +46,7 @@ def analyse(video: Tensor) -> Reading:
     present_T = (area_T > AREA[0]) & (area_T < AREA[1])
     if present_T.mean() < PRESENT:
         return Reading(None, None, None)
-    center_T2 = np.stack([_center(mask) for mask in mask_THW])
+    center_T2 = np.stack([circular_center(mask) for mask in mask_THW])
     return Reading(
         colour=_colour(pixels_THWC[mask_THW]),
         shape=_shape(mask_THW[present_T], center_T2[present_T]),
@@ -61,7 +61,7 @@ def _colour(pixels_N3: np.ndarray) -> str | None:
     return nearest if distance[nearest] < COLOUR_DISTANCE else None
 
 
-def _center(mask_HW: np.ndarray) -> np.ndarray:
+def circular_center(mask_HW: np.ndarray) -> np.ndarray:
     """Return the centroid (x, y) in pixels of a frame that wraps at its edges: the circular mean."""
     center = []
     for axis in (0, 1):  # summing over rows leaves x, over columns y
@@ -105,7 +105,7 @@ def _shape(mask_PHW: np.ndarray, center_P2: np.ndarray) -> str | None:
 def _overlap(mask_HW: np.ndarray, center: np.ndarray, shape: str) -> float:
     """Return the intersection over union of the foreground and a shape of the same area at its centre."""
     height, width = mask_HW.shape
-    radius = np.sqrt(mask_HW.sum() / _unit_area(shape))
+    radius = np.sqrt(mask_HW.sum() / unit_area(shape))
     x = (np.arange(width) + 0.5 - center[0] + width / 2) % width - width / 2
     y = (np.arange(height) + 0.5 - center[1] + height / 2) % height - height / 2
     template = SHAPES[shape](x[None] / radius, y[:, None] / radius) < 0
@@ -113,7 +113,7 @@ def _overlap(mask_HW: np.ndarray, center: np.ndarray, shape: str) -> float:
 
 
 @lru_cache
-def _unit_area(shape: str) -> float:
+def unit_area(shape: str) -> float:
     """Return the area of a shape of radius 1, measured on a fine grid."""
     axis = np.linspace(-1.5, 1.5, 1201)
     return float((SHAPES[shape](axis[None], axis[:, None]) < 0).mean() * 9.0)
