@@ -60,6 +60,10 @@ def test_arms_are_compared_resumed_and_reported(stdit: Callable, tmp_path: Path)
 
     before = (folder / "seq-seed0" / "metrics.jsonl").stat().st_mtime_ns
     shutil.rmtree(folder / "dit-seed1")  # as if it had not been reached yet
+    settings = json.loads((folder / "seq-seed0" / "config.json").read_text())
+    assert (settings["data"]["vae"], settings["data"]["text_encoder"]) == ("demo", "demo")
+    settings["data"]["vae"] = "/another/clone/src/stdit_cli/assets/demo"  # as older versions saved it
+    (folder / "seq-seed0" / "config.json").write_text(json.dumps(settings))
     assert stdit(*command).code == 0
     assert (folder / "seq-seed0" / "metrics.jsonl").stat().st_mtime_ns == before
     with (folder / "runs.csv").open() as file:
