@@ -17,7 +17,9 @@ def test_eval_writes_scores(stdit: Callable, tmp_path: Path) -> None:
     assert set(written["scores"]) == {"seen", "held-out"}
     assert len(written["trials"]["held-out"]) == 4
     measures = written["measures"]["seen"]
-    assert set(measures) == {"change", "flicker", "VAE PSNR (dB)", "VAE SSIM"}
+    outlines = {"shape IoU", "frames with IoU > 0.9", "outline change"}
+    assert set(measures) == {"change", "flicker", "VAE PSNR (dB)", "VAE SSIM"} | outlines
+    assert 0.5 < measures["shape IoU"]["mean"] < 1
     assert measures["VAE PSNR (dB)"]["mean"] > 25  # the demo's VAE knows its world
     assert measures["VAE SSIM"]["low"] < measures["VAE SSIM"]["mean"] < 1
     assert len(written["prompts"]["seen"]) == 4
