@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-GUIDE = Path(__file__).parents[2] / "docs" / "extending.md"
+GUIDE = Path(__file__).parents[1] / "docs" / "extending.md"
 
 
 def run_example(containing: str, folder: Path, more: str = "") -> str:
