@@ -213,7 +213,26 @@ def wrong_files(tmp_path: Path) -> None:
         "eval folder",
         "eval --data junk.csv",
         "eval --fvd junk.pth",
+        "ablate --out file",
+        "build-demo file",
+        "data preview shapes --out file/x",
+        "data encode shapes file",
+        "data encode file out",
+        "weights convert demo file/out.pth",
     ],
 )
 def test_what_is_not_what_it_should_be_is_one_line(stdit: Callable, command: str) -> None:
-    check(stdit(*command.split()))
+    check(stdit(*(str(demo_folder()) if word == "demo" else word for word in command.split())))
+
+
+@pytest.mark.parametrize("kind", ["gpu", "cpu"])
+def test_too_little_memory_for_a_video(stdit: Callable, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    import torch
+
+    def exhausted(self: object, **_: object) -> None:
+        if kind == "gpu":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 40.00 GiB.")
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 40000000000 bytes.")
+
+    monkeypatch.setattr("stdit_model.STDiTPipeline.__call__", exhausted)
+    check(stdit("sample", "a red circle", "--frames", "8"), "not enough memory for 1 x 8x64x64", "--size")

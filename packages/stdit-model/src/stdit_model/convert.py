@@ -118,7 +118,8 @@ def write_open_sora(
 
     Raises:
         WeightsFileExistsError: the destination exists.
-        WeightsFileNotFoundError, WeightsError: as `read`; or a variant that Open-Sora v1.0 does not have.
+        WeightsFileNotFoundError, WeightsError: as `read`; a folder that cannot be created; or a variant that
+            Open-Sora v1.0 does not have.
     """
     file = Path(destination)
     if file.exists():
@@ -135,7 +136,10 @@ def write_open_sora(
         space = spatial_positions(config.hidden_size, rows, columns, config.space_scale)
         time = temporal_positions(config.hidden_size, frames, config.time_scale)
         tensors |= {"pos_embed": space[None].to(dtype), "pos_embed_temporal": time[None].to(dtype)}
-    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WeightsError(f"{file}: cannot create its folder ({error.strerror}); name another file") from error
     if file.suffix == ".safetensors":
         from safetensors.torch import save_file
 

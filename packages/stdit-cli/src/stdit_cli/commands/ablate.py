@@ -179,6 +179,8 @@ def make_study(options: AblateOptions) -> Study:
     from stdit_train.config.load import load_stage, parse_overrides
     from stdit_train.config.resolve import resolve_config
 
+    if options.out.exists() and not options.out.is_dir():
+        raise ConfigError(f"--out {options.out} is a file: name a folder")
     if options.match not in MATCHES:
         raise ConfigError(f"--match {options.match}: choose {', '.join(MATCHES)}")
     given = parse_overrides(options.settings)

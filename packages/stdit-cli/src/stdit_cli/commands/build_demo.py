@@ -50,6 +50,8 @@ def build_demo(
 
     console = Console(highlight=False)
     final = out / "demo"
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file: name a folder to build in")
     if final.exists():
         raise ConfigError(f"{final} is built already: remove it, or name another folder")
     parts = out / "parts"

@@ -135,6 +135,9 @@ class VideoGenerator:
 
         Returns:
             A video [3, T, H, W] in [-1, 1] for each job.
+
+        Raises:
+            ConfigError: there is not enough memory for it.
         """
         y, mask = (torch.cat(parts) for parts in zip(*(self._encode(job.prompt) for job in batch), strict=True))
         options: dict[str, Any] = {"prompt_embeds": y, "prompt_attention_mask": mask}
@@ -149,23 +152,31 @@ class VideoGenerator:
         if self.windowed:
             options |= {"window": self.pipeline.config.num_frames, "overlap": settings.overlap}
         guidance_start, guidance_stop = parse_interval(settings.guidance_interval)
-        output: Any = self.pipeline(
-            num_frames=self.new_frames,
-            height=height,
-            width=width,
-            num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance,
-            guidance_rescale=settings.guidance_rescale,
-            guidance_start=guidance_start,
-            guidance_stop=guidance_stop,
-            guidance_channels=self.reference.get("guidance_channels"),
-            generator=[torch.Generator().manual_seed(job.seed) for job in batch],
-            first_frames=None if self.first_frames is None else _pad(self.first_frames, self.sampled_size),
-            time_scale=self.time_scale,
-            decode_chunk_size=1 if settings.low_memory else 16,
-            callback_on_step_end=on_step,
-            **options,
-        )
+        try:
+            output: Any = self.pipeline(
+                num_frames=self.new_frames,
+                height=height,
+                width=width,
+                num_inference_steps=settings.steps,
+                guidance_scale=settings.guidance,
+                guidance_rescale=settings.guidance_rescale,
+                guidance_start=guidance_start,
+                guidance_stop=guidance_stop,
+                guidance_channels=self.reference.get("guidance_channels"),
+                generator=[torch.Generator().manual_seed(job.seed) for job in batch],
+                first_frames=None if self.first_frames is None else _pad(self.first_frames, self.sampled_size),
+                time_scale=self.time_scale,
+                decode_chunk_size=1 if settings.low_memory else 16,
+                callback_on_step_end=on_step,
+                **options,
+            )
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                raise
+            raise ConfigError(
+                f"not enough memory for {len(batch)} x {self.new_frames}x{height}x{width} (frames x height x width): "
+                "take a smaller --size, --frames or --batch, or --low-memory"
+            ) from error
         videos = _crop(output.frames, self.size).cpu()
         if self.before is not None and self.first_frames is not None:
             new = videos[:, :, self.first_frames.shape[1] :]
