@@ -84,5 +84,5 @@ def test_settings_that_make_no_sense() -> None:
     assert load_stage("demo", {"activation_checkpointing": "selective"}).activation_checkpointing == "selective"
     with pytest.raises(ConfigError, match="activation_checkpointing"):
         load_stage("demo", {"activation_checkpointing": "some"})
-    with pytest.raises(ConfigError, match="profile is -1: expected at least 0"):
+    with pytest.raises(ConfigError, match="profile: input should be greater than or equal to 0, not -1"):
         load_stage("demo", {"profile": -1})

@@ -176,5 +176,5 @@ def test_what_does_not_fit_is_refused(small: TrainConfig) -> None:
     assert parallel_dims(replace(small, sequence=2, replicate=3), 1).world_size == 1  # of no matter to one
     published = parallel_dims(load_stage("360x512", {}), 8)  # two to a clip
     assert (published.sequence, published.data, published.shard) == (2, 4, 8)
-    with pytest.raises(ConfigError, match="sequence is 0: expected at least 1"):
+    with pytest.raises(ConfigError, match="sequence: input should be greater than or equal to 1, not 0"):
         load_stage("demo", {"sequence": 0})
