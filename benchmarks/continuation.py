@@ -12,7 +12,7 @@ import torch
 
 from stdit_data.datasets.shapes import MOTIONS, ShapesDataset, render
 from stdit_model.sampling import continuation as given
-from stdit_train.evaluation.shape_reader import BACKGROUND, FOREGROUND_DISTANCE, STEADY, _center, analyse
+from stdit_train.evaluation.shape_reader import BACKGROUND, FOREGROUND_DISTANCE, STEADY, analyse, circular_center
 from stdit_train.pipeline.load import load_pipeline
 
 
@@ -21,7 +21,7 @@ def steps_of(video: torch.Tensor) -> np.ndarray:
     pixels = (video.float().permute(1, 2, 3, 0).numpy() + 1.0) * 127.5
     masks = np.linalg.norm(pixels - np.asarray(BACKGROUND), axis=-1) > FOREGROUND_DISTANCE
     extent = np.asarray(masks.shape[:0:-1])
-    step = np.diff(np.stack([_center(mask) for mask in masks]), axis=0)
+    step = np.diff(np.stack([circular_center(mask) for mask in masks]), axis=0)
     return ((step + extent / 2) % extent - extent / 2) / extent.min()
 
 

@@ -168,6 +168,8 @@ def test_wrong_settings(settings: dict, said: str) -> None:
 def test_clip_and_aesthetic_scores(raw: Path, tmp_path: Path) -> None:
     import torch
 
+    pytest.importorskip("transformers", reason="an extra of stdit-data")
+
     make_clip(tmp_path / "clip")
     first = {"layers.0.weight": torch.ones(4, 16) / 4, "layers.0.bias": torch.ones(4)}
     second = {"layers.2.weight": torch.ones(1, 4), "layers.2.bias": torch.zeros(1)}

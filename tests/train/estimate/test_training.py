@@ -24,13 +24,13 @@ SCRIPT = """
     from stdit_train.config.load import from_dict
     from stdit_train.checkpoint.run_folder import RunFolder
     from stdit_train.build import build_trainer
+    from stdit_train.callbacks import NullCallback
     torch.set_num_threads(1)
-    class Silent:
     config = from_dict(json.loads(sys.argv[1]))
     parts = load_components(config.data.vae, config.data.text_encoder, torch.device("cpu"), config.precision)
     folder = Path(sys.argv[2])
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        trainer = build_trainer(config, RunFolder(folder / "run"), Silent(), parts)
+        trainer = build_trainer(config, RunFolder(folder / "run"), NullCallback(), parts)
         steps = iter(trainer.loader)
         for _ in range(2):
             trainer.train_step(next(steps))
