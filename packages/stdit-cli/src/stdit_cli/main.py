@@ -7,7 +7,6 @@ traceback. Any other error is a bug, and shows its traceback always.
 import errno
 import os
 import sys
-from importlib.metadata import version
 from typing import Annotated, NoReturn
 
 import typer
@@ -49,6 +48,8 @@ app.add_typer(weights.app, name="weights")
 
 def _show_version(asked: bool) -> None:
     if asked:
+        from importlib.metadata import version
+
         typer.echo(f"stdit {version('stdit-cli')} (stdit-model {version('stdit-model')})")
         raise typer.Exit
 
