@@ -24,7 +24,7 @@ def test_eval_writes_scores(stdit: Callable, tmp_path: Path) -> None:
     assert measures["VAE SSIM"]["low"] < measures["VAE SSIM"]["mean"] < 1
     assert len(written["prompts"]["seen"]) == 4
     assert written["settings"]["steps"] == 2 and written["settings"]["guidance"] == 1.7  # the model's own
-    for word in ("all right", "held-out (of 4)", "flicker", "VAE PSNR"):
+    for word in ("all correct", "held-out (of 4)", "flicker", "VAE PSNR"):
         assert word in done.out
 
 

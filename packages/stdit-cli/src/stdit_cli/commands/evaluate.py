@@ -221,7 +221,7 @@ def score_table(scores: dict[str, Scores]) -> Table:
     for aspect in next(iter(scores.values())).shares:
         shares = (found.shares[aspect] for found in scores.values())
         cells = (f"{share['share']:.3f} ({share['low']:.3f} to {share['high']:.3f})" for share in shares)
-        table.add_row("all right" if aspect == "all" else aspect, *cells)
+        table.add_row("all correct" if aspect == "all" else aspect, *cells)
     return table
 
 

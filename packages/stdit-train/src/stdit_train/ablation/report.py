@@ -193,7 +193,8 @@ def _arms(ablation: Ablation, results: Sequence[Result]) -> str:
         "seconds per step",
     ]
     head += ["step memory, MiB", "process memory, GiB"]
-    names = ["arm", LOSS, f"{SEEN}: all right", f"{HELD_OUT}: all right", "seen: colour", "seen: shape", "seen: motion"]
+    names = ["arm", LOSS, f"{SEEN}: all correct", f"{HELD_OUT}: all correct"]
+    names += [f"{SEEN}: {aspect}" for aspect in ("colour", "shape", "motion")]
     shown = [i for i, name in enumerate(names) if name == "arm" or any(cells[i] for cells in outcomes)]
     rows = "".join(row([cells[i] for i in shown]) for cells in outcomes)
     note = "FLOPs and step memory are estimated; process memory is the measured peak."
