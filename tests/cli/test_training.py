@@ -1,20 +1,17 @@
 """`stdit train` and the commands around it, as a user types them: signals, schedules, plans, reports, exports."""
 
-import io
 import json
-import logging
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from stdit_cli import console as progress
-from stdit_cli.console import TrainingBar, figures, plain_console
+from stdit_cli.console import TrainingBar
 from stdit_cli.main import with_resumed_run
 
 TINY = [
@@ -68,6 +65,67 @@ def test_what_cannot_be_resumed(stdit: Callable, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     done = stdit("train", "--out", "file")
     assert (done.code, done.err) == (2, "stdit: file is a file: choose a folder with --out\n")
+
+
+def test_a_finished_run_says_so_before_anything_is_loaded(
+    stdit: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = stdit("train", *TINY, "--steps", "3", "--out", "run")
+    assert done.code == 0, done
+    assert re.search(r"try it: stdit sample '[a-z ]+' --checkpoint run\n", done.out)
+    settings = (tmp_path / "run" / "config.json").read_bytes()
+    monkeypatch.setattr("stdit_train.components.load.load_components", lambda *_: pytest.fail("loaded"))
+    done = stdit("train", "--resume", "run", "--set", "optimizer.lr=1e-5")
+    assert (done.code, done.out) == (
+        0,
+        "run is finished, with 3 steps: nothing is left to do\ntrain on with: stdit train --resume run --steps 6\n",
+    )
+    done = stdit("train", "--resume", "run", "--steps", "2")
+    assert (done.code, done.err) == (2, "stdit: run has done 3 steps, --steps 2 is less: give more than 3\n")
+    assert "not empty" in stdit("train", *TINY, "--steps", "3", "--out", "run").err
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    assert "run is finished" in stdit("train", "--resume", "run").out
+    done = stdit("train", "--resume", "run", "--steps", "5")
+    assert (done.code, "start a new run from its weights with --init run" in done.err) == (2, True)
+    assert (tmp_path / "run" / "config.json").read_bytes() == settings
+
+
+def test_a_run_of_minutes_is_finished_when_they_are_over(stdit: Callable, tmp_path: Path) -> None:
+    budget = ["--steps", "1000000", "--minutes", "0.001"]
+    done = stdit("train", *TINY, *budget, "--out", "run")
+    assert done.code == 0, done
+    step = json.loads((tmp_path / "run" / "run.json").read_text())["finished_at_step"]
+    done = stdit("train", "--resume", "run")
+    assert (done.code, f"run is finished, with {step} steps" in done.out) == (0, True), done
+    assert "train on with: stdit train --resume run --minutes 0.002" in done.out
+    done = stdit("train", "--resume", "run", "--minutes", "0.0001")
+    assert (done.code, "--minutes 0.0001 is less: give more" in done.err) == (2, True), done
+    minutes = json.loads((tmp_path / "run" / "checkpoints" / f"step-{step:06}" / "state.json").read_text())["elapsed"]
+    done = stdit("train", "--resume", "run", "--minutes", str(minutes / 60 + 0.001))
+    assert (done.code, "resuming from" in done.out) == (0, True), done
+
+
+def test_a_finished_curriculum_says_so(stdit: Callable, tmp_path: Path) -> None:
+    small = ["--set", "data.frames=2", "--set", "data.height=16", "--set", "data.width=16", *TINY]
+    done = stdit("train", "--curriculum", "shapes-progressive", *small, "--steps", "1", "--out", "run")
+    assert done.code == 0, done
+    saved = (tmp_path / "run" / "schedule.json").read_bytes()
+    done = stdit("train", "--resume", "run")
+    assert (done.code, "run is finished, with 4 stages, the last with 1 steps" in done.out) == (0, True), done
+    assert "train on with: stdit train --resume run --set 16x64/steps=2" in done.out
+    assert (tmp_path / "run" / "schedule.json").read_bytes() == saved
+
+
+def test_another_data_set_names_the_option_that_begins_anew(stdit: Callable, tmp_path: Path) -> None:
+    assert stdit("train", *TINY, "--steps", "1", "--out", "run").code == 0
+    settings = (tmp_path / "run" / "config.json").read_bytes()
+    done = stdit("train", "--resume", "run", "--steps", "2", "--set", "data.clips=6")
+    assert done.code == 2
+    assert "samples is 4 in the state and 6 here" in done.err
+    assert "--init run starts one from this run's weights, with the data anew" in done.err
+    assert (tmp_path / "run" / "config.json").read_bytes() == settings
+    done = stdit("train", *TINY, "--steps", "1", "--set", "data.clips=6", "--init", "run", "--out", "other")
+    assert done.code == 0, done
 
 
 def test_a_bare_resume_means_the_newest() -> None:
@@ -128,49 +186,6 @@ def test_a_schedule_and_its_stages_by_name(stdit: Callable) -> None:
     assert (done.code, "did you mean 8x64" in done.err) == (2, True)
     assert "STAGE/KEY is for the stages of a --curriculum" in stdit("train", "--set", "8x64/steps=3").err
     assert "--curriculum shapes-progressive" in stdit("stages").out
-
-
-def test_what_stands_beside_the_bar() -> None:
-    values = {
-        "loss": 0.5, "samples_per_second": 2.0, "tokens_per_second": 81920.0, "mfu": 0.414, "memory_gib": 61.2,
-        "data_wait": 0.03,
-    }  # fmt: skip
-    assert figures(values, 3725.0) == (
-        "loss 0.5000  2.0 samples/s  81.9k tokens/s  MFU 41%  61.2 GiB  data 3%  1:02:05 left"
-    )
-    assert figures(values, 3725.0, room=42) == "loss 0.5000  2.0 samples/s  1:02:05 left"
-    assert figures(values, 3725.0, room=5) == "loss 0.5000"
-
-
-def test_a_bar_fits_a_narrow_terminal_and_a_file_gets_whole_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = {
-        "loss": 0.5, "samples_per_second": 2000.0, "tokens_per_second": 81920.0, "memory_gib": 61.2, "data_wait": 0.03,
-    }  # fmt: skip
-    out = io.StringIO()
-    console = Console(file=out, width=80, force_terminal=True, color_system=None, legacy_windows=False)
-    with TrainingBar(console) as bar:
-        bar.started(0, 30_000)
-        bar.stepped(12_345, 0.4, values)
-    bars = [line for line in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "\n", out.getvalue()).split() if line]
-    assert " ".join(bars).endswith("12345/30000 loss 0.5000 2000.0 samples/s ? left 0:00:00")
-
-    with TrainingBar(console) as bar:
-        bar.started(0, 1_000_000)
-        bar.stepped(70, 0.5, values)  # half of its minutes, not of its steps
-    assert " step 70 loss 0.5000" in out.getvalue()
-
-    out = io.StringIO()
-    console = plain_console()
-    console.file, console.width = out, 20
-    monkeypatch.setattr(progress, "TOLD_EVERY", 0.0)
-    with TrainingBar(console) as bar:
-        bar.started(0, 30_000)
-        logging.getLogger("stdit_train.trainer").info("samples in runs/[b]a folder/of a long name")
-        bar.stepped(12_345, 0.4, values)
-    assert out.getvalue().splitlines()[:2] == [
-        "samples in runs/[b]a folder/of a long name",
-        "step 12345 of 30000: loss 0.5000  2000.0 samples/s  81.9k tokens/s  61.2 GiB  data 3%  ? left",
-    ]
 
 
 def test_without_wandb_nothing_is_made(stdit: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

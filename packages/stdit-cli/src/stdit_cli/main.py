@@ -11,10 +11,11 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from stdit_cli.commands import ablate, curation, data, doctor, evaluate, export, plan, report, stages, train, weights
+from stdit_cli.commands import ablate, curation, data, doctor, evaluate, export, plan, report, stages, weights
 from stdit_cli.commands import build_demo as demo
 from stdit_cli.commands import latents as encoding
 from stdit_cli.commands.sample import command as sample
+from stdit_cli.commands.train import command as train
 from stdit_data import errors as data_errors
 from stdit_model import errors as model_errors
 from stdit_train import errors as train_errors

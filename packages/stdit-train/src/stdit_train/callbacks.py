@@ -39,9 +39,11 @@ class Outcome:
         finished: whether it reached its last step; False after an interruption.
         values: metrics of the last step.
         signal: number of the signal that interrupted it, None for none.
+        prompts: captions of the data set that were sampled along the way.
     """
 
     step: int
     finished: bool
     values: dict[str, float]
     signal: int | None = None
+    prompts: tuple[str, ...] = ()

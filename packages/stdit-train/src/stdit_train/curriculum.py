@@ -70,6 +70,13 @@ class RunPlan(NamedTuple):
             return [RunFolder(self.folder)]
         return [stage_folder(self.folder, number, config) for number, config in enumerate(self.configs, start=1)]
 
+    @property
+    def finished(self) -> bool:
+        """Whether all stages have ended, so that there is nothing left to train."""
+        last = len(self.configs)
+        stages = enumerate(zip(self.configs, self.runs, strict=True), start=1)
+        return all(_is_done(config, run, number == last) for number, (config, run) in stages)
+
     def save(self) -> None:
         """Make the folder of a curriculum and save its settings. A single stage saves its own when it starts."""
         if self.curriculum is not None:
@@ -131,7 +138,34 @@ def _resumed_run(options: TrainOptions, overrides: Mapping[str, Any]) -> RunPlan
     if wanted is not None and found not in (wanted, Path(wanted).stem):
         option = "curriculum" if options.curriculum else "stage"
         raise ConfigError(f"{folder} is of {kind}: leave out --{option} {wanted}")
-    return RunPlan(folder, curriculum, configs)
+    plan = RunPlan(folder, curriculum, configs)
+    for config, run in zip(configs, plan.runs, strict=True):
+        _check_budget(config, run)
+    return plan
+
+
+def _check_budget(config: TrainConfig, run: "RunFolder") -> None:
+    """Check that a run is resumed with at least the steps and minutes that it has had.
+
+    Raises:
+        ConfigError: it is not, or it is to go on after its end but has no checkpoint any more.
+    """
+    if not run.config_file.is_file():
+        return  # a stage that has not begun
+    (step, seconds), ended = run.reached(), run.metadata().get("finished_at_step", 0)
+    step = max(step, ended)
+    if config.steps < step:
+        raise ConfigError(f"{run.path} has done {step} steps, --steps {config.steps} is less: give more than {step}")
+    saved = from_dict(run.read_config())
+    limit = config.minutes if config.minutes != saved.minutes else None
+    if limit is not None and seconds > 60.0 * limit:
+        done = f"{seconds / 60.0:.1f} minutes"
+        raise ConfigError(f"{run.path} has trained for {done}, --minutes {limit:g} is less: give more")
+    if ended and not run.has_checkpoint and (config.steps, config.minutes) != (saved.steps, saved.minutes):
+        raise ConfigError(
+            f"{run.path} ended at step {ended} and has no checkpoint any more: start a new run from its weights with "
+            f"--init {run.path}"
+        )
 
 
 def stage_folder(folder: Path, number: int, config: TrainConfig) -> "RunFolder":
@@ -166,7 +200,7 @@ def train_stages(
     device, loaded = world.device(), dict[tuple[str, str, str], "Components"]()
     outcome, previous = None, None
     for number, stage in enumerate(stages, start=1):
-        if len(stages) == 1 or not world.broadcast_from_main(partial(_is_done, stage, number == len(stages))):
+        if not world.broadcast_from_main(partial(_is_done, stage.config, stage.run, number == len(stages))):
             config = stage.fitted
             parts = config.data.vae, config.data.text_encoder, config.precision
             if not is_cached(config) and parts not in loaded:
@@ -180,9 +214,11 @@ def train_stages(
     return len(stages), outcome
 
 
-def _is_done(stage: Stage, last: bool) -> bool:
-    """Whether a stage has ended. The last, on which no other has begun, goes on where it is to have more steps now."""
-    done = stage.run.metadata().get("finished_at_step")
+def _is_done(config: TrainConfig, run: "RunFolder", last: bool) -> bool:
+    """Whether a stage has ended. The last, on which no other has begun, goes on where it is to have more now."""
+    done = run.metadata().get("finished_at_step")
     if done is None or not last:
         return done is not None
-    return stage.config.minutes is not None or done >= stage.config.steps
+    if done >= config.steps:
+        return True
+    return config.minutes is not None and (not run.has_checkpoint or run.reached()[1] >= 60.0 * config.minutes)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stdit_data.clip import ClipDataset
+from stdit_data.errors import DataError
 from stdit_data.latents.memory import InMemoryLatents
 from stdit_data.loading.loader import Batch, ClipLoader
 from stdit_model import STDiT, flops
@@ -31,7 +32,7 @@ from stdit_train.data.datasets import cached_in_memory
 from stdit_train.data.videos import loader_settings
 from stdit_train.distributed.parallelize import apply_ac, apply_compile, build_ema, full_model
 from stdit_train.distributed.world import World
-from stdit_train.errors import Diverged, RunEnded
+from stdit_train.errors import ConfigError, Diverged, RunEnded
 from stdit_train.interrupts import Interrupts
 from stdit_train.loss.batch import BatchLoss
 from stdit_train.optim.ema import Ema
@@ -39,6 +40,7 @@ from stdit_train.optim.optimizers import build_optimizers, clip_gradients, learn
 from stdit_train.optim.precision import UNSTABLE, Precision
 from stdit_train.pipeline.save import draw_samples, save_pipeline
 from stdit_train.report.plots import plot_losses
+from stdit_train.tracking.data_wait import DataWait
 from stdit_train.tracking.metrics import Metrics, NoMetrics, TimestepBins, open_metrics
 from stdit_train.tracking.profiler import Profile
 from stdit_train.tracking.run_log import RunLog
@@ -123,7 +125,7 @@ class Trainer:
         """Continue from a checkpoint of this run.
 
         Raises:
-            ConfigError: the checkpoint is of another run, model or optimizer.
+            ConfigError: the checkpoint is of another run, model or optimizer, or the data set is another by now.
         """
         if checkpoint.state["run"] != self.run.id:
             raise CheckpointError(f"checkpoint {checkpoint.path} is of another run than {self.run.path}")
@@ -133,7 +135,11 @@ class Trainer:
         self.skipped = state["skipped"] % self.config.max_skipped  # a run that ended because of them may try again
         self.bins.load_state_dict(state["bins"])
         self.precision.load_state_dict(state["precision"])
-        self.loader.load_state_dict(state["loader"])
+        try:
+            self.loader.load_state_dict(state["loader"])
+        except DataError as error:
+            option = f"--init {self.run.path}"
+            raise ConfigError(f"{error}: {option} starts one from this run's weights, with the data anew") from error
         restore_generators(rest)
 
     def init_from_run(self, previous: RunFolder) -> None:
@@ -216,7 +222,7 @@ class Trainer:
         by_steps = self.step / self.config.steps
         if self.config.minutes is None:
             return by_steps
-        return max(by_steps, self.elapsed / (60.0 * self.config.minutes))
+        return min(1.0, max(by_steps, self.elapsed / (60.0 * self.config.minutes)))
 
     def train(self) -> Outcome:
         """Train to the last step or until interrupted, then write a checkpoint and the pipeline folder.
@@ -228,6 +234,7 @@ class Trainer:
         with self._context() as (metrics, interrupts, profile):
             if config.precision == "fp16":
                 log.warning(UNSTABLE)
+            wait = DataWait(self.loader.dataset, config)
             self.callback.started(self.step, config.steps)
             speed, steps = cache(self._speed), iter(self.loader)
             signal = self._signal(interrupts)
@@ -239,6 +246,7 @@ class Trainer:
                 profile.step()
                 (seconds,) = self.world.all_max(time.perf_counter() - started)
                 self.elapsed += seconds
+                wait.add(seconds, waited)
                 samples = sum(len(batch.indices) for batch in batches) * self.world.dp_size
                 values |= speed(samples, self.batch_loss.shape(batches[0])).figures(seconds, waited)
                 self.callback.stepped(self.step, self.progress, values)
@@ -250,7 +258,7 @@ class Trainer:
             self._plot()
             if self.progress >= 1.0 and self.world.is_main:
                 self.run.update_metadata(finished_at_step=self.step)
-        return Outcome(self.step, self.progress >= 1.0, values, signal or None)
+        return Outcome(self.step, self.progress >= 1.0, values, signal or None, tuple(self.prompts))
 
     @contextlib.contextmanager
     def _context(self) -> Iterator[tuple[Metrics | NoMetrics, Interrupts, Profile]]:

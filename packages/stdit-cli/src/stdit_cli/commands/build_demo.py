@@ -37,10 +37,9 @@ def build_demo(
     Run the same command again to resume an interrupted build.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from stdit_cli.commands.evaluate import SPLITS, score_splits, score_table
-    from stdit_cli.console import INTERRUPTED, TrainingBar
+    from stdit_cli.console import INTERRUPTED, CountingBar, TrainingBar
     from stdit_data.files import write_atomically
     from stdit_train.config.load import load_curriculum
     from stdit_train.curriculum import Stage, stage_folder, train_stages
@@ -64,10 +63,9 @@ def build_demo(
     vae_config = AutoencoderConfig(seed=seed, size=config.data.height)
     vae_config = replace(vae_config, steps=vae_steps, decoder_steps=vae_steps) if vae_steps else vae_config
 
-    columns = (TextColumn("VAE"), BarColumn(), MofNCompleteColumn(), TextColumn("error {task.fields[error]:.5f}"))
-    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+    with CountingBar(console, "steps", transient=False, detail="error {task.fields[error]:.5f}") as bar:
         total = vae_config.steps + vae_config.decoder_steps
-        task = bar.add_task("", total=total, error=float("nan"), visible=not (parts / "vae").exists())
+        task = bar.add_task("VAE", total=total, error=float("nan"), visible=not (parts / "vae").exists())
         build_parts(
             parts,
             vae_config,

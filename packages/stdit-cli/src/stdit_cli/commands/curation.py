@@ -186,20 +186,12 @@ def _threads(workers: int | None) -> int:
 
 @contextmanager
 def _bar(name: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar with the time left; with no terminal nothing is drawn."""
+    """A progress bar with the time left; where there is no terminal, a line now and then."""
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left"))
-    console = Console()
-    with Progress(*columns, TimeRemainingColumn(), TimeElapsedColumn(), disable=not console.is_terminal) as bar:
+    from stdit_cli.console import CountingBar
+
+    with CountingBar(Console(), transient=False) as bar:
         task = bar.add_task(name, total=None)
 
         def progress(done: int, total: int) -> None:

@@ -56,16 +56,16 @@ def validate(
     ] = None,
 ) -> None:
     """Check that every entry is readable, captioned, unique and matches the manifest; exit with 1 if not."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.console import Console
 
+    from stdit_cli.console import CountingBar
     from stdit_data.manifests.format import read_manifest, write_manifest
     from stdit_data.manifests.validate import check_dataset, good_entries
     from stdit_data.manifests.validate import validate as check
     from stdit_data.video.frames import default_sampling
 
     manifest = None if _is_shapes(source) else read_manifest(source, root=root)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True) as bar:
+    with CountingBar(Console(), "clips") as bar:
         task = bar.add_task("probing", total=None)
 
         def progress(done: int, total: int) -> None:

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from rich.console import Console
-    from rich.progress import Progress
     from rich.table import Table
 
     from stdit_model import STDiTPipeline
@@ -84,6 +83,7 @@ def run_evaluation(options: EvaluateOptions) -> None:
     """Load every model first, so that a missing one is told at once; then sample, measure and print tables."""
     from rich.console import Console
 
+    from stdit_cli.console import CountingBar
     from stdit_train.assets import resolve_source
     from stdit_train.evaluation.clip_score import load_clip
     from stdit_train.evaluation.evaluate import evaluate_captions, reference_videos, write_scores
@@ -115,7 +115,7 @@ def run_evaluation(options: EvaluateOptions) -> None:
         scores = score_splits(console, pipeline, options.splits, options.prompts, *numbers, measures)
     else:
         captions = [entry.caption for entry in references["data"].entries if entry.caption][: options.prompts]
-        with progress_bar(console) as bar:
+        with CountingBar(console) as bar:
             task = bar.add_task("prompts", total=len(captions))
             scores["data"] = evaluate_captions(
                 pipeline,
@@ -182,10 +182,11 @@ def score_splits(
     Returns:
         The scores by the split's name.
     """
+    from stdit_cli.console import CountingBar
     from stdit_train.evaluation.evaluate import evaluate_pipeline
 
     scores = {}
-    with progress_bar(console) as bar:
+    with CountingBar(console) as bar:
         for name in splits:
             task = bar.add_task(f"{name} prompts", total=count)
 
@@ -203,14 +204,6 @@ def score_splits(
                 on_progress=advance,
             )
     return scores
-
-
-def progress_bar(console: Console) -> Progress:
-    """Make a progress bar that disappears when it is done."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True)
 
 
 def score_table(scores: dict[str, Scores]) -> Table:

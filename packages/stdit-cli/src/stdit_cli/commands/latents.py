@@ -156,14 +156,13 @@ def merge(
 ) -> None:
     """Copy into CACHE what it lacks from OTHER: a whole part, or missing shards of one."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from stdit_cli.console import CountingBar
     from stdit_data.latents.merge import merge as merge_caches
 
     console = Console(highlight=False)
-    columns = (TextColumn("copying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=None)
+    with CountingBar(console, "shards") as bar:
+        task = bar.add_task("copying", total=None)
         complete = merge_caches(cache, other, lambda done, total: bar.update(task, completed=done, total=total))
     for part, whole in complete.items():
         console.print(f"{part}: {'complete' if whole else 'not finished'}")
@@ -256,17 +255,9 @@ def run_encode(stage: str, named: dict[str, object], settings: list[str], encodi
 
 def _run_job(console: Console, job: Job, world: World) -> bool:
     """Run the job of one part, with a progress bar on rank 0; whether the part is complete."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from stdit_cli.console import CountingBar
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left"))
-    bar = Progress(*columns, TimeRemainingColumn(), TimeElapsedColumn(), console=console, disable=not world.is_main)
+    bar = CountingBar(console, transient=False, disable=not world.is_main)
     what = {"video": "clips", "text": "captions"}[job.part]
     share = f" (rank {world.rank} of {world.size})" if world.size > 1 else ""
     if job.done:

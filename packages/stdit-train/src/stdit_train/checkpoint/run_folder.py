@@ -3,13 +3,14 @@
 config.json  run.json  run.log  metrics.jsonl  tensorboard/  loss.png  samples/  checkpoints/  pipeline/
 """
 
+import contextlib
 import json
 import secrets
 from pathlib import Path
 from typing import Any
 
 from stdit_data.files import replace_text
-from stdit_train.checkpoint.verify import Checkpoint, list_checkpoints, newest_whole, read_state
+from stdit_train.checkpoint.verify import Checkpoint, CheckpointError, list_checkpoints, newest_whole, read_state
 from stdit_train.config.load import CURRICULUM_FILE, ConfigError, from_dict, read_settings, to_dict
 from stdit_train.config.schema import TrainConfig
 
@@ -109,13 +110,18 @@ class RunFolder:
         """
         return newest_whole(self.checkpoints, self.id)
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is a checkpoint, whole or not."""
+        return bool(list_checkpoints(self.checkpoints))
+
     def reached(self) -> tuple[int, float]:
-        """Return the steps and the seconds of training at the last checkpoint; zeros before the first."""
-        checkpoints = list_checkpoints(self.checkpoints)
-        if not checkpoints:
-            return 0, 0.0
-        state = read_state(checkpoints[-1])
-        return state["step"], state["elapsed"]
+        """Return the steps and the seconds of training at the last readable checkpoint; zeros before the first."""
+        for checkpoint in reversed(list_checkpoints(self.checkpoints)):
+            with contextlib.suppress(CheckpointError):  # resuming reports it, and uses the one before
+                state = read_state(checkpoint)
+                return state["step"], state["elapsed"]
+        return 0, 0.0
 
 
 def stage_folders(path: Path) -> list[Path]:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from stdit_cli.commands.sample import sidecar
 from stdit_cli.commands.sample.outputs import check_out, plan_jobs, sidecar_path, unique_path, video_format, write_video
 from stdit_cli.commands.sample.request import Job, SampleRequest
+from stdit_cli.console import CountingBar
 from stdit_train.distributed.world import World
 
 T = TypeVar("T")
@@ -46,10 +46,9 @@ def run_sampling(request: SampleRequest) -> None:
     mine = list(batches(share_of(jobs, world), request))
     count = sum(len(batch) for batch, _ in mine) if request.recorded is None else 1
     finished: list[tuple[str, Any]] = []
-    columns = (TextColumn("sampling"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
     try:
-        with Progress(*columns, console=console, transient=True, disable=not world.is_main) as bar:
-            task = bar.add_task("", total=None)
+        with CountingBar(console, "steps", disable=not world.is_main) as bar:
+            task = bar.add_task("sampling", total=None)
 
             def advance(pipeline: Any, _index: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
                 bar.update(task, advance=1, total=len(mine) * pipeline.num_timesteps)

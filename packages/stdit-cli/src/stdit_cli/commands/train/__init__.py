@@ -1,0 +1,1 @@
+"""`stdit train`: options, the run, its estimate."""

@@ -1,0 +1,180 @@
+"""What `stdit train` does: train a stage, or stages in a row."""
+
+import shlex
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from stdit_train.checkpoint.run_folder import RunFolder
+    from stdit_train.config.schema import TrainConfig
+    from stdit_train.curriculum import RunPlan, Stage, TrainOptions
+    from stdit_train.distributed.world import World
+
+ENDED = 1  # exit code of a run that could not go on
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """The options of `stdit train`."""
+
+    options: "TrainOptions"
+    force: bool
+    nproc: int
+
+
+def run_training(request: TrainRequest) -> None:
+    """Resolve the settings, check that the run fits, train, and print what came out.
+
+    Every process of a run comes here; rank 0 resolves, prints and writes.
+    """
+    from stdit_cli.console import plain_console
+    from stdit_train.curriculum import find_run
+    from stdit_train.distributed.world import World
+
+    console = plain_console()
+    # A wrong setting is told before torch is imported; of many processes rank 0 alone looks.
+    plan = find_run(request.options) if World.from_env().size == 1 else None
+    if plan is not None and request.options.resume is not None and plan.finished:
+        tell_finished(console, plan, request.nproc)
+        return
+    if plan is not None and request.nproc > 1:
+        code = launch_processes(console, request, plan)
+    else:
+        with World.from_env() as world:
+            console.quiet = not world.is_main
+            code = train_here(console, request, plan, world)
+    if code:
+        raise typer.Exit(code)
+
+
+def train_here(console: "Console", request: TrainRequest, plan: "RunPlan | None", world: "World") -> int:
+    """Train as one process of a run, and return the exit code.
+
+    Args:
+        console: of rank 0; quiet on the others.
+        request: the options.
+        plan: the run, unless rank 0 is still to resolve it.
+        world: the processes.
+    """
+    from stdit_cli.console import INTERRUPTED, TrainingBar
+    from stdit_train.curriculum import Stage, train_stages
+    from stdit_train.errors import RunEnded
+
+    folder, curriculum, stages = world.broadcast_from_main(lambda: prepare(console, request, plan, world.size))
+    if not stages:
+        return 0
+    with ExitStack() as bars:
+
+        def watch(number: int, stage: Stage) -> TrainingBar:
+            bars.close()
+            if curriculum is not None:
+                console.print(f"stage {number} of {len(stages)}")
+            announce(console, stage.config, stage.run)
+            return bars.enter_context(TrainingBar(console))
+
+        try:
+            number, outcome = train_stages(stages, watch, world)
+        except RunEnded as error:
+            bars.close()
+            console.print(f"stdit: {error}")
+            console.print(f"go on with: {resume_command(folder, request.nproc)}", soft_wrap=True)
+            raise typer.Exit(ENDED) from error
+    run = stages[number - 1].run
+    if outcome is not None and not outcome.finished:
+        command = resume_command(folder, request.nproc)
+        console.print(f"stopped at step {outcome.step}, saved. Go on with: {command}", soft_wrap=True)
+        return 128 + outcome.signal if outcome.signal else INTERRUPTED
+    assert outcome is not None  # a finished run has not come so far
+    console.print(f"done: {outcome.step} steps. Losses in {run.loss_plot}, samples in {run.samples}")
+    captions = [prompt for prompt in outcome.prompts if prompt.strip()] or ["PROMPT"]
+    prompt, checkpoint = shlex.quote(min(captions, key=len)), shlex.quote(str(run.path))
+    console.print(f"try it: stdit sample {prompt} --checkpoint {checkpoint}", soft_wrap=True)
+    return 0
+
+
+def prepare(
+    console: "Console", request: TrainRequest, plan: "RunPlan | None", processes: int
+) -> "tuple[Path, str | None, list[Stage]]":
+    """Check a run and choose its micro-batches; return its folder, its curriculum's name and its stages.
+
+    No stages are returned for a run that is finished.
+    """
+    from stdit_train.checkpoint.run_folder import RunFolder
+    from stdit_train.components.load import check_sources
+    from stdit_train.curriculum import Stage, find_run
+    from stdit_train.estimate.training import fit_to_memory
+    from stdit_train.tracking.metrics import check_wandb
+
+    plan = plan or find_run(request.options)
+    if request.options.resume is None:
+        RunFolder(plan.folder).check_free()
+    elif plan.finished:
+        tell_finished(console, plan, processes)
+        return plan.folder, plan.curriculum, []
+    check_wandb(next((config.wandb for config in plan.configs if config.wandb), None))
+    stages = []
+    for config, run in zip(plan.configs, plan.runs, strict=True):
+        check_sources(config)
+        fit = fit_to_memory(config, processes, micro_batch=run.metadata().get("micro_batch"), force=request.force)
+        for line in fit.notes:
+            console.print(line)
+        stages.append(Stage(config, fit.config, run))
+    if plan.curriculum is not None:
+        console.print(f"curriculum {plan.curriculum}: {', then '.join(config.stage for config in plan.configs)}")
+    plan.save()
+    return plan.folder, plan.curriculum, stages
+
+
+def tell_finished(console: "Console", plan: "RunPlan", nproc: int) -> None:
+    """Print that a run has ended and what would make it go on."""
+    config, done = plan.configs[-1], plan.runs[-1].metadata()["finished_at_step"]
+    key, value = ("steps", 2 * done) if done >= config.steps else ("minutes", 2 * (config.minutes or 1))
+    more = f"--{key} {value:g}" if plan.curriculum is None else f"--set {config.stage}/{key}={value:g}"
+    stages = f"{len(plan.configs)} stages, the last with " if plan.curriculum is not None else ""
+    console.print(f"{plan.folder} is finished, with {stages}{done} steps: nothing is left to do", soft_wrap=True)
+    console.print(f"train on with: {resume_command(plan.folder, nproc)} {more}", soft_wrap=True)
+
+
+def launch_processes(console: "Console", request: TrainRequest, plan: "RunPlan") -> int:
+    """Run this command in several processes, once they can share the run; return the exit code."""
+    from stdit_train.checkpoint.run_folder import RunFolder
+    from stdit_train.distributed.launch import launch
+    from stdit_train.distributed.mesh import parallel_dims
+
+    if request.options.resume is None:
+        RunFolder(plan.folder).check_free()
+    for config in plan.configs:
+        parallel_dims(config, request.nproc)
+    ended = launch(request.nproc, [sys.executable, "-m", "stdit_cli", *sys.argv[1:]])
+    if ended.message is not None:
+        typer.echo(f"stdit: {ended.message}", err=True)
+        if plan.folder.exists():
+            console.print(f"go on with: {resume_command(plan.folder, request.nproc)}", soft_wrap=True)
+    return ended.code
+
+
+def resume_command(folder: Path, nproc: int = 1) -> str:
+    """Return the command that resumes a run."""
+    return f"stdit train --resume {shlex.quote(str(folder))}" + (f" --nproc {nproc}" if nproc > 1 else "")
+
+
+def announce(console: "Console", config: "TrainConfig", run: "RunFolder") -> None:
+    """Print what is about to be trained: model, clips, components, run folder."""
+    from stdit_train.assets import DEMO
+
+    data = config.data
+    clips = f"{data.frames}x{data.height}x{data.width}"
+    source = "the embedded set `shapes` (--data FOLDER trains on videos)" if data.source == "shapes" else data.source
+    console.print(f"stage {config.stage}: {config.model.preset} {config.model.variant}, {clips}, on {source}")
+    options = {"VAE": (data.vae, "--vae"), "text encoder": (data.text_encoder, "--text-encoder")}
+    bundled = {name: option for name, (source, option) in options.items() if source == DEMO}
+    if bundled:
+        console.print(f"with the demo's {' and '.join(bundled)}; choose others with {' and '.join(bundled.values())}")
+    console.print(f"run folder: {run.path}")
