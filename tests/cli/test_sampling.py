@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 
 from stdit_cli.commands.sample import sidecar
+from stdit_cli.commands.sample.command import make_request
 from stdit_cli.commands.sample.outputs import plan_jobs, unique_path
-from stdit_cli.commands.sample.request import PromptRequest, SampleRequest, Settings, read_prompts
+from stdit_cli.commands.sample.prompts import read_prompts
+from stdit_cli.commands.sample.request import PromptRequest, SampleRequest, Settings
 from stdit_cli.commands.sample.run import in_order, share_of
 from stdit_data.datasets.shapes import ShapesDataset
 from stdit_data.video.read import read_video
@@ -151,6 +153,36 @@ def test_prompts_from_files(tmp_path: Path) -> None:
     assert read_prompts(tmp_path / "p.csv") == [PromptRequest("one\nline", 7)]
     (tmp_path / "p.jsonl").write_text('{"prompt": "one", "negative": "bad", "seed": 3}\n"two"\n')
     assert read_prompts(tmp_path / "p.jsonl") == [PromptRequest("one", 3, "bad"), PromptRequest("two")]
+    (tmp_path / "p.tsv").write_text("prompt\tseed\none, with a comma\t7.0\ntwo\n")  # as pandas writes 7 above a gap
+    assert read_prompts(tmp_path / "p.tsv") == [PromptRequest("one, with a comma", 7), PromptRequest("two")]
+    (tmp_path / "p.jsonl").write_text('{" Prompt": "one", "seed ": 7.0, "negative": null}\n')
+    assert read_prompts(tmp_path / "p.jsonl") == [PromptRequest("one", 7)]
+    long = "a red circle " * 20_000
+    (tmp_path / "p.csv").write_text(f'prompt\n"{long}"\n')
+    assert read_prompts(tmp_path / "p.csv") == [PromptRequest(long.strip())]
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\u0085", "\v", "\f", "\x1c"])
+def test_prompts_end_at_newlines_alone(tmp_path: Path, character: str) -> None:
+    prompt = f"a red circle{character}moving left"
+    (tmp_path / "p.txt").write_bytes(f"{prompt}\r\na blue square\n".encode())
+    (tmp_path / "p.csv").write_bytes(f"prompt\n{prompt}\r\na blue square\n".encode())
+    (tmp_path / "p.jsonl").write_bytes((json.dumps(prompt, ensure_ascii=False) + '\n"a blue square"\n').encode())
+    for name in ("p.txt", "p.csv", "p.jsonl"):
+        assert [given.prompt for given in read_prompts(tmp_path / name)] == [prompt, "a blue square"], name
+
+
+def test_comments_in_text_files(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("# shapes\na red circle\n#\n  \n#1 in the charts\n")
+    assert [given.prompt for given in read_prompts(tmp_path / "p.txt")] == ["a red circle", "#1 in the charts"]
+
+
+def test_several_files_of_prompts_and_an_empty_negative(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text(f"{name}\n")
+    request = make_request(["first"], [tmp_path / "a.txt", tmp_path / "b.txt"], None, {}, {"negative": " "})
+    assert [given.prompt for given in request.prompts] == ["first", "a", "b"]
+    assert request.negative is None
 
 
 @pytest.mark.parametrize(
@@ -160,10 +192,20 @@ def test_prompts_from_files(tmp_path: Path) -> None:
         ("p.csv", "path,words\na,b\n", "no column prompt"),
         ("p.csv", "prompt\none\n\"\"\n", "line 3"),
         ("p.jsonl", '{"prompt": "one"}\n{"prompt": \n', "line 2"),
-        ("p.jsonl", '{"prompt": "one", "seed": -1}\n', "seed -1"),
-        ("p.jsonl", '{"prompt": "one", "seed": 1.5}\n', "seed 1.5"),
+        ("p.jsonl", '{"prompt": "one", "seed": -1}\n', "line 1: seed is -1; expected a whole number from 0"),
+        ("p.jsonl", '{"prompt": "one", "seed": 1.5}\n', "seed is 1.5"),
         ("p.jsonl", '{"prompt": "one", "seed": 9223372036854775808}\n', "from 0 to 9223372036854775807"),
         ("p.csv", "prompt\none, two\n", "line 2: more values .* quotes"),
+        ("p.csv", 'prompt\n"so he said\na red circle\na blue square\n', "line 2: a quote that is not closed"),
+        ("p.csv", 'prompt,seed\none,1\n"Stop!" he cries,2\n', "line 3: a quote"),
+        ("p.csv", "prompt\none\nNaN\n", "line 3: prompt is 'NaN', a missing value"),
+        ("p.txt", "one\n\nNone\n", "line 3: prompt is 'None', a missing value"),
+        ("p.jsonl", '"one"\n{"prompt": ["a", "b"]}\n', "line 2: prompt is a list; expected text"),
+        ("p.jsonl", '{"prompt": "one", "seed": true}\n', "seed is true"),
+        ("p.jsonl", '{"prompt": "one", "negative": {"a": 1}}\n', "negative is an object; expected text"),
+        ("p.jsonl", '{"prompt": "half \\ud83d"}\n', "prompt is not UTF-8 text at character 6"),
+        ("p.jsonl", "[1]\n", "line 1: found a list; expected an object or a string"),
+        ("p.jsonl", "[" * 100_000, "line 1: "),
         ("p.doc", "one", ".txt, .csv or .jsonl"),
     ],
 )  # fmt: skip

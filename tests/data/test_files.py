@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
+import zipfile
 from pathlib import Path
 
 import fsspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stdit_data import files
-from stdit_data.errors import DataError, FileError, MissingFileError
+from stdit_data.errors import ClipError, DataError, FileError, MissingFileError
+from stdit_data.video.probe import probe
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -88,3 +94,80 @@ def test_a_store_that_fails_leaves_nothing_and_is_named(monkeypatch: pytest.Monk
 def test_an_unfinished_file_that_is_gone_is_explained(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="the unfinished file is gone"), files.write_atomically(tmp_path / "a"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("url", "layers"),
+    [
+        ("/data/a::b.mp4", ["/data/a::b.mp4"]),
+        ("a::b.mp4", ["a::b.mp4"]),
+        ("file:///data/a::b.mp4", ["file:///data/a::b.mp4"]),
+        ("zip://in/a.mp4::/data/x::y.zip", ["zip://in/a.mp4", "/data/x::y.zip"]),
+        ("zip://a.mp4::s3://bucket/set.zip", ["zip://a.mp4", "s3://bucket/set.zip"]),
+        ("zip://::memory://set.zip", ["zip://", "memory://set.zip"]),
+        ("simplecache::s3://bucket/a.mp4", ["simplecache", "s3://bucket/a.mp4"]),
+        ("zip", ["zip"]),
+    ],
+)
+def test_two_colons_are_part_of_a_local_name(url: str, layers: list[str]) -> None:
+    assert files.layers(url) == layers
+    local = len(layers) == 1 and "zip://" not in url
+    assert files.is_local(url) == local
+
+
+def test_a_local_archive_with_two_colons_in_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "x::y"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "set::1.zip", "w") as archive:
+        archive.writestr("in/a.mp4", b"x")
+    url = f"zip://in::{folder}/set::1.zip"
+    assert files.walk(url) == ["a.mp4"]
+    assert files.join(str(folder), "a::b.mp4") == f"{folder}/a::b.mp4"
+    assert files.parent(f"{folder}/a::b.mp4") == str(folder)
+    with files.open_binary(files.join(url, "a.mp4")) as file:
+        assert file.read() == b"x"
+
+
+def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
+    root, other = tmp_path / "root", tmp_path / "other"
+    for file in (root / "z" / "a.mp4", root / "b.mp4", other / "deep" / "c.mp4", other / "d.mp4"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    (root / "again").symlink_to(root / "z")  # in the folder itself: keeps its own name
+    (root / "linked").symlink_to(other)
+    (root / "linked2").symlink_to(other)
+    (root / "file.mp4").symlink_to(other / "d.mp4")
+    (root / "z" / "up").symlink_to(root)
+    (other / "deep" / "back").symlink_to(other)
+    (root / "self").symlink_to(root / "self")
+    (root / "lost.mp4").symlink_to(tmp_path / "none.mp4")
+    (root / ".hidden").symlink_to(other)
+    assert [name for name in files.walk(str(root)) if name.endswith(".mp4")] == [
+        "b.mp4",
+        "file.mp4",
+        "linked/d.mp4",
+        "linked/deep/c.mp4",
+        "lost.mp4",
+        "z/a.mp4",
+    ]
+    (tmp_path / "set").symlink_to(root)
+    assert files.walk(str(tmp_path / "set")) == files.walk(str(root))
+
+
+def test_a_missing_path_with_backslashes_is_explained(tmp_path: Path) -> None:
+    hint = "no such file; it has backslashes: separate folders by /$"
+    with pytest.raises(MissingFileError, match=hint), files.open_media(f"{tmp_path}/sub\\a.mp4"):
+        pass
+    with pytest.raises(ClipError, match=hint):
+        probe(f"{tmp_path}/sub\\a.mp4")
+    with pytest.raises(ClipError, match=r"no such file$"):
+        probe(f"{tmp_path}/sub/a.mp4")
+
+
+@given(st.binary(min_size=1, max_size=12))
+def test_names_that_are_not_utf8_are_shown_and_come_back_from_json(name: bytes) -> None:
+    text = os.fsdecode(name)
+    line = files.json_line({"path": text})
+    assert json.loads(line.decode()) == {"path": text}
+    assert files.is_utf8(files.printable(text))
+    assert (files.printable(text) == text) == files.is_utf8(text)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import itertools
+import os
 import sys
 import zipfile
 from pathlib import Path
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from fsspec.registry import _registry, known_implementations
 from fsspec.spec import AbstractFileSystem
@@ -18,6 +22,7 @@ from hypothesis import strategies as st
 from stdit_data import files
 from stdit_data.errors import ClipError, DataError
 from stdit_data.manifests.format import Entry, read_manifest, write_manifest
+from stdit_data.manifests.rows import csv_rows
 from stdit_data.video.frames import Segment
 from stdit_data.video.probe import probe
 
@@ -102,6 +107,36 @@ def test_header_is_not_case_sensitive_and_other_columns_are_ignored(tmp_path: Pa
         ("a.jsonl", '{"path": "x.mp4"}\n{"path": \n', "line 2: not JSON"),
         ("a.jsonl", '["x.mp4"]\n', "line 1: found a list; expected an object"),
         ("a.jsonl", '{"file": "x.mp4", "video": "x.mp4"}\n', "column 'path' occurs twice"),
+        ("a.csv", 'path,caption\nx.mp4,"Stop!" he cries\ny.mp4,two\n', "line 2: a quote that is not closed"),
+        ("a.csv", 'path,caption\nx.mp4,one\ny.mp4,"two\nz.mp4,three\n', "line 3: a quote that is not closed"),
+        ("a.csv", 'path,caption\nx.mp4,"two\nlines"\ny.mp4,"open\nz.mp4,"three"\n', "line 4: a quote"),
+        ("a.csv", 'path,caption\nx.mp4, "open\ny.mp4,two\n', "line 2: a quote that is not closed"),
+        ("a.tsv", 'path\tcaption\nx.mp4\t"Wow" she said\n', "line 2: a quote"),
+        ("a.csv", 'x.mp4,"open\ny.mp4,two\n', "line 1: a quote that is not closed"),
+        ("a.csv", "path,caption\nx.mp4,one\ny.mp4,nan\n", "line 3: caption is 'nan', a missing value written as text"),
+        ("a.csv", "path,caption\nx.mp4, None \n", "line 2: caption is 'None', a missing value"),
+        ("a.csv", "path,caption\nNaN,one\n", "line 2: path is 'NaN'"),
+        ("a.csv", "path,start\nx.mp4,nan\n", "line 2: start is 'nan'; expected a number"),
+        ("a.csv", "path,num_frames\nx.mp4,1e400\n", "line 2: num_frames is '1e400'; expected a whole number"),
+        ("a.csv", "path,caption\na\0.mp4,one\n", "line 2: path is 'a\\x00.mp4'; expected the video's path"),
+        (
+            "a.jsonl",
+            '{"path": "x.mp4"}\n{"path": "y.mp4", "caption": ["a"]}\n',
+            "line 2: caption is a list; expected text",
+        ),
+        ("a.jsonl", '{"path": "x.mp4", "caption": {"short": "a"}}\n', "line 1: caption is an object; expected text"),
+        ("a.jsonl", '{"path": "x.mp4", "caption": 5}\n', "line 1: caption is 5; expected text"),
+        ("a.jsonl", '{"path": "x.mp4", "caption": true}\n', "line 1: caption is true; expected text"),
+        ("a.jsonl", '{"path": "x.mp4", "caption": "null"}\n', "line 1: caption is 'null', a missing value"),
+        ("a.jsonl", '{"path": "x.mp4", "caption": "half \\ud83d"}\n', "caption is not UTF-8 text at character 6"),
+        ("a.jsonl", '{"path": ["x.mp4"]}\n', "line 1: path is a list; expected text"),
+        ("a.jsonl", '{"path": "x.mp4", "width": true}\n', "line 1: width is true; expected a whole number"),
+        ("a.jsonl", '{"path": "x.mp4", "width": Infinity}\n', "line 1: width is inf; expected a whole number"),
+        ("a.jsonl", '{"path": "x.mp4", "fps": [25]}\n', "line 1: fps is a list; expected a number"),
+        ("a.jsonl", '{"path": "x.mp4", "source": {"id": 1}}\n', "line 1: source is an object; expected text"),
+        ("a.jsonl", '{"path": "x.mp4", "path ": "y.mp4"}\n', "line 1: key 'path' occurs twice"),
+        ("a.jsonl", '{"path": "x.mp4", "n": ' + "9" * 5000 + "}\n", "line 1: "),
+        ("a.jsonl", "[" * 100_000, "line 1: "),
         ("a.parquet", "not parquet at all", "not Parquet"),
         ("a.xlsx", "", "expected a folder or a manifest"),
     ],
@@ -118,8 +153,103 @@ def test_wrong_manifests(tmp_path: Path, name: str, content: str, words: str) ->
 
 def test_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes("path,caption\nx.mp4,caf\xe9\n".encode("latin-1"))
-    with pytest.raises(DataError, match="not UTF-8 text"):
+    with pytest.raises(DataError, match="line 2: caption is not UTF-8 text at character 4; save the file as UTF-8"):
         read_manifest(str(tmp_path / "a.csv"))
+    (tmp_path / "a.csv").write_bytes("path,caption\nx.mp4,one\n".encode("utf-16"))
+    with pytest.raises(DataError, match=r"a\.csv: not UTF-8 text"):
+        read_manifest(str(tmp_path / "a.csv"))
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"caption": pa.array([b"a dog"])}, "row 0: caption is bytes; expected text"),
+        ({"caption": pa.array([["a dog", "a brown dog"]])}, "row 0: caption is a list; expected text"),
+        ({"caption": pa.array([{"short": "a dog"}])}, "row 0: caption is an object; expected text"),
+        ({"caption": pa.array([1.5])}, "row 0: caption is 1.5; expected text"),
+        ({"num_frames": pa.array([3.5])}, "row 0: num_frames is 3.5; expected a whole number"),
+        ({"start": pa.array([1000], pa.duration("ms"))}, "row 0: start is "),
+        ({" path": pa.array(["b.mp4"])}, "column 'path' occurs twice"),
+    ],
+)
+def test_wrong_columns_of_parquet(tmp_path: Path, columns: dict[str, pa.Array], words: str) -> None:
+    pq.write_table(pa.table({"path": ["a.mp4"], **columns}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=rf"^{tmp_path}/a\.parquet(, |: ){words}"):
+        read_manifest(str(tmp_path / "a.parquet"))
+
+
+def test_missing_values_of_parquet_and_json_are_empty_cells(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"path": ["a.mp4"], "caption": [float("nan")], "fps": [None]}), tmp_path / "a.parquet")
+    (tmp_path / "a.jsonl").write_text('{"path": "a.mp4", "caption": NaN, "fps": null, "source": 7, "width": 3.0}\n')
+    assert read_manifest(str(tmp_path / "a.parquet")).entries == [Entry("a.mp4")]
+    assert read_manifest(str(tmp_path / "a.jsonl")).entries == [Entry("a.mp4", source="7", width=3)]
+
+
+def test_a_damaged_parquet_file(tmp_path: Path) -> None:
+    write_manifest(str(tmp_path / "a.parquet"), [Entry(f"{i}.mp4", f"clip {i}") for i in range(1000)])
+    data = bytearray((tmp_path / "a.parquet").read_bytes())
+    data[4:400] = bytes(396)
+    (tmp_path / "a.parquet").write_bytes(data)
+    with pytest.raises(DataError, match=r"a\.parquet: not Parquet, or damaged"):
+        read_manifest(str(tmp_path / "a.parquet"))
+
+
+def test_spaces_around_names_of_columns(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{" path":"a.mp4","Caption ":"one"}\n')
+    (tmp_path / "a.csv").write_text(' path , Caption \na.mp4, "one"\n')
+    pq.write_table(pa.table({"path ": ["a.mp4"], " TEXT": ["one"], "other. ": [1]}), tmp_path / "a.parquet")
+    for name in ("a.jsonl", "a.csv", "a.parquet"):
+        assert read_manifest(str(tmp_path / name)).entries == [Entry("a.mp4", "one")], name
+
+
+def test_long_captions_and_unusual_line_ends(tmp_path: Path) -> None:
+    """Longer than `csv.field_size_limit`, whose value stays; and lines that end at newlines alone."""
+    limit = csv.field_size_limit()
+    captions = ["long " * 40_000, *(f"one{end}two" for end in ("\u2028", "\u2029", "\u0085", "\v", "\f", "\x1e", "\r"))]
+    wanted = [Entry("a.mp4", caption.strip()) for caption in captions]
+    for suffix in (".csv", ".tsv", ".jsonl", ".parquet"):
+        write_manifest(str(tmp_path / f"a{suffix}"), wanted)
+        assert read_manifest(str(tmp_path / f"a{suffix}")).entries == wanted, suffix
+    assert csv.field_size_limit() == limit
+
+
+def test_captions_beside_videos_are_checked(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "a.txt").write_text("None\n")
+    with pytest.raises(DataError, match=r"a\.txt: the caption is 'None', a missing value written as text"):
+        read_manifest(str(tmp_path))
+    with pytest.raises(DataError, match=r"b\.csv: a\.mp4: the caption is not UTF-8 text"):
+        write_manifest(str(tmp_path / "b.csv"), [Entry("a.mp4", "half \ud83d")])
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("name", [b"\xff\xfe.mp4", b"caf\xe9/b\xfc.mp4", b" space.mp4", b"a::b.mp4", b"two\nlines.mp4"])
+def test_any_file_name_is_listed_written_and_read(tmp_path: Path, name: bytes, suffix: str) -> None:
+    path = os.fsdecode(os.path.join(os.fsencode(tmp_path), b"clips", name))  # noqa: PTH118
+    Path(path).parent.mkdir(parents=True)
+    Path(path).write_bytes(b"x")
+    folder = read_manifest(str(tmp_path / "clips"))
+    for entries, at in ((folder.entries, "clips/"), ([Entry(path)], "")):
+        manifest = str(tmp_path / f"{at}set{suffix}")
+        write_manifest(manifest, entries)
+        again = read_manifest(manifest)
+        located = again.locate(again.entries[0])
+        assert Path(located).samefile(path)
+        with files.open_binary(located) as file:
+            assert file.read() == b"x"
+
+
+@settings(deadline=None, max_examples=60)
+@given(cells=st.lists(st.text('", \n\rab', max_size=6), min_size=1, max_size=4))
+def test_csv_is_read_as_it_was_meant_or_not_at_all(cells: list[str]) -> None:
+    """What a CSV writer quotes comes back, and a quote that is left out does not swallow a line."""
+    target = io.StringIO(newline="")
+    rows = [[f"{number}.mp4", cell] for number, cell in enumerate(cells)]
+    csv.writer(target, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows(rows)
+    text = target.getvalue()
+    assert [row for _, row in csv_rows("a.csv", text)] == rows
+    with pytest.raises(DataError, match=r"^a\.csv, line \d+: a quote"):
+        csv_rows("a.csv", text[:-2] + "\n")  # the last closing quote
 
 
 def test_nothing_there(tmp_path: Path) -> None:

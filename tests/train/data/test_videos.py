@@ -1,6 +1,7 @@
 """Training on videos of one's own: every setting reaches the data, buckets train, wrong settings are named."""
 
 import json
+import shutil
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -14,6 +15,7 @@ from stdit_data.buckets import Bucket
 from stdit_data.errors import ClipError, DataError
 from stdit_data.loading.loader import ClipLoader
 from stdit_data.video.write import write_mp4
+from stdit_model import STDiTPipeline
 from stdit_train.build import build_trainer
 from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.config.load import ConfigError, load_stage
@@ -159,6 +161,31 @@ def test_a_run_on_buckets(small: TrainConfig, clips: Path, tmp_path: Path) -> No
     trainer.resume(checkpoint)
     trainer.train()
     assert all(torch.equal(whole[key], value) for key, value in trainer.model.state_dict().items())
+
+
+@pytest.mark.parametrize("cache_latents", [False, True])
+def test_a_set_without_captions_samples_the_null_caption(
+    small: TrainConfig, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_latents: bool
+) -> None:
+    shutil.copy(clips / "a.mp4", tmp_path / "a.mp4")
+    data = replace(small.data, source=str(tmp_path), empty_captions=True, cache_latents=cache_latents)
+    folder = RunFolder(tmp_path / "run")
+    config = replace(small, data=data, global_batch=1, steps=2, sample_every=1)
+    trainer = build_trainer(config, folder, Silent())
+    folder.create(config)
+    sampled, call = [], STDiTPipeline.__call__
+
+    def recorded(self: STDiTPipeline, **inputs: Any) -> Any:
+        sampled.append(inputs["prompt_embeds"].clone())
+        return call(self, **inputs)
+
+    monkeypatch.setattr(STDiTPipeline, "__call__", recorded)
+    assert trainer.train().finished
+    (first, last), null = sampled, trainer.model.null_caption(1, config.model.model_max_length)
+    assert torch.equal(first, null)
+    assert torch.equal(last, null)
+    assert {path.name for path in folder.samples.glob("*.mp4")} == {"step-000001-0.mp4", "step-000002-0.mp4"}
+    assert (folder.pipeline / "model_index.json").is_file()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ traceback. Any other error is a bug, and shows its traceback always.
 import errno
 import os
 import sys
+from io import TextIOWrapper
 from typing import Annotated, NoReturn
 
 import typer
@@ -86,6 +87,8 @@ def fail(message: str, code: int, world: World) -> NoReturn:
 def main() -> None:
     """Run the command line; --debug may stand anywhere on it."""
     debug = "--debug" in sys.argv
+    if isinstance(sys.stdout, TextIOWrapper):  # names of files may hold what the terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")
     world = World()
     sys.argv = with_resumed_run([argument for argument in sys.argv if argument != "--debug"])
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -6,11 +6,14 @@ are written whole or not at all. Every error is a `DataError` that names the fil
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import re
 import shutil
 import zipfile
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -18,10 +21,16 @@ from io import BytesIO, RawIOBase
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
+import fsspec
 from fsspec.core import split_protocol, url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import known_implementations
 
 from stdit_data.errors import DataError, FileError, MissingFileError
+
+log = logging.getLogger(__name__)
+
 
 VIDEO_SUFFIXES = frozenset((
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv", ".ogv",
@@ -36,9 +45,21 @@ IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hf": "hf", "http": "https", "https": "https"}
 
 
+def layers(url: str) -> list[str]:
+    """Split a URL into the layers of its chain: the file first, then the archives that hold it.
+
+    `::` separates layers after a URL or a protocol alone. In a local path it is part of the name.
+    """
+    found = url.split("::")
+    for i, layer in enumerate(found):
+        if split_protocol(layer)[0] in (None, "file", "local") and layer not in known_implementations:
+            return [*found[:i], "::".join(found[i:])]
+    return found
+
+
 def suffix(url: str) -> str:
     """Return the lower-case suffix of a URL: `.mp4` for `zip://a.MP4::/x.zip` and `https://host/a.mp4?key=1`."""
-    head = url.split("::")[0]
+    head = layers(url)[0]
     if split_protocol(head)[0] in ("http", "https"):
         head = head.split("?")[0].split("#")[0]
     return PurePosixPath(head).suffix.lower()
@@ -51,7 +72,26 @@ def is_image(url: str) -> bool:
 
 def is_local(url: str) -> bool:
     """Return whether a URL is a file or folder of the local file system."""
-    return "::" not in url and split_protocol(url)[0] in (None, "file", "local")
+    return len(layers(url)) == 1 and split_protocol(url)[0] in (None, "file", "local")
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether a text can be written in UTF-8, unlike a file name with other bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def printable(url: str) -> str:
+    r"""Return a path or URL as text; bytes of a file name that are not UTF-8 are shown as `\xff`."""
+    return url if is_utf8(url) else os.fsencode(url).decode(errors="backslashreplace")
+
+
+def json_line(row: Any) -> bytes:
+    """Return a value as a line of JSON in UTF-8; file names that are not UTF-8 are escaped, and read back the same."""
+    return (json.dumps(row, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
 def local_path(url: str) -> Path:
@@ -66,7 +106,7 @@ def canonical(url: str) -> str:
 
 def parent(url: str) -> str:
     """Return the folder of a file, as a URL; for a file in an archive, the folder in that archive."""
-    head, *rest = url.split("::")
+    head, *rest = layers(url)
     protocol, path = split_protocol(head)
     folder = path.rsplit("/", 1)[0] if "/" in path else "" if protocol else "."
     return "::".join([f"{protocol}://{folder}" if protocol else folder or "/", *rest])
@@ -74,9 +114,10 @@ def parent(url: str) -> str:
 
 def join(folder: str, path: str) -> str:
     """Join a folder and a relative path; return an absolute path or a URL as it is."""
-    if "://" in path or "::" in path or (path.startswith("/") and split_protocol(folder)[0] in (None, "file", "local")):
+    head, *rest = layers(folder)
+    local = split_protocol(head)[0] in (None, "file", "local")
+    if "://" in path or len(layers(path)) > 1 or (path.startswith("/") and local):
         return path
-    head, *rest = folder.split("::")
     separator = "" if head.endswith("/") or not head else "/"
     return "::".join([f"{head}{separator}{path}", *rest])
 
@@ -87,12 +128,14 @@ def filesystem(url: str) -> tuple[Any, str]:
     Raises:
         DataError: the protocol is unknown, its package is not installed, or an archive is missing or damaged.
     """
-    head, *rest = url.split("::")
+    head, *rest = layers(url)
     protocol, path = split_protocol(head)
     with wrap_errors(url):
         try:
-            if rest:
-                return _archive(protocol or "file", "::".join(rest)), path
+            if rest and protocol:
+                return _archive(protocol, "::".join(rest)), path
+            if is_local(url):
+                return LocalFileSystem(), LocalFileSystem._strip_protocol(str(local_path(url)))
             fs, path = url_to_fs(url)
             return fs, path
         except zipfile.BadZipFile:
@@ -100,8 +143,8 @@ def filesystem(url: str) -> tuple[Any, str]:
         except FileNotFoundError:
             raise MissingFileError(f"{'::'.join(rest) or url}: no such file") from None
         except (ImportError, ValueError) as error:
-            layers = [split_protocol(layer)[0] for layer in (head, *rest)]
-            extra = next((EXTRAS[name] for name in layers if name in EXTRAS), None)
+            protocols = [split_protocol(layer)[0] for layer in (head, *rest)]
+            extra = next((EXTRAS[name] for name in protocols if name in EXTRAS), None)
             hint = f"; install stdit-data[{extra}]" if extra and isinstance(error, ImportError) else ""
             raise DataError(f"{url}: {str(error).splitlines()[0]}{hint}") from None
 
@@ -164,9 +207,13 @@ def size(url: str) -> int:
 def walk(folder: str) -> list[str]:
     """List all files below a folder, as sorted relative paths, without hidden ones (a leading dot).
 
+    Linked folders are followed, each folder once: by its own name, or by the first link to it from outside.
+
     Raises:
         FileError: the store can't be reached.
     """
+    if is_local(folder):
+        return sorted(_walk_local(folder))
     fs, root = filesystem(folder)
     root = fs._strip_protocol(root).rstrip("/")
     found = []
@@ -195,11 +242,15 @@ def open_binary(url: str) -> Iterator[IO[bytes]]:
     with wrap_errors(url):
         opened = fs.open(path, "rb")
     with opened as file:
-        yield file if is_local(url.split("::")[-1]) else cast(IO[bytes], _RemoteFile(file, url))
+        yield file if is_local(layers(url)[-1]) else cast(IO[bytes], _RemoteFile(file, url))
 
 
-def read_text(url: str) -> str:
+def read_text(url: str, *, escape: bool = False) -> str:
     """Read a text file in UTF-8, without a byte-order mark.
+
+    Args:
+        url: the file.
+        escape: decode bytes that are not UTF-8 as Python does in file names, instead of raising.
 
     Raises:
         DataError: the file does not exist, can't be read, or is not UTF-8.
@@ -207,9 +258,15 @@ def read_text(url: str) -> str:
     with open_binary(url) as file, wrap_errors(url):
         data = file.read()
     try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-8-sig", "surrogateescape" if escape else "strict")
     except UnicodeDecodeError as error:
         raise DataError(f"{url}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
+
+
+def missing(url: str) -> str:
+    r"""Say that there is no such file; of a path with `\` also why, where that is no separator."""
+    hint = r"; it has backslashes: separate folders by /" if os.sep == "/" and "\\" in url else ""
+    return f"no such file{hint}"
 
 
 @contextmanager
@@ -222,7 +279,7 @@ def open_media(url: str) -> Iterator[str | IO[bytes]]:
     if is_local(url):
         path = local_path(url)
         if not path.is_file():
-            raise MissingFileError(f"{url}: no such file")
+            raise MissingFileError(f"{url}: {missing(url)}")
         yield str(path)
     else:
         with open_binary(url) as file:
@@ -306,7 +363,40 @@ def replace_text(path: str | Path, text: str) -> None:
 
 @lru_cache(maxsize=16)
 def _archive(protocol: str, rest: str) -> Any:
+    if is_local(rest) and "::" in rest:  # which fsspec would take for a chain
+        return fsspec.filesystem(protocol, fo=local_path(rest).open("rb"))
     return url_to_fs(f"{protocol}://::{rest}")[0]
+
+
+def _walk_local(root: str) -> Iterator[str]:
+    """Find files as relative paths, through linked folders after all others, so that those keep their names."""
+    found, links = [""], deque[str]()
+    seen: set[tuple[int, int]] = set()
+    while found or links:
+        folder = found.pop() if found else links.popleft()
+        path = os.path.join(local_path(root), folder)  # noqa: PTH118 - keeps names that are not UTF-8
+        with wrap_errors(path):
+            about = Path(path).stat()
+            if (about.st_dev, about.st_ino) in seen:
+                continue
+            seen.add((about.st_dev, about.st_ino))
+            try:
+                entries = sorted(os.scandir(path), key=lambda entry: entry.name)
+            except PermissionError as error:
+                if not folder:
+                    raise
+                log.warning("%s: left out: %s", path, error.strerror)
+                continue
+        for entry in entries:
+            name = f"{folder}/{entry.name}".lstrip("/")
+            if entry.name.startswith("."):
+                continue
+            if not os.path.isdir(entry.path):  # noqa: PTH112 - False for a link to itself
+                yield name
+            elif entry.is_symlink():
+                links.append(name)
+            else:
+                found.append(name)
 
 
 def _name(error: OSError, url: str) -> str:

@@ -15,7 +15,7 @@ from stdit_data import files
 from stdit_data.curation.detectors import DETECTORS, Boundary, Detect, find_fades, is_black, open_detector
 from stdit_data.curation.executors import Reject, Result
 from stdit_data.curation.sampling import Array, frames_within
-from stdit_data.curation.tables import segment_of, with_columns
+from stdit_data.curation.tables import from_dicts, segment_of, to_dicts, with_columns
 from stdit_data.errors import ClipError, DataError
 from stdit_data.video import color
 from stdit_data.video.probe import clip_errors
@@ -111,10 +111,10 @@ class CutStep:
             return self._cut(row, opened)
 
         with ThreadPoolExecutor(max(1, self.threads)) as pool:
-            done = list(pool.map(cut_row, shard.to_pylist()))
+            done = list(pool.map(cut_row, to_dicts(shard)))
         rows = [row for kept, _ in done for row in kept]
         rejects = [reject for _, dropped in done for reject in dropped]
-        return Result(pa.Table.from_pylist(rows, self.schema(shard.schema)), rejects)
+        return Result(from_dicts(rows, self.schema(shard.schema)), rejects)
 
     def _cut(self, row: dict[str, Any], detect: Detect) -> tuple[list[dict[str, Any]], list[Reject]]:
         base = {name: value for name, value in row.items() if name not in ("start_frame", "end_frame")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from stdit_data.curation.neighbours import groups_of, near_pairs
 from stdit_data.curation.sampling import read_clip
 from stdit_data.curation.scorers import sharpness
 from stdit_data.curation.scorers.fingerprint import perceptual_hash
-from stdit_data.curation.tables import Rows, open_rows, segment_of, with_columns, write_rows
+from stdit_data.curation.tables import Rows, from_dicts, open_rows, segment_of, to_dicts, with_columns, write_rows
 from stdit_data.errors import ClipError, DataError
 from stdit_data.manifests.validate import sha256
 
@@ -71,7 +70,7 @@ class HashStep:
                 "frame_hashes": [perceptual_hash(grey) for grey in clip.grey if grey.std() >= FLAT],
             }
 
-        rows = shard.to_pylist()
+        rows = to_dicts(shard)
         with ThreadPoolExecutor(max(1, self.threads)) as pool:
             values = list(pool.map(hashed, rows))
         kept = [row | new for row, new in zip(rows, values, strict=True) if "reject" not in new]
@@ -80,7 +79,7 @@ class HashStep:
             for row, new in zip(rows, values, strict=True)
             if "reject" in new
         ]
-        return Result(pa.Table.from_pylist(kept, self.schema(shard.schema)), rejects)
+        return Result(from_dicts(kept, self.schema(shard.schema)), rejects)
 
 
 @dataclass(frozen=True)
@@ -162,7 +161,7 @@ def dedup(
                 other = places[best]
                 reason = f"{kind[number]} as {other['path']}, {segment_of(other)}"
                 reject = {**_place(places[number]), "step": "dedup", "reason": reason, "group": group_of[number]}
-                file.write((json.dumps(reject, ensure_ascii=False) + "\n").encode())
+                file.write(files.json_line(reject))
                 rejected += 1
     written = write_rows(out, tables(), schema)
     return Outcome(out, True, written, rejected, outcome.resumed, outcome.shards)
@@ -249,7 +248,7 @@ def _places(rows: Rows, numbers: set[int]) -> dict[int, dict[str, Any]]:
     for table in rows.shards(65536):
         here = sorted(number for number in numbers if start <= number < start + len(table))
         picked = table.select(_segment_columns(table)).take(pa.array([number - start for number in here], pa.int64()))
-        found |= dict(zip(here, picked.to_pylist(), strict=True))
+        found |= dict(zip(here, to_dicts(picked), strict=True))
         start += len(table)
     return found
 

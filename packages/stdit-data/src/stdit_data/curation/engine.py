@@ -220,7 +220,7 @@ class _Work:
         path = files.join(self.parts, self.names[number])
         with _kept(self.parts):
             with files.open_write(_rejects_part(path)) as file:
-                file.write("".join(json.dumps(reject, ensure_ascii=False) + "\n" for reject in result.rejects).encode())
+                file.writelines(files.json_line(reject) for reject in result.rejects)
             write_rows(path, iter([result.rows.cast(self.schema)]), self.schema)  # last: it says that both are there
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from stdit_data.curation.executors import Result
 from stdit_data.curation.expression import Condition, column_values, find_quantiles
-from stdit_data.curation.tables import Rows
+from stdit_data.curation.tables import Rows, to_dicts
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class FilterStep:
             # The first rule that a row breaks is the one that it is dropped by.
             broken = np.argmin(np.stack(masks)[:, dropped], axis=0)
             names = [name for name in ("path", "start", "end") if name in shard.column_names]
-            places = shard.select(names).take(pa.array(dropped)).to_pylist()
+            places = to_dicts(shard.select(names).take(pa.array(dropped)))
             rules = opened.rules
             columns = {rule.column: column_values(shard, rule.column) for rule in rules if rule.column}
             for place, row, number in zip(places, dropped, broken, strict=True):

@@ -18,7 +18,7 @@ from PIL import Image
 from stdit_data import files
 from stdit_data.curation.expression import Condition, Rule, column_values
 from stdit_data.curation.sampling import frames_at
-from stdit_data.curation.tables import Rows, segment_of
+from stdit_data.curation.tables import Rows, segment_of, to_dicts
 from stdit_data.errors import ClipError
 
 BINS = 48
@@ -76,7 +76,7 @@ def write_report(
             strips[key] = strip
             progress(done, len(unique))
     with files.open_write(out) as file:
-        file.write(_page(rows, condition, kept, columns, walls, strips).encode())
+        file.write(_page(rows, condition, kept, columns, walls, strips).encode(errors="backslashreplace"))
 
 
 def _ranges(rows: Rows, rules: Sequence[Rule]) -> dict[str, _Column]:
@@ -129,7 +129,7 @@ def _count(rows: Rows, condition: Condition, columns: dict[str, _Column], walls:
             for side, holds in ((wall.passing, mask), (wall.failing, ~mask)):
                 places = np.flatnonzero(holds)
                 for place in places[np.argsort(distance[places], kind="stable")[:clips]].tolist():
-                    row = table.select(wanted).slice(place, 1).to_pylist()[0] | {"value": float(values[place])}
+                    row = to_dicts(table.select(wanted).slice(place, 1))[0] | {"value": float(values[place])}
                     side.append((float(distance[place]), number + place, row))
                 side[:] = heapq.nsmallest(clips, side, key=lambda one: one[:2])
         number += len(table)

@@ -22,7 +22,7 @@ from stdit_data.curation.scorers import (
     motion,
     sharpness,
 )
-from stdit_data.curation.tables import segment_of, with_columns
+from stdit_data.curation.tables import from_dicts, segment_of, to_dicts, with_columns
 from stdit_data.errors import ClipError, DataError
 
 SCORERS = (facts, sharpness, blockiness, exposure, letterbox, motion, camera, fingerprint)
@@ -121,7 +121,7 @@ class ScoreStep:
                     values |= model(clip)
             return values
 
-        rows = shard.to_pylist()
+        rows = to_dicts(shard)
         with ThreadPoolExecutor(max(1, self.threads)) as pool:
             scores = list(pool.map(score, rows))
         kept = [row | values for row, values in zip(rows, scores, strict=True) if "reject" not in values]
@@ -131,4 +131,4 @@ class ScoreStep:
             for row, values in zip(rows, scores, strict=True)
             if "reject" in values
         ]
-        return Result(pa.Table.from_pylist(kept, self.schema(shard.schema)), rejects)
+        return Result(from_dicts(kept, self.schema(shard.schema)), rejects)

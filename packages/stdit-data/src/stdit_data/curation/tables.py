@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,13 +13,23 @@ import pyarrow.parquet as pq
 
 from stdit_data import files
 from stdit_data.errors import DataError
-from stdit_data.manifests.format import ALIASES, COLUMNS, KINDS, read_manifest
+from stdit_data.manifests.format import (
+    ARROW,
+    COLUMNS,
+    DELIMITERS,
+    KINDS,
+    column_name,
+    path_array,
+    read_csv,
+    read_manifest,
+)
+from stdit_data.manifests.rows import json_rows
 from stdit_data.video.frames import Segment
 
 ROW_GROUP = 8192  # rows
 COMPRESSION = "zstd"
-_ARROW = {float: pa.float64(), int: pa.int64(), str: pa.string()}
-STANDARD = {name: _ARROW[KINDS.get(name, str)] for name in COLUMNS}
+TEXTS = ("path", "caption", "sha256")
+STANDARD = {name: ARROW[KINDS.get(name, str)] for name in COLUMNS}
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,7 @@ class Rows:
 
     Attributes:
         url: where they are from.
-        schema: their columns; those of a manifest have their standard types.
+        schema: their columns; those of a manifest have their standard types. Paths are bytes where one is not UTF-8.
         count: how many there are.
         shards: yields them in order as tables of the given number of rows; the last may be shorter.
     """
@@ -52,11 +61,12 @@ def open_rows(url: str, *, root: str | None = None) -> Rows:
         return _open_parquet(url, root or files.parent(url))
     manifest = read_manifest(url, root=root)
     dicts = [asdict(entry) for entry in manifest.entries]
-    used = [name for name in COLUMNS if name == "path" or any(row[name] is not None for row in dicts)]
-    table = pa.table({name: pa.array([row[name] for row in dicts], STANDARD[name]) for name in used})
+    used = [name for name in COLUMNS if name != "path" and any(row[name] is not None for row in dicts)]
+    paths = _absolute([row["path"] for row in dicts], manifest.folder)
+    columns = {name: pa.array([row[name] for row in dicts], STANDARD[name]) for name in used}
+    table = pa.table({"path": path_array(paths), **columns})
     for name, values in _further_columns(url).items():
         table = table.append_column(name, _numbers_or_text(values))
-    table = _absolute(table, manifest.folder)
 
     def shards(rows: int) -> Iterator[pa.Table]:
         for start in range(0, len(table), rows):
@@ -98,6 +108,22 @@ def with_columns(schema: pa.Schema, columns: dict[str, pa.DataType]) -> pa.Schem
     return schema
 
 
+def to_dicts(table: pa.Table) -> list[dict[str, Any]]:
+    """The rows of a table, their paths as text."""
+    rows: list[dict[str, Any]] = table.to_pylist()
+    for row in rows:
+        if isinstance(row.get("path"), bytes):
+            row["path"] = os.fsdecode(row["path"])
+    return rows
+
+
+def from_dicts(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """A table of rows, their paths as bytes if the schema has them so."""
+    if schema.field("path").type == pa.binary():
+        rows = [{**row, "path": os.fsencode(row["path"])} for row in rows]
+    return pa.Table.from_pylist(list(rows), schema)
+
+
 def segment_of(row: dict[str, Any]) -> Segment:
     """The part of its file that a row means."""
     return Segment(*(row.get(name) for name in ("start", "end", "start_frame", "end_frame")))
@@ -112,7 +138,7 @@ def _open_parquet(url: str, folder: str) -> Rows:
             found, count = parquet.schema_arrow, parquet.metadata.num_rows
         except pa.ArrowInvalid as error:
             raise DataError(f"{url}: not Parquet ({str(error).splitlines()[0]})") from None
-    names = [ALIASES.get(name.lower(), name) for name in found.names]
+    names = [column_name(name) for name in found.names]
     if "path" not in names:
         raise DataError(f"{url}: no column 'path'; found {', '.join(found.names) or 'none'}")
     if len(set(names)) < len(names):
@@ -120,9 +146,14 @@ def _open_parquet(url: str, folder: str) -> Rows:
         raise DataError(f"{url}: column {twice!r} occurs twice")
     if count == 0:
         raise DataError(f"{url}: no entries; expected at least one line with a path")
-    schema = pa.schema(
-        [(name, STANDARD.get(name, _plain(kind))) for name, kind in zip(names, found.types, strict=True)]
-    )
+    kinds = {name: _plain(kind) for name, kind in zip(names, found.types, strict=True)}
+    as_bytes = pa.types.is_binary(kinds["path"]) or not files.is_utf8(folder)
+    for name in TEXTS:
+        if name in kinds and not (_is_text(kinds[name]) or (name == "path" and as_bytes)):
+            raise DataError(f"{url}: column {name!r} is of type {kinds[name]}; expected text")
+    kinds |= {name: kind for name, kind in STANDARD.items() if name in kinds}
+    kinds["path"] = pa.binary() if as_bytes else pa.string()
+    schema = pa.schema(list(kinds.items()))
 
     def shards(rows: int) -> Iterator[pa.Table]:
         held: list[pa.Table] = []
@@ -132,7 +163,7 @@ def _open_parquet(url: str, folder: str) -> Rows:
                     table = pa.Table.from_batches([batch]).rename_columns(names).cast(schema)
                 except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
                     raise DataError(f"{url}: {str(error).splitlines()[0]}") from None
-                held.append(_absolute(table, folder))
+                held.append(_with_absolute_paths(table, folder))
                 while sum(map(len, held)) >= rows:  # a batch ends where a row group does
                     joined = pa.concat_tables(held)
                     yield joined.slice(0, rows)
@@ -147,13 +178,24 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
-def _absolute(table: pa.Table, folder: str) -> pa.Table:
-    place = table.schema.get_field_index("path")
-    paths = table.column(place).to_pylist()
-    if any(not path for path in paths):
-        raise DataError(f"{folder}: row without a path; expected the video's path or URL in column 'path'")
-    full = [path if _is_absolute(path) else files.canonical(files.join(folder, path)) for path in paths]
-    return table.set_column(place, "path", pa.array(full, pa.string()))
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
+
+
+def _with_absolute_paths(table: pa.Table, folder: str) -> pa.Table:
+    rows = to_dicts(table.select(["path"]))
+    paths = _absolute([row["path"] for row in rows], folder)
+    column = from_dicts([{"path": path} for path in paths], pa.schema([table.schema.field("path")]))["path"]
+    return table.set_column(table.schema.get_field_index("path"), "path", column)
+
+
+def _absolute(paths: Iterable[str], folder: str) -> list[str]:
+    full = []
+    for path in paths:
+        if not path:
+            raise DataError(f"{folder}: row without a path; expected the video's path or URL in column 'path'")
+        full.append(path if _is_absolute(path) else files.canonical(files.join(folder, path)))
+    return full
 
 
 def _is_absolute(path: str) -> bool:
@@ -163,20 +205,20 @@ def _is_absolute(path: str) -> bool:
 def _further_columns(url: str) -> dict[str, list[Any]]:
     """Columns of a CSV or JSON lines file that are none of a manifest's, in the order of its entries."""
     kind = files.suffix(url)
-    if kind in (".csv", ".tsv"):
-        text = io.StringIO(files.read_text(url), newline="")
-        rows = [row for row in csv.reader(text, delimiter="\t" if kind == ".tsv" else ",") if any(map(str.strip, row))]
-        header = [name.strip() for name in rows[0]]
-        if "path" not in [ALIASES.get(name.lower(), name.lower()) for name in header]:
+    if kind in DELIMITERS:
+        header, *rows = [cells for _, cells in read_csv(url)]
+        names = [column_name(name) for name in header]
+        if "path" not in names:
             return {}  # Open-Sora 1.0's, without a header
-        dicts: list[dict[str, Any]] = [dict(zip(header, row, strict=True)) for row in rows[1:]]
+        dicts: list[dict[str, Any]] = [dict(zip(names, cells, strict=True)) for cells in rows]
     elif kind in (".jsonl", ".ndjson"):
-        dicts = [json.loads(line) for line in files.read_text(url).split("\n") if line.strip()]
+        dicts = [
+            {column_name(name): value for name, value in row.items()} for _, row in json_rows(url, files.read_text(url))
+        ]
     else:
         return {}
-    names = dict.fromkeys(name for row in dicts for name in row)
-    further = [name for name in names if ALIASES.get(name.lower(), name.lower()) not in COLUMNS]
-    return {name: [row.get(name) for row in dicts] for name in further}
+    names = list(dict.fromkeys(name for row in dicts for name in row))
+    return {name: [row.get(name) for row in dicts] for name in names if name not in COLUMNS}
 
 
 def _numbers_or_text(values: list[Any]) -> pa.Array:

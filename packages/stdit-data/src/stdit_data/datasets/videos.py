@@ -234,13 +234,13 @@ def _identity(urls: Sequence[str], entries: Sequence[Entry]) -> int:
     Paths are relative to their common folder, so that a data set can be moved between stops, and captions don't count,
     so that they can be corrected.
     """
-    heads = [url.split("::")[0] for url in urls]
+    heads = [files.layers(url)[0] for url in urls]
     # Character by character, since URLs are not paths; then back to a whole folder.
     shared = len(os.path.commonprefix(heads).rpartition("/")[0]) if len(heads) > 1 else 0  # noqa: RUF071
     crc = 0
     for url, head, entry in zip(urls, heads, entries, strict=True):
         path = head[shared:].lstrip("/") if len(heads) > 1 else PurePosixPath(head).name
-        archives = [PurePosixPath(layer).name for layer in url.split("::")[1:]]
+        archives = [PurePosixPath(layer).name for layer in files.layers(url)[1:]]
         # Saved runs hold this number, so the text must not change: the class was named Cut when it was introduced.
         segment = repr(entry.segment).replace("Segment", "Cut", 1)
         crc = zlib.crc32(f"({path!r}, {archives!r}, {segment})".encode(), crc)

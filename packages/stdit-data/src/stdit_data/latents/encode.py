@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stdit_data import files
 from stdit_data.buckets import Bucket
 from stdit_data.clip import Clip, ClipDataset
 from stdit_data.errors import ClipError, DataError
@@ -211,7 +212,11 @@ class _ClipEncoder:
         shard = Shard()
         for item, clip in self._clips(items):
             sample, variant = item % len(self.dataset), item // len(self.dataset)
-            row: dict[str, Any] = {"sample": sample, "variant": variant, "source": self.dataset.path(sample)}
+            row: dict[str, Any] = {
+                "sample": sample,
+                "variant": variant,
+                "source": files.printable(self.dataset.path(sample)),
+            }
             row |= {"caption": self.dataset.caption(sample), **self.dataset.bucket(sample)._asdict()}
             row["weight"] = self.weights[sample] if self.weights is not None else None
             if isinstance(clip, Clip):

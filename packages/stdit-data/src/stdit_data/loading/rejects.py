@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from stdit_data.errors import ClipError, DataError
-from stdit_data.files import wrap_errors
+from stdit_data.files import json_line, wrap_errors
 from stdit_data.loading.order import Slot
 
 log = logging.getLogger(__name__)
@@ -80,8 +80,8 @@ class Rejects:
         line = {"index": index, "path": error.path, "reason": error.reason, "epoch": epoch, "step": step}
         with wrap_errors(str(self.path)):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            with self.path.open("ab") as file:
+                file.write(json_line(line))
 
     def _read_back(self) -> set[str]:
         if self.path is None or not self.path.exists():

@@ -7,18 +7,28 @@ a folder of videos and images with captions in `name.txt` beside them; local or 
 from __future__ import annotations
 
 import csv
-import io
-import json
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import PurePosixPath
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stdit_data import files
-from stdit_data.errors import DataError
+from stdit_data.errors import DataError, FileError
+from stdit_data.manifests.rows import csv_rows, json_rows
+from stdit_data.manifests.values import (
+    check_caption,
+    check_integer,
+    check_number,
+    check_origin,
+    check_path,
+    check_text,
+    describe,
+)
 from stdit_data.video.frames import Segment
 
 
@@ -59,8 +69,17 @@ KINDS: dict[str, type] = {
     "num_frames": int,
     "weight": float,
 }
+ARROW = {float: pa.float64(), int: pa.int64(), str: pa.string()}
+CHECKS: dict[str, Callable[[Any], Any]] = {
+    **{name: check_integer if kind is int else check_number for name, kind in KINDS.items()},
+    "path": check_path,
+    "caption": check_caption,
+    "source": check_origin,
+    "licence": check_origin,
+}
 ALIASES = {"text": "caption", "file": "path", "video": "path", "license": "licence"}
-MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+MANIFEST_SUFFIXES = (*DELIMITERS, ".jsonl", ".ndjson", ".parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,51 +138,61 @@ def write_manifest(url: str, entries: Iterable[Entry]) -> int:
     if kind not in MANIFEST_SUFFIXES:
         raise DataError(f"{url}: expected a name ending in {', '.join(MANIFEST_SUFFIXES)}")
     rows = [asdict(entry) for entry in entries]
+    for row in rows:
+        _caption(f"{url}: {row['path']}", row["caption"])
+        if row["path"][:1].isspace():
+            row["path"] = f"./{row['path']}"  # readers drop spaces before a value
     used = [name for name in COLUMNS if name in ("path", "caption") or any(row[name] is not None for row in rows)]
     with files.open_write(url) as file:
         if kind == ".parquet":
-            arrow = {float: pa.float64(), int: pa.int64()}
-            schema = pa.schema([(name, arrow.get(KINDS.get(name, str), pa.string())) for name in used])
-            pq.write_table(pa.Table.from_pylist([{name: row[name] for name in used} for row in rows], schema), file)
-            return len(rows)
-        text = io.StringIO(newline="")
-        if kind in (".csv", ".tsv"):
-            writer = csv.writer(text, delimiter="\t" if kind == ".tsv" else ",", lineterminator="\n")
+            pq.write_table(_table(rows, used), file)
+        elif kind in DELIMITERS:
+            lines: list[str] = []
+            target = SimpleNamespace(write=lines.append)
+            writer = csv.writer(target, delimiter=DELIMITERS[kind], lineterminator="\r\n")  # so both are quoted
             writer.writerow(used)
             writer.writerows(["" if row[name] is None else row[name] for name in used] for row in rows)
+            text = "".join(line.removesuffix("\r\n") + "\n" for line in lines)
+            file.write(text.encode("utf-8", "surrogateescape"))  # file names that are not UTF-8 as they are
         else:
             for row in rows:
-                kept = {name: row[name] for name in used if row[name] is not None}
-                text.write(json.dumps(kept, ensure_ascii=False) + "\n")
-        file.write(text.getvalue().encode())
+                file.write(files.json_line({name: row[name] for name in used if row[name] is not None}))
     return len(rows)
+
+
+def _table(rows: Sequence[Mapping[str, Any]], used: Iterable[str]) -> pa.Table:
+    """Make an Arrow table; the paths are bytes if one is not UTF-8."""
+    columns = {
+        name: pa.array([row[name] for row in rows], ARROW[KINDS.get(name, str)]) for name in used if name != "path"
+    }
+    return pa.table({"path": path_array([row["path"] for row in rows]), **columns})
+
+
+def path_array(paths: Sequence[str]) -> pa.Array:
+    """Make an Arrow array of paths: of texts, or of bytes if one is not UTF-8."""
+    if all(files.is_utf8(path) for path in paths):
+        return pa.array(paths, pa.string())
+    return pa.array([os.fsencode(path) for path in paths], pa.binary())
 
 
 def _entry(where: str, row: Mapping[str, Any]) -> Entry:
     """Make an entry from column values and check them; `where` names the line in messages."""
     values: dict[str, Any] = {}
     for name, value in row.items():
+        value = value.strip() if isinstance(value, str) else value
         if value is None or value == "" or value != value:  # an empty cell; a Parquet NaN
             continue
-        kind = KINDS.get(name, str)
         try:
-            number = kind(value)
-            if kind is int and float(value) != number:
-                raise ValueError
-        except (ValueError, TypeError):
-            if kind is int and str(value).removesuffix(".0").isdigit():  # pandas writes int columns with gaps as 3.0
-                number = int(float(value))
-            else:
-                expected = {float: "a number", int: "a whole number"}.get(kind, "text")
-                raise DataError(f"{where}: {name} is {value!r}; expected {expected}") from None
-        values[name] = number.strip() if isinstance(number, str) else number
+            values[name] = CHECKS.get(name, check_text)(value)
+        except DataError as error:
+            raise DataError(f"{where}: {name} {error}") from None
     if not values.get("path"):
         raise DataError(f"{where}: no path; expected the video's path or URL in column 'path'")
     entry = Entry(**values)
     for name in KINDS:
         value = getattr(entry, name)
         positive = name in ("fps", "width", "height", "num_frames")
-        if value is not None and (value < 0 or (positive and value == 0) or value == float("inf")):
+        if value is not None and (value < 0 or (positive and value == 0)):
             raise DataError(f"{where}: {name} is {value}; expected a number {'above' if positive else 'from'} 0")
     bounds = [(entry.start, entry.end), (entry.start_frame, entry.end_frame)]
     if all(low is not None or high is not None for low, high in bounds):
@@ -174,80 +203,78 @@ def _entry(where: str, row: Mapping[str, Any]) -> Entry:
     return entry
 
 
-def _names(url: str, found: Iterable[str]) -> dict[str, str]:
-    """Map the file's column names to those of `COLUMNS`; unknown columns are ignored."""
-    found = [name.strip() for name in found]
-    columns = [ALIASES.get(name.lower(), name.lower()) for name in found]
+def column_name(name: str) -> str:
+    """Return the name among `COLUMNS` of a file's column, or its own if it is none of these."""
+    name = name.strip()
+    known = ALIASES.get(name.lower(), name.lower())
+    return known if known in COLUMNS else name
+
+
+def _columns(where: str, found: Iterable[str]) -> list[str]:
+    """Return the columns' names among `COLUMNS`; unknown columns keep their own and are ignored."""
+    found = list(found)
+    columns = [column_name(name) for name in found]
     twice = [column for column in COLUMNS if columns.count(column) > 1]
     if "path" not in columns or twice:
         fault = f"column {twice[0]!r} occurs twice" if twice else "no column 'path'"
-        raise DataError(f"{url}: {fault}; found {', '.join(found) or 'none'}; known columns: {', '.join(COLUMNS)}")
-    return {name: column for name, column in zip(found, columns, strict=True) if column in COLUMNS}
+        names = ", ".join(name.strip() for name in found) or "none"
+        raise DataError(f"{where}: {fault}; found {names}; known columns: {', '.join(COLUMNS)}")
+    return columns
+
+
+def _row(columns: Iterable[str], values: Iterable[Any]) -> dict[str, Any]:
+    return {name: value for name, value in zip(columns, values, strict=True) if name in COLUMNS}
+
+
+def read_csv(url: str) -> list[tuple[int, list[str]]]:
+    """Read the rows of a CSV or TSV file that have any text, and their line numbers; see `csv_rows`."""
+    rows = csv_rows(url, files.read_text(url, escape=True), DELIMITERS[files.suffix(url)])
+    return [(number, cells) for number, cells in rows if any(cell.strip() for cell in cells)]
 
 
 def _csv(url: str) -> Iterator[Entry]:
-    # Not line by line: a quoted caption may hold a line break.
-    rows = csv.reader(
-        io.StringIO(files.read_text(url), newline=""), delimiter="\t" if files.suffix(url) == ".tsv" else ","
-    )
-    try:
-        lines = [(rows.line_num, row) for row in rows if any(cell.strip() for cell in row)]
-    except csv.Error as error:
-        raise DataError(f"{url}, line {rows.line_num}: not CSV ({error})") from None
-    if not lines:
+    rows = read_csv(url)
+    if not rows:
         return
-    header = lines[0][1]
-    if _headerless(header):
-        for number, row in lines:
-            if len(row) not in (2, 3):
-                raise DataError(
-                    f"{url}, line {number}: {len(row)} cells; without a header a line is path, caption[, num_frames]; "
-                    "quote captions that hold commas"
-                )
-            yield _entry(f"{url}, line {number}", dict(zip(("path", "caption", "num_frames"), row, strict=False)))
-        return
-    names = _names(url, header)
-    for number, row in lines[1:]:
-        if len(row) != len(header):
-            raise DataError(
-                f"{url}, line {number}: {len(row)} cells for {len(header)} columns; quote captions that hold commas"
-            )
-        cells = zip([name.strip() for name in header], row, strict=True)
-        yield _entry(f"{url}, line {number}", {names[name]: cell for name, cell in cells if name in names})
-
-
-def _headerless(first: list[str]) -> bool:
-    """Return whether the first row is an entry: in Open-Sora 1.0's CSV its first cell is a video or an image."""
-    return files.suffix(first[0].strip()) in files.VIDEO_SUFFIXES | files.IMAGE_SUFFIXES
+    header = rows[0][1]
+    columns = ["path", "caption", "num_frames"]  # Open-Sora 1.0's
+    headerless = files.suffix(header[0].strip()) in files.VIDEO_SUFFIXES | files.IMAGE_SUFFIXES
+    if not headerless:
+        if not all(files.is_utf8(name) for name in header):
+            files.read_text(url)  # raises: UTF-16, for example
+        columns = _columns(url, header)
+    for number, cells in rows if headerless else rows[1:]:
+        where = f"{url}, line {number}"
+        if len(cells) != len(columns) and not (headerless and len(cells) == 2):
+            expected = "; without a header a line is path, caption[, num_frames]"
+            expected = expected if headerless else f" for {len(columns)} columns"
+            raise DataError(f"{where}: {len(cells)} cells{expected}; quote captions that hold commas")
+        yield _entry(where, _row(columns[: len(cells)], cells))
 
 
 def _json_lines(url: str) -> Iterator[Entry]:
-    for number, line in enumerate(files.read_text(url).split("\n"), 1):
-        if not line.strip():
-            continue
+    for number, row in json_rows(url, files.read_text(url)):
         where = f"{url}, line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
         if not isinstance(row, dict):
-            raise DataError(f'{where}: found a {type(row).__name__}; expected an object, as in {{"path": "a.mp4"}}')
-        names = _names(where, row)
-        yield _entry(where, {column: row[name] for name, column in names.items()})
+            raise DataError(f'{where}: found {describe(row)}; expected an object, as in {{"path": "a.mp4"}}')
+        yield _entry(where, _row(_columns(where, row), row.values()))
 
 
 def _parquet(url: str) -> Iterator[Entry]:
     with files.open_binary(url) as file:
         try:
             table = pq.ParquetFile(file)
-            names = _names(url, table.schema_arrow.names)
+            found = table.schema_arrow.names
+            kept = [name for name, column in zip(found, _columns(url, found), strict=True) if column in COLUMNS]
             number = 0
-            for batch in table.iter_batches(columns=list(names)):
+            for batch in table.iter_batches(columns=kept):
                 for row in batch.to_pylist():
-                    yield _entry(f"{url}, row {number}", {column: row[name] for name, column in names.items()})
+                    yield _entry(f"{url}, row {number}", {column_name(name): value for name, value in row.items()})
                     number += 1
-        except pa.ArrowInvalid as error:
-            raise DataError(f"{url}: not Parquet ({str(error).splitlines()[0]})") from None
+        except FileError:  # of a store
+            raise
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{url}: not Parquet, or damaged ({str(error).splitlines()[0]})") from None
 
 
 def _folder(url: str) -> list[Entry]:
@@ -262,5 +289,13 @@ def _folder(url: str) -> list[Entry]:
     for path in media:
         beside = str(PurePosixPath(path).with_suffix(".txt"))
         caption = files.read_text(files.join(url, beside)) if beside in texts else ""
-        entries.append(Entry(path, " ".join(caption.split())))
+        entries.append(Entry(path, _caption(files.join(url, beside), caption)))
     return entries
+
+
+def _caption(where: str, caption: str) -> str:
+    """Check a caption that is not of a manifest's column, and put it on one line."""
+    try:
+        return " ".join(check_caption(caption).split())
+    except DataError as error:
+        raise DataError(f"{where}: the caption {error}") from None

@@ -16,7 +16,7 @@ from stdit_data.errors import DataError
 
 def hash_position(url: str) -> float:
     """Hash a file to a number in [0, 1), from its name, its folder's name and the names of its archives."""
-    head, *archives = files.canonical(url).split("::")
+    head, *archives = files.layers(files.canonical(files.printable(url)))
     parts = [*PurePosixPath(head).parts[-2:], *(PurePosixPath(layer).name for layer in archives)]
     return int.from_bytes(hashlib.sha256("\n".join(parts).encode()).digest()[:7]) / 2**56
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -88,7 +87,7 @@ class Report:
         with files.open_write(url) as file:
             for finding in self.findings:
                 row = {"facts" if key == "metadata" else key: value for key, value in asdict(finding).items()}
-                file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+                file.write(files.json_line(row))
 
 
 def validate(
@@ -195,10 +194,9 @@ def _check(manifest: Manifest, index: int, sampling: Sampling | None, stream: in
     url = files.canonical(manifest.locate(entry))
     finding = Finding(index, url, entry.caption)
     if not entry.caption:
-        beside = PurePosixPath(entry.path).with_suffix(".txt").name
-        where = (
-            f"put it in {beside} beside the file" if manifest.url == manifest.folder else "column 'caption' is empty"
-        )
+        where = "column 'caption' is empty"
+        if manifest.url == manifest.folder:
+            where = f"put it in {PurePosixPath(entry.path).with_suffix('.txt').name} beside the file"
         finding.problems.append(f"no caption ({where})")
     try:
         finding.metadata = probe(url, stream=stream)

@@ -48,7 +48,7 @@ def clip_errors(url: str) -> Iterator[None]:
     except ClipError:
         raise
     except FileNotFoundError:
-        raise ClipError(url, "no such file") from None
+        raise ClipError(url, files.missing(url)) from None
     except UnidentifiedImageError:
         raise ClipError(url, "not an image that Pillow knows") from None
     except FFmpegError as error:

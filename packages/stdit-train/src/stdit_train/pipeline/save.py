@@ -59,7 +59,7 @@ def draw_samples(
         model: the EMA weights.
         components: VAE and text encoder.
         config: the run's settings.
-        prompts: what to sample.
+        prompts: what to sample; an empty one stands for the null caption.
         folder: where to write; None to write nothing, since of many processes that sample together one writes.
         step: the step, for the files' names.
 
@@ -68,11 +68,12 @@ def draw_samples(
     """
     pipeline = build_pipeline(model, components, config)
     generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
-    inputs: dict[str, Any] = {"prompt": prompts}
-    if components.texts is not None:
-        y, mask = TextMemory(None, None, components.texts, model.config.model_max_length)(prompts)
-        inputs = {"prompt_embeds": y, "prompt_attention_mask": mask}
-    output: Any = pipeline(**inputs, generator=generators)
+    encode = TextMemory(components.tokenizer, components.text_encoder, components.texts, model.config.model_max_length)
+    y, mask = encode(prompts)
+    for i, prompt in enumerate(prompts):
+        if not prompt.strip():
+            y[i] = model.null_caption(1, y.shape[1])[0].to(y)
+    output: Any = pipeline(prompt_embeds=y, prompt_attention_mask=mask, generator=generators)
     videos = output.frames
     if folder is None:
         return None

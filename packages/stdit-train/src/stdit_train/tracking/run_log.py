@@ -52,7 +52,7 @@ class RunLog(logging.Handler):
         if not self._lines or not self.run.config_file.exists():
             return
         try:
-            with self.run.log_file.open("a") as file:
+            with self.run.log_file.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write("".join(f"{line}\n" for line in self._lines))
         except OSError:  # the trainer reports a full disk
             return

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from stdit_cli.commands.sample.request import SEED_MAX, PromptRequest, SampleRequest, Settings, read_prompts
+from stdit_cli.commands.sample.prompts import read_prompts
+from stdit_cli.commands.sample.request import SEED_MAX, PromptRequest, SampleRequest, Settings
 from stdit_train.errors import ConfigError
 
 OUTPUT = {"out", "format", "overwrite"}  # options that do not change the video
@@ -22,8 +23,9 @@ def sample(
             help="Pipeline folder, run folder, released .pth file or Hub id.", show_default="the bundled demo"
         ),
     ] = None,
-    prompts_file: Annotated[
-        Path | None, typer.Option("--prompts", help="File of prompts: .txt, .csv or .jsonl; see docs/sampling.md.")
+    prompts_files: Annotated[
+        list[Path] | None,
+        typer.Option("--prompts", help="File of prompts, .txt, .csv or .jsonl; may be repeated. See docs/sampling.md."),
     ] = None,
     from_: Annotated[
         Path | None,
@@ -146,7 +148,7 @@ def sample(
         "format": format,
         "overwrite": overwrite,
     }
-    request = make_request(prompts or [], prompts_file, from_, _given(settings), _given(options))
+    request = make_request(prompts or [], prompts_files or [], from_, _given(settings), _given(options))
 
     from stdit_cli.commands.sample.run import run_sampling
 
@@ -155,7 +157,7 @@ def sample(
 
 def make_request(
     prompts: list[str],
-    prompts_file: Path | None,
+    prompts_files: list[Path],
     recorded_file: Path | None,
     settings: dict[str, Any],
     options: dict[str, Any],
@@ -164,7 +166,7 @@ def make_request(
 
     Args:
         prompts: of the command line.
-        prompts_file: more of them.
+        prompts_files: files of more.
         recorded_file: a sidecar, whose prompt and settings hold where none are given.
         settings: fields of `Settings` that were given.
         options: other fields of `SampleRequest` that were given.
@@ -175,8 +177,10 @@ def make_request(
     if not all(prompt.strip() for prompt in prompts):
         raise ConfigError('the prompt is empty: describe the video, e.g. "a red circle moving left"')
     requests = [PromptRequest(prompt) for prompt in prompts]
-    if prompts_file is not None:
-        requests += read_prompts(prompts_file)
+    for file in prompts_files:
+        requests += read_prompts(file)
+    if options.get("negative", "x").strip() == "":
+        options = {**options, "negative": None}
     if recorded_file is None:
         if not requests:
             raise ConfigError('no prompt: describe the video, e.g. stdit sample "a red circle moving left"')

@@ -1,11 +1,8 @@
 """A request to `stdit sample` as plain data: its prompts, its settings, and a job for each video. No heavy imports."""
 
-import csv
-import json
 import math
 import re
 from dataclasses import dataclass, field
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,6 @@ from stdit_train.errors import ConfigError
 FORMATS = ("mp4", "gif", "webp", "png", "frames")
 SEED_MAX = 2**63 - 1  # of torch's generators
 LONG = ("windows", "stretch", "whole")
-PROMPT_KEYS = ("prompt", "caption", "text")  # of the column or key that holds the prompt
 
 
 @dataclass(frozen=True)
@@ -167,86 +163,3 @@ def parse_interval(interval: str | None) -> tuple[float, float]:
     if not 0.0 <= first < last <= 1.0:
         raise ConfigError(f"--guidance-interval {interval}: expected two shares of the steps, e.g. 0.1,0.7")
     return first, last
-
-
-def read_prompts(path: Path) -> list[PromptRequest]:
-    """Read the prompts of a file, in order.
-
-    A .txt has one per line; blank lines are skipped. A .csv has a header with a column `prompt` (or `caption`, `text`);
-    each line of a .jsonl is an object with such a key, or a string. `seed` and `negative` may stand beside the prompt.
-
-    Raises:
-        ConfigError: no such file, no prompts in it, or a line that cannot be read; the message names it.
-    """
-    if not path.is_file():
-        raise ConfigError(f"--prompts {path}: no such file")
-    readers = {".txt": _read_lines, ".csv": _read_csv, ".jsonl": _read_jsonl, ".ndjson": _read_jsonl}
-    if path.suffix.lower() not in readers:
-        raise ConfigError(f"--prompts {path}: expected a .txt, .csv or .jsonl file")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"--prompts {path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    except OSError as error:
-        raise ConfigError(f"--prompts {path}: {error.strerror}") from error
-    prompts = readers[path.suffix.lower()](path, text)
-    if not prompts:
-        raise ConfigError(f"--prompts {path}: holds no prompts")
-    return prompts
-
-
-def _read_lines(path: Path, text: str) -> list[PromptRequest]:
-    return [PromptRequest(line.strip()) for line in text.splitlines() if line.strip()]
-
-
-def _read_csv(path: Path, text: str) -> list[PromptRequest]:
-    rows = csv.DictReader(StringIO(text, newline=""))  # a quoted prompt may continue on the next line
-    try:
-        names = {name.strip().lower(): name for name in rows.fieldnames or () if name}
-        if not any(name in names for name in PROMPT_KEYS):
-            raise ConfigError(
-                f"--prompts {path}: no column {' or '.join(PROMPT_KEYS)} in its header ({', '.join(names) or 'empty'})"
-            )
-        prompts = []
-        for row in rows:
-            if row.get(None):  # where DictReader puts values without a column
-                raise ConfigError(
-                    f"--prompts {path}, line {rows.line_num}: more values than columns; put quotes around a prompt "
-                    "that contains commas"
-                )
-            prompts.append(_prompt_of(path, rows.line_num, {short: row[name] for short, name in names.items()}))
-    except csv.Error as error:
-        raise ConfigError(f"--prompts {path}, line {rows.line_num}: not CSV ({error})") from error
-    return prompts
-
-
-def _read_jsonl(path: Path, text: str) -> list[PromptRequest]:
-    prompts = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise ConfigError(f"--prompts {path}, line {number}: not JSON ({error})") from error
-        prompts.append(_prompt_of(path, number, {"prompt": value} if isinstance(value, str) else value))
-    return prompts
-
-
-def _prompt_of(path: Path, number: int, values: Any) -> PromptRequest:
-    """The prompt that the values of one row describe."""
-    prompt = next((values[key] for key in PROMPT_KEYS if values.get(key)), None) if isinstance(values, dict) else None
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise ConfigError(f"--prompts {path}, line {number}: no {' or '.join(PROMPT_KEYS)}")
-    seed, negative = values.get("seed"), values.get("negative")
-    try:
-        seed = None if seed in (None, "") else int(seed if isinstance(seed, int) else str(seed))
-    except (TypeError, ValueError):
-        seed = -1
-    if seed is not None and not 0 <= seed <= SEED_MAX:
-        raise ConfigError(
-            f"--prompts {path}, line {number}: seed {values['seed']!r}: expected a whole number from 0 to {SEED_MAX}"
-        )
-    if negative is not None and not isinstance(negative, str):
-        raise ConfigError(f"--prompts {path}, line {number}: negative {negative!r}: expected text")
-    return PromptRequest(prompt.strip(), seed, negative or None)

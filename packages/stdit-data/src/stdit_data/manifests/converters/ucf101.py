@@ -49,5 +49,5 @@ def words(action: str) -> str:
 def _listed(url: str) -> set[str]:
     if not files.exists(url):
         raise DataError(f"{url}: no such list")
-    lines = (line.split() for line in files.read_text(url).splitlines())
+    lines = (line.split() for line in files.read_text(url).split("\n"))
     return {PurePosixPath(line[0]).stem for line in lines if line}
