@@ -71,6 +71,13 @@ def test_unknown_words_and_sizes_are_said(stdit: Callable) -> None:
     (warning,) = [line for line in done.out.splitlines() if line.startswith("warning")]
     for said in ("unknown words 'dragon'", "trained on 16x64x64", "8x32x48"):
         assert said in warning
+    assert "guidance" not in warning
+
+
+def test_guidance_far_above_the_checkpoints_own_is_said(stdit: Callable) -> None:
+    done = stdit("sample", "a red circle moving left", "--steps", "1", "--guidance", "7")
+    (warning,) = [line for line in done.out.splitlines() if line.startswith("warning")]
+    assert "guidance 7 (its own is " in warning
 
 
 def test_train_resume_and_sample(stdit: Callable, tmp_path: Path) -> None:
@@ -119,7 +126,14 @@ def test_training_on_real_files(stdit: Callable, tmp_path: Path) -> None:
         (tmp_path / "clips" / f"{i}.txt").write_text(clip.caption)
     done = stdit("train", "--data", "clips", *TINY)
     assert done.code == 0, done
-    assert "with the demo's VAE and text encoder" in done.out
+    (warning,) = [line for line in done.out.splitlines() if "the demo's" in line]
+    assert warning == (
+        "warning: the demo's VAE knows flat shapes alone, and other footage becomes blobs, and its text encoder knows "
+        "the words of `shapes` alone: take --vae stabilityai/sd-vae-ft-ema --text-encoder "
+        "DeepFloyd/t5-v1_1-xxl, or others"
+    )
+    captions = [path.read_text() for path in (tmp_path / "clips").glob("*.txt")]
+    assert f"try it: stdit sample '{min(captions, key=len)}' --checkpoint runs/demo\n" in done.out
     rows = [json.loads(line) for line in (tmp_path / "runs" / "demo" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 4
 

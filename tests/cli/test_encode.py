@@ -142,6 +142,20 @@ def write_clips(folder: Path, count: int) -> str:
     return str(folder)
 
 
+def test_footage_that_the_demos_parts_do_not_know_is_said(stdit: Callable, tmp_path: Path) -> None:
+    clips = write_clips(tmp_path / "clips", 2)
+    asked = ["data", "encode", clips, "cache", "--frames", "4", "--height", "16", "--width", "16"]
+    done = stdit(*asked, "--video-only")
+    assert done.code == 0, done
+    assert (done.out.count("the demo's VAE knows flat shapes alone"), done.out.count("--text-encoder")) == (1, 0)
+    done = stdit(*asked, "--text-only")
+    assert (done.out.count("flat shapes"), done.out.count("the demo's text encoder knows the words of")) == (0, 1), done
+    done = stdit("train", "--data", "cache", *SIZE, *TRAIN)
+    assert done.code == 0, done
+    assert done.out.count("encode with --vae stabilityai/sd-vae-ft-ema --text-encoder ") == 1
+    assert stdit("data", "encode", "shapes", "own", *SMALL).out.count("warning") == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["shapes", "videos"])
 def test_killed_on_the_command_line(source: str, tmp_path: Path) -> None:

@@ -246,6 +246,19 @@ def test_a_picture_to_begin_with(stdit: Callable, tmp_path: Path) -> None:
     assert Image.open(files[1]).tobytes() != Image.open(tmp_path / "first.png").tobytes()
 
 
+def test_footage_that_the_vae_does_not_know_is_said(stdit: Callable, tmp_path: Path) -> None:
+    across, down = torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64)[:, None]
+    picture = torch.stack([across * down, (9 * across).sin().expand(64, 64), (5 * down + across).cos()])[:, None]
+    write_png(tmp_path / "photo.png", picture)
+    write_mp4(tmp_path / "photo.mp4", picture.expand(-1, 12, -1, -1), 8)
+    write_png(tmp_path / "shape.png", ShapesDataset(split="val").load(3).video[:, :1])
+    for option, file, poor in (("--image", "photo.png", 1), ("--video", "photo.mp4", 1), ("--image", "shape.png", 0)):
+        done = stdit("sample", RED, option, file, "--steps", "1", "--overwrite")
+        assert done.code == 0, done
+        assert done.out.count("given frames that its VAE turns into blobs") == poor
+        assert done.out.count("the demo's VAE knows flat shapes alone") == poor
+
+
 def test_a_video_to_go_on_from(stdit: Callable, tmp_path: Path) -> None:
     clip = ShapesDataset(frames=20, height=40, width=64).load(1)
     write_mp4(tmp_path / "clip.mp4", clip.video, 8, crf=0)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from stdit_train.distributed.world import World
 
 T5_XXL_WIDTH = 4096
+PART_OF = {"vae": "video", "text_encoder": "text"}  # of a cache, by the setting of its encoder
 CLIPS = [20_000, 366_000]  # of the sets that Open-Sora's report trains on
 
 
@@ -229,12 +230,15 @@ def run_encode(stage: str, named: dict[str, object], settings: list[str], encodi
     from stdit_cli.console import INTERRUPTED
     from stdit_train.components.precompute import open_jobs
     from stdit_train.config.load import load_stage, parse_overrides
-    from stdit_train.config.resolve import resolve_config
+    from stdit_train.config.resolve import resolve_config, shapes_only
     from stdit_train.distributed.world import World
 
     console, world = Console(highlight=False), World.from_env()
     overrides = {**named, **parse_overrides(settings)}
     config = resolve_config(load_stage(stage, overrides), overrides)
+    wanted = replace(config.data, **{key: "" for key in ("vae", "text_encoder") if PART_OF[key] not in encoding.parts})
+    if world.is_main and (line := shapes_only(replace(config, data=wanted))):
+        console.print(line, soft_wrap=True)
     names = {part: _component_name(getattr(config.data, part)) for part in ("vae", "text_encoder")}
     with tempfile.TemporaryDirectory(prefix="stdit-offload-") as folder:
         if encoding.text_loading == "offload":

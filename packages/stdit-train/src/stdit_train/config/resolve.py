@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from stdit_train.assets import DEMO
-from stdit_train.config.schema import TrainConfig
+from stdit_train.config.schema import DataConfig, TrainConfig
 
 
 def resolve_config(config: TrainConfig, overrides: Mapping[str, Any], *, demo_parts: bool = True) -> TrainConfig:
@@ -39,6 +39,32 @@ def resolve_config(config: TrainConfig, overrides: Mapping[str, Any], *, demo_pa
             cache_latents=data.cache_latents and data.source == "shapes",
         ),
     )
+
+
+def shapes_only(config: TrainConfig) -> str | None:
+    """Return a warning where a run's clips are encoded with the demo's VAE or text encoder; None for `shapes`.
+
+    Raises:
+        DataError: a damaged cache.
+    """
+    data = config.data
+    if data.source == "shapes" or DEMO not in (data.vae, data.text_encoder):
+        return None
+    if is_cached(config):
+        from stdit_data.latents.format import read_metadata
+
+        about = read_metadata(data.source, "video") or read_metadata(data.source, "text")
+        if about is not None and about["manifest"]["source"].split(":")[0] == "shapes":
+            return None
+    published, reasons, options = DataConfig(), [], []
+    if data.vae == DEMO:
+        reasons.append("VAE knows flat shapes alone, and other footage becomes blobs")
+        options.append(f"--vae {published.vae}")
+    if data.text_encoder == DEMO:
+        reasons.append("text encoder knows the words of `shapes` alone")
+        options.append(f"--text-encoder {published.text_encoder}")
+    again = "encode with" if is_cached(config) else "take"
+    return f"warning: the demo's {', and its '.join(reasons)}: {again} {' '.join(options)}, or others"
 
 
 def is_cached(config: TrainConfig) -> bool:

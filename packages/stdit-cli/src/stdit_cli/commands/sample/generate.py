@@ -16,10 +16,13 @@ from stdit_model.sampling.schedulers import compat, sampler_name, use_sampler
 from stdit_model.text import dropped_text, unknown_words
 from stdit_train.assets import resolve_source
 from stdit_train.errors import ConfigError
+from stdit_train.evaluation.video_metrics import psnr
 from stdit_train.pipeline.load import attach_text_encoder, find_checkpoint, free_text_encoder, load_pipeline
 
 MAX_WORDS = 10  # that a warning lists
 MAX_VOCABULARY = 100  # a tokenizer with fewer words has them listed
+FAR_GUIDANCE = 2.0  # times the checkpoint's own from which on it is warned of
+POOR_PSNR = 18.0  # dB; shapes come out of the demo's VAE at 33 and more, photographs at 10 to 13
 
 
 class VideoGenerator:
@@ -223,6 +226,16 @@ def remarks(generator: VideoGenerator, jobs: list[Job]) -> Iterator[str]:
     if asked != trained:
         findings.append(f"{_by(asked)} (frames x height x width; trained on {_by(trained)})")
     prompts = list(dict.fromkeys(job.prompt for job in jobs))
+    guidance = generator.settings.guidance
+    if guidance is not None and guidance > FAR_GUIDANCE * max(1.0, config.guidance_scale):
+        findings.append(
+            f"guidance {guidance:g} (its own is {config.guidance_scale:g}; far above it videos become noise)"
+        )
+    if generator.first_frames is not None and (ratio := _psnr_of_given_frames(generator)) < POOR_PSNR:
+        findings.append(
+            f"given frames that its VAE turns into blobs (PSNR {ratio:.0f} dB; the demo's VAE knows flat shapes alone: "
+            "take a checkpoint that was trained with a VAE for such footage, e.g. stabilityai/sd-vae-ft-ema)"
+        )
     unknown = list(dict.fromkeys(word for prompt in prompts for word in unknown_words(tokenizer, prompt)))
     if unknown:
         words = ", ".join(repr(word) for word in unknown[:MAX_WORDS]) + (", ..." if len(unknown) > MAX_WORDS else "")
@@ -239,6 +252,18 @@ def remarks(generator: VideoGenerator, jobs: list[Job]) -> Iterator[str]:
     if generator.windowed:
         window = config.num_frames
         yield f"{generator.frames} frames, in windows of {window}; --long stretch or whole makes them at once"
+
+
+def _psnr_of_given_frames(generator: VideoGenerator) -> float:
+    """Return the PSNR of the given frames after the VAE, of the last one where each is encoded alone."""
+    vae, given = generator.pipeline.vae, generator.first_frames
+    assert given is not None
+    if not video_vae.is_temporal(vae):
+        given = given[:, -1:]
+    frames = _pad(given, generator.sampled_size)[None].to(generator.pipeline.device)
+    latents = video_vae.sample_latents(vae, video_vae.encode_moments(vae, frames))
+    again = video_vae.decode(vae, latents)
+    return psnr(again, frames[:, :, : again.shape[2]])
 
 
 def _by(sizes: tuple[int, ...]) -> str:

@@ -108,6 +108,7 @@ def prepare(
     """
     from stdit_train.checkpoint.run_folder import RunFolder
     from stdit_train.components.load import check_sources
+    from stdit_train.config.resolve import shapes_only
     from stdit_train.curriculum import Stage, find_run
     from stdit_train.estimate.training import fit_to_memory
     from stdit_train.tracking.metrics import check_wandb
@@ -119,6 +120,8 @@ def prepare(
         tell_finished(console, plan, processes)
         return plan.folder, plan.curriculum, []
     check_wandb(next((config.wandb for config in plan.configs if config.wandb), None))
+    for line in dict.fromkeys(filter(None, map(shapes_only, plan.configs))):
+        console.print(line, soft_wrap=True)
     stages = []
     for config, run in zip(plan.configs, plan.runs, strict=True):
         check_sources(config)
@@ -168,6 +171,7 @@ def resume_command(folder: Path, nproc: int = 1) -> str:
 def announce(console: "Console", config: "TrainConfig", run: "RunFolder") -> None:
     """Print what is about to be trained: model, clips, components, run folder."""
     from stdit_train.assets import DEMO
+    from stdit_train.config.resolve import shapes_only
 
     data = config.data
     clips = f"{data.frames}x{data.height}x{data.width}"
@@ -175,6 +179,6 @@ def announce(console: "Console", config: "TrainConfig", run: "RunFolder") -> Non
     console.print(f"stage {config.stage}: {config.model.preset} {config.model.variant}, {clips}, on {source}")
     options = {"VAE": (data.vae, "--vae"), "text encoder": (data.text_encoder, "--text-encoder")}
     bundled = {name: option for name, (source, option) in options.items() if source == DEMO}
-    if bundled:
+    if bundled and shapes_only(config) is None:  # else the warning has said so
         console.print(f"with the demo's {' and '.join(bundled)}; choose others with {' and '.join(bundled.values())}")
     console.print(f"run folder: {run.path}")
