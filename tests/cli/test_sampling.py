@@ -4,18 +4,21 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from stdit_cli.commands.sample import sidecar
 from stdit_cli.commands.sample.command import make_request
 from stdit_cli.commands.sample.outputs import plan_jobs, unique_path
 from stdit_cli.commands.sample.prompts import read_prompts
 from stdit_cli.commands.sample.request import PromptRequest, SampleRequest, Settings
-from stdit_cli.commands.sample.run import in_order, share_of
+from stdit_cli.commands.sample.run import in_order, share_of, write_sheet
 from stdit_data.datasets.shapes import ShapesDataset
+from stdit_data.preview import contact_sheet
 from stdit_data.video.read import read_video
 from stdit_data.video.write import write_mp4, write_png
 from stdit_train.assets import demo_folder
@@ -331,3 +334,27 @@ def test_settling_is_another_spelling_of_resampling_steps(stdit: Callable, tmp_p
     content["settings"]["settling"] = 2  # as older versions wrote it
     (tmp_path / "old.json").write_text(json.dumps(content))
     assert sidecar.read(tmp_path / "old.json")["settings"]["resampling_steps"] == 2
+
+
+def test_a_contact_sheet_tells_prompt_seed_and_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """And how many videos it leaves out; an earlier sheet is kept."""
+    drawn = {}
+
+    def draw(videos: Any, captions: Any, **options: Any) -> Image.Image:
+        drawn.update(options, videos=videos, captions=captions)
+        return contact_sheet(videos, captions, **options)
+
+    monkeypatch.setattr("stdit_data.preview.contact_sheet", draw)
+    videos = [(f"prompt {i}", f"seed {i}, {i}.png", torch.zeros(3, 1, 8, 8)) for i in range(26)]
+    console = Console(soft_wrap=True, highlight=False)
+    for _ in range(2):
+        write_sheet(console, tmp_path / "contact-sheet.png", False, videos)
+    assert (drawn["captions"][-1], drawn["details"][-1], len(drawn["videos"])) == ("prompt 23", "seed 23, 23.png", 24)
+    lines = capfd.readouterr().out.splitlines()
+    assert [Path(line.split(" (")[0]).name for line in lines] == ["contact-sheet.png", "contact-sheet-2.png"]
+    assert lines[0].endswith("(the first 24 of 26 videos)")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["contact-sheet-2.png", "contact-sheet.png"]
+    write_sheet(console, tmp_path / "few.png", False, videos[:2])
+    assert capfd.readouterr().out == f"{tmp_path / 'few.png'}\n"

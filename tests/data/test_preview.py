@@ -11,9 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
+from stdit_data import labels
 from stdit_data.buckets import Bucket
 from stdit_data.clip import Clip
 from stdit_data.errors import ClipError, DataError
+from stdit_data.labels import SMALL, draw_label, missing_characters
 from stdit_data.preview import contact_sheet, preview, video_wall
 from stdit_data.video.write import write_mp4
 
@@ -116,6 +118,80 @@ def test_long_captions_are_wrapped() -> None:
     assert long.width == short.width
     assert long.height > short.height + 5 * 16
     assert (np.asarray(long)[:, -2:] == 255).all()  # nothing runs over the edge
+
+
+def test_details_are_drawn_below_each_caption() -> None:
+    video = torch.zeros(3, 4, 64, 64)
+    plain = contact_sheet([video, video], ["a", "b"], columns=4)
+    told = contact_sheet([video, video], ["a", "b"], details=["seed 1, a.mp4", "seed 2, b.mp4"], columns=4)
+    assert told.width == plain.width
+    assert told.height == plain.height + 2 * (SMALL + 3)
+    with pytest.raises(DataError, match="2 videos and 1 details"):
+        contact_sheet([video, video], ["a", "b"], details=["seed 1"])
+
+
+def test_single_pictures_are_a_grid() -> None:
+    """Seven are three rows of three, each enlarged until a line of text fits below it."""
+    pictures = [torch.full((3, 1, 64, 48), i / 10) for i in range(7)]
+    sheet = contact_sheet(pictures, [f"number {i}" for i in range(7)])
+    assert sheet.width == 3 * (144 + 2 * 4)  # three times their size, and gaps
+    pixels = np.asarray(sheet)
+    height = sheet.height // 3
+    shades = [int(pixels[y * height + 100, x * 152 + 76, 0]) for y in range(3) for x in range(3)]
+    assert shades == [*(round((i / 10 + 1) * 127.5) for i in range(7)), 255, 255]
+    narrow = contact_sheet(pictures, ["a long caption of a picture"] * 7, details=["seed 0"] * 7, columns=2)
+    assert narrow.width == 2 * 152
+    assert contact_sheet(pictures[:1], ["one"]).width == 152
+    mixed = contact_sheet([pictures[0], torch.zeros(3, 2, 64, 48)], ["one", "two"])
+    assert mixed.width > mixed.height / 2  # a row each
+
+
+def picture_of(letter: str) -> bytes:
+    return draw_label(letter, 100).tobytes()
+
+
+def test_accented_letters_are_drawn(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """As themselves, composed or not; they are no squares, and none is lost on the way."""
+    monkeypatch.setattr(labels, "_installed_fonts", list)
+    letters = "éèüñçåøłőșžßŒĞжЯλα"
+    drawn = [picture_of(letter) for letter in letters]
+    assert len(set(drawn)) == len(letters)
+    assert picture_of(labels.MISSING) not in drawn
+    assert picture_of("e") not in drawn
+    assert picture_of("e\N{COMBINING ACUTE ACCENT}") == picture_of("é")
+    assert missing_characters("Ein Mädchen läuft über die Straße, “naïve” — 20 €") == ""
+    contact_sheet([torch.zeros(3, 1, 8, 8)], ["crème brûlée"])
+    assert not caplog.records
+
+
+def test_what_no_font_has_is_a_square_and_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(labels, "_installed_fonts", lambda: ["/no/such/font.ttf"])
+    labels._font_file.cache_clear()
+    try:
+        assert missing_characters("a 红色 circle 红") == "红色"
+        assert picture_of("红") == picture_of(labels.MISSING)
+        contact_sheet([torch.zeros(3, 2, 8, 8)] * 2, ["a 红色 circle", "圆"], details=["seed 0", "红.mp4"])
+        (record,) = caplog.records
+        assert record.levelname == "WARNING"
+        assert "no installed font has 红 (U+7EA2), 色 (U+8272), 圆 (U+5706): drawn as □" in record.message
+    finally:
+        labels._font_file.cache_clear()
+
+
+def test_an_installed_font_is_taken_where_it_has_all_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """STIX, which is in matplotlib, has script letters of a text that DejaVu, likewise there, lacks."""
+    stix = labels._dejavu().replace("DejaVuSans", "STIXGeneral")
+    lacking = sorted(labels._characters(stix) - labels._characters(labels._dejavu()))
+    letter = next(chr(code) for code in lacking if chr(code).isalpha())
+    monkeypatch.setattr(labels, "_installed_fonts", lambda: [stix])
+    labels._font_file.cache_clear()
+    try:
+        assert missing_characters(f"a {letter}") == ""
+        assert picture_of(letter) != picture_of(labels.MISSING)
+    finally:
+        labels._font_file.cache_clear()
 
 
 def test_videos_and_captions_must_match() -> None:

@@ -12,19 +12,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
 from stdit_data.clip import Clip, ClipDataset
 from stdit_data.errors import ClipError, DataError
 from stdit_data.files import open_write, wrap_errors
+from stdit_data.labels import PAPER, draw_label, warn_of_missing
 from stdit_data.transforms import normalise, to_uint8
 from stdit_data.video.write import write_mp4
 
-PAPER, INK = (255, 255, 255), (32, 32, 32)
 GAP = 4  # pixels between cells
 MIN_SIDE = 96  # smaller videos are enlarged to at least this many pixels
-FONT_SIZE = 13
+MIN_SINGLE = 192  # and single pictures to this many, so that a line of text fits below each
 
 
 def preview(
@@ -81,34 +81,54 @@ def preview(
 
 
 def contact_sheet(
-    videos: Sequence[Tensor], captions: Sequence[str], *, columns: int = 8, size: int | None = None
+    videos: Sequence[Tensor],
+    captions: Sequence[str],
+    *,
+    details: Sequence[str] | None = None,
+    columns: int = 8,
+    size: int | None = None,
 ) -> Image.Image:
     """Draw one row per video: its caption, and `columns` evenly spaced frames including the first and last.
+
+    Videos of a single frame are drawn as a grid instead, about as many in a row as there are rows.
+
+    A warning is logged where captions have characters that no installed font has; they are drawn as squares.
 
     Args:
         videos: [3, T, H, W] in [-1, 1] each; sizes and lengths may differ. A video of fewer frames than `columns` shows
             each of them once.
         captions: one per video; long ones are wrapped.
-        columns: frames shown per video.
+        details: a second text per video, drawn smaller below its caption, for instance seed and file.
+        columns: frames shown per video; most pictures in a row of the grid.
         size: longer side of a frame on the sheet, in pixels. By default frames keep their size, but those below 96
-            pixels are enlarged by a whole factor (nearest neighbour, so that single pixels stay visible).
+            pixels (192 in a grid) are enlarged by a whole factor (nearest neighbour, so that single pixels stay
+            visible).
 
     Returns:
         An RGB image.
 
     Raises:
-        DataError: there are no videos, not one caption per video, or `columns` is below 1.
+        DataError: there are no videos, not one caption (and details) per video, or `columns` is below 1.
     """
-    _check(videos, captions)
+    details = details if details is not None else [""] * len(videos)
+    _check(videos, captions, details)
     if columns < 1:
         raise DataError(f"columns {columns}: expected at least 1")
+    warn_of_missing([*captions, *details])
+    if all(video.shape[1] == 1 for video in videos):
+        cells = [_scaled(_frames(video)[0], size, MIN_SINGLE) for video in videos]
+        across = min(columns, math.ceil(math.sqrt(len(videos))))
+        sheet, corners = _grid([cell.size for cell in cells], captions, details, across)
+        for cell, corner in zip(cells, corners, strict=True):
+            sheet.paste(cell, corner)
+        return sheet
     rows = []
     for video in videos:
         count = min(columns, video.shape[1])
         steps = torch.linspace(0, video.shape[1] - 1, count).round().long()
         rows.append([_scaled(frame, size) for frame in _frames(video[:, steps])])
-    width = max(_row_width(row) for row in rows)
-    labels = [_label(caption, width) for caption in captions]
+    width = max(GAP + sum(frame.width + GAP for frame in row) for row in rows)
+    labels = [draw_label(caption, width, detail) for caption, detail in zip(captions, details, strict=True)]
     height = sum(label.height + row[0].height + 2 * GAP for label, row in zip(labels, rows, strict=True))
     sheet = Image.new("RGB", (width, height), PAPER)
     y = 0
@@ -144,24 +164,36 @@ def video_wall(
         DataError: there are no videos, not one caption per video, or the file can't be written.
     """
     _check(videos, captions)
+    warn_of_missing(captions)
     columns = columns or math.ceil(math.sqrt(len(videos)))
     length = max(video.shape[1] for video in videos)
     cells = [[_scaled(frame, size) for frame in _frames(video)] for video in videos]
-    cell_width = max(frames[0].width for frames in cells) + 2 * GAP
-    labels = [_label(caption, cell_width) for caption in captions]
-    cell_height = max(frames[0].height for frames in cells) + max(label.height for label in labels) + GAP
-    rows = math.ceil(len(videos) / columns)
-    wall = Image.new("RGB", (min(columns, len(videos)) * cell_width, rows * cell_height), PAPER)
-    corners = [(i % columns * cell_width, i // columns * cell_height) for i in range(len(videos))]
-    for (x, y), label in zip(corners, labels, strict=True):
-        wall.paste(label, (x, y))
+    wall, corners = _grid([frames[0].size for frames in cells], captions, [""] * len(videos), columns)
     pictures = []
     for t in range(length):
-        for (x, y), label, frames in zip(corners, labels, cells, strict=True):
-            wall.paste(frames[min(t, len(frames) - 1)], (x + GAP, y + label.height))
+        for corner, frames in zip(corners, cells, strict=True):
+            wall.paste(frames[min(t, len(frames) - 1)], corner)
         pictures.append(np.array(wall))
     pixels = torch.from_numpy(np.stack(pictures))
     write_mp4(path, normalise(rearrange(pixels, "t h w c -> c t h w")), fps)
+
+
+def _grid(
+    sizes: Sequence[tuple[int, int]], captions: Sequence[str], details: Sequence[str], columns: int
+) -> tuple[Image.Image, list[tuple[int, int]]]:
+    """Draw the labels of a grid of equal cells; also returns the corners at which the pictures (width, height) go."""
+    width = max(width for width, _ in sizes) + 2 * GAP
+    labels = [draw_label(caption, width, detail) for caption, detail in zip(captions, details, strict=True)]
+    above = max(label.height for label in labels)
+    height = above + max(height for _, height in sizes) + GAP
+    columns = min(columns, len(labels))
+    sheet = Image.new("RGB", (columns * width, math.ceil(len(labels) / columns) * height), PAPER)
+    corners = []
+    for i, label in enumerate(labels):
+        x, y = i % columns * width, i // columns * height
+        sheet.paste(label, (x, y))
+        corners.append((x + GAP, y + above))
+    return sheet, corners
 
 
 def _at_rate(clip: Clip, rate: float) -> Tensor:
@@ -172,53 +204,24 @@ def _at_rate(clip: Clip, rate: float) -> Tensor:
     return clip.video[:, (shown + 1e-6).long().clamp(max=clip.video.shape[1] - 1)]
 
 
-def _check(videos: Sequence[Tensor], captions: Sequence[str]) -> None:
+def _check(videos: Sequence[Tensor], captions: Sequence[str], details: Sequence[str] | None = None) -> None:
     if not videos or len(videos) != len(captions):
         raise DataError(f"{len(videos)} videos and {len(captions)} captions: expected one caption per video")
+    if details is not None and len(videos) != len(details):
+        raise DataError(f"{len(videos)} videos and {len(details)} details: expected one text per video")
 
 
 def _frames(video: Tensor) -> list[Image.Image]:
     return [Image.fromarray(frame) for frame in rearrange(to_uint8(video), "c t h w -> t h w c").numpy()]
 
 
-def _scaled(frame: Image.Image, size: int | None) -> Image.Image:
+def _scaled(frame: Image.Image, size: int | None, least: int = MIN_SIDE) -> Image.Image:
     longest = max(frame.size)
     if size is not None:
         target = (max(1, round(frame.width * size / longest)), max(1, round(frame.height * size / longest)))
         smooth = size % longest != 0  # a whole factor keeps pixels square
         return frame.resize(target, Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST)
-    factor = math.ceil(MIN_SIDE / longest)
+    factor = math.ceil(least / longest)
     if factor == 1:
         return frame
     return frame.resize((frame.width * factor, frame.height * factor), Image.Resampling.NEAREST)
-
-
-def _row_width(row: list[Image.Image]) -> int:
-    return GAP + sum(frame.width + GAP for frame in row)
-
-
-def _label(text: str, width: int) -> Image.Image:
-    """Draw text wrapped to `width` pixels, dark on white."""
-    font = ImageFont.load_default(FONT_SIZE)
-    lines, line = [], ""
-    for word in text.split():
-        while font.getlength(word) > width - 2 * GAP and len(word) > 1:  # break a word wider than the sheet
-            end = len(word)
-            while end > 1 and font.getlength(word[:end]) > width - 2 * GAP:
-                end -= 1
-            lines += [line] if line else []
-            lines.append(word[:end])
-            line, word = "", word[end:]
-        longer = f"{line} {word}".strip()
-        if line and font.getlength(longer) > width - 2 * GAP:
-            lines.append(line)
-            line = word
-        else:
-            line = longer
-    lines.append(line)
-    pitch = FONT_SIZE + 3
-    label = Image.new("RGB", (width, pitch * len(lines) + GAP), PAPER)
-    draw = ImageDraw.Draw(label)
-    for i, text_line in enumerate(lines):
-        draw.text((GAP, GAP // 2 + i * pitch), text_line, fill=INK, font=font)
-    return label

@@ -45,7 +45,7 @@ def run_sampling(request: SampleRequest) -> None:
     weights = {"source": settings.checkpoint, "sha256": sha256}
     mine = list(batches(share_of(jobs, world), request))
     count = sum(len(batch) for batch, _ in mine) if request.recorded is None else 1
-    finished: list[tuple[str, Any]] = []
+    finished: list[tuple[str, str, Any]] = []
     try:
         with CountingBar(console, "steps", disable=not world.is_main) as bar:
             task = bar.add_task("sampling", total=None)
@@ -61,7 +61,7 @@ def run_sampling(request: SampleRequest) -> None:
                     write_video(path, kind, videos[i], generator.fps)
                     content = sidecar.build(settings, batch, i, weights, used, str(generator.pipeline.device))
                     sidecar.write(sidecar_path(path), content)
-                    finished.append((batch[i].prompt, thumbnails(videos[i])))
+                    finished.append((batch[i].prompt, f"seed {batch[i].seed}, {path.name}", thumbnails(videos[i])))
                     console.print(f"{path}")
     except KeyboardInterrupt:
         console.print(f"{len(finished)} of {count} videos were finished, and are kept")
@@ -137,11 +137,14 @@ def thumbnails(video: Any) -> Any:
     return video[:, torch.linspace(0, frames - 1, min(frames, SHEET_COLUMNS)).round().long()]
 
 
-def write_sheet(console: Console, path: Path, overwrite: bool, videos: list[tuple[str, Any]]) -> None:
-    """The finished videos under their prompts."""
+def write_sheet(console: Console, path: Path, overwrite: bool, videos: list[tuple[str, str, Any]]) -> None:
+    """Draw the finished videos with prompt, seed and file name, at most `SHEET_ROWS` of them."""
+    from stdit_data.files import open_write
     from stdit_data.preview import contact_sheet
 
-    shown = videos[:SHEET_ROWS]
+    prompts, details, shown = zip(*videos[:SHEET_ROWS], strict=True)
     sheet = unique_path(path, overwrite)
-    contact_sheet([video for _, video in shown], [prompt for prompt, _ in shown], columns=SHEET_COLUMNS).save(sheet)
-    console.print(f"{sheet}")
+    with open_write(str(sheet)) as file:
+        contact_sheet(shown, prompts, details=details, columns=SHEET_COLUMNS).save(file, "PNG")
+    rest = f" (the first {SHEET_ROWS} of {len(videos)} videos)" if len(videos) > SHEET_ROWS else ""
+    console.print(f"{sheet}{rest}")
