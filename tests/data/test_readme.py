@@ -22,8 +22,10 @@ def test_example(
         encode_clip(tmp_path / "clips" / f"{number}.mp4", frames=50)
         (tmp_path / "clips" / f"{number}.txt").write_text(f"caption {number}")
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    code, writing = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     exec(code, {})
+    exec(writing, {})
+    assert (tmp_path / "noise.mp4").stat().st_size > 1000
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     assert all("torch.Size([4, 3, 16, 256, 256])" in line for line in lines)

@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def code_of(path: str) -> str:
-    """The Python block of a document."""
-    (block,) = re.findall(r"```python\n(.+?)```", (ROOT / path).read_text(encoding="utf-8"), re.DOTALL)
+    """The first Python block of a document."""
+    block, *_ = re.findall(r"```python\n(.+?)```", (ROOT / path).read_text(encoding="utf-8"), re.DOTALL)
     return block
 
 

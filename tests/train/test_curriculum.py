@@ -15,7 +15,7 @@ from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.config.load import ConfigError, curriculum_names, load_curriculum, read_curriculum, write_curriculum
 from stdit_train.curriculum import Stage, stage_folder, train_stages
 from stdit_train.pipeline.export import export_run
-from stdit_train.pipeline.load import find_checkpoint
+from stdit_train.pipeline.find import find_checkpoint
 from stdit_train.report import run_report as report_page
 from stdit_train.report.plots import plot_losses, plot_runs, smooth
 from stdit_train.report.run_report import write_report

@@ -10,7 +10,7 @@ README = Path(__file__).parents[2] / "packages" / "stdit-train" / "README.md"
 
 def test_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    code, _ = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     short = code.replace('"steps": 200, "sampling.steps": 20', '"steps": 2, "sampling.steps": 2, "data.clips": 8')
     assert short != code
     names: dict = {}

@@ -1,6 +1,7 @@
 """GIF, WebP, PNG frames and pictures written, and whole files read back."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image, ImageSequence
 from stdit_data.datasets.shapes import ShapesDataset
 from stdit_data.errors import ClipError, DataError
 from stdit_data.video.read import read_picture, read_video
-from stdit_data.video.write import write_frames, write_gif, write_mp4, write_png, write_webp
+from stdit_data.video.write import export_video, write_frames, write_gif, write_mp4, write_png, write_webp
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +89,50 @@ def test_what_cannot_be_read_is_named(video: torch.Tensor, tmp_path: Path) -> No
         with pytest.raises(DataError, match="fps"):
             write(tmp_path / "x", video, 0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.mp4"]
+
+
+@pytest.mark.parametrize("kind", ["pt", "np", "uint8", "pil"])
+def test_a_video_is_exported_from_whatever_a_pipeline_returns(video: torch.Tensor, tmp_path: Path, kind: str) -> None:
+    array = pixels(video)
+    given = {
+        "pt": video,
+        "np": (video / 2 + 0.5).permute(1, 2, 3, 0).numpy(),
+        "uint8": array,
+        "pil": [Image.fromarray(frame) for frame in array],
+    }[kind]
+    path = export_video(given, tmp_path / "new" / "x.webp", fps=10)
+    shown, milliseconds = frames_of(path)
+    assert np.array_equal(shown, array)
+    assert milliseconds == 1000
+
+
+def test_a_video_is_exported_in_the_format_of_its_name(video: torch.Tensor, tmp_path: Path) -> None:
+    export_video(video, tmp_path / "x.MP4", 8)
+    write_mp4(tmp_path / "y.mp4", video, 8)
+    assert (tmp_path / "x.MP4").read_bytes() == (tmp_path / "y.mp4").read_bytes()
+    export_video(video, str(tmp_path / "x.gif"), 8)
+    assert frames_of(tmp_path / "x.gif")[1] == 1250
+    export_video(video[:, :1], tmp_path / "x.png")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "x.png")), pixels(video)[0])
+    export_video(video, tmp_path / "frames")
+    assert len(list((tmp_path / "frames").iterdir())) == 10
+
+
+@pytest.mark.parametrize(
+    ("frames", "name", "said"),
+    [
+        (torch.zeros(2, 3, 4, 8, 8), "x.mp4", "2 videos: write one at a time"),
+        (np.zeros((1, 4, 8, 8, 3)), "x.mp4", "1 videos"),
+        ([[Image.new("RGB", (8, 8))]], "x.mp4", r"frames\[0\]"),
+        ([], "x.mp4", "no frames"),
+        ([Image.new("RGB", (8, 8)), Image.new("RGB", (9, 8))], "x.mp4", "several sizes"),
+        (np.zeros((4, 8, 8)), "x.mp4", r"expected \[T, H, W, 3\]"),
+        (torch.zeros(4, 8, 8), "x.mp4", r"expected \[3, T, H, W\]"),
+        (torch.zeros(3, 4, 8, 8), "x.avi", r"\.mp4, \.gif, \.webp, \.png"),
+        (torch.zeros(3, 4, 8, 8), "x.png", "one frame"),
+    ],
+)
+def test_what_cannot_be_exported(tmp_path: Path, frames: Any, name: str, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        export_video(frames, tmp_path / name)
+    assert not (tmp_path / name).exists()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from PIL import Image
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ pytest.importorskip("transformers", reason="the pipeline is an extra of stdit-mo
 from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
 
 from stdit_model import STDiT, STDiTPipeline, video_vae
+from stdit_model.errors import SettingsError
 from stdit_model.sampling.denoise import guide
 from stdit_model.sampling.schedulers import compat, use_sampler
 
@@ -332,3 +334,18 @@ def test_parts_named_by_hub_id(pipeline: STDiTPipeline, tmp_path: Path, monkeypa
     again.set_progress_bar_config(disable=True)
     arguments: dict[str, Any] = {"num_frames": 4, "height": 32, "width": 32, "num_inference_steps": 2}
     assert again("a cat", generator=seeds(0), **arguments).frames.shape == (1, 3, 4, 32, 32)
+
+
+def test_the_first_frame_may_be_a_pil_image(pipeline: STDiTPipeline) -> None:
+    (images,) = pipeline("x", generator=seeds(0), output_type="pil").frames
+    assert all(isinstance(image, Image.Image) for image in images)
+    [continued] = pipeline("x", generator=seeds(1), first_frames=images[-1], output_type="pil").frames
+    assert continued[0].tobytes() == images[-1].tobytes()
+    assert continued[1].tobytes() != images[-1].tobytes()
+    larger = Image.new("RGBA", (100, 64), (255, 0, 0, 0))  # covers 32x32, and nothing of it is opaque
+    [video] = pipeline("x", generator=seeds(1), first_frames=[images[0], larger], output_type="np").frames
+    assert (video[1] == 1).all()
+    with pytest.raises(SettingsError, match="a PIL image or a list"):
+        pipeline("x", first_frames=["first.png"])
+    [single] = pipeline("x", generator=seeds(1), num_frames=1, output_type="pil").frames
+    assert [image.size for image in single] == [(32, 32)]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from stdit_data.loading.loader import ClipLoader
     from stdit_data.loading.prefetch import Batch
     from stdit_data.manifests.format import read_manifest, write_manifest
+    from stdit_data.video.write import export_video
 
 __all__ = [
     "Batch",
@@ -27,6 +28,7 @@ __all__ = [
     "LatentDataset",
     "ShapesDataset",
     "VideoDataset",
+    "export_video",
     "open_videos",
     "read_manifest",
     "write_manifest",
@@ -42,6 +44,7 @@ _MODULES = {
     "LatentDataset": "stdit_data.latents.dataset",
     "ShapesDataset": "stdit_data.datasets.shapes",
     "VideoDataset": "stdit_data.datasets.videos",
+    "export_video": "stdit_data.video.write",
     "open_videos": "stdit_data.datasets.videos",
     "read_manifest": "stdit_data.manifests.format",
     "write_manifest": "stdit_data.manifests.format",

@@ -1,4 +1,6 @@
-"""Errors that a user can cause, and a helper for their messages."""
+"""Errors that a user can cause, and helpers for their messages."""
+
+import re
 
 
 class UserError(Exception):
@@ -25,3 +27,11 @@ def few(names: list[str] | tuple[str, ...], limit: int = 3) -> str:
     """Join the first names of a list for a message: "a, b, c and 9 more"."""
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest
+
+
+def reason(error: BaseException) -> str:
+    """Return why something failed in one line: what the system says, without its number, else the first line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = str(error).strip().splitlines()
+    return re.sub(r"\[Errno -?\d+\] ?", "", lines[0]).rstrip(".") if lines else type(error).__name__

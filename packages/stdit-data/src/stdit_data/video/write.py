@@ -4,10 +4,14 @@ C channels (3), T frames, H height, W width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import TypeAlias
 
 import av
+import numpy as np
+import torch
 import torch.nn.functional as F
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from einops import rearrange
@@ -15,8 +19,51 @@ from PIL import Image
 from torch import Tensor
 
 from stdit_data.errors import DataError
-from stdit_data.files import write_atomically
-from stdit_data.transforms import to_uint8
+from stdit_data.files import wrap_errors, write_atomically
+from stdit_data.transforms import normalise, to_uint8
+
+SUFFIXES = (".mp4", ".gif", ".webp", ".png")
+
+
+Frames: TypeAlias = Tensor | np.ndarray | Sequence[Image.Image]
+
+
+def export_video(frames: Frames, path: str | Path, fps: float = 8.0) -> Path:
+    """Write one video in the format that the path's suffix names, as `export_to_video` of diffusers does.
+
+    Args:
+        frames: a tensor [3, T, H, W] in [-1, 1]; an array [T, H, W, 3], floating in [0, 1] or uint8; or PIL images of
+            one size. Of `STDiTPipeline` that is `frames[0]` for each `output_type` but "latent".
+        path: .mp4, .gif, .webp, or .png for a single frame; without a suffix, a folder of PNGs. Missing folders are
+            made, an existing file is replaced.
+        fps: frames per second when played; a checkpoint's own is `pipeline.config.fps`.
+
+    Returns:
+        The path.
+
+    Raises:
+        DataError: an unknown suffix, frames of another shape, several frames for a PNG, or a frame rate out of range.
+        FileError: the file can't be written.
+    """
+    path = Path(path).expanduser()
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES and suffix:
+        raise DataError(f"{path}: expected {', '.join(SUFFIXES)}, or a name without a suffix for a folder of PNGs")
+    video = _as_video(frames)
+    _check(video, fps)
+    with wrap_errors(str(path.parent)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if suffix == ".mp4":
+        write_mp4(path, video, fps)
+    elif suffix == ".gif":
+        write_gif(path, video, fps)
+    elif suffix == ".webp":
+        write_webp(path, video, fps)
+    elif suffix == ".png":
+        write_png(path, video)
+    else:
+        write_frames(path, video)
+    return path
 
 
 def write_mp4(path: str | Path, video: Tensor, fps: float, *, crf: int = 17) -> None:
@@ -128,6 +175,26 @@ def write_png(path: str | Path, video: Tensor) -> None:
 def _pictures(video: Tensor, fps: float = 1.0) -> list[Image.Image]:
     _check(video, fps)
     return [Image.fromarray(frame) for frame in rearrange(to_uint8(video), "c t h w -> t h w c").numpy()]
+
+
+def _as_video(frames: Frames) -> Tensor:
+    """Convert what `export_video` takes to [3, T, H, W] in [-1, 1]."""
+    if isinstance(frames, Tensor):
+        batch = frames.ndim == 5
+        video = normalise(frames) if frames.dtype == torch.uint8 else frames
+    else:
+        pictures = [np.asarray(frame.convert("RGB") if isinstance(frame, Image.Image) else frame) for frame in frames]
+        if len({picture.shape for picture in pictures}) != 1:
+            raise DataError("frames of several sizes" if pictures else "no frames to write")
+        array = np.stack(pictures)
+        batch = array.ndim == 5
+        if not batch and (array.ndim != 4 or array.shape[-1] != 3):
+            raise DataError(f"frames of shape {array.shape}: expected [T, H, W, 3]")
+        pixels = torch.from_numpy(array if array.dtype == np.uint8 else array.astype(np.float32))
+        video = pixels if batch else rearrange(normalise(pixels), "t h w c -> c t h w")
+    if batch:
+        raise DataError(f"{len(frames)} videos: write one at a time, e.g. export_video(frames[0], ...)")
+    return video
 
 
 def _check(video: Tensor, fps: float) -> None:

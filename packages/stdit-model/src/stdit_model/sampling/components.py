@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import LocalEntryNotFoundError
 
-from stdit_model.errors import WeightsError, WeightsFileNotFoundError
+from stdit_model.errors import WeightsError, WeightsFileNotFoundError, reason
 from stdit_model.weights.files import read_json
-from stdit_model.weights.hub import split_hub_id
+from stdit_model.weights.hub import hub_options, hub_reason, split_hub_id
 
 PARTS = ("vae", "text_encoder", "tokenizer", "scheduler")
 
@@ -26,16 +25,14 @@ def require(sources: Mapping[str, str | Path]) -> None:
     """
     failures: dict[str, list[str]] = {}
     reasons: dict[str, str] = {}
-    offline = False
     for part, source in sources.items():
         if _folder(part, source) is None:
             repo, inside = _hub_id(part, source)
             try:
-                hf_hub_download(repo, "/".join(filter(None, (inside, _MARKS[part]))), local_files_only=offline)
+                hf_hub_download(repo, "/".join(filter(None, (inside, _MARKS[part]))), **hub_options())
             except (OSError, ValueError) as error:  # which the Hub's errors derive from
-                offline |= isinstance(error, LocalEntryNotFoundError)  # one wait for the network is enough
                 failures.setdefault(repo, []).append(part)
-                reasons[repo] = _reason(error)
+                reasons[repo] = hub_reason(error)
     if failures:
         raise WeightsError(_advice(failures, reasons))
 
@@ -68,12 +65,13 @@ def load_part(part: str, source: str | Path, **options: Any) -> Any:
         if folder is not None:
             return classes[part].from_pretrained(folder, **options)
         repo, inside = _hub_id(part, source)
-        return classes[part].from_pretrained(repo, **({"subfolder": inside} if inside else {}), **options)
+        options = {**options, **hub_options(), **({"subfolder": inside} if inside else {})}
+        return classes[part].from_pretrained(repo, **options)
     except (OSError, ValueError) as error:
         if folder is not None:
-            raise WeightsError(f"{folder}: not a readable {part.replace('_', ' ')} ({_reason(error)})") from error
+            raise WeightsError(f"{folder}: not a readable {part.replace('_', ' ')} ({reason(error)})") from error
         repo = _hub_id(part, source)[0]
-        raise WeightsError(_advice({repo: [part]}, {repo: _reason(error)})) from error
+        raise WeightsError(_advice({repo: [part]}, {repo: hub_reason(error)})) from error
 
 
 # A small file of each component.
@@ -103,16 +101,9 @@ def _hub_id(part: str, source: str | Path) -> tuple[str, str]:
     return found
 
 
-def _reason(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
 def _advice(failures: Mapping[str, list[str]], reasons: Mapping[str, str]) -> str:
     """Describe in one line what is missing, why, and the commands that download it."""
-    parts = "; ".join(
-        f"{' and '.join(parts)} {repo}: not found ({reasons[repo].rstrip('.')})" for repo, parts in failures.items()
-    )
+    parts = "; ".join(f"{' and '.join(parts)} {repo}: not found ({reasons[repo]})" for repo, parts in failures.items())
     steps = "; ".join(
         f"`hf download {repo} --local-dir {repo.split('/')[1]}` and --{_option(parts)} {repo.split('/')[1]}"
         for repo, parts in failures.items()

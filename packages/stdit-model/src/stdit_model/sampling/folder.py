@@ -7,19 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+from huggingface_hub import hf_hub_download
 
 from stdit_model.convert import VAE_FACTOR, read
 from stdit_model.errors import WeightsError, WeightsFileExistsError, WeightsFileNotFoundError
 from stdit_model.model import STDiT
+from stdit_model.sampling.bundled import bundled_names, bundled_pipeline
 from stdit_model.sampling.components import PARTS, load_part, require
 from stdit_model.sampling.schedulers import flow_scheduler, iddpm_scheduler
 from stdit_model.weights.files import read_json
-from stdit_model.weights.hub import split_hub_id
+from stdit_model.weights.hub import HUB_OPTIONS, hub_options, hub_reason, split_hub_id
 from stdit_model.weights.load import Weights
 
 # Hub ids of the components that Open-Sora 1.0 was trained with.
 VAE_ID = "stabilityai/sd-vae-ft-ema"
 T5_ID = "DeepFloyd/t5-v1_1-xxl"
+INDEX = "model_index.json"
 HUB_COMPONENTS = "_hub_components"  # key of model_index.json: Hub ids of components that are not in the folder
 
 
@@ -86,7 +89,7 @@ def write_pipeline(
         **clip_size(model, found),
     }
     text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-    (folder / "model_index.json").write_text(text, encoding="utf-8")
+    (folder / INDEX).write_text(text, encoding="utf-8")
     return model
 
 
@@ -114,6 +117,70 @@ def clip_size(model: STDiT, found: Weights) -> dict[str, int]:
     return {"num_frames": sizes[0], "height": sizes[1] * VAE_FACTOR, "width": sizes[2] * VAE_FACTOR}
 
 
+def find_pipeline(name: str | Path, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Find a pipeline, check that it is whole, and load the components that it records by Hub id.
+
+    Args:
+        name: its folder, the name of a bundled pipeline, or a Hub id; a local folder takes precedence.
+        options: of `STDiTPipeline.from_pretrained`.
+
+    Returns:
+        The folder or Hub id, and the options for diffusers.
+
+    Raises:
+        WeightsFileNotFoundError: no such folder, bundled pipeline or Hub id; or a component is missing.
+        WeightsError: not available from the Hub; the message says what to download or pass.
+    """
+    folder = Path(name).expanduser()
+    bundled = bundled_pipeline(str(name))
+    if folder.is_dir():
+        if bundled is not None and not (folder / INDEX).is_file():
+            raise WeightsFileNotFoundError(
+                f"{folder}: no {INDEX} in this folder, which takes precedence over the bundled pipeline of that name; "
+                "rename it, or load from another working directory"
+            )
+    elif bundled is not None:
+        folder = bundled
+    if folder.is_dir():
+        options = {**named_parts(folder, options), **options}
+        check_parts(folder, options)
+        return str(folder), options
+    if folder.is_file():
+        raise WeightsFileNotFoundError(f"{folder}: a file, not a pipeline folder; STDiTPipeline.from_released loads it")
+    repo = split_hub_id(str(name))
+    if repo is None or repo[1] or Path(folder.parts[0]).is_dir():  # a mistyped path: do not wait for the network
+        raise WeightsFileNotFoundError(f"{name}: no such folder; expected a pipeline folder, {_known_names(str(name))}")
+    return repo[0], {**named_parts(hub_index(repo[0], options).parent, options), **options, **hub_options()}
+
+
+def hub_index(repo: str, options: Mapping[str, Any] | None = None) -> Path:
+    """Return a pipeline's model_index.json from the Hub or its cache.
+
+    Args:
+        repo: Hub id.
+        options: those of a download among them are used: cache_dir, revision, token and so on.
+
+    Raises:
+        WeightsError: not available; the message says why, and how to download it.
+    """
+    chosen = {key: value for key, value in (options or {}).items() if key in HUB_OPTIONS}
+    try:
+        return Path(hf_hub_download(repo, INDEX, **{**chosen, **hub_options()}))
+    except (OSError, ValueError) as error:  # which the Hub's errors derive from
+        here = repo.split("/")[1]
+        raise WeightsError(
+            f"{repo}: no such folder, and no pipeline of this name on the Hub ({hub_reason(error)}); check the name, "
+            f"or run `hf download {repo} --local-dir {here}` where there is a network, and pass that folder"
+        ) from error
+
+
+def _known_names(name: str) -> str:
+    names = bundled_names()
+    if name == "demo" and not names:
+        return "or stdit-train, which comes with the pipeline demo and is not installed: pip install stdit-train"
+    return "a Hub id (owner/name)" + (f" or a bundled pipeline ({', '.join(names)})" if names else "")
+
+
 def named_parts(folder: Path, replaced: Mapping[str, Any]) -> dict[str, Any]:
     """Load the components that model_index.json records by Hub id, as `stdit weights convert` writes it.
 
@@ -124,7 +191,7 @@ def named_parts(folder: Path, replaced: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         WeightsError: one is not available from the Hub; the message says what to download or pass.
     """
-    index = folder / "model_index.json"
+    index = folder / INDEX
     names = read_json(index).get(HUB_COMPONENTS, {}) if index.is_file() else {}
     wanted = {part: name for part, name in names.items() if part not in replaced}
     require(wanted)
@@ -141,9 +208,9 @@ def check_parts(folder: Path, replaced: Mapping[str, Any]) -> None:
     Raises:
         WeightsFileNotFoundError: no model_index.json, or components are missing, all of which are named.
     """
-    index = folder / "model_index.json"
+    index = folder / INDEX
     if not index.is_file():
-        raise WeightsFileNotFoundError(f"{folder}: no model_index.json in this folder, so it is not a pipeline")
+        raise WeightsFileNotFoundError(f"{folder}: no {INDEX} in this folder, so it is not a pipeline")
     named = {name for name, value in read_json(index).items() if isinstance(value, list) and value[0] is not None}
     expected = {"transformer", *PARTS} - set(replaced)
     missing = sorted(part for part in expected if part in named and not any((folder / part).glob("*.json")))

@@ -13,17 +13,20 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
+from safetensors import SafetensorError
 from torch import Tensor
 
 from stdit_model import video_vae
-from stdit_model.errors import SettingsError, WeightsFileNotFoundError
+from stdit_model.errors import SettingsError, WeightsError
 from stdit_model.model import STDiT
 from stdit_model.protocols import VAE, Scheduler, TextEncoder, Tokenizer
 from stdit_model.sampling import prompts
 from stdit_model.sampling.continuation import Window, plan_windows
 from stdit_model.sampling.denoise import Denoiser, Guidance
-from stdit_model.sampling.folder import check_parts, named_parts
+from stdit_model.sampling.folder import find_pipeline
+from stdit_model.sampling.images import Frames, from_pil, to_output
 from stdit_model.sampling.released import released_components
+from stdit_model.weights.hub import hub_reason
 
 Callback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
 
@@ -93,26 +96,26 @@ class STDiTPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "STDiTPipeline":
-        """Load a pipeline that `save_pretrained` or `stdit weights convert` wrote.
+        """Load a pipeline that `save_pretrained` or `stdit weights convert` wrote, or a bundled one.
+
+        `STDiTPipeline.from_pretrained("demo")` is the demo model that comes with stdit-train; see
+        `stdit_model.sampling.bundled`. A local folder called demo takes precedence over it.
 
         Args:
-            pretrained_model_name_or_path: its folder, or a Hub id.
+            pretrained_model_name_or_path: its folder, the name of a bundled pipeline, or a Hub id.
             options: of diffusers' `DiffusionPipeline.from_pretrained`. Components by name, such as `vae=...`, replace
                 those of the folder; `text_encoder=None, tokenizer=None` leaves them out.
 
         Raises:
-            WeightsFileNotFoundError: no such folder, or a component is missing.
-            WeightsError: a component cannot be read.
+            WeightsFileNotFoundError: no such folder or bundled pipeline, or a component is missing.
+            WeightsError: a component cannot be read, or is not available from the Hub.
         """
-        folder = Path(pretrained_model_name_or_path)
-        if folder.is_dir():
-            options = {**named_parts(folder, options), **options}
-            check_parts(folder, options)
-        elif str(folder).startswith((".", "/", "~")) or str(pretrained_model_name_or_path).count("/") != 1:
-            raise WeightsFileNotFoundError(
-                f"{folder}: no such folder; expected a pipeline folder or a Hub id (owner/name)"
-            )
-        return super().from_pretrained(pretrained_model_name_or_path, **options)
+        folder, options = find_pipeline(pretrained_model_name_or_path, options)
+        try:
+            return super().from_pretrained(folder, **options)
+        except (OSError, SafetensorError) as error:
+            why = hub_reason(error, folder)
+            raise WeightsError(f"{folder}: cannot load this pipeline ({why}); copy or download it again") from error
 
     @classmethod
     def from_released(cls, path_or_hub_id: str | Path, **options: Any) -> "STDiTPipeline":
@@ -168,7 +171,7 @@ class STDiTPipeline(DiffusionPipeline):
         prompt_attention_mask: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
         negative_prompt_attention_mask: Tensor | None = None,
-        first_frames: Tensor | None = None,
+        first_frames: Frames | None = None,
         resampling_steps: int | None = None,
         window: int | None = None,
         overlap: int | None = None,
@@ -202,7 +205,8 @@ class STDiTPipeline(DiffusionPipeline):
             prompt_embeds, prompt_attention_mask: [B, L, Dc] and [B, L] from `encode_prompt`, in place of `prompt`; the
                 text encoder is then not needed.
             negative_prompt_embeds, negative_prompt_attention_mask: likewise, in place of `negative_prompt`.
-            first_frames: pixels [3, K, H, W] or [B, 3, K, H, W] in [-1, 1] that the videos begin with.
+            first_frames: what the videos begin with: pixels [3, K, H, W] or [B, 3, K, H, W] in [-1, 1]; or a PIL image
+                or a list of them, scaled to cover the size and centre-cropped.
             resampling_steps: evaluations of the model that each step spends on fitting the new frames to the first
                 ones, see `stdit_model.sampling.continuation`; the checkpoint's by default.
             window: frames that are sampled at once. Longer videos are made window by window, each continuing the one
@@ -212,7 +216,8 @@ class STDiTPipeline(DiffusionPipeline):
                 default, since it pulls away from the motion of those frames, to where such videos usually begin.
             space_scale, time_scale: position scales; the model's by default.
             output_type: "pt", [B, 3, T, H, W] float32 in [-1, 1]; "np", [B, T, H, W, 3] float32 in [0, 1];
-                "pil", a list of images for each video; "latent", [B, C, T, H, W].
+                "pil", a list of PIL images for each video, so that `frames[0][0]` is the first frame of the first;
+                "latent", [B, C, T, H, W].
             decode_chunk_size: frames that an image VAE decodes at once.
             callback_on_step_end: called as (pipeline, step index, timestep, {"latents": ...}) after each step;
                 "latents" in its result replaces them. The index runs over all windows.
@@ -243,6 +248,8 @@ class STDiTPipeline(DiffusionPipeline):
         )  # fmt: skip
 
         # 3. Draw the starting noise, encode the first frames, plan the windows.
+        if first_frames is not None and not isinstance(first_frames, Tensor):
+            first_frames = from_pil(first_frames, *clip[1:])
         noise = self.prepare_latents(latents, (len(embeds.prompt_embeds), *shape), generator, device)
         done = None if first_frames is None else self._encode_first_frames(first_frames, len(noise), clip)
         windows = self._plan_windows(noise.shape[2], 0 if done is None else done.shape[2], window, overlap)
@@ -279,7 +286,7 @@ class STDiTPipeline(DiffusionPipeline):
             video = video_vae.decode(self.vae, done, decode_chunk_size)
             if first_frames is not None:
                 video[:, :, : first_frames.shape[-3]] = first_frames.to(video)
-            frames = _convert_frames(output_type, video)
+            frames = to_output(output_type, video)
         self.maybe_free_model_hooks()
         return STDiTPipelineOutput(frames) if return_dict else (frames,)
 
@@ -387,15 +394,3 @@ def _check(output_type: str, start: float, stop: float, rescale: float) -> None:
         raise SettingsError(f"guidance_start {start}, guidance_stop {stop}: expected shares of the steps, as 0.1, 0.7")
     if not 0.0 <= rescale <= 1.0:
         raise SettingsError(f"guidance_rescale {rescale}: expected 0 to 1")
-
-
-def _convert_frames(output_type: str, video: Tensor) -> Any:
-    """Convert a video [B, 3, T, H, W] in [-1, 1] to `output_type`."""
-    if output_type == "pt":
-        return video
-    array = (video / 2 + 0.5).permute(0, 2, 3, 4, 1).cpu().numpy()
-    if output_type == "np":
-        return array
-    from PIL import Image
-
-    return [[Image.fromarray(frame) for frame in clip] for clip in (array * 255).round().astype("uint8")]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stdit_model.convert import read
+from stdit_model.convert import find
 from stdit_model.errors import WeightsError
 from stdit_model.model import STDiT
 from stdit_model.protocols import VAE, Scheduler, TextEncoder, Tokenizer
@@ -20,6 +20,7 @@ from stdit_model.video_vae import spatial_stride
 from stdit_model.weights.files import open_checkpoint
 from stdit_model.weights.hub import local_path
 from stdit_model.weights.layouts import recognise
+from stdit_model.weights.load import Weights, build
 
 PIXART_GUIDANCE = 4.5  # PixArt-alpha's default
 TEXT_TOKENS = 120  # of the null caption of every published model
@@ -60,6 +61,7 @@ def released_components(
         WeightsError: the file cannot be read; or components are missing, all of which are named before any is loaded.
     """
     path = local_path(path_or_hub_id)
+    found = find(path, num_heads, ema=ema, **overrides)  # a file of another kind is refused before the Hub is asked
     if tokenizer is None:
         tokenizer = text_encoder if isinstance(text_encoder, str | Path) else T5_ID
     sources: dict[str, Any] = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer}
@@ -75,7 +77,9 @@ def released_components(
     }
     if null_caption is None and parts["text_encoder"] is not None and _lacks_null_caption(path):
         null_caption = encode_captions(parts["tokenizer"], parts["text_encoder"], [""], TEXT_TOKENS)[0][0].float()
-    transformer, found = read(path, num_heads, ema=ema, null_caption=null_caption, **overrides)
+    if null_caption is not None:
+        found = find(path, num_heads, ema=ema, null_caption=null_caption, **overrides)
+    transformer = build(STDiT, found, dtype=None)
     nn.Module.to(transformer, dtype)  # diffusers' own `to` warns about modules kept in float32, of which there are none
     nn.Module.to(parts["vae"], dtype)
     _check_widths(path, transformer, parts["vae"], parts["text_encoder"])
@@ -85,6 +89,13 @@ def released_components(
     if not clip:
         clip = _image_size(path, transformer, spatial_stride(parts["vae"]))
     return {"transformer": transformer, "scheduler": scheduler, **parts, **clip}
+
+
+def trained_frames(found: Weights) -> int:
+    """Return the frames per clip that weights were trained on, by their position buffers; 1 for PixArt's images."""
+    if found.grid is not None:
+        return found.grid[0] * int(found.config["patch_size"][0])
+    return 16 if recognise(open_checkpoint(found.path)) == "stdit" else 1
 
 
 def _is_source(part: Any) -> bool:

@@ -1,16 +1,24 @@
 """Resolve a path or a Hugging Face Hub id to local files."""
 
 import re
+import time
+from functools import lru_cache
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any
 
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import constants, get_session, hf_hub_download, snapshot_download
+from huggingface_hub import errors as hub_errors
 
-from stdit_model.errors import WeightsError, WeightsFileNotFoundError
+from stdit_model.errors import WeightsError, WeightsFileNotFoundError, reason
 
 _WEIGHTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".json")
 _NAME = r"[\w][\w.-]*"
 _HUB_ID = re.compile(rf"({_NAME}/{_NAME})(?:/(.+))?")
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")  # of downloads
+PATIENCE = 5.0  # seconds for the Hub to accept a connection, and again to answer
+REMEMBERED = 60.0  # seconds for which whether the Hub answers is not asked again
 
 
 def split_hub_id(name: str) -> tuple[str, str] | None:
@@ -45,6 +53,7 @@ def local_path(path_or_hub_id: str | Path, subfolder: str | None = None, **optio
     if hub_id is None or Path(path.parts[0]).is_dir():  # a mistyped path: do not wait for the network
         raise WeightsFileNotFoundError(f"{name}: no such file or folder")
     repo, inside = hub_id[0], "/".join(part for part in (hub_id[1], subfolder) if part)
+    options |= hub_options()
     try:
         if inside.endswith(_WEIGHTS):
             return Path(hf_hub_download(repo, inside, **options))
@@ -53,16 +62,81 @@ def local_path(path_or_hub_id: str | Path, subfolder: str | None = None, **optio
         patterns = [folder + file for folder in folders for file in files]
         folder = Path(snapshot_download(repo, allow_patterns=patterns, **options)) / inside
     except (OSError, ValueError) as error:  # which the Hub's errors derive from
-        reason = str(error).strip().splitlines()[0].rstrip(".")
         folder_name = repo.split("/")[1]
         fetch = f"hf download {repo} {inside}".rstrip() if inside.endswith(_WEIGHTS) else f"hf download {repo}"
         raise WeightsError(
-            f"{name}: no such file or folder, and not available from the Hub ({reason}); check the name, the network "
-            f"and HF_HUB_OFFLINE, or run `{fetch} --local-dir {folder_name}` where there is a network, copy it here "
-            f"and pass {'/'.join(filter(None, (folder_name, inside)))}"
+            f"{name}: no such file or folder, and not available from the Hub ({hub_reason(error)}); check "
+            f"the name, the network and HF_HUB_OFFLINE, or run `{fetch} --local-dir {folder_name}` where there is a "
+            f"network, copy it here and pass {'/'.join(filter(None, (folder_name, inside)))}"
         ) from error
     if not folder.is_dir() or not any(folder.rglob("diffusion_pytorch_model*")):
         raise WeightsError(
             f"{name}: no diffusers weights in this Hub repository; name a file of it, as in {repo}/FILE.pth"
         )
     return folder
+
+
+def unreachable() -> str | None:
+    """Return why the Hub cannot be asked, in a few words; None if it answers.
+
+    One request without retries, whose outcome is remembered for a minute. The libraries would try each file again and
+    again, for a minute and with a warning each time.
+    """
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    return _ask(constants.ENDPOINT, int(time.monotonic() // REMEMBERED))
+
+
+def hub_options(source: str | Path | None = None) -> dict[str, Any]:
+    """Return options for a download or a `from_pretrained`: the cache alone if the Hub cannot be asked.
+
+    Args:
+        source: folder or Hub id; the Hub is not asked for what exists locally.
+    """
+    local = source is not None and Path(source).exists()
+    return {} if local or unreachable() is None else {"local_files_only": True}
+
+
+def hub_reason(error: BaseException, source: str | Path | None = None) -> str:
+    """Return why something is not available from the Hub, or from `source` if that exists locally, in a few words."""
+    if source is not None and Path(source).exists():
+        return reason(error)
+    if (down := unreachable()) is not None:
+        return f"not in the cache, and {down}"
+    if isinstance(error, hub_errors.GatedRepoError):
+        return "its licence has to be accepted on its page, then `hf auth login`"
+    if isinstance(error, hub_errors.RepositoryNotFoundError):
+        return "no such repository, or a private one: `hf auth login`"
+    if isinstance(error, hub_errors.EntryNotFoundError) and not isinstance(error, hub_errors.LocalEntryNotFoundError):
+        return "the repository has no such file"
+    return reason(error)
+
+
+@lru_cache(maxsize=4)
+def _ask(endpoint: str, _period: int) -> str | None:
+    """Ask whether an endpoint answers; in a thread, since no timeout holds for the look-up of its name."""
+    answers = SimpleQueue[str | None]()
+
+    def ask() -> None:
+        try:
+            status = get_session().head(endpoint, timeout=PATIENCE).status_code
+            answers.put(None if status < 500 else f"HTTP status {status}")
+        except Exception as error:  # of httpx or requests, as huggingface_hub has it
+            answers.put(_root(error))
+
+    Thread(target=ask, daemon=True).start()
+    try:
+        answer = answers.get(timeout=2 * PATIENCE)
+    except Empty:
+        answer = f"no answer within {2 * PATIENCE:.0f} s"
+    return None if answer is None else f"{endpoint} cannot be reached ({answer})"
+
+
+def _root(error: BaseException) -> str:
+    """The system's words on why a connection failed, from below the libraries' own."""
+    below: BaseException | None = error
+    while below is not None:
+        if isinstance(below, OSError) and below.strerror:
+            return below.strerror
+        below = below.__cause__ or below.__context__
+    return reason(error)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from stdit_model.errors import WeightsError, WeightsFileNotFoundError
 from stdit_model.weights.files import Checkpoint, StoredTensor, open_checkpoint, read_json, read_tensor
-from stdit_model.weights.hub import local_path
+from stdit_model.weights.hub import HUB_OPTIONS, local_path
 from stdit_model.weights.layouts import (
     LAYOUT_NAMES,
     MICRO_CONDITIONS,
@@ -32,8 +32,6 @@ from stdit_model.weights.strict import KeyMatch, fit
 
 NULL_CAPTION = "y_embedder.y_embedding"
 PUBLISHED_HEAD_WIDTH = 72  # of every published STDiT and PixArt
-
-_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -190,7 +188,7 @@ def checked_folder(
         options["use_safetensors"] = True
     if "dtype" in options:  # which older versions of diffusers do not know
         options["torch_dtype"] = options.pop("dtype")
-    for_hub = {key: options.pop(key) for key in _HUB_OPTIONS if key in options}
+    for_hub = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
     folder = local_path(path_or_hub_id, options.pop("subfolder", None), **for_hub)
     saved_weights(cls, folder, options.get("variant"), options["use_safetensors"])
     return folder, options

@@ -15,6 +15,7 @@ from torch import Tensor
 from stdit_data.clip import ClipDataset
 from stdit_data.latents.dataset import LatentDataset
 from stdit_model.text import encode_captions
+from stdit_model.weights.hub import hub_options, hub_reason
 from stdit_train.assets import resolve_source
 from stdit_train.components.captions import CachedTexts
 from stdit_train.components.identity import check_text_encoder, check_vae
@@ -195,7 +196,7 @@ def _location(source: str, part: str) -> str:
 def _load(cls: Any, source: str, what: str, option: str, **kwargs: Any) -> Any:
     _check_path(source, what, option)
     try:
-        return cls.from_pretrained(source, **kwargs)
+        return cls.from_pretrained(source, **hub_options(source), **kwargs)
     except (OSError, ValueError, SafetensorError) as error:
         raise _not_loaded(source, what, option, error) from error
 
@@ -206,7 +207,7 @@ def _check_source(source: str, what: str, option: str) -> None:
         from huggingface_hub import hf_hub_download
 
         try:
-            hf_hub_download(source, "config.json")
+            hf_hub_download(source, "config.json", **hub_options())
         except (OSError, ValueError) as error:
             raise _not_loaded(source, what, option, error) from error
 
@@ -217,8 +218,7 @@ def _check_path(source: str, what: str, option: str) -> None:
 
 
 def _not_loaded(source: str, what: str, option: str, error: Exception) -> ConfigError:
-    reason = str(error).strip().splitlines()[0]
     return ConfigError(
-        f"cannot load the {what} {source!r}: {reason}. Download it where there is a network "
+        f"cannot load the {what} {source!r}: {hub_reason(error, source)}. Download it where there is a network "
         f"(hf download {source}), or give a folder with {option}; `{option} demo` is the bundled one"
     )

@@ -81,16 +81,9 @@ def _version(package: str) -> str:
 
 
 def _hub() -> str:
-    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
-        return "not asked: HF_HUB_OFFLINE is set"
-    from urllib.error import HTTPError, URLError
-    from urllib.request import Request, urlopen
+    from huggingface_hub import constants
 
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    try:
-        with urlopen(Request(endpoint, method="HEAD"), timeout=5):
-            return f"{endpoint} answers"
-    except HTTPError as error:
-        return f"{endpoint} answers ({error.code})"
-    except (URLError, OSError, ValueError) as error:
-        return f"{endpoint} can't be reached ({getattr(error, 'reason', error)}): give folders instead of hub ids"
+    from stdit_model.weights.hub import unreachable
+
+    down = unreachable()
+    return f"{constants.ENDPOINT} answers" if down is None else f"not used: {down}; give folders instead of Hub ids"

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 
+from stdit_model.weights.hub import hub_options, hub_reason
 from stdit_train.components.load import quiet_libraries
 from stdit_train.errors import ConfigError
 from stdit_train.evaluation.confidence import Interval, mean_interval
@@ -73,12 +74,11 @@ def load_clip(source: str, device: torch.device) -> ClipSimilarity:
 
     quiet_libraries()
     try:
-        model = CLIPModel.from_pretrained(source)
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = CLIPModel.from_pretrained(source, **hub_options(source))
+        tokenizer = AutoTokenizer.from_pretrained(source, **hub_options(source))
     except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"--clip {source}: no CLIP model there ({reason.rstrip('.')}); give its folder or, with a network, a hub "
-            "id such as openai/clip-vit-base-patch32"
+            f"--clip {source}: no CLIP model there ({hub_reason(error, source)}); give its folder or, with a network, "
+            "a hub id such as openai/clip-vit-base-patch32"
         ) from error
     return ClipSimilarity(model.to(device), tokenizer)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 
+from stdit_model.weights.hub import hub_options, hub_reason
 from stdit_train.components.load import quiet_libraries
 from stdit_train.errors import ConfigError
 from stdit_train.evaluation.confidence import Interval
@@ -92,10 +93,11 @@ def load_features(source: str, device: torch.device) -> Features:
 
     quiet_libraries()
     try:
-        model = AutoModel.from_pretrained(source)
+        model = AutoModel.from_pretrained(source, **hub_options(source))
     except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"--fvd {source}: no TorchScript file and no model of transformers ({reason})") from error
+        raise ConfigError(
+            f"--fvd {source}: no TorchScript file and no model of transformers ({hub_reason(error, source)})"
+        ) from error
     if not hasattr(model.config, "num_frames"):
         raise ConfigError(f"--fvd {source}: a {type(model).__name__} takes no videos; try MCG-NJU/videomae-base")
     return _video_model(model.to(device).eval(), device)

@@ -17,7 +17,8 @@ from stdit_model.text import dropped_text, unknown_words
 from stdit_train.assets import resolve_source
 from stdit_train.errors import ConfigError
 from stdit_train.evaluation.video_metrics import psnr
-from stdit_train.pipeline.load import attach_text_encoder, find_checkpoint, free_text_encoder, load_pipeline
+from stdit_train.pipeline.find import find_checkpoint
+from stdit_train.pipeline.load import attach_text_encoder, free_text_encoder, load_pipeline
 
 MAX_WORDS = 10  # that a warning lists
 MAX_VOCABULARY = 100  # a tokenizer with fewer words has them listed

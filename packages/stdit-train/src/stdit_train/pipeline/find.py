@@ -1,0 +1,97 @@
+"""Find a checkpoint by any name a user may give it, and what it was trained for, before anything is loaded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stdit_model import convert
+from stdit_model.sampling.bundled import bundled_names, bundled_pipeline
+from stdit_model.sampling.folder import INDEX, hub_index
+from stdit_model.sampling.released import trained_frames
+from stdit_model.weights.files import read_json
+from stdit_model.weights.hub import local_path, split_hub_id
+from stdit_train.checkpoint.run_folder import stage_folders
+from stdit_train.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a checkpoint was trained for."""
+
+    frames: int
+    flow: bool | None  # rectified flow, else epsilon prediction; None if only loading its scheduler would tell
+
+
+@dataclass(frozen=True)
+class CheckpointSource:
+    """Where a checkpoint is."""
+
+    source: str  # folder, file or Hub id
+    bare: bool  # the transformer's weights alone, without VAE and text encoder
+
+    def weights(self) -> list[Path]:
+        """Return the files with the transformer's weights, downloaded if need be; they identify the checkpoint."""
+        place = local_path(self.source, None if self.bare else "transformer")
+        if place.is_file():
+            return [place]
+        inner = place / "transformer"
+        return sorted((inner if inner.is_dir() else place).glob("*.safetensors"))
+
+    def trained(self) -> Trained:
+        """Return what the checkpoint was trained for, without reading its weights.
+
+        Of bare weights the names and shapes are checked, as `stdit weights inspect` does; on the Hub, they are
+        downloaded for it.
+
+        Raises:
+            WeightsError: a file or folder of another kind, or not available from the Hub.
+        """
+        if self.bare:
+            found = convert.find(self.source)
+            return Trained(trained_frames(found), flow=not found.config["learn_sigma"])
+        folder = Path(self.source)
+        index = read_json(folder / INDEX if folder.is_dir() else hub_index(self.source))
+        scheduler = index.get("scheduler")
+        name = scheduler[1] if isinstance(scheduler, list) and len(scheduler) == 2 else None
+        frames: Any = index.get("num_frames")
+        return Trained(frames if isinstance(frames, int) else 16, None if name is None else "FlowMatch" in name)
+
+
+def find_checkpoint(checkpoint: str) -> CheckpointSource:
+    """Find what a checkpoint's name stands for.
+
+    Args:
+        checkpoint: a pipeline folder, a run folder (its pipeline), a schedule's folder (the last stage that has a
+            pipeline), a file or folder of weights, the name of a bundled pipeline ("demo"), or a Hub id. A local
+            folder or file takes precedence.
+
+    Raises:
+        ConfigError: the run has no pipeline yet, or there is no such checkpoint.
+    """
+    path = Path(checkpoint).expanduser()
+    stages = stage_folders(path)
+    if stages and stages != [path]:
+        path = next((stage for stage in reversed(stages) if (stage / "pipeline").is_dir()), stages[0])
+    for folder in (path, path / "pipeline"):
+        index = folder / INDEX
+        if index.is_file():
+            return CheckpointSource(str(folder), bare=read_json(index).get("_class_name") != "STDiTPipeline")
+    if (path / "config.json").is_file() and (path / "metrics.jsonl").is_file():
+        raise ConfigError(f"{path} is a run that has saved no pipeline yet: let it finish, or stop it once with Ctrl-C")
+    if path.is_file() or (path / "config.json").is_file():
+        return CheckpointSource(str(path), bare=True)
+    bundled = bundled_pipeline(checkpoint)
+    if path.is_dir():
+        hint = "; it takes precedence over the bundled pipeline of that name" if bundled is not None else ""
+        raise ConfigError(
+            f"{path} is neither a pipeline folder ({INDEX}), a run folder nor a model folder (config.json){hint}"
+        )
+    if bundled is not None:
+        return CheckpointSource(str(bundled), bare=False)
+    hub_id = split_hub_id(checkpoint)
+    if checkpoint.startswith((".", "/", "~")) or hub_id is None or Path(path.parts[0]).is_dir():
+        raise ConfigError(
+            f"no checkpoint at {checkpoint}: give a pipeline folder, a run folder, a released file, a Hub id or a "
+            f"bundled pipeline ({', '.join(bundled_names())})"
+        )
+    return CheckpointSource(checkpoint, bare=bool(hub_id[1]))
