@@ -1,9 +1,9 @@
 """Measure seconds and memory of a training step for clips of 4 to 256 frames, with full and with split attention.
 
-One step is forward, backward and AdamW of one clip. Each variant and length is measured in a process of its own (on a
-GPU in this one), variants in turn at each length. On a CPU, processor time is given beside wall time, which on a
-shared machine includes the work of others; the load average is recorded. FLOPs are by formula
-(`stdit_model.flops`), which also says at which length full attention costs twice what seq does, here and at XL/2.
+One step is forward, backward and AdamW for one clip. Each variant and length is measured in a separate process (on a
+GPU in this one), with the variants interleaved at each length. On a CPU, processor time is reported beside wall time,
+which on a shared machine includes other work; the load average is recorded. FLOPs are computed by formula
+(`stdit_model.flops`), which also gives the length at which full attention costs twice as much as seq, here and at XL/2.
 
     uv run python benchmarks/cost.py --out benchmarks/cost      # benchmarks/cost.md, .csv and .png
 """
@@ -32,7 +32,7 @@ from stdit_train.loss.objective import training_loss
 from stdit_train.report.plots import new_figure
 
 TEXT_TOKENS, CAPTION_CHANNELS = 120, 64
-QUIET = 1.0  # least load average of a machine on which something else runs
+QUIET = 1.0  # lowest load average that counts as a shared machine
 SHARED = (
     "**The machine was shared**: wall time includes the work of others; processor time does not, except through shared "
     "caches."
@@ -47,13 +47,13 @@ class Measured:
     frames: int
     tokens: int
     gflops: float
-    seconds: float  # by the clock, median
+    seconds: float  # wall time, median
     processor_seconds: float  # of all threads, median; on a GPU those of the host
-    mib: float  # most that the step had beyond what was there before the model
+    mib: float  # peak of the step above what was in use before the model was built
 
 
 def model_arguments(args: argparse.Namespace, variant: str) -> dict[str, Any]:
-    """Of the small model that is measured."""
+    """Return the constructor arguments of the small model that is measured."""
     return {
         "variant": variant,
         "depth": args.depth,
@@ -66,7 +66,7 @@ def model_arguments(args: argparse.Namespace, variant: str) -> dict[str, Any]:
 
 
 def measure(args: argparse.Namespace, variant: str, frames: int) -> Measured:
-    """Steps of one variant at one length, in this process."""
+    """Measure steps of one variant at one length, in this process."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -103,7 +103,7 @@ def measure(args: argparse.Namespace, variant: str, frames: int) -> Measured:
 
 
 def _memory(device: torch.device, reset: bool = False) -> float:
-    """Bytes at most so far: allocated on the GPU, or resident here."""
+    """Return the peak so far in bytes: allocated on the GPU, or resident in this process."""
     if device.type == "cuda":
         if reset:
             torch.cuda.reset_peak_memory_stats(device)
@@ -112,7 +112,7 @@ def _memory(device: torch.device, reset: bool = False) -> float:
 
 
 def isolated(args: argparse.Namespace, variant: str, frames: int) -> Measured:
-    """`measure` in a child, so that the most memory it had is its own; a GPU's counter can be reset instead."""
+    """Run `measure` in a child process, so that its peak memory is its own; a GPU's counter can be reset instead."""
     if torch.cuda.is_available():
         return measure(args, variant, frames)
     with multiprocessing.get_context("fork").Pool(1) as pool:
@@ -120,11 +120,11 @@ def isolated(args: argparse.Namespace, variant: str, frames: int) -> Measured:
 
 
 def all_measured(args: argparse.Namespace) -> Iterable[Measured]:
-    """Every variant at every length; one that would take longer than --limit by its rate so far is left out."""
-    rate: dict[str, float] = {}  # seconds a GFLOP
+    """Measure every variant at every length, except those that would exceed --limit at the rate so far."""
+    rate: dict[str, float] = {}  # seconds per GFLOP
     for frames in args.frames:
         found: dict[str, list[Measured]] = {}
-        for variant in args.variants * args.rounds:  # in turn, so that what disturbs the machine meets all of them
+        for variant in args.variants * args.rounds:  # interleaved, so that other load affects all of them alike
             shape = (1, 4, frames, args.size, args.size)
             gflops = flops.train_flops(model_arguments(args, variant), shape, TEXT_TOKENS) / 1e9
             expected = gflops * rate.get(variant, 0.0) * (args.repeats + 1)
@@ -143,7 +143,7 @@ def all_measured(args: argparse.Namespace) -> Iterable[Measured]:
 
 
 def twice_as_dear(arguments: dict[str, Any], size: int, text: int) -> int:
-    """The least number of frames at which a step of dit takes twice the FLOPs of one of seq, by formula."""
+    """Return the smallest number of frames at which a step of dit takes twice the FLOPs of one of seq, by formula."""
 
     def ratio(frames: int) -> float:
         cost = [
@@ -158,7 +158,7 @@ def twice_as_dear(arguments: dict[str, Any], size: int, text: int) -> int:
 
 
 def crossing(found: list[Measured], field: str) -> str:
-    """Where the measured cost of dit passes twice that of seq, between two of the lengths."""
+    """Return the two lengths between which the measured cost of dit exceeds twice that of seq."""
     cost = {(m.variant, m.frames): getattr(m, field) for m in found}
     lengths = [n for n in sorted({m.frames for m in found}) if ("dit", n) in cost and ("seq", n) in cost]
     above = [n for n in lengths if cost["dit", n] >= 2 * cost["seq", n]]
@@ -169,7 +169,7 @@ def crossing(found: list[Measured], field: str) -> str:
 
 
 def report(found: list[Measured], args: argparse.Namespace, load: float, minutes: float) -> str:
-    """The tables as Markdown."""
+    """Return the tables as Markdown."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
     threads = args.threads or torch.get_num_threads()
     shared = "" if torch.cuda.is_available() else f", {threads} threads"
@@ -183,8 +183,8 @@ def report(found: list[Measured], args: argparse.Namespace, load: float, minutes
         "",
         f"A training step (forward, backward, AdamW) of one clip, latents {args.size}x{args.size}, width {args.width}, "
         f"{args.depth} blocks, {args.heads} heads, {TEXT_TOKENS} text tokens, float32; median of "
-        f"{args.rounds} processes, each with its median of {args.repeats} steps. "
-        "latte's blocks have one attention each where seq's and parallel's have two.",
+        f"{args.rounds} processes, each the median of {args.repeats} steps. "
+        "A block of latte has one attention, a block of seq or parallel has two.",
         "",
         "| frames | tokens | variant | GFLOPs | processor seconds | seconds | memory, MiB | times seq (GFLOPs) | "
         "times seq (processor seconds) |",
@@ -202,11 +202,11 @@ def report(found: list[Measured], args: argparse.Namespace, load: float, minutes
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        f"![The same, drawn]({args.out.name}.png)",
+        f"![Seconds, memory and FLOPs over frames]({args.out.name}.png)",
         "",
-        "Full attention (dit) costs twice what seq does:",
+        "Clip length at which full attention (dit) costs twice as much as seq:",
         "",
-        "| model | by | frames |",
+        "| model | measure | frames |",
         "|---|---|---|",
     ]
     small = f"width {args.width}, {args.size * 8} pixels"
@@ -221,7 +221,7 @@ def report(found: list[Measured], args: argparse.Namespace, load: float, minutes
 
 
 def plot(found: list[Measured], output: Path) -> None:
-    """Seconds, memory and FLOPs over frames, both axes logarithmic."""
+    """Plot seconds, memory and FLOPs over frames, both axes logarithmic."""
     figure, axes = new_figure(13, 4, 3)
     panels = {"processor_seconds": "processor seconds a step", "mib": "memory, MiB", "gflops": "GFLOPs a step"}
     for panel, (field, label) in zip(axes, panels.items(), strict=True):
@@ -247,8 +247,10 @@ def main() -> None:
     parser.add_argument("--frames", type=int, nargs="+", default=[4, 8, 16, 32, 64, 128, 256])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--limit", type=float, default=60.0, help="seconds that one measurement may take")
-    parser.add_argument("--out", type=Path, default=Path("cost"), help="prefix of the files")
+    parser.add_argument(
+        "--limit", type=float, default=60.0, help="skip measurements that would take longer, in seconds"
+    )
+    parser.add_argument("--out", type=Path, default=Path("cost"), help="prefix of the output files")
     args = parser.parse_args()
     load, started = os.getloadavg()[0], time.perf_counter()
     found = list(all_measured(args))

@@ -24,21 +24,21 @@ RECIPES = {"published": "iDDPM and AdamW", "demo": "rectified flow and Muon"}
 TABLES = {"steps": "equal steps", "parameters": "parameters matched"}
 CONTRASTS = (("dit", "seq"), ("seq", "parallel"), ("parallel", "latte"))  # first claimed better; the last pair level
 LEVEL_PAIR = CONTRASTS[-1]
-LEVEL = 0.01  # of seq's mean loss, on either side of zero
-SEEDS = 6  # that a verdict takes to count
-SETTLED = (0.8, 0.9, 1.0)  # of the steps, at which the verdicts must be the same
+LEVEL = 0.01  # share of seq's mean loss, on either side of zero
+SEEDS = 6  # needed for a verdict to count
+SETTLED = (0.8, 0.9, 1.0)  # shares of the steps at which the verdicts must be the same
 PICTURES = ("curves.png", "final.png")
-COPIED = (*PICTURES, "differences.csv")  # beside the page, as they are
-DIFFER = ("model", "seed")  # settings of a recipe's runs that may
+COPIED = (*PICTURES, "differences.csv")  # unchanged, beside the page
+DIFFER = ("model", "seed")  # settings in which a recipe's runs may differ
 WIDTH = 118
 
-INTRODUCTION = """# The report's ranking, put to the test: what came out
+INTRODUCTION = """# Testing the report's ranking: results
 
-By the rules of [plan.md](plan.md), written before the runs. Open-Sora 1.0's report claims **dit > seq > parallel, and
-latte level with parallel**. Differences are of the first arm minus the second, paired by seed, with Student's 95 %
-interval: below zero the first is better by its validation loss, above zero by its videos, of which the share is told
-that is right in colour, shape and motion. Runs may have shared the machine, so times are not compared here;
-[cost.md](../cost.md) has these.
+These results follow the rules of [plan.md](plan.md), which was written before the runs. Open-Sora 1.0's report claims
+**dit > seq > parallel, and latte level with parallel**. Differences are the first arm minus the second, paired by
+seed, with Student's 95 % interval. A negative difference in validation loss favours the first arm, and so does a
+positive one in the share of videos with colour, shape and motion correct. Runs may have shared the machine, so times
+are not compared here; see [cost.md](../cost.md).
 
     benchmarks/ablation/run.sh {folder}
     uv run python benchmarks/ablation/publish.py {folder}
@@ -52,7 +52,7 @@ class Table:
     recipe: str
     match: str
     results: tuple[Result, ...]
-    files: tuple[str, ...] = ()  # of `COPIED`, those that there are
+    files: tuple[str, ...] = ()  # those of `COPIED` that exist
 
     @property
     def name(self) -> str:
@@ -88,7 +88,7 @@ def verdict(pair: tuple[str, str], difference: Interval, losses: Mapping[str, Ma
     """Return the verdict that plan.md allows for a difference of losses."""
     low, high = difference.low, difference.high
     if low is None or high is None:
-        return "one seed, nothing follows"
+        return "one seed, no conclusion"
     if pair == LEVEL_PAIR:
         margin = LEVEL * mean_interval(list(losses["seq"].values())).mean if "seq" in losses else 0.0
         if max(-low, high) <= margin:
@@ -132,7 +132,7 @@ def check_settings(folder: Path) -> None:
 
 def page(tables: Sequence[Table], folder: str) -> str:
     """Return the whole of results.md."""
-    parts = [INTRODUCTION.format(folder=folder), "## The answer", "", *answer(tables), ""]
+    parts = [INTRODUCTION.format(folder=folder), "## Verdicts", "", *answer(tables), ""]
     for table in tables:
         title = f"Recipe `{table.recipe}` ({RECIPES[table.recipe]}), {TABLES[table.match]}"
         parts += [f"## {title}", "", *section(table), ""]
@@ -151,7 +151,7 @@ def answer(tables: Sequence[Table]) -> list[str]:
         lines.append(f"| {_claim(pair)} | " + " | ".join(cells) + " |")
     note = (
         f"A verdict counts as a result of this study if both recipes agree on it, each with {SEEDS} seeds, and if "
-        "it was the same at 80, 90 and 100 % of the steps (else it is called not settled)."
+        "it was the same at 80, 90 and 100 % of the steps (otherwise it is marked as not settled)."
     )
     return [*lines, "", *textwrap.wrap(note, WIDTH)]
 
@@ -182,7 +182,9 @@ def section(table: Table) -> list[str]:
     """Return the section of a table: its arms and contrasts."""
     if not table.results:
         return ["Not run yet."]
-    lines = ["| arm | runs | parameters | GFLOPs a step | validation loss | seen, all right | held-out, all right |"]
+    lines = [
+        "| arm | runs | parameters | GFLOPs per step | validation loss | seen, all correct | held-out, all correct |"
+    ]
     lines.append("|---|" + "---:|" * 6)
     measured = {measure: by_arm(table.results, measure) for measure in (LOSS, SEEN, HELD_OUT)}
     for arm in VARIANTS:

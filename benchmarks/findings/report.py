@@ -1,4 +1,4 @@
-"""Write README.md from finished runs: tables, paired differences, and the conclusion that each interval allows."""
+"""Write README.md from finished runs: tables, paired differences, and the conclusion that each interval supports."""
 
 import json
 import math
@@ -13,32 +13,33 @@ from questions import DEMO_STEPS, MINUTES, PROMPTS, QUESTIONS, SEEDS, STEPS, Con
 from stdit_data.files import replace_text
 from stdit_train.evaluation.confidence import Interval, paired_difference
 
-LOSS, ASPECTS, ALL = "validation loss", "aspects right, seen", "all right, seen"
-WIDTH = 118  # of a line of text
+LOSS, ASPECTS, ALL = "validation loss", "aspects correct, seen", "all correct, seen"
+WIDTH = 118  # characters per line of text
 MEASURES = (LOSS, ASPECTS, ALL)
 Results = Mapping[str, Mapping[int, Mapping[str, Any]]]  # of arm and seed, as run.py wrote them
 
-INTRODUCTION = """# What the report found, put to the test
+INTRODUCTION = """# Testing the report's findings
 
-Findings of Open-Sora 1.0's report, on the embedded world `shapes` with models that train in minutes. They say how these
-models behave on this world; a finding that does not show here may still hold at the report's size, and one that does is
-no proof for it.
+Tests of findings from Open-Sora 1.0's report, on the embedded data set `shapes`, with models that train in minutes.
+The results describe these models on this data. A finding that is not confirmed here may still hold at the report's
+scale, and one that is confirmed is no proof for that scale.
 
 {commands}
     uv run python benchmarks/findings/run.py report {folder}
 
-The runs are those of `stdit train`, from a cache of latents that all seeds share. Unless a line says otherwise: 8
-frames of 48x48 pixels, seq, width 64, 4 blocks, patch (1,2,2), rectified flow, Muon, batch 8, caption dropout 0.1,
-fp32; larger and longer clips would be noise after so few steps. FLOPs are the matrix products of the transformer,
-counted by formula. A seed decides on initial weights, order, noise and timesteps; arms of one seed share the clips,
-and their start where the architecture is the same.
+Each run is one of `stdit train`, on a cache of latents that all seeds share. Unless stated otherwise: 8 frames of
+48x48 pixels, seq, width 64, 4 blocks, patch (1,2,2), rectified flow, Muon, batch 8, caption dropout 0.1, fp32. Larger
+or longer clips would still be noise after so few steps. FLOPs are those of the transformer's matrix products, by
+formula. The seed determines initial weights, order, noise and timesteps; within a seed, all arms share the clips, and
+arms of the same architecture share the initial weights.
 
-Validation loss: 64 clips that no run trains on, fixed noise, evenly spread timesteps, averaged weights. Prompts: the
-same for every run, read from the videos by image analysis; "all" is colour, shape and motion right in one video,
-"aspects" the mean of the three shares. Means with the least and the greatest seed in brackets. Differences are of the
-first arm minus the second, paired by seed, with Student's 95 % interval; one whose interval leaves zero out is called
-better or worse, and else the two are not distinguishable, which is no proof that they are equal. Three seeds make
-wide intervals (t = 4.3), and of twenty comparisons between equals one would be told apart by chance.
+The validation loss is measured on 64 held-out clips, with fixed noise, evenly spaced timesteps and EMA weights.
+Prompts are the same for every run, and the videos are read by image analysis: "all" is the share of videos with
+colour, shape and motion correct, "aspects" the mean of the three separate shares. Tables show the mean, with minimum
+and maximum over the seeds in brackets. Differences are the first arm minus the second, paired by seed, with Student's
+95 % interval. If the interval excludes zero, the first arm is called better or worse; otherwise the two are not
+distinguishable, which does not prove that they are equal. Three seeds give wide intervals (t = 4.3), and about one in
+twenty comparisons of equal arms would appear different by chance.
 """
 
 
@@ -204,7 +205,7 @@ def conclusion(contrast: Contrast, question: Question, results: Results) -> str:
     if not found:
         return f"{contrast.says}: {'; '.join(broken) or 'not run yet'}."
     if all(difference.half is None for difference in found.values()):
-        return f"{contrast.says}: {'; '.join([*broken, 'one seed, of which nothing follows'])}."
+        return f"{contrast.says}: {'; '.join([*broken, 'one seed, so no conclusion'])}."
     verdicts = {measure: verdict(difference, measure) for measure, difference in found.items()}
     told = {word for word in verdicts.values() if word in ("better", "worse")}
     if not told:

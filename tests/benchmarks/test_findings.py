@@ -78,7 +78,7 @@ def test_a_difference_that_the_seeds_tell_apart(findings, tmp_path: Path) -> Non
     text = part(page, "Noisy captions")
     # mean 0.106667; t(2) = 4.302653; deviation 0.0057735; half = 4.302653 * 0.0057735 / sqrt(3) = 0.014342
     assert "| noisy - base | validation loss | +0.1067 ± 0.0143 | 3 | worse |" in text
-    assert "| noisy - base | all right, seen | -0.1000 ± 0.0000 | 3 | worse |" in text
+    assert "| noisy - base | all correct, seen | -0.1000 ± 0.0000 | 3 | worse |" in text
     assert "worse by validation loss (+0.1067 ± 0.0143)" in text
     assert "Noisy captions against clean ones: **worse, as expected** (" in text
     assert "| base | what base is | 3 | 10 | 2.00 | 3.00 | 0.6000 (0.5000 to 0.7000) | 0.60 (0.50 to 0.70) |" in text
@@ -107,13 +107,13 @@ def test_measures_that_disagree(findings, tmp_path: Path) -> None:
 def test_one_seed_concludes_nothing(findings, tmp_path: Path) -> None:
     text = part(reported(findings, written(tmp_path, {"base": [(0.5, 0.5)], "noisy": [(0.9, 0.1)]})), "Noisy captions")
     assert "one seed, no interval" in text
-    assert text.rstrip().endswith("Noisy captions against clean ones: one seed, of which nothing follows.")
+    assert text.rstrip().endswith("Noisy captions against clean ones: one seed, so no conclusion.")
 
 
 def test_losses_of_two_objectives_are_not_compared(findings, tmp_path: Path) -> None:
     folder = written(tmp_path, {"base": [(0.5, 0.8)] * 3, "iddpm": [(0.1, 0.2)] * 3})
     text = part(reported(findings, folder), "iDDPM")
-    assert "| iddpm - base | all right, seen | -0.6000 ± 0.0000 | 3 | worse |" in text
+    assert "| iddpm - base | all correct, seen | -0.6000 ± 0.0000 | 3 | worse |" in text
     assert "| validation loss |" not in text
     assert "iDDPM with three times the steps against rectified flow: not run yet." in text
 
