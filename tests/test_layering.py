@@ -38,7 +38,7 @@ FOLDERS_MAY_IMPORT: dict[str, dict[str, set[str]]] = {
     },
     "stdit_data": {
         "errors": set(),
-        "transforms": set(),
+        "transforms": {"errors"},
         "buckets": {"errors"},
         "files": {"errors"},
         "clip": {"buckets"},

@@ -409,7 +409,7 @@ class _RemoteFile(RawIOBase):
     """A remote file whose read errors are `FileError`s, whatever the store's client raises."""
 
     def __init__(self, file: IO[bytes], url: str) -> None:
-        self._file, self._url = file, url
+        self._file, self.url = file, url
 
     def readable(self) -> bool:
         return True
@@ -424,7 +424,7 @@ class _RemoteFile(RawIOBase):
         return self._file.tell()
 
     def readinto(self, buffer: Any) -> int:
-        with wrap_errors(self._url):
+        with wrap_errors(self.url):
             data = self._file.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)

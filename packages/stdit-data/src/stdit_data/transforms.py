@@ -12,12 +12,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stdit_data.errors import DataError
+
 # Mirroring a clip would make a caption with one of these words wrong.
 SIDES = re.compile(
     r"\b(left|right|leftwards?|rightwards?|left-hand|right-hand|clockwise|counter-?clockwise|anticlockwise"
     r"|east(ern|wards?)?|west(ern|wards?)?)\b",
     re.IGNORECASE,
 )
+
+
+MOST_ASPECT = 100  # a longer picture, scaled to cover a crop, would take gigabytes
+
+
+def check_shape(height: int, width: int, aspect: float = 1.0) -> None:
+    """Refuse pictures that are absurdly long or narrow: scaled to cover a crop, they would take gigabytes.
+
+    Args:
+        height, width: pixels.
+        aspect: pixel aspect ratio, width over height.
+
+    Raises:
+        DataError: the picture's sides, as shown, differ by more than 100 times.
+    """
+    ratio = width * aspect / height
+    if not 1 / MOST_ASPECT <= ratio <= MOST_ASPECT:
+        raise DataError(
+            f"{width}x{height} pixels of aspect {aspect:g}: one side is over {MOST_ASPECT} times as long as the other"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +75,10 @@ class Fit:
         Returns:
             [C, height, width] of the same dtype.
         """
-        height, width = self.scaled(*picture.shape[-2:])
-        if (height, width) != tuple(picture.shape[-2:]):
+        rows, columns = picture.shape[-2:]
+        check_shape(rows, columns, self.aspect)
+        height, width = self.scaled(rows, columns)
+        if (height, width) != (rows, columns):
             # torch's 8-bit kernel fails on outputs of a single row or column.
             through_float = picture.dtype == torch.uint8 and min(height, width) == 1
             picture = picture.float() if through_float else picture

@@ -18,8 +18,8 @@ from stdit_data.curation.sampling import Array, frames_within
 from stdit_data.curation.tables import from_dicts, segment_of, to_dicts, with_columns
 from stdit_data.errors import ClipError, DataError
 from stdit_data.video import color
+from stdit_data.video.pictures import is_still, open_video
 from stdit_data.video.probe import clip_errors
-from stdit_data.video.stream import VideoStream
 
 SMALL = 160  # pixels of the longer side that scene changes are looked for at
 COLUMNS = {
@@ -118,9 +118,9 @@ class CutStep:
 
     def _cut(self, row: dict[str, Any], detect: Detect) -> tuple[list[dict[str, Any]], list[Reject]]:
         base = {name: value for name, value in row.items() if name not in ("start_frame", "end_frame")}
-        if files.is_image(row["path"]):
-            return [base], []
         try:
+            if files.is_image(row["path"]) and _is_still(row["path"]):
+                return [base], []
             scenes = find_scenes(row["path"], row, detect, fades=self.fades)
         except ClipError as error:
             return [], [{"path": row["path"], "step": self.name, "reason": error.reason}]
@@ -165,7 +165,7 @@ def find_scenes(path: str, row: dict[str, Any], detect: Detect, *, fades: bool =
     Raises:
         ClipError: it can't be read.
     """
-    with clip_errors(path), files.open_media(path) as media, VideoStream(media) as video:
+    with clip_errors(path), files.open_media(path) as media, open_video(path, media) as video:
         reformatter = VideoReformatter()
         times: list[float] = []
         black: list[bool] = []
@@ -191,6 +191,11 @@ def find_scenes(path: str, row: dict[str, Any], detect: Detect, *, fades: bool =
             boundaries = [*cuts, *found]
         times.append(times[-1] + float(1 / video.rate))
         return Scenes(times, sorted(boundaries), float(video.rate), shape[0], shape[1])
+
+
+def _is_still(path: str) -> bool:
+    with clip_errors(path), files.open_media(path) as media:
+        return is_still(path, media)
 
 
 def _small(frame: Any, reformatter: Any) -> Array:

@@ -22,7 +22,8 @@ from stdit_data.errors import DataError
 from stdit_data.video import color
 from stdit_data.video.deinterlace import TopField
 from stdit_data.video.frames import Segment
-from stdit_data.video.probe import clip_errors, read_image
+from stdit_data.video.pictures import is_still, open_video, read_image
+from stdit_data.video.probe import clip_errors
 from stdit_data.video.stream import VideoStream
 
 Array = np.ndarray[Any, Any]
@@ -42,7 +43,7 @@ class ClipFrames:
         width, height: of the video in pixels, as shown.
         fps: of the video; 0 for an image.
         seconds: length of the clip; 0 for an image.
-        num_frames: frames in the whole video, as it declares.
+        num_frames: frames in the whole video.
         caption: the row's caption.
     """
 
@@ -82,11 +83,11 @@ def read_clip(url: str, segment: Segment, *, fps: float = 2.0, size: int = 256) 
         ClipError: missing, damaged, no video, or no frame in the segment.
     """
     with clip_errors(url), files.open_media(url) as media:
-        if files.is_image(url):
+        if is_still(url, media):
             picture = _rgb(read_image(media))
             height, width = picture.shape[:2]
             return ClipFrames(_shrunk(picture, size)[None], [0.0], [_luma(picture)], width, height, 0.0, 0.0, 1)
-        with VideoStream(media) as video:
+        with open_video(url, media) as video:
             convert = FrameConverter(video)
             small, times, full = [], [], _Spread()
             for tick, frame in _at_rate(video, segment, fps):
@@ -116,9 +117,9 @@ def frames_at(url: str, segment: Segment, shares: Sequence[float], *, size: int 
         ClipError: missing, damaged, no video, or no frame in the segment.
     """
     with clip_errors(url), files.open_media(url) as media:
-        if files.is_image(url):
+        if is_still(url, media):
             return [_shrunk(_rgb(read_image(media)), size)]
-        with VideoStream(media) as video:
+        with open_video(url, media) as video:
             convert = FrameConverter(video)
             low, high = _span(video, segment)
             pictures: list[Array] = []
@@ -136,12 +137,12 @@ class FrameConverter:
     """Makes [H, W, 3] uint8 RGB of a video's decoded frames: upright, square pixels, one field, HDR brought to SDR."""
 
     def __init__(self, video: VideoStream) -> None:
-        self.aspect, self.reformatter = video.aspect, VideoReformatter()
-        self.top_field = TopField(video.video.codec_context.name)
+        self.aspect, self.alpha, self.reformatter = video.aspect, video.alpha, VideoReformatter()
+        self.top_field = TopField(video.codec)
 
     def __call__(self, frame: Any) -> Array:
         one = self.top_field(frame)
-        picture = color.to_rgb(one, self.reformatter)
+        picture = color.to_rgb(one, self.reformatter, alpha=self.alpha)
         if color.is_hdr(one):
             picture = color.tone_map(picture, one.color_trc).mul(255).round().byte()
         pixels = _rgb(picture)
@@ -175,10 +176,7 @@ class _Spread:
 def _span(video: VideoStream, segment: Segment) -> tuple[float, float]:
     """Start and end of the segment in seconds; the end as far as the file tells."""
     low, high = segment.seconds(video.rate)
-    if high is None:
-        duration = video.duration
-        high = video.count() / video.rate if duration is None else Fraction(duration)
-    return float(low), float(high)
+    return float(low), video.duration if high is None else float(high)
 
 
 def frames_within(video: VideoStream, segment: Segment) -> Iterator[tuple[int, Any]]:

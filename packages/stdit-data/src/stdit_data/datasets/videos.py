@@ -25,9 +25,9 @@ from stdit_data.manifests.format import Entry, Manifest, read_manifest
 from stdit_data.manifests.metadata import complete_metadata, entry_bucket, is_known_short
 from stdit_data.transforms import Fit, may_flip, normalise
 from stdit_data.video.frames import Sampling, Short, default_sampling, read_frames
-from stdit_data.video.probe import clip_errors, read_image
+from stdit_data.video.pictures import is_still, open_video, read_image
+from stdit_data.video.probe import clip_errors
 from stdit_data.video.read import FrameConverter
-from stdit_data.video.stream import VideoStream
 
 log = logging.getLogger(__name__)
 
@@ -120,10 +120,10 @@ class VideoDataset:
         place, x, y, flip = self._draw(seed, epoch, index)
         fit = Fit(bucket.height, bucket.width, x, y, flip=self.flip and flip < 0.5 and may_flip(entry.caption))
         with clip_errors(url), files.open_media(url) as media:
-            if files.is_image(url):
+            if is_still(url, media):
                 picture = normalise(fit(read_image(media)))
                 return Clip(_repeat(picture, bucket.frames), entry.caption, index, fps=0.0)
-            with VideoStream(media, self.stream) as video:
+            with open_video(url, media, self.stream) as video:
                 convert = FrameConverter(fit, video)
                 clip = read_frames(video, self.samplings[bucket], convert, place=place, segment=entry.segment)
         span = (clip.times[0], clip.times[-1])
@@ -159,7 +159,8 @@ def open_videos(
 ) -> VideoDataset:
     """Open a folder or a manifest for training.
 
-    Images are clips of one frame, which is repeated in buckets of more frames, and are never too short.
+    Images are clips of one frame, which is repeated in buckets of more frames, and are never too short. Animated WebP
+    and PNG files are videos.
 
     Args:
         source: folder or manifest, see `manifests.format.read_manifest`.

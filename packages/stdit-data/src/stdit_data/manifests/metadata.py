@@ -63,10 +63,15 @@ def known_frames(entry: Entry) -> int | None:
     return entry.segment.frames(fps or 1.0, entry.num_frames or 2**62)
 
 
+def is_picture(entry: Entry) -> bool:
+    """Return whether an entry is a single picture by its suffix; animated WebP and PNG files have `num_frames`."""
+    return files.is_image(entry.path) and (entry.num_frames or 1) == 1
+
+
 def is_known_short(entry: Entry, sampling: Sampling) -> bool:
     """Return whether a video is too short for `sampling` by the manifest's own metadata."""
     available = known_frames(entry)
-    if files.is_image(entry.path) or available is None or (sampling.fps and entry.fps is None):
+    if is_picture(entry) or available is None or (sampling.fps and entry.fps is None):
         return False
     return available < sampling.span(entry.fps or 1.0)
 
@@ -78,7 +83,7 @@ def entry_bucket(entry: Entry, samplings: Mapping[Bucket, Sampling]) -> Bucket:
         return shapes[0]
     if not entry.width or not entry.height:
         return shapes[0]
-    if files.is_image(entry.path):
+    if is_picture(entry):
         frames = 1
     else:
         available = known_frames(entry)

@@ -19,8 +19,9 @@ from stdit_data.errors import ClipError, DataError
 from stdit_data.manifests.format import Entry, Manifest
 from stdit_data.manifests.metadata import with_metadata
 from stdit_data.video.frames import Sampling, read_frames
+from stdit_data.video.pictures import open_video
 from stdit_data.video.probe import Probe, clip_errors, probe
-from stdit_data.video.stream import VideoStream
+from stdit_data.video.verify import check_against_decode
 
 Progress = Callable[[int, int], None]  # entries done, entries in total
 
@@ -108,7 +109,8 @@ def validate(
         manifest: the manifest to check.
         sampling: also report clips that are too short for it.
         stream: number of the video stream of each file, from 0; None for FFmpeg's choice.
-        thorough: decode every frame, and compare checksums where the manifest has them.
+        thorough: decode every frame, compare the number of frames and those read after seeks with it, and compare
+            checksums where the manifest has them.
         workers: number of threads.
         progress: called after each entry.
     """
@@ -200,7 +202,7 @@ def _check(manifest: Manifest, index: int, sampling: Sampling | None, stream: in
         finding.problems.append(f"no caption ({where})")
     try:
         finding.metadata = probe(url, stream=stream)
-        if not files.is_image(url):
+        if finding.metadata.fps:
             _check_frames(url, entry, sampling, stream, thorough)
         if thorough and entry.sha256 and sha256(url) != entry.sha256.lower():
             finding.problems.append("sha256 differs from the manifest's")
@@ -214,15 +216,13 @@ def _check(manifest: Manifest, index: int, sampling: Sampling | None, stream: in
 
 
 def _check_frames(url: str, entry: Entry, sampling: Sampling | None, stream: int | None, thorough: bool) -> None:
-    with clip_errors(url), files.open_media(url) as media, VideoStream(media, stream) as video:
+    with clip_errors(url), files.open_media(url) as media, open_video(url, media, stream) as video:
         nothing = torch.zeros(0)
         read_frames(video, Sampling(1, interval=1), lambda _: nothing, place=1.0, segment=entry.segment)
         if sampling is not None:
             read_frames(video, sampling, lambda _: nothing, place=1.0, segment=entry.segment)
         if thorough:
-            for tick, frame in video.all_frames():
-                if frame.is_corrupt:
-                    raise DataError(f"damaged at {video.seconds(tick):.3f} s")
+            check_against_decode(video)
 
 
 def _differences(entry: Entry, metadata: Probe) -> Iterator[str]:

@@ -47,12 +47,13 @@ def is_rotated(frame: Any) -> bool:
     return matrix is not None and abs(matrix[1]) > abs(matrix[0])
 
 
-def to_rgb(frame: Any, reformatter: VideoReformatter) -> Tensor:
-    """Convert a frame to upright RGB, as a player shows it.
+def to_rgb(frame: Any, reformatter: VideoReformatter, *, alpha: bool = True) -> Tensor:
+    """Convert a frame to upright RGB, as a player shows it on a white page.
 
     Args:
         frame: a decoded `av.VideoFrame`.
         reformatter: reused for all frames of a file, since setting one up costs more than using it.
+        alpha: lay transparent frames on white; without it their alpha channel is ignored.
 
     Returns:
         [3, H, W] (a view, channels last in memory): uint8, or for HDR float32 in [0, 1], still PQ- or HLG-coded, to be
@@ -77,7 +78,12 @@ def to_rgb(frame: Any, reformatter: VideoReformatter) -> Tensor:
         interpolation=QUALITY,
         threads=1,  # with more, FFmpeg's scaler occasionally leaves wrong pixels
     )
-    picture = torch.from_numpy(_upright(converted.to_ndarray(), frame)).permute(2, 0, 1)
+    pixels = converted.to_ndarray()
+    if name.startswith(("gray", "ya")) and source_range == ColorRange.MPEG:
+        pixels = _expand(pixels)
+    if alpha and _has_alpha(frame):
+        pixels = _on_white(pixels, frame)
+    picture = torch.from_numpy(_upright(pixels, frame)).permute(2, 0, 1)
     return picture.to(torch.float32).div_(65535) if hdr else picture
 
 
@@ -120,6 +126,27 @@ def _hlg_to_nits(coded: Tensor) -> Tensor:
     scene = torch.where(coded <= 0.5, coded.square() / 3, (((coded - c) / a).exp() + b) / 12)
     luminance = einsum(scene.new_tensor((0.2627, 0.6780, 0.0593)), scene, "rgb, rgb h w -> h w")
     return HDR_PEAK * luminance.clamp_(min=1e-9).pow(0.2) * scene
+
+
+def _expand(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Expand limited-range grey, 16 to 235 of 8 bits, which FFmpeg's scaler takes for full range."""
+    top = np.iinfo(pixels.dtype).max
+    full = (pixels.astype(np.float32) * (255 / top) - 16) * (top / 219)
+    return np.asarray(full.round().clip(0, top), pixels.dtype)
+
+
+def _has_alpha(frame: Any) -> bool:
+    return frame.format.name == "pal8" or any(component.is_alpha for component in frame.format.components)
+
+
+def _on_white(pixels: np.ndarray[Any, Any], frame: Any) -> np.ndarray[Any, Any]:
+    """Lay [H, W, 3] pixels on white by the frame's alpha channel, which is not premultiplied."""
+    share = frame.to_ndarray(format="rgba", threads=1)[..., 3:]
+    if (share == 255).all():
+        return pixels
+    top = np.iinfo(pixels.dtype).max
+    laid = top + (pixels.astype(np.float32) - top) * (share.astype(np.float32) / 255)
+    return np.asarray(laid.round(), pixels.dtype)
 
 
 def _upright(pixels: np.ndarray[Any, Any], frame: Any) -> np.ndarray[Any, Any]:

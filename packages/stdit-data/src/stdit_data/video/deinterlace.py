@@ -6,10 +6,9 @@ neighbouring frames; a single field is one instant at half the vertical resoluti
 
 from __future__ import annotations
 
-from fractions import Fraction
 from typing import Any
 
-from av.filter import Graph
+from stdit_data.video.filters import FrameFilter
 
 
 def is_interlaced(frame: Any, codec: str) -> bool:
@@ -28,28 +27,8 @@ class TopField:
     """
 
     def __init__(self, codec: str) -> None:
-        self._codec = codec
-        self._graph: Graph | None = None
-        self._kind: tuple[Any, ...] = ()
+        self._codec, self._filter = codec, FrameFilter()
 
     def __call__(self, frame: Any) -> Any:
         """Return a progressive frame itself, an interlaced one's lines 0, 2, 4, ... in the same pixel format."""
-        if not is_interlaced(frame, self._codec):
-            return frame
-        kind = frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range
-        if self._graph is None or kind != self._kind:
-            self._graph, self._kind = _graph(frame), kind
-        self._graph.push(frame)
-        return self._graph.pull()
-
-
-def _graph(frame: Any) -> Graph:
-    graph = Graph()
-    source = graph.add_buffer(
-        width=frame.width, height=frame.height, format=frame.format.name, time_base=frame.time_base or Fraction(1, 1000)
-    )
-    field, sink = graph.add("field", "type=top"), graph.add("buffersink")
-    source.link_to(field)
-    field.link_to(sink)
-    graph.configure()
-    return graph
+        return self._filter(frame, ("field", "type=top") if is_interlaced(frame, self._codec) else None)

@@ -131,7 +131,9 @@ def read_frames(
         FFmpegError: the video is damaged so that FFmpeg can't continue.
     """
     low, high = segment.seconds(video.rate)
-    numbers = _frame_numbers(low, high, video.rate, video.count())
+    # A segment with an end needs no pass over all packets of a long file: beyond the last frame none is found.
+    total = video.count() if high is None or video.indexed else 2**62
+    numbers = _frame_numbers(low, high, video.rate, total)
     spare = len(numbers) - sampling.span(video.rate)
     if spare >= 0:
         # Fast path: trust the frame count. The middle of a frame's time is safe from rounding.
@@ -151,10 +153,22 @@ def _read_by_timestamps(
     video: VideoStream, sampling: Sampling, convert: Convert, place: float, segment: Segment
 ) -> ReadFrames:
     """Read a clip by the timestamps of all packets: for headers whose count or rate is missing or wrong."""
-    low, high = segment.seconds(video.rate)
     stamps = video.timestamps()
     if video.packets < video.declared:
         raise DataError(f"truncated: {video.declared} frames declared, data for {video.packets}")
+    clip, start = _read_among(stamps, video, sampling, convert, place, segment)
+    if len(clip.pictures) < sampling.frames:  # some packets hold no frame: ask the decoder
+        clip, start = _read_among([tick for tick, _ in video.all_frames()], video, sampling, convert, place, segment)
+    if len(clip.pictures) < sampling.frames:
+        raise DataError(f"damaged: only {len(clip.pictures)} of {sampling.frames} frames from {start} on decode")
+    return clip
+
+
+def _read_among(
+    stamps: list[int], video: VideoStream, sampling: Sampling, convert: Convert, place: float, segment: Segment
+) -> tuple[ReadFrames, int]:
+    """Read a clip from a video whose frames are shown at `stamps`; return it and the tick that it starts at."""
+    low, high = segment.seconds(video.rate)
     first, last = _bounds(video, low, high)
     within = [stamp for stamp in stamps if first <= stamp and (last is None or stamp < last)]
     if not within:
@@ -173,10 +187,7 @@ def _read_by_timestamps(
     if short and sampling.short == "skip":
         need = math.ceil(sampling.span(video.rate))
         raise DataError(f"too short: {len(within)} frames, {need} needed for {_describe(sampling)}")
-    clip = _read(video, sampling, convert, start, low, high, hold=short)
-    if len(clip.pictures) < sampling.frames:
-        raise DataError(f"damaged: only {len(clip.pictures)} of {sampling.frames} frames from {start} on decode")
-    return clip
+    return _read(video, sampling, convert, start, low, high, hold=short), start
 
 
 def _describe(sampling: Sampling) -> str:

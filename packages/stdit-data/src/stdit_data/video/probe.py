@@ -9,19 +9,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import SEEK_END
-from typing import IO
 
-import numpy as np
-import torch
 from av.error import FFmpegError
-from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
+from PIL import Image, UnidentifiedImageError
 
 from stdit_data import files
 from stdit_data.errors import ClipError, DataError
+from stdit_data.transforms import check_shape
 from stdit_data.video import color
 from stdit_data.video.deinterlace import is_interlaced
-from stdit_data.video.stream import VideoStream
+from stdit_data.video.pictures import is_still, open_video, read_image
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +28,7 @@ class Probe:
     codec: str
     width: int  # pixels
     height: int  # pixels
-    frames: int  # as declared, else computed from duration and rate, else counted; 1 for an image
+    frames: int  # shown by a full decode, from the index or by counting packets; 1 for an image
     fps: float  # average frames per second; 0 for an image
     duration: float  # seconds; 0 for an image
     pixel_format: str = ""
@@ -92,49 +89,31 @@ def probe(url: str, *, stream: int | None = None) -> Probe:
         ClipError: the file can't be opened or its first frame doesn't decode.
     """
     with clip_errors(url), files.open_media(url) as media:
-        if files.is_image(url):
+        if is_still(url, media):
             picture = read_image(media)
+            check_shape(*picture.shape[1:])
             return Probe(files.suffix(url)[1:], picture.shape[2], picture.shape[1], frames=1, fps=0.0, duration=0.0)
-        with VideoStream(media, stream) as video:
+        with open_video(url, media, stream) as video:
             total = video.count()
             frame = next((frame for _, frame in video.all_frames()), None)
             if frame is None:
                 raise DataError("no frame decodes")
-            width, height = round(frame.width * video.aspect), frame.height
+            check_shape(frame.height, frame.width, video.aspect)
+            width, height = max(1, round(frame.width * video.aspect)), frame.height
             if color.is_rotated(frame):
                 width, height = height, width
-            duration = video.duration
+            rate, duration = float(video.rate), video.duration
+            if abs(duration * rate - total) > max(2.0, 0.02 * total):  # a variable rate, declared by its fastest part
+                rate = total / duration
             return Probe(
-                codec=video.video.codec_context.name,
+                codec=video.codec,
                 width=width,
                 height=height,
                 frames=total,
-                fps=float(video.rate),
-                duration=float(total / video.rate) if duration is None else duration,
+                fps=rate,
+                duration=duration,
                 pixel_format=frame.format.name,
                 hdr=color.is_hdr(frame),
-                streams=len(video.container.streams.video),
-                interlaced=is_interlaced(frame, video.video.codec_context.name),
+                streams=video.streams,
+                interlaced=is_interlaced(frame, video.codec),
             )
-
-
-def read_image(media: str | IO[bytes]) -> Tensor:
-    """Read an image upright by its EXIF tag, on white where it is transparent; of an animation the first frame.
-
-    Args:
-        media: path or open binary file.
-
-    Returns:
-        [3, H, W] uint8.
-    """
-    with Image.open(media) as image:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I;16") or upright.mode in ("I", "F"):
-            grey = np.asarray(upright, dtype=np.float32)
-            top = 65535 if upright.mode != "F" else max(1.0, float(grey.max()))
-            upright = Image.fromarray((grey / top * 255).clip(0, 255).astype(np.uint8))
-        if upright.has_transparency_data:
-            paper = Image.new("RGBA", upright.size, "white")
-            upright = Image.alpha_composite(paper, upright.convert("RGBA"))
-        pixels = np.array(upright.convert("RGB"))
-    return torch.from_numpy(pixels).permute(2, 0, 1)

@@ -18,7 +18,8 @@ from stdit_data.transforms import Fit, normalise
 from stdit_data.video import color
 from stdit_data.video.deinterlace import TopField
 from stdit_data.video.frames import Sampling, read_frames
-from stdit_data.video.probe import clip_errors, read_image
+from stdit_data.video.pictures import is_still, open_video, read_image
+from stdit_data.video.probe import clip_errors
 from stdit_data.video.stream import VideoStream
 
 
@@ -31,15 +32,16 @@ class FrameConverter:
     """
 
     def __init__(self, fit: Fit, video: VideoStream) -> None:
-        self.fit, self.aspect, self.reformatter = fit, video.aspect, VideoReformatter()
-        self.top_field = TopField(video.video.codec_context.name)
+        self.fit, self.aspect, self.alpha, self.reformatter = fit, video.aspect, video.alpha, VideoReformatter()
+        self.top_field = TopField(video.codec)
 
     def __call__(self, frame: Any) -> Tensor:
         """Convert an `av.VideoFrame` to [C, H, W] float32 in [-1, 1]."""
         field = self.top_field(frame)
         aspect = self.aspect * field.height / frame.height  # a line of a field is as high as two lines of the frame
         aspect = 1 / aspect if color.is_rotated(field) else aspect
-        picture = replace(self.fit, aspect=aspect)(color.to_rgb(field, self.reformatter))
+        rgb = color.to_rgb(field, self.reformatter, alpha=self.alpha)
+        picture = replace(self.fit, aspect=aspect)(rgb)
         if color.is_hdr(field):
             picture = color.tone_map(picture, field.color_trc)
         return normalise(picture)
@@ -57,6 +59,8 @@ def read_picture(url: str, height: int, width: int) -> Tensor:
     if not files.is_image(url):
         raise ClipError(url, "not an image by its suffix; expected .png, .jpg or .webp")
     with clip_errors(url), files.open_media(url) as media:
+        if not is_still(url, media):
+            raise ClipError(url, "an animation, expected a single picture; give it as a video")
         return normalise(Fit(height, width)(read_image(media)))
 
 
@@ -74,14 +78,15 @@ def read_video(url: str, height: int, width: int, fps: float | None = None) -> t
     Raises:
         ClipError: the file is missing, not a video, or damaged.
     """
-    if files.is_image(url):
-        raise ClipError(url, "expected a video, found an image")
-    with clip_errors(url), files.open_media(url) as media, VideoStream(media) as video:
-        count = video.count()
-        if fps is None:
-            sampling = Sampling(count, interval=1)
-        else:
-            frames = int((count - 1) * Fraction(fps).limit_denominator(10**6) / video.rate) + 1
-            sampling = Sampling(frames, fps=fps, short="hold")
-        clip = read_frames(video, sampling, FrameConverter(Fit(height, width), video))
+    with clip_errors(url), files.open_media(url) as media:
+        if is_still(url, media):
+            raise ClipError(url, "expected a video, found an image")
+        with open_video(url, media) as video:
+            count = video.count()
+            if fps is None:
+                sampling = Sampling(count, interval=1)
+            else:
+                frames = int((count - 1) * Fraction(fps).limit_denominator(10**6) / video.rate) + 1
+                sampling = Sampling(frames, fps=fps, short="hold")
+            clip = read_frames(video, sampling, FrameConverter(Fit(height, width), video))
     return torch.stack(clip.pictures, dim=1), clip.fps
