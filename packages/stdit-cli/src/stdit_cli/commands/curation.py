@@ -102,6 +102,7 @@ def filter_rows(
     ray: Ray = None,
 ) -> None:
     """Keep the rows that fulfil a condition or preset; write down every other one with its column, value and limit."""
+    from stdit_data.curation.expression import Condition
     from stdit_data.curation.filter import open_filter
     from stdit_data.curation.presets import load_preset
     from stdit_data.curation.report import write_report
@@ -117,7 +118,9 @@ def filter_rows(
         conditions.append(load_preset(preset).condition(rows.schema.names, partly=partly))
     if not conditions:
         raise DataError("nothing to filter by: give --keep or --preset (or both)")
-    step = open_filter(" and ".join(f"({one})" for one in conditions), rows)
+    for one in conditions:
+        Condition(one)  # each by itself, so that what is wrong is told as it was written
+    step = open_filter(keep if conditions == [keep] else " and ".join(f"({one})" for one in conditions), rows)
     _run(step, source, out, root, workers or 1, ray)
     if report is not None:
         with _bar("report") as progress:

@@ -65,8 +65,9 @@ class Condition:
         self.text = text
         try:
             tree = ast.parse(text.strip(), mode="eval")
-        except (SyntaxError, ValueError, RecursionError) as error:
-            reason = getattr(error, "msg", None) or error
+            ast.unparse(tree)  # goes deeper than all else that is done with it
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            reason = getattr(error, "msg", None) or str(error) or "too deeply nested"
             raise DataError(
                 f"condition {text!r}: {reason}; expected for example 'motion > 0.3 and fps >= 24'"
             ) from None
@@ -187,6 +188,8 @@ def _check_value(node: ast.expr, text: str) -> None:
     elif isinstance(node, ast.Constant):
         if isinstance(node.value, bool) or not isinstance(node.value, int | float | str):
             raise _refused(node, text)
+        if isinstance(node.value, int) and node.value.bit_length() > 1023:
+            raise DataError(f"condition {text!r}: a number of {len(str(node.value))} digits is too large")
     elif not isinstance(node, ast.Name):
         raise _refused(node, text)
 
@@ -315,7 +318,7 @@ def find_quantiles(condition: Condition, tables: Callable[[], Iterable[pa.Table]
     limits = {}
     for text, share in wanted:
         known = np.concatenate(values[text])
-        known = known[~np.isnan(known)]
+        known = known[np.isfinite(known)]  # without what is divided by zero
         if len(known) == 0:
             raise DataError(f"{text}: no row has a value to take a quantile of")
         limits[text, share] = float(np.quantile(known, share))

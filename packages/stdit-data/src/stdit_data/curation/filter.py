@@ -52,7 +52,8 @@ class FilterStep:
             columns = {rule.column: column_values(shard, rule.column) for rule in rules if rule.column}
             for place, row, number in zip(places, dropped, broken, strict=True):
                 rule = rules[number]
-                reject = {**place, "step": self.name, "reason": f"not {rule.text}"}
+                broken_rule = f"({rule.text})" if " or " in rule.text else rule.text
+                reject = {**place, "step": self.name, "reason": f"not {broken_rule}"}
                 if rule.column:
                     reject |= {"column": rule.column, "value": _plain(columns[rule.column][row]), "limit": rule.limit}
                 rejects.append(reject)
