@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import struct
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -150,6 +151,40 @@ def test_an_edit_list_hides_frames(encode_clip: Any, tmp_path: Path) -> None:
     check_all(path, 47)
     with VideoStream(str(path)) as video:
         assert video.duration == pytest.approx(47 / 25, abs=0.03)
+
+
+def replace_edits(path: Path, edits: list[tuple[int, int]]) -> None:
+    """Writes an edit list of (frames, first frame), at 25 frames a second; -1 as the first frame is a pause."""
+    data = bytearray(path.read_bytes())
+    at = data.index(b"edts") - 4
+    end = at + struct.unpack_from(">I", data, at)[0]
+    rows = b"".join(struct.pack(">IiHH", 40 * n, 512 * first if first >= 0 else -1, 1, 0) for n, first in edits)
+    edit_list = struct.pack(">I4sII", 16 + len(rows), b"elst", 0, len(edits)) + rows
+    box = struct.pack(">I4s", 8 + len(edit_list), b"edts") + edit_list
+    data[at:end] = box
+    for kind in (b"moov", b"trak"):
+        size = data.index(kind) - 4
+        struct.pack_into(">I", data, size, struct.unpack_from(">I", data, size)[0] + len(box) - (end - at))
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "edits",
+    [
+        [(20, 10)],
+        [(45, 0)],
+        [(10, 5), (15, 30)],  # two parts
+        [(20, 0), (20, 0)],  # shown twice
+        [(30, 30), (30, 0)],  # the other way round
+        [(25, -1), (20, 13)],  # late, and cut
+        [(10, 0), (25, -1), (20, 20)],  # with a pause
+    ],
+)
+def test_edit_lists(encode_clip: Any, tmp_path: Path, edits: list[tuple[int, int]]) -> None:
+    path = encode_clip(tmp_path / "clip.mp4", rate=25, frames=60, b_frames=0)
+    replace_edits(path, edits)
+    pictures = decoded(path)
+    check_reading(path, pictures)
 
 
 @pytest.mark.parametrize("codec", ["libx264", "mpeg4", "ffv1"])

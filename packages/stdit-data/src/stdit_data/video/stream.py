@@ -138,8 +138,10 @@ class VideoStream:
         if timeline.cut:
             timeline = replace(timeline, first=self._first_shown(timeline, key=not head[0].is_keyframe))
         # Files with an index of key frames are not read through now. Others are searched by timestamp, which ends
-        # anywhere if the timestamps start again.
-        return timeline if "mp4" in self._format or "matroska" in self._format else self._counted(timeline)
+        # anywhere if the timestamps start again, as they may in an edit list.
+        edited = self.declared > 0 and not self._index_is_whole()
+        indexed = "matroska" in self._format or ("mp4" in self._format and not edited)
+        return timeline if indexed else self._counted(timeline)
 
     def _first_shown(self, timeline: Timeline, *, key: bool) -> int:
         """Return the tick of the first frame that decodes whole: with `key` a key frame, if one is near."""
@@ -187,10 +189,15 @@ class VideoStream:
 
     @property
     def indexed(self) -> bool:
-        """Whether the file's index tells the number of frames: it is complete and an edit list hides none."""
-        if not self.declared or self.declared != len(self.video.index_entries) or self._timeline.cut:
+        """Whether the file's index tells the number of frames."""
+        return self._index_is_whole() and not self._timeline.cut
+
+    def _index_is_whole(self) -> bool:
+        """Whether an mp4's index names all frames, rather than the first fragment's, and no edit list hides any."""
+        if not self.declared or self.declared != len(self.video.index_entries):
             return False
-        return bool(abs((self.video.duration or 0) * self.time_base * self.rate - self.declared) < 1)
+        length = (self.video.duration or 0) * (self.video.time_base or 0) * self.rate
+        return bool(abs(length - self.declared) < 1)
 
     def count(self) -> int:
         """Return the number of frames that a full decode shows, from the index or a pass over all packets."""
