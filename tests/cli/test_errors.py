@@ -67,7 +67,10 @@ def check(done, *said: str) -> None:
             ["hf download none/such weights.pth --local-dir such", "pass such/weights.pth"],
         ),
         (["sample", "a red circle", "--checkpoint", "./none"], ["./none"]),
-        (["sample", "a red circle", "--checkpoint", "none/such"], ["none/such", "--checkpoint"]),
+        (
+            ["sample", "a red circle", "--checkpoint", "none/such"],
+            ["none/such", "HF_HUB_OFFLINE is set", "hf download none/such"],
+        ),
         (["sample", "a red circle", "--sampler", "ddpm"], ["ddpm", "euler"]),
         (["sample", "a red circle", "--out", "x.avi"], ["x.avi", ".mp4"]),
         (["sample", "a red circle", "--num", "2", "--out", "x.mp4"], ["x.mp4", "folder"]),

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from stdit_cli.commands.sample import sidecar
 from stdit_cli.commands.sample.command import make_request
-from stdit_cli.commands.sample.outputs import plan_jobs, unique_path
+from stdit_cli.commands.sample.outputs import plan_jobs, sidecar_path, unique_path
 from stdit_cli.commands.sample.prompts import read_prompts
 from stdit_cli.commands.sample.request import PromptRequest, SampleRequest, Settings
 from stdit_cli.commands.sample.run import in_order, share_of, write_sheet
@@ -35,7 +35,7 @@ def test_a_sidecar_tells_all_and_makes_it_again(stdit: Callable, tmp_path: Path)
     done = stdit("sample", RED, "--num", "3", "--batch", "2", "--steps", "2", "--guidance-interval", "0.5,1")
     assert done.code == 0, done
     made = tmp_path / "videos" / "a-red-circle-staying-still-1.mp4"
-    said = json.loads(made.with_suffix(".json").read_text())
+    said = json.loads(sidecar_path(made).read_text())
     assert (said["prompt"], said["seed"], said["batch"]["index"]) == (RED, 1, 1)
     wanted = {"frames": 16, "size": "64x64", "fps": 8.0, "steps": 2, "guidance": 1.7, "guidance_interval": "0.5,1"}
     assert wanted.items() <= said["settings"].items()
@@ -52,19 +52,19 @@ def test_a_sidecar_tells_all_and_makes_it_again(stdit: Callable, tmp_path: Path)
     (tmp_path / "other.json").write_text(json.dumps(said))
     done = stdit("sample", "--from", "other.json", "--seed", "0", "--steps", "1", "--out", "new.mp4")
     assert done.code == 0, done
-    again = json.loads((tmp_path / "new.json").read_text())
+    again = json.loads((tmp_path / "new.mp4.json").read_text())
     assert (again["seed"], again["settings"]["steps"], again["prompt"]) == (0, 1, RED)
 
 
 def test_other_weights_are_said(stdit: Callable, tmp_path: Path) -> None:
     assert stdit("sample", RED, "--steps", "1", "--out", "a.mp4").code == 0
-    said = json.loads((tmp_path / "a.json").read_text())
+    said = json.loads((tmp_path / "a.mp4.json").read_text())
     said["checkpoint"]["sha256"] = "0" * 64
-    (tmp_path / "a.json").write_text(json.dumps(said))
-    done = stdit("sample", "--from", "a.json", "--out", "b.mp4")
+    (tmp_path / "a.mp4.json").write_text(json.dumps(said))
+    done = stdit("sample", "--from", "a.mp4.json", "--out", "b.mp4")
     assert "other weights" in done.out, done
-    (tmp_path / "a.json").write_text("{}")
-    done = stdit("sample", "--from", "a.json")
+    (tmp_path / "a.mp4.json").write_text("{}")
+    done = stdit("sample", "--from", "a.mp4.json")
     assert done.code == 2
     assert "not the sidecar" in done.err
 
@@ -114,7 +114,7 @@ def test_another_picture_under_the_same_name_is_said(stdit: Callable, tmp_path: 
     Image.new("RGB", (64, 64), "red").save(tmp_path / "first.png")
     assert stdit("sample", RED, "--image", "first.png", "--frames", "2", "--steps", "1", "--out", "a.mp4").code == 0
     Image.new("RGB", (64, 64), "blue").save(tmp_path / "first.png")
-    done = stdit("sample", "--from", "a.json", "--out", "b.mp4")
+    done = stdit("sample", "--from", "a.mp4", "--out", "b.mp4")
     assert "the image that it starts from has changed" in done.out, done
 
 
@@ -138,7 +138,7 @@ def test_formats(stdit: Callable, tmp_path: Path, kind: str) -> None:
     path = tmp_path / "videos" / ("a-red-circle-staying-still-0" + ("" if kind == "frames" else f".{kind}"))
     count = len(list(path.iterdir())) if kind == "frames" else Image.open(path).n_frames
     assert count == 4
-    assert (tmp_path / "videos" / "a-red-circle-staying-still-0.json").exists()
+    assert (tmp_path / "videos" / f"{path.name}.json").exists()
 
 
 def test_a_single_frame_is_a_picture_of_any_size(stdit: Callable, tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_names_are_planned_alike_by_every_process(tmp_path: Path) -> None:
     assert sorted(map(len, shares)) == [1, 1, 2, 2]
     assert sorted(job.path for share in shares for job in share) == sorted(job.path for job in jobs)
     assert in_order(shares) == jobs  # the contact sheet is in the order of the prompts
-    (tmp_path / "a-cat-0.json").write_text("{}")  # another video's sidecar is not to be replaced either
+    (tmp_path / "a-cat-0.mp4.json").write_text("{}")  # another video's sidecar is not to be replaced either
     assert unique_path(jobs[0].path, overwrite=False).name == "a-cat-0-2.mp4"
     assert unique_path(jobs[0].path, overwrite=True) == jobs[0].path
 
@@ -316,7 +316,7 @@ def test_finished_videos_survive_an_interruption(
     assert done.code == 130
     assert "1 of 3 videos" in done.out
     names = sorted(path.name for path in (tmp_path / "videos").iterdir())
-    assert names == ["a-red-circle-staying-still-0.json", "a-red-circle-staying-still-0.mp4"]
+    assert names == ["a-red-circle-staying-still-0.mp4", "a-red-circle-staying-still-0.mp4.json"]
 
 
 def test_an_existing_folder_may_have_dots_in_its_name(stdit: Callable, tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ def test_an_existing_folder_may_have_dots_in_its_name(stdit: Callable, tmp_path:
 def test_settling_is_another_spelling_of_resampling_steps(stdit: Callable, tmp_path: Path) -> None:
     done = stdit("sample", RED, "--frames", "1", "--steps", "1", "--settling", "2", "--out", "x.png")
     assert (done.code, done.err.count("--resampling-steps")) == (0, 1), done
-    content = json.loads((tmp_path / "x.json").read_text())
+    content = json.loads((tmp_path / "x.png.json").read_text())
     assert content["settings"].pop("resampling_steps") == 2
     content["settings"]["settling"] = 2  # as older versions wrote it
     (tmp_path / "old.json").write_text(json.dumps(content))

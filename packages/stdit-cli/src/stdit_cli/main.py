@@ -4,7 +4,6 @@ An error that a user can cause is one line on stderr, with exit code 2, or 1 for
 traceback. Any other error is a bug, and shows its traceback always.
 """
 
-import errno
 import os
 import sys
 from io import TextIOWrapper
@@ -23,7 +22,6 @@ from stdit_train import errors as train_errors
 from stdit_train.distributed.world import World
 
 USER_ERRORS = (model_errors.UserError, data_errors.UserError, train_errors.UserError)
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 app = typer.Typer(
     name="stdit",
@@ -80,7 +78,8 @@ def with_resumed_run(arguments: list[str]) -> list[str]:
 
 def fail(message: str, code: int, world: World) -> NoReturn:
     """Print one line of error on stderr, with the rank of a process that is not the main one, and exit."""
-    print(f"stdit: {'' if world.is_main else f'process {world.rank}: '}{message}", file=sys.stderr)
+    line = " ".join(model_errors.without_numbers(message).split())
+    print(f"stdit: {'' if world.is_main else f'process {world.rank}: '}{line}", file=sys.stderr)
     raise SystemExit(code)
 
 
@@ -105,8 +104,9 @@ def main() -> None:
     except USER_ERRORS as error:
         if debug:
             raise
-        fail(" ".join(str(error).split()), 1 if isinstance(error, train_errors.RunEnded) else 2, world)
-    except OSError as error:
-        if debug or error.errno not in DISK_FULL:
+        fail(str(error), 1 if isinstance(error, train_errors.RunEnded) else 2, world)
+    except OSError as error:  # what the system refuses: no permission, a full disk, a name too long
+        if debug or error.errno is None:
             raise
-        fail(f"cannot write{f' {error.filename}' if error.filename else ''}: {error.strerror}", 2, world)
+        name = f" {error.filename}" if error.filename else ""
+        fail(f"cannot read or write{name}: {error.strerror}; --debug shows where", 2, world)

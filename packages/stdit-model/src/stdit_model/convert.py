@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from stdit_model.embed import spatial_positions, temporal_positions
-from stdit_model.errors import WeightsError, WeightsFileExistsError, few
+from stdit_model.errors import WeightsError, WeightsFileExistsError, few, reason
 from stdit_model.model import STDiT
 from stdit_model.presets import VARIANTS
 from stdit_model.weights.files import open_checkpoint, read_json
@@ -139,13 +141,18 @@ def write_open_sora(
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise WeightsError(f"{file}: cannot create its folder ({error.strerror}); name another file") from error
-    if file.suffix == ".safetensors":
-        from safetensors.torch import save_file
-
-        save_file(tensors, file)
-    else:
-        torch.save(tensors, file)
+        raise WeightsError(f"{file}: cannot create its folder ({reason(error)}); name another file") from error
+    partial = file.with_name(f".{file.name}.part")
+    try:
+        if file.suffix == ".safetensors":
+            save_file(tensors, partial)
+        else:
+            torch.save(tensors, partial)
+        partial.replace(file)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise WeightsError(f"{file}: cannot be written ({reason(error)})") from error
+    finally:
+        partial.unlink(missing_ok=True)
     return model
 
 

@@ -33,5 +33,10 @@ def reason(error: BaseException) -> str:
     """Return why something failed in one line: what the system says, without its number, else the first line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    lines = str(error).strip().splitlines()
-    return re.sub(r"\[Errno -?\d+\] ?", "", lines[0]).rstrip(".") if lines else type(error).__name__
+    lines = without_numbers(str(error)).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def without_numbers(text: str) -> str:
+    """Return a message without the numbers of system errors, as in "[Errno 13] Permission denied"."""
+    return re.sub(r"\[(?:Errno|WinError) -?\d+\] ?| ?\(os error \d+\)", "", text)

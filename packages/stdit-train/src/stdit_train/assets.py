@@ -16,6 +16,11 @@ def resolve_source(source: str) -> str:
     return str(demo_folder()) if source == DEMO else source
 
 
+def named_source(source: str) -> str:
+    """Return a source as a user names it: a local folder called "demo" takes precedence over the bundled pipeline."""
+    return str(Path(source).resolve()) if source == DEMO and Path(source).is_dir() else source
+
+
 def is_demo_folder(source: str) -> bool:
     """Tell whether a path is the bundled demo model of this or another installation.
 

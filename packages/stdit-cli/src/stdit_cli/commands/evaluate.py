@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stdit_train.assets import DEMO, named_source
 from stdit_train.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ class EvaluateOptions:
 
 def evaluate(
     checkpoint: Annotated[
-        str, typer.Argument(help="Pipeline folder, run folder or Hub id; `demo` is the bundled model.")
-    ] = "demo",
+        str | None, typer.Argument(help="Pipeline folder, run folder or Hub id.", show_default="the bundled demo")
+    ] = None,
     prompts: Annotated[int, typer.Option(min=1, help="Prompts per split, or captions of --data.")] = 200,
     split: Annotated[str, typer.Option(help="Prompts of `shapes` to use: seen, held-out or both.")] = "both",
     data: Annotated[
@@ -76,7 +77,8 @@ def evaluate(
     if out is not None and not out.resolve().parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.parent}")
     splits = list(SPLITS) if split == "both" else [split]
-    run_evaluation(EvaluateOptions(checkpoint, prompts, splits, data, clip, fvd, vae_clips, seed, steps, guidance, out))
+    source = DEMO if checkpoint is None else named_source(checkpoint)
+    run_evaluation(EvaluateOptions(source, prompts, splits, data, clip, fvd, vae_clips, seed, steps, guidance, out))
 
 
 def run_evaluation(options: EvaluateOptions) -> None:

@@ -62,7 +62,7 @@ class HashStep:
                 clip = read_clip(row["path"], segment_of(row), fps=self.fps)
                 digest = row.get("sha256") or _digest(row["path"])
             except (ClipError, OSError) as error:
-                return {"reject": getattr(error, "reason", str(error))}
+                return {"reject": error.reason if isinstance(error, ClipError) else error.strerror or str(error)}
             sharp = row.get("sharpness")
             return {
                 "sha256": digest,

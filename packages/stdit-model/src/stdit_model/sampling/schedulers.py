@@ -1,13 +1,15 @@
 """Choose a diffusers scheduler by name, and the sampling settings of reference releases."""
 
-from typing import Any
-
-from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from typing import TYPE_CHECKING, Any
 
 from stdit_model.errors import SettingsError
 
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+
 FLOW_SAMPLERS = ("euler",)
 EPSILON_SAMPLERS = ("ddpm", "ddim", "dpmsolver++", "unipc")
+SAMPLERS = FLOW_SAMPLERS + EPSILON_SAMPLERS
 
 # Sampling settings of reference releases: a sampler and arguments of `STDiTPipeline.__call__`. The unconditional half
 # always has the null caption under the prompt's mask, as in Open-Sora 1.0.
@@ -44,6 +46,24 @@ def sampler_name(scheduler: Any) -> str:
     return names.get(type(scheduler).__name__, type(scheduler).__name__)
 
 
+def check_sampler(name: str, flow: bool | None = None) -> None:
+    """Check a sampler's name and, if the objective is known, that it is one for it.
+
+    Args:
+        name: one of `SAMPLERS`.
+        flow: whether the model was trained with rectified flow, else to predict epsilon; None if not known.
+
+    Raises:
+        SettingsError: no such sampler, or one for the other objective.
+    """
+    if name not in SAMPLERS:
+        raise SettingsError(f"--sampler {name}: choose {', '.join(SAMPLERS)}")
+    fitting = SAMPLERS if flow is None else FLOW_SAMPLERS if flow else EPSILON_SAMPLERS
+    if name not in fitting:
+        kind = "rectified flow" if flow else "epsilon prediction"
+        raise SettingsError(f"--sampler {name}: this checkpoint was trained with {kind}; choose {', '.join(fitting)}")
+
+
 def use_sampler(pipeline: Any, name: str) -> None:
     """Replace a pipeline's scheduler, keeping the noise schedule of its checkpoint.
 
@@ -52,11 +72,7 @@ def use_sampler(pipeline: Any, name: str) -> None:
     """
     import diffusers
 
-    flow = "FlowMatch" in type(pipeline.scheduler).__name__
-    fitting = FLOW_SAMPLERS if flow else EPSILON_SAMPLERS
-    if name not in fitting:
-        kind = "rectified flow" if flow else "epsilon prediction"
-        raise SettingsError(f"sampler {name!r}: this checkpoint was trained with {kind}; choose {', '.join(fitting)}")
+    check_sampler(name, "FlowMatch" in type(pipeline.scheduler).__name__)
     variance = "learned_range" if pipeline.transformer.config.learn_sigma else "fixed_small"
     classes: dict[str, tuple[Any, dict[str, Any]]] = {
         "euler": (diffusers.FlowMatchEulerDiscreteScheduler, {}),
@@ -72,8 +88,10 @@ def use_sampler(pipeline: Any, name: str) -> None:
     pipeline.scheduler = cls.from_config(pipeline.scheduler.config, **settings)
 
 
-def iddpm_scheduler() -> DDPMScheduler:
+def iddpm_scheduler() -> "DDPMScheduler":
     """Return the scheduler of Open-Sora 1.0: iDDPM's ancestral steps with a learned variance, from 999 to 0."""
+    from diffusers import DDPMScheduler
+
     return DDPMScheduler(
         num_train_timesteps=1000,
         beta_start=1e-4,
@@ -85,6 +103,8 @@ def iddpm_scheduler() -> DDPMScheduler:
     )
 
 
-def flow_scheduler() -> FlowMatchEulerDiscreteScheduler:
+def flow_scheduler() -> "FlowMatchEulerDiscreteScheduler":
     """Return the scheduler of rectified flow: Euler steps, timesteps 1000 * sigma."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
     return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stdit_model.errors import WeightsError, WeightsFileNotFoundError, few
+from stdit_model.errors import WeightsError, WeightsFileNotFoundError, few, reason
 
 ENTRIES = ("ema", "state_dict")  # under which Open-Sora v1 and PixArt-alpha save their state dicts
 
@@ -90,7 +90,7 @@ def open_checkpoint(path: Path, entry: str | None = None) -> Checkpoint:
         with file.open("rb") as stream:
             head = stream.read(16)
     except OSError as error:
-        raise WeightsError(f"{file}: not readable ({error.strerror})") from error
+        raise WeightsError(f"{file}: not readable ({reason(error)})") from error
     config_file = file.parent / "config.json"
     paired = file.name.startswith("diffusion_pytorch_model") and config_file.is_file()  # as diffusers saves them
     config = read_json(config_file) if paired else {}
@@ -121,7 +121,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise WeightsError(f"{path}: not readable ({error.strerror})") from error
+        raise WeightsError(f"{path}: not readable ({reason(error)})") from error
     except ValueError as error:
         raise WeightsError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(value, dict):
@@ -152,7 +152,7 @@ def _safetensors(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{file}: not a readable safetensors file ({error})") from error
+        raise WeightsError(f"{file}: not a readable safetensors file ({reason(error)})") from error
 
 
 def _sharded(index: Path) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
+from stdit_model.errors import reason
 from stdit_train.checkpoint.format import begin_write, finish_write, root_cause
 from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.checkpoint.verify import CheckpointError, checkpoint_name, list_checkpoints, verify
@@ -163,5 +164,4 @@ def is_full(error: BaseException) -> bool:
 def disk_full(error: BaseException, newest: Path | None) -> RunEnded:
     """Return the error to raise when the disk is full."""
     kept = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
-    detail = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0].strip()
-    return RunEnded(f"the disk is full ({detail}); {kept}. Free some space and go on with --resume")
+    return RunEnded(f"the disk is full ({reason(error)}); {kept}. Free some space and go on with --resume")

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from stdit_model.errors import reason
 from stdit_train.assets import resolve_source
 from stdit_train.config.load import read_settings
 from stdit_train.errors import ConfigError
@@ -105,5 +106,5 @@ def _stored_parameters(folder: Path) -> int:
             with safe_open(file, "pt") as tensors:
                 count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
         except (OSError, SafetensorError) as error:
-            raise ConfigError(f"{file} is damaged: {error}") from error
+            raise ConfigError(f"{file} is damaged: {reason(error)}") from error
     return count

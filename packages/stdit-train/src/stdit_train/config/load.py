@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from stdit_data.files import replace_text
+from stdit_model.errors import reason
 from stdit_train.assets import DEMO, is_demo_folder
 from stdit_train.config.schema import TrainConfig
 from stdit_train.errors import ConfigError
@@ -209,7 +210,7 @@ def read_settings(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} is damaged: {error}") from error
+        raise ConfigError(f"{file} cannot be read: {reason(error)}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{file} is damaged: an object expected, not {type(values).__name__}")
     return values

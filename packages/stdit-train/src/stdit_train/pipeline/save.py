@@ -82,7 +82,8 @@ def draw_samples(
     for i, video in enumerate(videos):
         write_mp4(folder / f"step-{step:06d}-{i}.mp4", video, config.data.fps)
     sheet = folder / f"step-{step:06d}.png"
-    contact_sheet(list(videos), prompts).save(sheet)
+    with write_atomically(sheet) as partial:
+        contact_sheet(list(videos), prompts).save(partial, "PNG")
     return sheet
 
 

@@ -8,6 +8,7 @@ import typer
 
 from stdit_cli.commands.sample.prompts import read_prompts
 from stdit_cli.commands.sample.request import SEED_MAX, PromptRequest, SampleRequest, Settings
+from stdit_train.assets import named_source
 from stdit_train.errors import ConfigError
 
 OUTPUT = {"out", "format", "overwrite"}  # options that do not change the video
@@ -118,7 +119,7 @@ def sample(
     if settling is not None:
         typer.echo("stdit: --settling is deprecated: use --resampling-steps", err=True)
     settings = {
-        "checkpoint": checkpoint,
+        "checkpoint": None if checkpoint is None else named_source(checkpoint),
         "vae": vae,
         "text_encoder": text_encoder,
         "frames": frames,
@@ -196,7 +197,7 @@ def make_request(
             **{"seed": recorded["seed"], "negative": recorded["negative"], **options},
             recorded=None if changed else recorded,
         )
-    request.settings.check()
+    request.check()
     return request
 
 

@@ -14,10 +14,9 @@ from stdit_data.video.read import read_picture, read_video
 from stdit_model import video_vae
 from stdit_model.sampling.schedulers import compat, sampler_name, use_sampler
 from stdit_model.text import dropped_text, unknown_words
-from stdit_train.assets import resolve_source
 from stdit_train.errors import ConfigError
 from stdit_train.evaluation.video_metrics import psnr
-from stdit_train.pipeline.find import find_checkpoint
+from stdit_train.pipeline.find import CheckpointSource
 from stdit_train.pipeline.load import attach_text_encoder, free_text_encoder, load_pipeline
 
 MAX_WORDS = 10  # that a warning lists
@@ -31,6 +30,7 @@ class VideoGenerator:
 
     Args:
         request: its settings say what to load; its texts are encoded at once with `low_memory`.
+        source: its checkpoint.
 
     Attributes:
         source: the checkpoint.
@@ -46,9 +46,9 @@ class VideoGenerator:
         ConfigError, WeightsError, DataError: a checkpoint, component, picture or video that cannot be loaded.
     """
 
-    def __init__(self, request: SampleRequest) -> None:
+    def __init__(self, request: SampleRequest, source: CheckpointSource) -> None:
         asked = request.settings
-        self.source = find_checkpoint(resolve_source(asked.checkpoint))
+        self.source = source
         self.pipeline = load_pipeline(
             self.source,
             vae=asked.vae,
@@ -104,8 +104,6 @@ class VideoGenerator:
         self.new_frames = self.frames - skipped
         longer = trained > 1 and self.new_frames > trained
         self.windowed = longer and asked.long == "windows"
-        if self.windowed and not overlap < trained:
-            raise ConfigError(f"--overlap {overlap}: windows of {trained} frames can share 1 to {trained - 1}")
         scale = self.pipeline.transformer.config.time_scale
         self.time_scale = scale * self.new_frames / trained if longer and asked.long == "stretch" else None
 

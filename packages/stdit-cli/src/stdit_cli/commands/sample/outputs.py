@@ -1,15 +1,13 @@
 """Where the videos of a request go: paths planned before any work is done, and files in the chosen format."""
 
+import os
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from stdit_cli.commands.sample.request import FORMATS, Job, SampleRequest
 from stdit_train.errors import ConfigError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 VIDEOS = Path("videos")
 _FILE_FORMATS = tuple(name for name in FORMATS if name != "frames")
@@ -25,26 +23,29 @@ def output_file(request: SampleRequest) -> Path | None:
     return out if out is not None and out.suffix and not out.is_dir() else None
 
 
-def video_format(request: SampleRequest, frames: int) -> str:
+def video_format(request: SampleRequest, frames: int | None = None) -> str | None:
     """Choose the format: as asked, by the name of --out, else mp4, or png for a single frame.
 
     Args:
         request: with `format` and `out`.
-        frames: of each video.
+        frames: of each video; None if not known yet.
+
+    Returns:
+        One of `FORMATS`; None if it depends on the number of frames.
 
     Raises:
         ConfigError: an unknown format, one that the name of --out contradicts, or png for several frames.
     """
     file = output_file(request)
     named = file.suffix[1:].lower() if file is not None else None
-    chosen = request.format or named or ("png" if frames == 1 else "mp4")
+    chosen = request.format or named or (None if frames is None else "png" if frames == 1 else "mp4")
     if named is not None and named not in _FILE_FORMATS:
         raise ConfigError(f"--out {file}: expected a {', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]} file, or a folder")
-    if chosen not in FORMATS:
+    if chosen is not None and chosen not in FORMATS:
         raise ConfigError(f"--format {chosen}: choose {', '.join(FORMATS)}")
     if named is not None and chosen != named:
         raise ConfigError(f"--out {file} is not a {chosen} file: leave out --format, or give a folder")
-    if chosen == "png" and frames > 1:
+    if chosen == "png" and frames is not None and frames > 1:
         raise ConfigError(f"a png holds one frame, not {frames}: take --format frames for a folder of pictures")
     return chosen
 
@@ -53,19 +54,26 @@ def check_out(request: SampleRequest) -> None:
     """Check that the videos can go where --out says.
 
     Raises:
-        ConfigError: one file name for several videos, a file that exists, or a file in a folder's place.
+        ConfigError: one file name for several videos, a file that exists, a file in a folder's place, a folder that
+            cannot be written to, or a format that is unknown or does not fit.
     """
+    video_format(request, 2 if request.settings.video is not None else request.settings.frames)
     file, count = output_file(request), len(request.prompts) * request.num
     folder = request.out or VIDEOS
     if file is not None:
         if count > 1:
             raise ConfigError(f"--out {file} is one file for {count} videos: give a folder")
-        if not request.overwrite:
-            for path in (file, sidecar_path(file)):
-                if path.exists():
-                    raise ConfigError(f"{path} exists: choose another name, or pass --overwrite")
-    elif folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file: give a folder with --out")
+        for path in (file, sidecar_path(file)):
+            if path.is_dir():
+                raise ConfigError(f"{path} is a folder: choose another name")
+            if path.exists() and not request.overwrite:
+                raise ConfigError(f"{path} exists: choose another name, or pass --overwrite")
+    folder = folder if file is None else file.parent
+    there = next((place for place in (folder, *folder.parents) if place.exists()), Path())
+    if not there.is_dir():
+        raise ConfigError(f"{there} is a file: give a folder with --out")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{there} cannot be written to: give another folder with --out")
 
 
 def plan_jobs(request: SampleRequest, kind: str) -> list[Job]:
@@ -100,39 +108,28 @@ def unique_path(path: Path, overwrite: bool) -> Path:
 
 
 def sidecar_path(path: Path) -> Path:
-    """Return the path of the JSON file beside a video, or beside a folder of frames."""
+    """Return the path of the JSON file beside a video, or beside a folder of frames: v.mp4.json for v.mp4."""
+    return path.with_name(f"{path.name}.json")
+
+
+def old_sidecar_path(path: Path) -> Path:
+    """Return where versions before 0.2.0 put the JSON file of a video: v.json for v.mp4 and for v.gif."""
     return path.with_name(f"{path.name if path.suffix not in _SUFFIXES else path.stem}.json")
 
 
 def slug(prompt: str) -> str:
     """Turn a prompt into a file name: "a-red-circle-moving-left"."""
-    return re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:60].rstrip("-") or "video"
+    name = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:60]
+    return name.encode()[:180].decode(errors="ignore").rstrip("-") or "video"  # names of files have 255 bytes at most
 
 
-def write_video(path: Path, kind: str, video: "Tensor", fps: float) -> None:
-    """Write a video in one of the formats.
-
-    Args:
-        path: of the file, or of the folder of frames.
-        kind: one of `FORMATS`.
-        video: [3, T, H, W] in [-1, 1].
-        fps: frames a second when played.
-
-    Raises:
-        DataError: it cannot be written there.
-    """
-    from stdit_data.files import wrap_errors
-    from stdit_data.video.write import write_frames, write_gif, write_mp4, write_png, write_webp
-
-    with wrap_errors(str(path.parent)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    if kind == "mp4":
-        write_mp4(path, video, fps)
-    elif kind == "gif":
-        write_gif(path, video, fps)
-    elif kind == "webp":
-        write_webp(path, video, fps)
-    elif kind == "png":
-        write_png(path, video)
-    else:
-        write_frames(path, video)
+def format_remarks(kind: str, height: int, width: int, fps: float) -> Iterator[str]:
+    """Yield a line where a format cannot hold a video as it is."""
+    if kind == "mp4" and (height % 2 or width % 2):
+        padded = f"{height + height % 2}x{width + width % 2}"
+        yield (
+            f"mp4 needs even sizes: {height}x{width} is written as {padded}, with the last row or column repeated; "
+            f"--format webp or frames keeps {height}x{width}"
+        )
+    if kind == "gif" and fps > 50:
+        yield f"gif plays at most 50 frames a second, not {fps:g}; --format mp4 or webp does"

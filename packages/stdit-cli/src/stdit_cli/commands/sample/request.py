@@ -11,6 +11,19 @@ from stdit_train.errors import ConfigError
 FORMATS = ("mp4", "gif", "webp", "png", "frames")
 SEED_MAX = 2**63 - 1  # of torch's generators
 LONG = ("windows", "stretch", "whole")
+SIDE_MAX = 8192  # pixels
+FRAMES_MAX = 100_000
+VIDEOS_MAX = 100_000  # per prompt
+# Bounds of settings that are numbers; a sidecar may have been edited.
+BOUNDS: dict[str, tuple[float, float]] = {
+    "frames": (1, FRAMES_MAX),
+    "extend": (1, FRAMES_MAX),
+    "overlap": (1, FRAMES_MAX),
+    "fps": (0.1, 1000),
+    "steps": (1, 1000),  # a model was trained on so many timesteps
+    "resampling_steps": (0, 1000),
+    "guidance_rescale": (0, 1),
+}
 
 
 @dataclass(frozen=True)
@@ -73,10 +86,18 @@ class Settings:
         Raises:
             ConfigError: an option whose value makes no sense, two that contradict each other, or a missing file.
         """
+        from stdit_model.sampling.schedulers import check_sampler, compat
+
         parse_size(self.size)
         parse_interval(self.guidance_interval)
-        if not 0.0 <= self.guidance_rescale <= 1.0:
-            raise ConfigError(f"--guidance-rescale {self.guidance_rescale}: expected 0 to 1")
+        for name, (low, high) in BOUNDS.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:  # not a number is neither
+                raise ConfigError(f"--{name.replace('_', '-')} {value}: expected {low} to {high}")
+        if self.sampler is not None:
+            check_sampler(self.sampler)
+        if self.compat is not None:
+            compat(self.compat)
         if self.guidance is not None and not math.isfinite(self.guidance):
             raise ConfigError(f"--guidance {self.guidance}: expected a finite number")
         if self.long not in LONG:
@@ -122,6 +143,22 @@ class SampleRequest:
     overwrite: bool = False
     recorded: dict[str, Any] | None = field(default=None, repr=False)
 
+    def check(self) -> None:
+        """Check what can be checked before anything is loaded, except for where the videos go.
+
+        Raises:
+            ConfigError: see `Settings.check`; or a text that is not UTF-8, a number of videos or a seed out of range.
+        """
+        self.settings.check()
+        for text in (self.negative, *(text for asked in self.prompts for text in (asked.prompt, asked.negative))):
+            if text is not None and any(0xD800 <= ord(letter) < 0xE000 for letter in text):
+                raise ConfigError(f"the prompt {text!a} is not UTF-8 text")
+        if self.num > VIDEOS_MAX:
+            raise ConfigError(f"--num {self.num}: expected 1 to {VIDEOS_MAX}")
+        last = max(self.seed if asked.seed is None else asked.seed for asked in self.prompts) + self.num - 1
+        if last > SEED_MAX:
+            raise ConfigError(f"--seed and --num: the last video's seed, {last}, is above {SEED_MAX}")
+
 
 @dataclass(frozen=True)
 class Job:
@@ -141,10 +178,13 @@ def parse_size(size: str | None) -> tuple[int | None, int | None]:
     """
     if size is None:
         return None, None
-    match = re.fullmatch(r"(\d+)(?:x(\d+))?", size)
-    if match is None or int(match[1]) == 0 or match[2] == "0":
+    match = re.fullmatch(r"([0-9]{1,9})(?:x([0-9]{1,9}))?", size)
+    if match is None:
         raise ConfigError(f"--size {size}: expected HEIGHTxWIDTH in pixels, e.g. 64x64")
-    return int(match[1]), int(match[2] or match[1])
+    height, width = int(match[1]), int(match[2] or match[1])
+    if not (0 < height <= SIDE_MAX and 0 < width <= SIDE_MAX):
+        raise ConfigError(f"--size {size}: expected 1 to {SIDE_MAX} pixels a side")
+    return height, width
 
 
 def parse_interval(interval: str | None) -> tuple[float, float]:

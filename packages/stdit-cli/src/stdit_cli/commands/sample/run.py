@@ -1,7 +1,9 @@
 """What `stdit sample` does with a request: load, warn, generate, write."""
 
+import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from itertools import groupby
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 from stdit_cli.commands.sample import sidecar
-from stdit_cli.commands.sample.outputs import check_out, plan_jobs, sidecar_path, unique_path, video_format, write_video
+from stdit_cli.commands.sample.outputs import check_out, format_remarks, plan_jobs, sidecar_path, unique_path
 from stdit_cli.commands.sample.request import Job, SampleRequest
 from stdit_cli.console import CountingBar
 from stdit_train.distributed.world import World
@@ -31,15 +33,27 @@ def run_sampling(request: SampleRequest) -> None:
     if request.settings.checkpoint == "demo" and world.is_main:
         console.print("using the bundled demo model (shapes, 16 frames of 64x64); choose another with --checkpoint")
 
+    from stdit_cli.commands.sample.checks import check_request
+    from stdit_data.video.write import export_video
+    from stdit_train.assets import resolve_source
+    from stdit_train.pipeline.find import find_checkpoint
+
+    source = find_checkpoint(resolve_source(request.settings.checkpoint))
+    kind = check_request(request, source)
+
     from stdit_cli.commands.sample.generate import VideoGenerator, remarks
 
     world.select_gpu()
-    generator = VideoGenerator(request)
-    kind = video_format(request, generator.frames)
+    generator = VideoGenerator(request, source)
     jobs = plan_jobs(request, kind)
     sha256 = generator.weights_sha256()
     settings, used = generator.record()
-    for line in [*remarks(generator, jobs), *differences(request, generator, sha256, used)] if world.is_main else ():
+    lines = [
+        *format_remarks(kind, *generator.size, generator.fps),
+        *remarks(generator, jobs),
+        *differences(request, generator, sha256, used),
+    ]
+    for line in lines if world.is_main else ():
         console.print(line)
 
     weights = {"source": settings.checkpoint, "sha256": sha256}
@@ -47,7 +61,7 @@ def run_sampling(request: SampleRequest) -> None:
     count = sum(len(batch) for batch, _ in mine) if request.recorded is None else 1
     finished: list[tuple[str, str, Any]] = []
     try:
-        with CountingBar(console, "steps", disable=not world.is_main) as bar:
+        with ended_by_signal(), CountingBar(console, "steps", disable=not world.is_main) as bar:
             task = bar.add_task("sampling", total=None)
 
             def advance(pipeline: Any, _index: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -58,7 +72,7 @@ def run_sampling(request: SampleRequest) -> None:
                 videos = generator.make(batch, advance)
                 for i in wanted:
                     path = unique_path(batch[i].path, request.overwrite)
-                    write_video(path, kind, videos[i], generator.fps)
+                    export_video(videos[i], path, generator.fps)
                     content = sidecar.build(settings, batch, i, weights, used, str(generator.pipeline.device))
                     sidecar.write(sidecar_path(path), content)
                     finished.append((batch[i].prompt, f"seed {batch[i].seed}, {path.name}", thumbnails(videos[i])))
@@ -72,6 +86,16 @@ def run_sampling(request: SampleRequest) -> None:
             write_sheet(console, jobs[0].path.parent / "contact-sheet.png", request.overwrite, everything)
         seconds = time.perf_counter() - started
         console.print(f"{len(everything)} video{'s' * (len(everything) > 1)} in {seconds:.1f} s")
+
+
+@contextmanager
+def ended_by_signal() -> Iterator[None]:
+    """Let SIGTERM, which `timeout` and Slurm send, end the work like Ctrl-C, so that no file is left half written."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def share_of(items: list[T], world: World) -> list[T]:

@@ -78,9 +78,11 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: no such file, not a sidecar, or one with settings that this version does not know.
     """
-    from stdit_cli.commands.sample.outputs import sidecar_path
+    from stdit_cli.commands.sample.outputs import old_sidecar_path, sidecar_path
 
     file = path if path.suffix == ".json" or not path.name else sidecar_path(path)
+    if not file.is_file() and file != path and old_sidecar_path(path).is_file():
+        file = old_sidecar_path(path)
     if not file.is_file():
         raise ConfigError(f"--from {file}: no such file; `stdit sample` writes one beside each video")
     try:

@@ -1,0 +1,54 @@
+"""What can be wrong with a request, found before a model is loaded."""
+
+from stdit_cli.commands.sample.outputs import video_format
+from stdit_cli.commands.sample.request import SampleRequest, Settings
+from stdit_train.errors import ConfigError
+from stdit_train.pipeline.find import CheckpointSource
+
+
+def check_request(request: SampleRequest, source: CheckpointSource) -> str:
+    """Check a request against the files that it names and what its checkpoint was trained for.
+
+    Args:
+        request: of which `SampleRequest.check` and `check_out` found nothing wrong.
+        source: its checkpoint.
+
+    Returns:
+        The format of the videos.
+
+    Raises:
+        ConfigError, DataError, WeightsError: a picture or video that cannot be read, a checkpoint of another kind, or
+            settings that do not fit it.
+    """
+    from stdit_model.sampling.schedulers import check_sampler, compat
+
+    settings = request.settings
+    _check_media(settings)
+    trained = source.trained()
+    reference = compat(settings.compat) if settings.compat is not None else {}
+    sampler = settings.sampler or reference.get("sampler")
+    if sampler is not None:
+        check_sampler(sampler, trained.flow)
+    frames = 2 if settings.video is not None else settings.frames or trained.frames  # two or more
+    longer = trained.frames > 1 and (settings.video is not None or frames > trained.frames)
+    if longer and settings.long == "windows" and (settings.overlap or 0) >= trained.frames:
+        raise ConfigError(
+            f"--overlap {settings.overlap}: windows of {trained.frames} frames can share 1 to {trained.frames - 1}"
+        )
+    kind = video_format(request, frames)
+    assert kind is not None  # since the number of frames is known
+    return kind
+
+
+def _check_media(settings: Settings) -> None:
+    """Check that the picture or video to start from can be read, by its first frame."""
+    from stdit_data.files import is_image
+    from stdit_data.video.probe import probe
+
+    for option, file, picture in (("--image", settings.image, True), ("--video", settings.video, False)):
+        if file is None:
+            continue
+        if is_image(file) != picture:
+            expected = "a picture (.png, .jpg or .webp)" if picture else "a video; a picture is given with --image"
+            raise ConfigError(f"{option} {file}: expected {expected}")
+        probe(file)
