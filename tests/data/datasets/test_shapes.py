@@ -56,6 +56,23 @@ def test_later_clips_are_cut_out_of_longer_videos() -> None:
     assert mixed.settings() != plain.settings()
 
 
+def test_a_share_of_single_frames() -> None:
+    plain, mixed = ShapesDataset(frames=4), ShapesDataset(frames=4, single_frames=0.25)
+    singles = [i for i in range(1200) if mixed.bucket(i).frames == 1]
+    assert 0.2 < len(singles) / 1200 < 0.3
+    for i in range(20):
+        whole, clip = plain.load(i), mixed.load(i)
+        assert clip.video.shape[1] == mixed.bucket(i).frames == (1 if i in singles else 4)
+        assert torch.equal(clip.video, whole.video[:, : clip.video.shape[1]]) and clip.caption == whole.caption
+    assert clip_span(mixed, singles[0]) == 0.0
+    assert mixed.settings() != plain.settings() == ShapesDataset(frames=4, single_frames=0.0).settings()
+
+
+def clip_span(dataset: ShapesDataset, index: int) -> float:
+    start, stop = dataset.load(index).span
+    return stop - start
+
+
 def test_a_spread_of_one_half_is_anywhere() -> None:
     dataset = ShapesDataset(frames=1, spread=0.5)
     first = np.stack([centers(dataset, i)[0] for i in range(500)])

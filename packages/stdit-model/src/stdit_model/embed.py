@@ -81,7 +81,8 @@ class PatchEmbed3D(nn.Module):
         self.proj = nn.Conv3d(in_channels, hidden_size, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
-        return rearrange(self.proj(x_BCTHW), "b d t h w -> b t (h w) d")
+        # contiguous: else all later activations inherit the strides of channels first, and adding them is slow
+        return rearrange(self.proj(x_BCTHW), "b d t h w -> b t (h w) d").contiguous()
 
 
 class TimestepEmbedder(nn.Module):

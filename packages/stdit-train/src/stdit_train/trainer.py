@@ -97,9 +97,8 @@ class Trainer:
         encoded = getattr(dataset, "moments", False) or config.data.cache_latents
         self.batch_loss = BatchLoss(config, components, self.precision, device, encoded, world)
         if encoded:
-            size = self.batch_loss.latent_shape[1:]
-            dataset = cached_in_memory(dataset, components.vae, device, size)
-            validation = validation and cached_in_memory(validation, components.vae, device, size)
+            dataset = cached_in_memory(dataset, components.vae, device)
+            validation = validation and cached_in_memory(validation, components.vae, device)
         self.validation = validation
         # Clips that are encoded on first use share the device with the step, so reading ahead would halve its speed.
         lazy = isinstance(dataset, InMemoryLatents)

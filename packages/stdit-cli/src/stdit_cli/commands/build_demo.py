@@ -20,7 +20,7 @@ def build_demo(
     out: Annotated[Path, typer.Argument(help="Folder to build in; finished parts in it are kept.")],
     vae_steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Training steps of the VAE, and again of its decoder.", show_default="the recipe's"),
+        typer.Option(min=1, help="Training steps of each phase of the VAE.", show_default="the recipe's"),
     ] = None,
     steps: Annotated[
         int | None,
@@ -44,7 +44,8 @@ def build_demo(
     from stdit_train.config.load import load_curriculum
     from stdit_train.curriculum import Stage, stage_folder, train_stages
     from stdit_train.demo.autoencoder import AutoencoderConfig
-    from stdit_train.demo.build import build_parts, model_card, publish
+    from stdit_train.demo.build import build_decoder, build_parts, model_card, publish
+    from stdit_train.demo.decoder import DecoderConfig
     from stdit_train.pipeline.load import load_pipeline
 
     console = Console(highlight=False)
@@ -61,16 +62,19 @@ def build_demo(
     configs = load_curriculum("demo", overrides | ({"steps": steps} if steps else {}))
     config = configs[-1]
     vae_config = AutoencoderConfig(seed=seed, size=config.data.height)
-    vae_config = replace(vae_config, steps=vae_steps, decoder_steps=vae_steps) if vae_steps else vae_config
+    decoder_config = DecoderConfig(seed=seed)
+    if vae_steps:
+        vae_config = replace(vae_config, steps=vae_steps, decoder_steps=vae_steps)
+        decoder_config = replace(decoder_config, steps=vae_steps, sampled_clips=vae_steps)
 
-    with CountingBar(console, "steps", transient=False, detail="error {task.fields[error]:.5f}") as bar:
+    with CountingBar(console, "steps", transient=False) as bar:
         total = vae_config.steps + vae_config.decoder_steps
-        task = bar.add_task("VAE", total=total, error=float("nan"), visible=not (parts / "vae").exists())
+        task = bar.add_task("VAE", total=total, visible=not (parts / "vae").exists())
         build_parts(
             parts,
             vae_config,
             config.model.model_max_length,
-            lambda step, error: bar.update(task, completed=step, error=error),
+            lambda step, _: bar.update(task, completed=step),
         )
     runs = [stage_folder(out / "run", number, config) for number, config in enumerate(configs, start=1)]
     stages = [Stage(config, config, run) for config, run in zip(configs, runs, strict=True)]
@@ -86,8 +90,19 @@ def build_demo(
         console.print("stopped and saved; run the same command again to resume")
         raise typer.Exit(INTERRUPTED)
 
+    with CountingBar(console, transient=False) as bar:
+        new = not (out / "decoder").exists()
+        clips = bar.add_task("sampled clips", total=decoder_config.sampled_clips, visible=new)
+        task = bar.add_task("decoder steps", total=decoder_config.steps, visible=new)
+        build_decoder(
+            out / "decoder",
+            load_pipeline(str(runs[-1].pipeline)),
+            decoder_config,
+            lambda done: bar.update(clips, completed=done),
+            lambda step, _: bar.update(task, completed=step),
+        )
     with write_atomically(final) as candidate:
-        publish(runs[-1].pipeline, candidate)
+        publish(runs[-1].pipeline, out / "decoder", candidate)
         pipeline = load_pipeline(str(candidate))
         scores = score_splits(console, pipeline, list(SPLITS), prompts)
         card = model_card(pipeline, configs, [run.reached() for run in runs], minutes, scores)

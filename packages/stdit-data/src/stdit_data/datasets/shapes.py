@@ -169,11 +169,21 @@ def render(scene: Scene, frames: int, height: int, width: int) -> Tensor:
     y = (np.arange(height) + 0.5 - center_y[:, None] + height / 2) % height - height / 2
     radius = scene.radius * side
     distance = SHAPES[scene.triple.shape](x[:, None, :] / radius, y[:, :, None] / radius) * radius
-    coverage = np.clip(0.5 - distance, 0.0, 1.0)[None].astype(np.float32)
-    colour, ground = (
-        np.asarray(rgb, np.float32)[:, None, None, None] for rgb in (COLOURS[scene.triple.colour], BACKGROUND)
-    )
-    return torch.from_numpy((ground + coverage * (colour - ground)) / 127.5 - 1.0)
+    return paint(np.clip(0.5 - distance, 0.0, 1.0).astype(np.float32), COLOURS[scene.triple.colour])
+
+
+def paint(coverage: NDArray[np.float32], colour: tuple[int, int, int]) -> Tensor:
+    """Paint a shape in a colour on the dark ground.
+
+    Args:
+        coverage: how much of each pixel the shape covers, [T, H, W] in 0..1.
+        colour: RGB, 0..255.
+
+    Returns:
+        [3, T, H, W] float32 in [-1, 1].
+    """
+    rgb, ground = (np.asarray(value, np.float32)[:, None, None, None] for value in (colour, BACKGROUND))
+    return torch.from_numpy((ground + coverage[None] * (rgb - ground)) / 127.5 - 1.0)
 
 
 class ShapesDataset:
@@ -187,6 +197,7 @@ class ShapesDataset:
         fps: frame rate of the clips, in frames per second.
         spread: largest distance of a shape's start from the middle, as a share of the frame; 0.5 is anywhere.
         later: share of the clips that are cut out of a longer video, where the shape may start anywhere.
+        single_frames: share of the clips that are a single frame.
 
     Raises:
         DataError: the split is unknown.
@@ -204,6 +215,7 @@ class ShapesDataset:
         fps: float = 8.0,
         spread: float = 0.15,
         later: float = 0.0,
+        single_frames: float = 0.0,
     ) -> None:
         if split not in get_args(Split):
             raise DataError(f"unknown split {split!r} of shapes: choose one of {', '.join(get_args(Split))}")
@@ -214,14 +226,18 @@ class ShapesDataset:
         self.fps = fps
         self.spread = spread
         self.later = later
+        self.single_frames = single_frames
         self._triples: Sequence[Triple] = triples(split)
 
     def __len__(self) -> int:
         return self.length
 
     def bucket(self, index: int) -> Bucket:
-        """Return frames, height and width, the same for every clip."""
-        return self.size
+        """Return frames, height and width."""
+        if not self.single_frames:
+            return self.size
+        rng = np.random.default_rng([self.seed, get_args(Split).index(self.split), index, 1])
+        return self.size._replace(frames=1) if rng.random() < self.single_frames else self.size
 
     def caption(self, index: int) -> str:
         """Return the clip's caption, without drawing the clip."""
@@ -240,6 +256,7 @@ class ShapesDataset:
             "fps": self.fps,
             "spread": self.spread,
             **({"later": self.later} if self.later else {}),
+            **({"single_frames": self.single_frames} if self.single_frames else {}),
             **self.size._asdict(),
         }
 
@@ -259,6 +276,7 @@ class ShapesDataset:
     def load(self, index: int, *, seed: int = 0, epoch: int = 0) -> Clip:
         """Draw clip `index`; `seed` and `epoch` have no effect."""
         scene = self.scene(index)
-        video = render(scene, self.size.frames, self.size.height, self.size.width)
-        span = (scene.start / self.fps, (scene.start + self.size.frames - 1) / self.fps)
+        size = self.bucket(index)
+        video = render(scene, *size)
+        span = (scene.start / self.fps, (scene.start + size.frames - 1) / self.fps)
         return Clip(video=video, caption=scene.caption, index=index, fps=self.fps, span=span)

@@ -23,15 +23,17 @@ class InMemoryLatents:
     Args:
         dataset: clips [3, T, H, W] that don't depend on seed and epoch.
         encode: encodes a video [1, 3, T, H, W] in [-1, 1] to moments [1, 2C, T', H', W'].
-        shape: T', H', W'.
+        shape: from a clip's frames, height and width to T', H', W'.
     """
 
     moments = True  # clips hold moments instead of pixels
 
-    def __init__(self, dataset: ClipDataset, encode: Callable[[Tensor], Tensor], shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self, dataset: ClipDataset, encode: Callable[[Tensor], Tensor], shape: Callable[[Bucket], Bucket]
+    ) -> None:
         self.dataset = dataset
         self.encode = encode
-        self.shape = Bucket(*shape)
+        self.shape = shape
         self._clips: dict[int, Clip] = {}  # with moments in bfloat16
 
     def __len__(self) -> int:
@@ -39,7 +41,7 @@ class InMemoryLatents:
 
     def bucket(self, index: int) -> Bucket:
         """Return the latents' frames, height and width."""
-        return self.shape
+        return self.shape(self.dataset.bucket(index))
 
     def load(self, index: int, *, seed: int, epoch: int) -> Clip:
         """Return the clip with moments [2C, T', H', W'] float32 as its video.

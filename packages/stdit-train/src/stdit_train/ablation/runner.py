@@ -18,7 +18,7 @@ import torch
 from stdit_data.clip import ClipDataset
 from stdit_data.files import replace_text
 from stdit_data.latents.dataset import LatentDataset
-from stdit_model import STDiT, video_vae
+from stdit_model import STDiT
 from stdit_train.ablation.arms import Arm, Study, estimate_arm, reference_arm
 from stdit_train.ablation.matching import (
     Cost,
@@ -231,9 +231,7 @@ class Ablation:
         elif config.data.cache_latents:
             key = (config.seed, config.data)
             if self._shared is None or self._shared[0] != key:
-                size = (config.data.frames, config.data.height, config.data.width)
-                shape = video_vae.latent_shape(components.vae, *size)[1:]
-                self._shared = key, cached_in_memory(dataset, components.vae, self.device, shape)
+                self._shared = key, cached_in_memory(dataset, components.vae, self.device)
             dataset = self._shared[1]
         return dataset, validation, prompts
 

@@ -70,6 +70,7 @@ class DataConfig:
     clips: Count = 8192  # of `shapes`, an epoch
     spread: Annotated[float, Field(ge=0, le=0.5)] = 0.15  # of `shapes`: farthest start from the middle; 0.5 anywhere
     later: Share = 0.0  # of `shapes`: share of clips cut from a longer video, where the shape is anywhere
+    single_frames: Share = 0.0  # of `shapes`: share of clips that are a single frame
     caption_noise: Share = 0.0  # share of clips with the caption of another clip
     cache_latents: bool = False  # encode each clip once and keep its latents in memory
     window: WholeNumber = 16  # of a cache: shards shuffled together; 0 reads the clips in their order

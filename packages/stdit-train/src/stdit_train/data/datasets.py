@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stdit_data.buckets import Bucket
 from stdit_data.clip import ClipDataset
 from stdit_data.datasets.noisy_captions import NoisyCaptions
 from stdit_data.datasets.shapes import ShapesDataset, triples
@@ -35,7 +36,8 @@ def build_datasets(config: TrainConfig) -> tuple[ClipDataset, ShapesDataset | Va
         return encoded, held, cached_prompts(encoded, SAMPLED_PROMPTS)
     if data.source == "shapes":
         size: dict[str, Any] = {"frames": data.frames, "height": data.height, "width": data.width, "fps": data.fps}
-        clips = ShapesDataset(length=data.clips, seed=config.seed, spread=data.spread, later=data.later, **size)
+        varied = {"spread": data.spread, "later": data.later, "single_frames": data.single_frames}
+        clips = ShapesDataset(length=data.clips, seed=config.seed, **varied, **size)
         train = NoisyCaptions(clips, data.caption_noise, config.seed) if data.caption_noise else clips
         validation = ShapesDataset(split="val", length=64, spread=data.spread, **size)
         seen, held_out = triples("train"), triples("heldout")
@@ -46,19 +48,21 @@ def build_datasets(config: TrainConfig) -> tuple[ClipDataset, ShapesDataset | Va
     return videos, held, captions or [""]
 
 
-def cached_in_memory(dataset: ClipDataset, vae: Any, device: torch.device, shape: tuple[int, int, int]) -> ClipDataset:
+def cached_in_memory(dataset: ClipDataset, vae: Any, device: torch.device) -> ClipDataset:
     """Wrap a data set so that each clip is encoded once and its latents are kept in memory.
 
     Args:
         dataset: clips; one that yields latents already, a cache for instance, is returned as it is.
         vae: encodes them.
         device: where the VAE is.
-        shape: size of the latents, (T, H, W).
     """
     if getattr(dataset, "moments", False):
         return dataset
 
     def encode(video: Tensor) -> Tensor:
         return video_vae.encode_moments(vae, video.to(device)).cpu()
+
+    def shape(clip: Bucket) -> Bucket:
+        return Bucket(*video_vae.latent_shape(vae, *clip)[1:])
 
     return InMemoryLatents(dataset, encode, shape)

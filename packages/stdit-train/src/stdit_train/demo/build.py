@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 
 from stdit_data.datasets.shapes import triples, vocabulary
 from stdit_data.files import write_atomically
 from stdit_model import STDiTPipeline
 from stdit_train.config.schema import TrainConfig
 from stdit_train.demo.autoencoder import AutoencoderConfig, train_autoencoder
+from stdit_train.demo.decoder import DecoderConfig, sample_frames, train_decoder_on_samples
 from stdit_train.demo.text import build_text_encoder, build_tokenizer
 from stdit_train.evaluation.evaluate import Scores
 
@@ -33,10 +35,29 @@ def build_parts(
             vae.save_pretrained(partial)
 
 
-def publish(source: Path, destination: Path) -> None:
-    """Copy a finished pipeline with its weights in bfloat16."""
+def build_decoder(
+    folder: Path,
+    pipeline: STDiTPipeline,
+    config: DecoderConfig,
+    on_clip: Callable[[int], None],
+    on_step: Callable[[int, float], None],
+) -> None:
+    """Train the VAE's decoder on what a pipeline samples, and save the VAE in `folder`; one that exists is kept.
+
+    Where no sample shows what its prompt says, as after very few steps, the VAE stays as it is.
+    """
+    if folder.exists():
+        return
+    sampled = sample_frames(pipeline, config, on_clip)
+    vae = train_decoder_on_samples(pipeline.vae, sampled, config, on_step) if len(sampled) else pipeline.vae
+    with write_atomically(folder) as partial:
+        vae.save_pretrained(partial)
+
+
+def publish(source: Path, vae: Path, destination: Path) -> None:
+    """Copy a finished pipeline with another VAE, all weights in bfloat16."""
     shutil.rmtree(destination, ignore_errors=True)
-    pipeline = STDiTPipeline.from_pretrained(source)
+    pipeline = STDiTPipeline.from_pretrained(source, vae=AutoencoderKL.from_pretrained(vae))
     for part in (pipeline.transformer, pipeline.vae, pipeline.text_encoder):
         part.to(torch.bfloat16)
     pipeline.save_pretrained(destination)
@@ -78,7 +99,7 @@ def model_card(
     schedule = f"{' and then '.join(lengths)} of {config.global_batch} clips"
     parts = [
         (f"transformer: STDiT ({config.model.variant}), rectified flow", count(pipeline.transformer), schedule),
-        ("vae: AutoencoderKL, 8x down", count(pipeline.vae), "single frames of the set"),
+        ("vae: AutoencoderKL, 8x down", count(pipeline.vae), "single frames of the set, its decoder then on samples"),
         ("text_encoder: T5EncoderModel", count(pipeline.text_encoder), "random weights, frozen"),
         ("tokenizer", "", f"one token a word, {len(vocabulary())} words"),
     ]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
-from stdit_train.errors import ConfigError
+from stdit_train.errors import ConfigError, RunEnded
 
 if TYPE_CHECKING:
     import torch
@@ -172,6 +172,12 @@ class DistributedWorld(World):
             dist.destroy_process_group()
         elif isinstance(error[1], PeerFailed):
             time.sleep(GRACE)
+        elif isinstance(error[1], RuntimeError) and is_connection_lost(error[1]):
+            time.sleep(GRACE)  # the process that failed reports why, and the launcher then ends this one
+            raise RunEnded(
+                f"the connection to another process of the run is lost ({error[1]}): see what that one printed, and "
+                "resume with --resume"
+            ) from error[1]
 
     def with_mesh(self, config: "TrainConfig") -> World:
         """Return this world with the process groups of a run; every process must call this."""
@@ -267,6 +273,13 @@ class DistributedWorld(World):
         lists: list[Any] | None = [None] * self.size if self.is_main else None
         dist.gather_object(items, lists)
         return lists
+
+
+def is_connection_lost(error: RuntimeError) -> bool:
+    """Whether an error of torch.distributed says that another process has ended or cannot be reached."""
+    from torch.distributed import DistNetworkError
+
+    return isinstance(error, DistNetworkError) or "gloo/transport" in str(error)
 
 
 def check_gpus(processes: int) -> None:

@@ -88,7 +88,7 @@ class BatchLoss:
     def shape(self, batch: Batch) -> tuple[int, ...]:
         """Return the shape C, T, H, W of the latents of a micro-batch's clips."""
         if self.config.data.cache_latents:
-            return self.latent_shape
+            return (self.latent_shape[0], *batch.bucket)
         return self._bucket_shape(batch.bucket)
 
     def _bucket_shape(self, bucket: Bucket) -> tuple[int, int, int, int]:
