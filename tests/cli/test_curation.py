@@ -52,7 +52,7 @@ def test_from_raw_videos_to_clips_without_duplicates(stdit: Callable, clips: Pat
     (entry,) = read_manifest(str(tmp_path / "clips.parquet")).entries
     assert entry.path == str(clips / "a.mp4")
     again = stdit("data", "dedup", "kept.parquet", "clips.parquet", "--workers", "1")
-    assert again.out.endswith("see clips.rejects.jsonl (1 of 1 shards were there already)\n")
+    assert again.out.endswith("see clips.rejects.jsonl (1 of 1 shards were already done)\n")
 
 
 def test_filter_by_condition_and_preset_together(stdit: Callable, scored: Path, tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def test_footage_that_the_demos_parts_do_not_know_is_said(stdit: Callable, tmp_p
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["shapes", "videos"])
 def test_killed_on_the_command_line(source: str, tmp_path: Path) -> None:
-    """SIGKILL at four moments; the same command goes on, what is done stays as it is, and nothing is torn."""
+    """SIGKILL at four moments; the same command resumes, what is done stays as it is, and nothing is torn."""
     clips = "shapes" if source == "shapes" else write_clips(tmp_path / "clips", 20)
     settings = ["data.clips=120"] if source == "shapes" else ["data.interval=1"]
     command = [*STDIT, "data", "encode", clips, "cache", "--variants", "1" if source == "shapes" else "6"]

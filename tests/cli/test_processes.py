@@ -78,7 +78,7 @@ def test_dying_stopping_and_going_on() -> None:
     assert process.returncode == 1
     assert "process 1 was ended by SIGKILL (out of memory?), and the others after it" in err
     assert "Traceback" not in err
-    assert "go on with: stdit train --resume run --nproc 2" in out
+    assert "resume with: stdit train --resume run --nproc 2" in out
     assert not any(Path(f"/proc/{pid}").exists() for pid in both)
 
     process = started("--resume", "run", "--nproc", "2")
@@ -125,7 +125,7 @@ def test_ctrl_c() -> None:
 def assert_stopped(code: int, expected: int, out: str, err: str) -> None:
     assert (code, err) == (expected, ""), (out, err)
     assert out.count("stopping after this step") == 1
-    assert out.count("saved. Go on with: stdit train --resume run --nproc 2") == out.count("--resume") == 1
+    assert out.count("saved. Resume with: stdit train --resume run --nproc 2") == out.count("--resume") == 1
     assert f"stopped at step {last_checkpoint()}, saved" in out
 
 

@@ -34,7 +34,7 @@ def test_a_signal_is_obeyed_and_told(
     monkeypatch.setattr(TrainingBar, "stepped", stop)
     done = stdit("train", *TINY, "--steps", "4", "--out", "my run")
     assert done.code == code, done
-    assert "stopped at step 2, saved. Go on with: stdit train --resume 'my run'" in done.out
+    assert "stopped at step 2, saved. Resume with: stdit train --resume 'my run'" in done.out
     monkeypatch.setattr(TrainingBar, "stepped", stepped)
     assert (
         "my run is of the stage demo: leave out --stage 16x256"
@@ -60,7 +60,8 @@ def test_what_cannot_be_resumed(stdit: Callable, tmp_path: Path) -> None:
     (tmp_path / "runs" / "1-demo").mkdir(parents=True)
     (tmp_path / "runs" / "schedule.json").write_text("{}")
     assert (
-        "runs/1-demo is a stage of a curriculum: --resume runs goes on" in stdit("train", "--resume", "runs/1-demo").err
+        "runs/1-demo is a stage of a curriculum: resume that with --resume runs"
+        in stdit("train", "--resume", "runs/1-demo").err
     )
     (tmp_path / "file").write_text("mine")
     done = stdit("train", "--out", "file")
@@ -78,7 +79,7 @@ def test_a_finished_run_says_so_before_anything_is_loaded(
     done = stdit("train", "--resume", "run", "--set", "optimizer.lr=1e-5")
     assert (done.code, done.out) == (
         0,
-        "run is finished, with 3 steps: nothing is left to do\ntrain on with: stdit train --resume run --steps 6\n",
+        "run is finished, with 3 steps: nothing is left to do\ntrain longer with: stdit train --resume run --steps 6\n",
     )
     done = stdit("train", "--resume", "run", "--steps", "2")
     assert (done.code, done.err) == (2, "stdit: run has done 3 steps, --steps 2 is less: give more than 3\n")
@@ -97,7 +98,7 @@ def test_a_run_of_minutes_is_finished_when_they_are_over(stdit: Callable, tmp_pa
     step = json.loads((tmp_path / "run" / "run.json").read_text())["finished_at_step"]
     done = stdit("train", "--resume", "run")
     assert (done.code, f"run is finished, with {step} steps" in done.out) == (0, True), done
-    assert "train on with: stdit train --resume run --minutes 0.002" in done.out
+    assert "train longer with: stdit train --resume run --minutes 0.002" in done.out
     done = stdit("train", "--resume", "run", "--minutes", "0.0001")
     assert (done.code, "--minutes 0.0001 is less: give more" in done.err) == (2, True), done
     minutes = json.loads((tmp_path / "run" / "checkpoints" / f"step-{step:06}" / "state.json").read_text())["elapsed"]
@@ -112,7 +113,7 @@ def test_a_finished_curriculum_says_so(stdit: Callable, tmp_path: Path) -> None:
     saved = (tmp_path / "run" / "schedule.json").read_bytes()
     done = stdit("train", "--resume", "run")
     assert (done.code, "run is finished, with 4 stages, the last with 1 steps" in done.out) == (0, True), done
-    assert "train on with: stdit train --resume run --set 16x64/steps=2" in done.out
+    assert "train longer with: stdit train --resume run --set 16x64/steps=2" in done.out
     assert (tmp_path / "run" / "schedule.json").read_bytes() == saved
 
 

@@ -131,7 +131,9 @@ def test_a_full_disk_ends_in_one_line(rows: Rows, tmp_path: Path, monkeypatch: p
         return write(url, *rest)
 
     monkeypatch.setattr(engine, "write_rows", fill)
-    with pytest.raises(FileError, match=r"No space left on device; finished shards are kept in .*, the same command"):
+    with pytest.raises(
+        FileError, match=r"No space left on device; finished shards are kept in .*; run the same command"
+    ):
         run(Double(), rows, str(out), Inline())
     monkeypatch.setattr(engine, "write_rows", write)
     assert run(Double(), rows, str(out), Inline()).resumed == 3

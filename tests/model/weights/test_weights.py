@@ -171,7 +171,7 @@ def test_dtype(open_sora, tmp_path) -> None:
 )
 def test_overrides_may_not_contradict_the_file(override, open_sora, tmp_path) -> None:
     (key, value), file = next(iter(override.items())), write(tmp_path, "top.pth", open_sora)
-    with pytest.raises(WeightsError, match=re.escape(f"top.pth: {key}={value} was asked for, the file has")):
+    with pytest.raises(WeightsError, match=re.escape(f"top.pth: {key}={value} was requested, but the file has")):
         STDiT.from_open_sora(file, num_heads=2, **override)
     with pytest.raises(WeightsError, match="no argument flash"):
         STDiT.from_open_sora(file, num_heads=2, flash=True)
@@ -222,7 +222,7 @@ def test_not_a_checkpoint(tmp_path) -> None:
     save_file({"conv.weight": torch.zeros(1)}, tmp_path / "foreign")
     refuses(WeightsError, "none of the known layouts.*conv.weight", name="foreign")
     torch.save([torch.zeros(1)], tmp_path / "list")
-    refuses(WeightsError, "a state dict expected, not list", name="list")
+    refuses(WeightsError, "expected a state dict, not list", name="list")
     torch.save({"optimizer": {"lr": 1}}, tmp_path / "optimizer")
     refuses(WeightsError, "none of the entries ema, state_dict; it holds optimizer", name="optimizer")
     (tmp_path / "folder").mkdir()

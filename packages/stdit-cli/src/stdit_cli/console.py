@@ -1,4 +1,4 @@
-"""The console: exit codes, plain lines, and progress: a bar on a terminal, a line now and then in a file."""
+"""The console: exit codes, plain lines, and progress as a bar on a terminal or as lines elsewhere."""
 
 import logging
 import time
@@ -21,7 +21,7 @@ WIDE = 100  # columns of a terminal from which on the bar is long
 
 
 def plain_console() -> Console:
-    """Make a console that prints lines as they are: no markup, and no wrapping where there is no terminal."""
+    """Make a console that prints lines unchanged: no markup, and no wrapping without a terminal."""
     console = Console(highlight=False, markup=False)
     console.soft_wrap = not console.is_terminal
     return console
@@ -58,13 +58,13 @@ def shown_logs(name: str, write: Callable[[str], None]) -> Iterator[None]:
 
 
 class Lines:
-    """Says when the next line is due in an output that is no terminal: soon after the start, then once a minute."""
+    """Decides when the next line is due without a terminal: soon after the start, then once a minute."""
 
     def __init__(self) -> None:
         self._next = time.monotonic() + TOLD_FIRST
 
     def due(self) -> bool:
-        """Whether a line is due; if so, the next is a minute away."""
+        """Return whether a line is due; if so, the next is a minute later."""
         now = time.monotonic()
         if now < self._next:
             return False
@@ -73,7 +73,7 @@ class Lines:
 
 
 class TimeLeft(ProgressColumn):
-    """The time left, labelled."""
+    """A progress column with the time left, labelled."""
 
     max_refresh = 0.5  # seconds
 
@@ -83,7 +83,7 @@ class TimeLeft(ProgressColumn):
 
 
 class CountingBar(Progress):
-    """A bar of things that are done one by one, with the time left; in an output that is no terminal, lines.
+    """A bar that counts items, with the time left; in an output that is not a terminal, lines.
 
     Args:
         console: to draw on.
@@ -114,7 +114,7 @@ class CountingBar(Progress):
 
 
 class TrainingBar:
-    """A `Callback` that shows step, loss, speed, memory and the time that is left, below what stdit_train logs.
+    """A `Callback` that shows step, loss, speed, memory and the time left, below what stdit_train logs.
 
     Without a terminal it prints a line now and then, and one at the end.
 

@@ -1,4 +1,4 @@
-"""Where the bundled demo model lies, and what the word "demo" stands for as a component's source."""
+"""Locate the bundled demo model, and resolve the word "demo" as the source of a component."""
 
 from importlib import resources
 from pathlib import Path
@@ -12,7 +12,7 @@ def demo_folder() -> Path:
 
 
 def resolve_source(source: str) -> str:
-    """Return a path or hub id as it is, and for "demo" the bundled pipeline folder."""
+    """Return a path or Hub id as it is, and for "demo" the bundled pipeline folder."""
     return str(demo_folder()) if source == DEMO else source
 
 

@@ -32,7 +32,7 @@ class NullCallback:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended.
+    """The result of a run.
 
     Attributes:
         step: steps done.

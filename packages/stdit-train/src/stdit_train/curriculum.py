@@ -1,4 +1,4 @@
-"""Training runs of one stage, and of several: which run is meant, and stages in a row.
+"""Resolve which run is meant, new or resumed, and train its stages in order.
 
 In a curriculum every stage starts from the weights and the EMA that the one before ended with. Its folder holds
 schedule.json and a run folder for each stage: 1-16x256/, 2-16x256-hq/, ...
@@ -35,7 +35,7 @@ NEWEST = "newest"  # in place of a folder to resume
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What is asked for: a new run, or one that is resumed.
+    """What the user asked for: a new run, or a run to resume.
 
     Attributes:
         stage: name of a stage. "demo", or what the resumed run is of, unless given.
@@ -55,7 +55,7 @@ class TrainOptions:
 
 
 class RunPlan(NamedTuple):
-    """A run that is about to start: where, and with which settings."""
+    """A run that is about to start: its folder and settings."""
 
     folder: Path
     curriculum: str | None  # its name; None for a single stage
@@ -63,7 +63,7 @@ class RunPlan(NamedTuple):
 
     @property
     def runs(self) -> "list[RunFolder]":
-        """The run folders of the stages."""
+        """Return the run folders of the stages."""
         from stdit_train.checkpoint.run_folder import RunFolder
 
         if self.curriculum is None:
@@ -72,13 +72,13 @@ class RunPlan(NamedTuple):
 
     @property
     def finished(self) -> bool:
-        """Whether all stages have ended, so that there is nothing left to train."""
+        """Return whether all stages have ended, so that nothing is left to train."""
         last = len(self.configs)
         stages = enumerate(zip(self.configs, self.runs, strict=True), start=1)
         return all(_is_done(config, run, number == last) for number, (config, run) in stages)
 
     def save(self) -> None:
-        """Make the folder of a curriculum and save its settings. A single stage saves its own when it starts."""
+        """Create the folder of a curriculum and save its settings. A single stage saves its own when it starts."""
         if self.curriculum is not None:
             write_curriculum(self.folder, self.curriculum, self.configs)
 
@@ -124,11 +124,11 @@ def _resumed_run(options: TrainOptions, overrides: Mapping[str, Any]) -> RunPlan
     if options.resume is None or options.resume == NEWEST:
         folder = options.out or newest_run(options.root, wanted or DEFAULT_STAGE)
     elif options.out is not None:
-        raise ConfigError(f"--resume {options.resume} goes on in its own folder: leave out --out")
+        raise ConfigError(f"--resume {options.resume} continues in its own folder: leave out --out")
     else:
         folder = Path(options.resume)
     if (folder.resolve().parent / CURRICULUM_FILE).is_file():
-        raise ConfigError(f"{folder} is a stage of a curriculum: --resume {folder.parent} goes on with it")
+        raise ConfigError(f"{folder} is a stage of a curriculum: resume that with --resume {folder.parent}")
     if (folder / CURRICULUM_FILE).is_file():
         curriculum, configs = read_curriculum(folder, overrides)
         kind, found = f"the curriculum {curriculum}", curriculum if options.curriculum else None
@@ -215,7 +215,7 @@ def train_stages(
 
 
 def _is_done(config: TrainConfig, run: "RunFolder", last: bool) -> bool:
-    """Whether a stage has ended. The last, on which no other has begun, goes on where it is to have more now."""
+    """Return whether a stage has ended. The last stage to have started continues if it is given more steps."""
     done = run.metadata().get("finished_at_step")
     if done is None or not last:
         return done is not None

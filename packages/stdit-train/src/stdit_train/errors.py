@@ -1,4 +1,4 @@
-"""Errors that a user can cause, and the ends of runs that cannot go on."""
+"""Errors that a user can cause, and errors that end a run."""
 
 
 class UserError(Exception):
@@ -10,8 +10,8 @@ class ConfigError(UserError, ValueError):
 
 
 class RunEnded(UserError):
-    """A run that can't go on and has ended cleanly; the message says why and what to do."""
+    """A run that cannot continue and has ended cleanly; the message says why and what to do."""
 
 
 class Diverged(RunEnded):
-    """Too many steps in a row were not finite."""
+    """Too many consecutive steps were not finite."""

@@ -17,7 +17,7 @@ app = typer.Typer()
 
 
 class Detector(StrEnum):
-    """How scene changes are found."""
+    """Ways to find scene changes."""
 
     adaptive = "adaptive"
     content = "content"
@@ -34,7 +34,7 @@ Workers = Annotated[
 Ray = Annotated[
     str | None, typer.Option(help="Run on a Ray cluster: its address, `auto`, or `local` to start one here.")
 ]
-Gpus = Annotated[float, typer.Option(min=0, help="GPUs of one Ray worker.")]
+Gpus = Annotated[float, typer.Option(min=0, help="GPUs per Ray worker.")]
 
 
 @app.command()
@@ -45,9 +45,11 @@ def cut(
         Detector, typer.Option(help="PySceneDetect's adaptive or content detector, or TransNetV2.")
     ] = Detector.adaptive,
     threshold: Annotated[float | None, typer.Option(help="The detector's threshold.", show_default="its own")] = None,
-    trim: Annotated[float, typer.Option(min=0, help="Seconds left out on both sides of a cut.")] = 0.5,
+    trim: Annotated[float, typer.Option(min=0, help="Seconds to trim on both sides of a cut.")] = 0.5,
     shortest: Annotated[float, typer.Option("--min", min=0, help="Shortest segment in seconds.")] = 2.0,
-    longest: Annotated[float, typer.Option("--max", min=0, help="Longest in seconds; longer ones are divided.")] = 10.0,
+    longest: Annotated[
+        float, typer.Option("--max", min=0, help="Longest segment in seconds; longer ones are divided.")
+    ] = 10.0,
     fades: Annotated[bool, typer.Option(help="Also end segments where the picture is black.")] = True,
     root: Root = None,
     workers: Workers = None,
@@ -65,19 +67,23 @@ def cut(
 def score(
     source: Source,
     out: Out,
-    fps: Annotated[float, typer.Option(help="Frames a second to look at.")] = 2.0,
-    size: Annotated[int, typer.Option(min=32, help="Longer side of these frames in pixels.")] = 256,
-    text: Annotated[bool, typer.Option("--text", help="Also the area that text covers (stdit-data[ocr]).")] = False,
-    clip: Annotated[str | None, typer.Option(help="CLIP model, folder or Hub id: also how well captions fit.")] = None,
+    fps: Annotated[float, typer.Option(help="Frames per second to analyse.")] = 2.0,
+    size: Annotated[int, typer.Option(min=32, help="Longer side of the analysed frames in pixels.")] = 256,
+    text: Annotated[
+        bool, typer.Option("--text", help="Also measure the area that text covers (needs the extra ocr of stdit-data).")
+    ] = False,
+    clip: Annotated[
+        str | None, typer.Option(help="CLIP model (folder or Hub id) to measure how well captions fit.")
+    ] = None,
     aesthetic: Annotated[
-        str | None, typer.Option(help="Aesthetic head for that model, .pth or .safetensors: also how it pleases.")
+        str | None, typer.Option(help="Aesthetic head for that model (.pth or .safetensors), to rate the picture.")
     ] = None,
     root: Root = None,
     workers: Workers = None,
     ray: Ray = None,
     gpus: Gpus = 0.0,
 ) -> None:
-    """Measure every clip from one decode: sharpness, motion, black bars and more, a column each. Drops none."""
+    """Measure every clip from one decode: sharpness, motion, black bars and more; no row is dropped."""
     from stdit_data.curation.score import ScoreStep
 
     step = ScoreStep(fps, size, text, clip, aesthetic, threads=_threads(workers), gpus=gpus)
@@ -101,7 +107,7 @@ def filter_rows(
     workers: Workers = None,
     ray: Ray = None,
 ) -> None:
-    """Keep the rows that fulfil a condition or preset; write down every other one with its column, value and limit."""
+    """Keep the rows that fulfil a condition or preset; record every other row with its column, value and limit."""
     from stdit_data.curation.expression import Condition
     from stdit_data.curation.filter import open_filter
     from stdit_data.curation.presets import load_preset
@@ -132,17 +138,19 @@ def filter_rows(
 def dedup(
     source: Source,
     out: Out,
-    fps: Annotated[float, typer.Option(help="Frames a second to compare.")] = 1.0,
-    distance: Annotated[int, typer.Option(min=0, help="Bits of 256 that equal frames' hashes may differ in.")] = 24,
-    share: Annotated[float, typer.Option(help="Share of the shorter clip that must be in the other.")] = 0.5,
+    fps: Annotated[float, typer.Option(help="Frames per second to compare.")] = 1.0,
+    distance: Annotated[
+        int, typer.Option(min=0, help="Bits (of 256) by which the hashes of equal frames may differ.")
+    ] = 24,
+    share: Annotated[float, typer.Option(help="Share of the shorter clip that must occur in the other.")] = 0.5,
     keep_all: Annotated[
-        bool, typer.Option("--keep-all", help="Drop nothing; only write the groups to the column `group`.")
+        bool, typer.Option("--keep-all", help="Keep all clips, and only write the column `group`.")
     ] = False,
     root: Root = None,
     workers: Workers = None,
     ray: Ray = None,
 ) -> None:
-    """Find equal files, overlapping parts of a video and clips that look the same; keep the sharpest of each group."""
+    """Find identical files, overlapping parts of a video and clips that look the same; keep the sharpest of each."""
     from stdit_data.curation.dedup import HashStep, Matching
     from stdit_data.curation.dedup import dedup as find
     from stdit_data.curation.engine import find_share
@@ -156,7 +164,7 @@ def dedup(
 
 
 def _run(step: Any, source: str, out: str, root: str | None, workers: int | None, ray: str | None) -> None:
-    """Run a step with a bar, and tell what came of it."""
+    """Run a step with a progress bar, and print its result."""
     from stdit_data.curation.engine import find_share, run
     from stdit_data.curation.tables import open_rows
 
@@ -183,13 +191,13 @@ def _cpus() -> int:
 
 
 def _threads(workers: int | None) -> int:
-    """Decoding threads of each process, so that all of them fill the CPUs."""
+    """Return the number of decoding threads per process, so that all of them fill the CPUs."""
     return max(1, _cpus() // (workers or _cpus()))
 
 
 @contextmanager
 def _bar(name: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar with the time left; where there is no terminal, a line now and then."""
+    """Make a progress bar with the time left; without a terminal, print a line from time to time."""
     from rich.console import Console
 
     from stdit_cli.console import CountingBar
@@ -205,13 +213,13 @@ def _bar(name: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def _interruptible(out: str) -> Iterator[None]:
-    """After Ctrl-C say that nothing is lost."""
+    """After Ctrl-C, say that nothing is lost."""
     from stdit_cli.console import INTERRUPTED
 
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo(f"stopped; finished shards are kept in {out}.parts, the same command goes on", err=True)
+        typer.echo(f"stopped; finished shards are kept in {out}.parts; run the same command again to resume", err=True)
         raise typer.Exit(INTERRUPTED) from None
 
 
@@ -223,7 +231,7 @@ def _tell(outcome: Outcome) -> None:
         typer.echo(f"this process's shards are finished; the last process writes {outcome.out}")
         return
     rejects = f"; {outcome.rejects} rejected, see {rejects_path(outcome.out)}" if outcome.rejects else ""
-    kept = f" ({outcome.resumed} of {outcome.shards} shards were there already)" if outcome.resumed else ""
+    kept = f" ({outcome.resumed} of {outcome.shards} shards were already done)" if outcome.resumed else ""
     typer.echo(f"{outcome.out}: {outcome.rows} rows{rejects}{kept}")
 
 

@@ -1,4 +1,4 @@
-"""`stdit data validate`, `preview` and `convert`: check and look at what a run would train on."""
+"""`stdit data validate`, `preview` and `convert`: check and show what a run would train on."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Source = Annotated[
     str, typer.Argument(help="Folder, manifest (.csv, .jsonl, .parquet) or URL of one; `shapes` for the built-in set.")
 ]
 Root = Annotated[str | None, typer.Option(help="Folder that relative paths start from.", show_default="the manifest's")]
-Fps = Annotated[float | None, typer.Option(help="Frames a second to take, instead of a frame interval.")]
+Fps = Annotated[float | None, typer.Option(help="Frames per second to read, instead of a frame interval.")]
 Interval = Annotated[int | None, typer.Option(help="Frame interval: take every n-th source frame.")]
 Stream = Annotated[
     int | None, typer.Option(help="Index of the video stream in each file, from 0.", show_default="FFmpeg's choice")
@@ -137,7 +137,7 @@ def hdvg(
         str | None, typer.Option(help="Folder of downloaded clips; clips without a file are left out.")
     ] = None,
 ) -> None:
-    """Convert HD-VG-130M, a clip per scene."""
+    """Convert HD-VG-130M, one clip per scene."""
     from stdit_data.manifests.converters import hdvg as kind
 
     _write(kind.convert(metadata, videos=videos), out, videos)

@@ -8,7 +8,6 @@ import typer
 app = typer.Typer(help="Inspect and convert checkpoints.", no_args_is_help=True)
 
 Ema = Annotated[bool, typer.Option("--ema", help="Read the EMA weights of a PixArt .pth.")]
-Component = Annotated[str | None, typer.Option(help="Hub id to record, or folder to copy.")]
 
 
 @app.command()
@@ -47,10 +46,21 @@ def convert(
     time_scale: Annotated[
         float | None, typer.Option(help="Scale of temporal positions.", show_default="the file's")
     ] = None,
-    vae: Component = None,
-    text_encoder: Component = None,
-    tokenizer: Component = None,
-    scheduler: Annotated[str | None, typer.Option(help="iddpm, flow, a Hub id or a folder.")] = None,
+    vae: Annotated[
+        str | None, typer.Option(help="VAE: Hub id to record, or folder to copy.", show_default="sd-vae-ft-ema")
+    ] = None,
+    text_encoder: Annotated[
+        str | None, typer.Option(help="T5 encoder: Hub id to record, or folder to copy.", show_default="t5-v1_1-xxl")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Tokenizer: Hub id to record, or folder to copy.", show_default="t5-v1_1-xxl")
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            help="iddpm, flow, a Hub id or a folder.", show_default="iddpm if the model predicts variance, else flow"
+        ),
+    ] = None,
 ) -> None:
     """Convert weights of any layout to a pipeline folder, or to a file in the Open-Sora v1.0 layout."""
     from stdit_model.convert import read_null_caption, write_open_sora

@@ -1,4 +1,4 @@
-"""Cuts videos into segments without a scene change: rows with start and end, nothing re-encoded."""
+"""Cut videos into segments without scene changes: rows with start and end; nothing is re-encoded."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Scenes:
-    """A video's scenes before they are trimmed.
+    """The scenes of a video before they are trimmed.
 
     Attributes:
         times: seconds of every frame from the video's first, and the end of the last.
@@ -52,7 +52,7 @@ class Scenes:
 
 @dataclass(frozen=True)
 class CutStep:
-    """Finds scene changes and fades, and makes a row of each segment between them.
+    """Finds scene changes and fades, and makes a row for each segment between them.
 
     Args:
         detector: "adaptive" or "content" (PySceneDetect), or "transnetv2".
@@ -137,7 +137,7 @@ class CutStep:
         return rows, rejects
 
     def segments(self, scenes: Scenes) -> list[tuple[float, float, str, str]]:
-        """(start, end, reason of the start, reason of the end) in seconds, trimmed and divided, on frame times."""
+        """Return (start, end, reason of start, reason of end) in seconds, trimmed and divided, on frame times."""
         times = np.asarray(scenes.times)
         cursor, reason = 0, "start"
         spans = []
@@ -160,7 +160,7 @@ class CutStep:
 
 
 def find_scenes(path: str, row: dict[str, Any], detect: Detect, *, fades: bool = True) -> Scenes:
-    """Decodes a video once, small, and finds its scene boundaries.
+    """Decode a video once, at a small size, and find its scene boundaries.
 
     Raises:
         ClipError: it can't be read.
@@ -199,7 +199,7 @@ def _is_still(path: str) -> bool:
 
 
 def _small(frame: Any, reformatter: Any) -> Array:
-    """[H, W, 3] uint8 BGR, the longer side `SMALL` pixels, as stored: neither upright nor with square pixels."""
+    """Return [H, W, 3] uint8 BGR, the longer side `SMALL` pixels, as stored: not upright, pixels not square."""
     scale = min(1.0, SMALL / max(frame.width, frame.height))
     width, height = max(16, round(frame.width * scale)), max(16, round(frame.height * scale))
     small = reformatter.reformat(frame, width=width, height=height, format="bgr24", interpolation="BILINEAR", threads=1)
@@ -207,5 +207,5 @@ def _small(frame: Any, reformatter: Any) -> Array:
 
 
 def _at_frame(times: Any, moment: float) -> float:
-    """The time of the first frame at or after a moment."""
+    """Return the time of the first frame at or after a moment."""
     return round(float(times[min(int(np.searchsorted(times, moment - 1e-6)), len(times) - 1)]), 6)

@@ -1,4 +1,4 @@
-"""Finds clips that are there twice: the same bytes, overlapping parts of one video, and pictures that look the same."""
+"""Find duplicate clips: identical files, overlapping segments of one video, and clips that look the same."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class HashStep:
 
 @dataclass(frozen=True)
 class Matching:
-    """When two clips are the same.
+    """Thresholds above which two clips count as duplicates.
 
     Attributes:
         distance: bits of 256 that two frames' hashes may differ in.
@@ -113,7 +113,7 @@ def dedup(
     share: Share | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Outcome:
-    """Hashes clips, finds groups of equal ones, and keeps the sharpest of each.
+    """Hash clips, find groups of duplicates, and keep the sharpest clip of each group.
 
     The kept row and the rejects name their group: the smallest row number in it. All hashes are held in memory, 32
     bytes a frame. Hashes are kept in `OUT.hashes.parquet`, so that other settings are tried without decoding again.
@@ -206,7 +206,7 @@ def _decide(rows: Rows, matching: Matching) -> tuple[Array, dict[int, str], Arra
 
 
 def _overlapping(digests: list[str], low: Array, high: Array, share: float) -> Array:
-    """[pairs, 2]: parts of files of equal bytes that have a share of the shorter one's time in common."""
+    """Return [pairs, 2]: segments of identical files that share enough of the shorter one's time."""
     by_file: dict[str, list[int]] = defaultdict(list)
     for number, digest in enumerate(digests):
         by_file[digest].append(number)
@@ -234,7 +234,7 @@ def _rates(table: pa.Table) -> list[float | None]:
 
 
 def _seconds(segment: Any, fps: float | None) -> tuple[float, float]:
-    """A segment's start and end in seconds; without an end the end of time."""
+    """Return a segment's start and end in seconds; infinity if it has no end."""
     rate = fps or 25.0  # of frames that are given for a video of unknown rate: the same for all of its parts
     low = segment.start if segment.start is not None else (segment.start_frame or 0) / rate
     high = segment.end if segment.end is not None else None if segment.end_frame is None else segment.end_frame / rate
@@ -242,7 +242,7 @@ def _seconds(segment: Any, fps: float | None) -> tuple[float, float]:
 
 
 def _places(rows: Rows, numbers: set[int]) -> dict[int, dict[str, Any]]:
-    """Path and segment of some rows, by their numbers."""
+    """Return path and segment of some rows, by row number."""
     found: dict[int, dict[str, Any]] = {}
     start = 0
     for table in rows.shards(65536):
@@ -259,5 +259,5 @@ def _place(row: dict[str, Any]) -> dict[str, Any]:
 
 @lru_cache(maxsize=64)
 def _digest(path: str) -> str:
-    """SHA-256 of a file; a video's segments lie beside each other in a manifest."""
+    """Return the SHA-256 of a file; cached, as a video's segments are neighbours in a manifest."""
     return sha256(path)

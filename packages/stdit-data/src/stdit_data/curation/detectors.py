@@ -1,4 +1,4 @@
-"""Scene changes in a stream of small frames: PySceneDetect's detectors, TransNetV2, and fades to black.
+"""Detect scene changes in a stream of small frames: PySceneDetect's detectors, TransNetV2, and fades to black.
 
 Frames are [H, W, 3] uint8 BGR.
 """
@@ -35,7 +35,7 @@ Detect = Callable[[Iterable[Array], Fraction], list[Boundary]]
 
 
 def open_detector(name: str, threshold: float | None) -> Detect:
-    """A function from a video's frames and their rate to boundaries.
+    """Return a function from a video's frames and their rate to boundaries.
 
     Raises:
         DataError: its package is not installed.
@@ -46,12 +46,12 @@ def open_detector(name: str, threshold: float | None) -> Detect:
 
 
 def is_black(luma: Array) -> bool:
-    """Whether a picture [H, W] of luma, 0 to 255, is black."""
+    """Return whether a picture [H, W] of luma, 0 to 255, is black."""
     return bool(np.percentile(luma, BLACK_PERCENTILE) < BLACK)
 
 
 def find_fades(black: Sequence[bool]) -> list[Boundary]:
-    """Runs of black frames, of each frame whether it is black."""
+    """Find runs of black frames, given for each frame whether it is black."""
     dark = np.concatenate([[False], black, [False]]).astype(np.int8)
     steps = np.diff(dark)
     runs = zip(np.flatnonzero(steps == 1).tolist(), np.flatnonzero(steps == -1).tolist(), strict=True)
@@ -59,7 +59,7 @@ def find_fades(black: Sequence[bool]) -> list[Boundary]:
 
 
 class _SceneDetect:
-    """PySceneDetect's adaptive (the mean change around a frame is the yardstick) or content detector."""
+    """PySceneDetect's adaptive detector (relative to the mean change around a frame) or content detector."""
 
     def __init__(self, name: str, threshold: float | None) -> None:
         try:
@@ -109,7 +109,7 @@ class _TransNet:
         ]
 
     def _scores(self, frames: Iterable[Array]) -> Iterator[Array]:
-        """Of every frame in order, from windows that overlap; the ends are padded with the first and last frame."""
+        """Return a score for every frame in order, from overlapping windows padded with the first and last frame."""
         step = TRANSNET_WINDOW - 2 * TRANSNET_CONTEXT
         window: list[Array] = []
         pending = 0  # frames in the window that have no score yet, after the context

@@ -1,4 +1,4 @@
-"""Runs a step over a manifest, shard by shard: on this machine's processes, its share of several, or a Ray cluster.
+"""Run a step over a manifest, shard by shard: in local processes, as one share of several, or on a Ray cluster.
 
 A step is a pure function of a shard. A finished shard is a file in the folder `OUT.parts`, named by the step, its
 settings and the shard's rows and written whole, so a run that was killed does no finished shard again, and the joined
@@ -42,12 +42,12 @@ Progress = Callable[[int, int], None]  # rows done and in all, of this process
 
 
 class Unavailable(DataError):
-    """Something that all further shards need too is lost, such as a server: the run ends at once."""
+    """Something that all remaining shards need is lost, such as a server: the run ends at once."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """This process among those that divide the shards."""
+    """The rank of this process among those that divide the shards."""
 
     rank: int = 0
     world: int = 1
@@ -55,7 +55,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a run.
+    """The result of a run.
 
     Attributes:
         out: the manifest.
@@ -74,7 +74,7 @@ class Outcome:
 
 
 def find_share() -> Share:
-    """This process's share by the environment of torchrun (RANK, WORLD_SIZE) or of a Slurm job array."""
+    """Return this process's share, from the environment of torchrun (RANK, WORLD_SIZE) or of a Slurm job array."""
     try:
         if "WORLD_SIZE" in os.environ:
             return Share(int(os.environ.get("RANK", "0")), int(os.environ["WORLD_SIZE"]))
@@ -89,7 +89,7 @@ def find_share() -> Share:
 
 
 def rejects_path(out: str) -> str:
-    """The rejects file of an output: clips.rejects.jsonl beside clips.parquet."""
+    """Return the rejects file of an output: clips.rejects.jsonl beside clips.parquet."""
     return f"{out.removesuffix('.parquet')}.rejects.jsonl"
 
 
@@ -102,7 +102,7 @@ def run(
     share: Share | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Outcome:
-    """Runs a step over a manifest and writes `out` and its rejects.
+    """Run a step over a manifest, and write `out` and its rejects.
 
     Args:
         step: what to do.
@@ -139,7 +139,7 @@ def run(
 
 
 class _Work:
-    """This process's shards: which are missing, and the run over them."""
+    """This process's shards: finds the missing ones and runs them."""
 
     def __init__(
         self,
@@ -204,11 +204,13 @@ class _Work:
         try:
             result = future.result()
         except Unavailable as error:
-            raise Unavailable(f"{error}; finished shards are kept in {self.parts}, the same command goes on") from None
+            raise Unavailable(
+                f"{error}; finished shards are kept in {self.parts}; run the same command again to resume"
+            ) from None
         except BrokenProcessPool:
             raise DataError(
                 f"a worker process ended unexpectedly at {self.step.name} (out of memory?); finished shards are kept "
-                f"in {self.parts}, the same command goes on; --workers sets the number of processes"
+                f"in {self.parts}; run the same command again to resume; --workers sets the number of processes"
             ) from None
         except UserError as error:
             self.failed[number] = str(error)
@@ -226,11 +228,11 @@ class _Work:
 
 @contextmanager
 def _kept(parts: str) -> Iterator[None]:
-    """Adds to the error of a full or unwritable disk how to go on."""
+    """Add to the error of a full or unwritable disk how to resume."""
     try:
         yield
     except FileError as error:
-        raise FileError(f"{error}; finished shards are kept in {parts}, the same command goes on") from None
+        raise FileError(f"{error}; finished shards are kept in {parts}; run the same command again to resume") from None
 
 
 def _remove(folder: str) -> None:
@@ -240,7 +242,7 @@ def _remove(folder: str) -> None:
 
 
 def _part_name(step: Step, number: int, shard: pa.Table) -> str:
-    """Step, number and a digest of all that a shard's result depends on."""
+    """Return the name of a part: step, number, and a digest of everything that the shard's result depends on."""
     content = io.BytesIO()
     pq.write_table(shard.replace_schema_metadata(None), content, compression="none")
     about = json.dumps([VERSION, step.name, step.settings(), number], sort_keys=True)
@@ -259,7 +261,7 @@ def _record(step: Step, names: Sequence[str]) -> bytes:
 
 
 def _finished(out: str, record: bytes) -> int | None:
-    """Rows of an output that these very shards made; None if there is none."""
+    """Return the number of rows of an output that these same shards made; None if there is none."""
     if not (files.exists(out) and files.exists(rejects_path(out))):
         return None
     with files.open_binary(out) as file:

@@ -1,4 +1,4 @@
-"""A step over shards of a manifest, and where it runs: in this process, a pool of processes, or a Ray cluster."""
+"""A step over shards of a manifest, and the places to run it: this process, a pool of processes, or a Ray cluster."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Reject = dict[str, Any]
 
 @dataclass(frozen=True)
 class Result:
-    """What a step made of a shard: the rows it hands on, and what it dropped, with reasons."""
+    """The output of a step for one shard: the rows that it passes on, and those that it dropped, with reasons."""
 
     rows: pa.Table
     rejects: list[Reject] = field(default_factory=list)
@@ -33,27 +33,27 @@ class Step(Protocol):
 
     @property
     def shard_rows(self) -> int:
-        """Rows of a shard."""
+        """Return the number of rows per shard."""
 
     @property
     def gpus(self) -> float:
-        """GPUs of one worker of a Ray cluster."""
+        """Return the number of GPUs per worker of a Ray cluster."""
 
     @property
     def has_model(self) -> bool:
-        """Whether `open` loads a model that is worth keeping."""
+        """Return whether `open` loads a model that is worth keeping."""
 
     def settings(self) -> Mapping[str, Any]:
-        """All that its results depend on beside the rows, as JSON."""
+        """Return everything besides the rows that the results depend on, as JSON."""
 
     def schema(self, given: pa.Schema) -> pa.Schema:
-        """The columns it hands on."""
+        """Return the columns of the rows that the step passes on."""
 
     def open(self) -> Any:
-        """Loads what a process needs once, such as a model."""
+        """Load what a process needs once, such as a model."""
 
     def run(self, shard: pa.Table, opened: Any) -> Result:
-        """The result for one shard."""
+        """Return the result for one shard."""
 
 
 Submit = Callable[[pa.Table], "Future[Result]"]
@@ -63,22 +63,22 @@ RETRIES = 3  # of a shard whose Ray worker was lost
 
 
 class Executor(Protocol):
-    """Computes shards."""
+    """Runs a step on shards."""
 
     width: int  # shards at a time
 
     def started(self, step: Step) -> Any:
-        """A context in which shards can be submitted; its value is a `Submit`."""
+        """Return a context manager in which shards can be submitted; its value is a `Submit`."""
 
 
 class Inline:
-    """This process, one shard after another."""
+    """Runs shards in this process, one after another."""
 
     width = 1
 
     @contextmanager
     def started(self, step: Step) -> Iterator[Submit]:
-        """The step is opened once."""
+        """Open the step once."""
         opened = step.open()
 
         def submit(shard: pa.Table) -> Future[Result]:
@@ -102,7 +102,7 @@ class Processes:
 
     @contextmanager
     def started(self, step: Step) -> Iterator[Submit]:
-        """Workers are spawned, not forked: PyTorch's and FFmpeg's threads do not survive a fork."""
+        """Spawn the workers rather than fork them, since PyTorch's and FFmpeg's threads do not survive a fork."""
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(self.width, mp_context=context, initializer=_open, initargs=(step,))
         try:
@@ -135,7 +135,7 @@ class RayCluster:
 
     @contextmanager
     def started(self, step: Step) -> Iterator[Submit]:
-        """Steps with a model get an actor for each worker, others tasks. A lost worker's shards are done again."""
+        """Use an actor per worker for steps with a model, tasks for others. Shards of a lost worker are run again."""
         ray = self.ray
         self._connect()
         try:

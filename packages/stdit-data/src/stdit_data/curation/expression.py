@@ -42,7 +42,7 @@ _ARITHMETIC: dict[type, Callable[[Any, Any], Any]] = {
 
 @dataclass(frozen=True)
 class Rule:
-    """One condition that a row must fulfil, of those that `and` joins.
+    """One of the conditions joined by `and`, which a row must fulfil.
 
     Attributes:
         text: the condition, without quantiles once they are resolved.
@@ -77,7 +77,7 @@ class Condition:
 
     @property
     def columns(self) -> list[str]:
-        """Names of the columns it needs, in order."""
+        """Return the names of the columns that the condition needs, in order."""
         names = (node.id for part in self.parts for node in ast.walk(part) if isinstance(node, ast.Name))
         return list(dict.fromkeys(name for name in names if not _QUANTILE.match(name)))
 
@@ -94,11 +94,11 @@ class Condition:
 
     @property
     def quantiles(self) -> list[tuple[str, float]]:
-        """(value, share) of each quantile in it: the text of what it is of, and 0 to 1."""
+        """Return (value, share) of each quantile: the text of the expression that it is taken of, and 0 to 1."""
         return [(ast.unparse(of), share) for part in self.parts for _, of, share in _quantiles(part, self.text)]
 
     def resolved(self, limits: Mapping[tuple[str, float], float]) -> Condition:
-        """The condition with numbers in place of quantiles."""
+        """Return the condition with numbers in place of quantiles."""
 
         class Replace(ast.NodeTransformer):
             def __init__(self, found: Mapping[int, float]) -> None:
@@ -116,23 +116,23 @@ class Condition:
 
     @property
     def rules(self) -> list[Rule]:
-        """The conditions that `and` joins."""
+        """Return the conditions that `and` joins."""
         return [_rule(part) for part in self.parts]
 
     def masks(self, table: pa.Table) -> list[Values]:
-        """Of each rule, which rows fulfil it."""
+        """Return for each rule which rows fulfil it."""
         columns = {name: column_values(table, name) for name in self.columns}
         return [np.broadcast_to(_truth(part, columns), len(table)) for part in self.parts]
 
     def values(self, text: str, table: pa.Table) -> Values:
-        """Of an arithmetic part of it, such as what a quantile is of; NaN where it is missing."""
+        """Return the values of an arithmetic part, such as the argument of a quantile; NaN where one is missing."""
         part = ast.parse(text, mode="eval").body
         names = {node.id for node in ast.walk(part) if isinstance(node, ast.Name)}
         return np.asarray(_value(part, {name: column_values(table, name) for name in names}), dtype=np.float64)
 
 
 def column_values(table: pa.Table, name: str) -> Values:
-    """A column as float64 with NaN for missing values, or as objects where it is text."""
+    """Return a column as float64 with NaN for missing values, or as objects if it is text."""
     column = table.column(name)
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type):
         return np.asarray(column.cast(pa.float64()).to_numpy())
@@ -156,7 +156,7 @@ def _conjuncts(node: ast.expr) -> Iterator[ast.expr]:
 
 
 def _check(node: ast.expr, text: str) -> None:
-    """Refuses everything that is not in the grammar."""
+    """Refuse everything that is not in the grammar."""
     if isinstance(node, ast.BoolOp):
         for value in node.values:
             _check(value, text)
@@ -202,7 +202,7 @@ def _refused(node: ast.expr, text: str) -> DataError:
 
 
 def _quantiles(node: ast.expr, text: str) -> Iterator[tuple[ast.Name, ast.expr, float]]:
-    """(the quantile, what it is of, share) of the comparisons within."""
+    """Return (the quantile, its argument, share) of the comparisons in an expression."""
     if not isinstance(node, ast.Compare):
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.expr):
@@ -307,7 +307,7 @@ def _numbers(value: Any) -> Any:
 
 
 def find_quantiles(condition: Condition, tables: Callable[[], Iterable[pa.Table]]) -> dict[tuple[str, float], float]:
-    """The quantiles of a condition over all rows, without missing values; 8 bytes a row are held for each value."""
+    """Compute the quantiles of a condition over all rows with values, holding 8 bytes per row for each."""
     wanted = condition.quantiles
     if not wanted:
         return {}

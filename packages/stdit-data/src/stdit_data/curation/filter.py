@@ -1,4 +1,4 @@
-"""Keeps the rows that fulfil a condition; every other one is written down with the column, value and limit."""
+"""Keep the rows that fulfil a condition; record every other row with the column, value and limit that decided."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class FilterStep:
 
 
 def open_filter(keep: str, rows: Rows) -> FilterStep:
-    """A filter over a manifest: checks the columns, and takes quantiles over all of its rows.
+    """Make a filter for a manifest: check the columns, and compute quantiles over all of its rows.
 
     Raises:
         DataError: not a condition, or a column that the manifest lacks.

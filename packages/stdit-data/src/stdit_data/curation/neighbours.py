@@ -1,4 +1,4 @@
-"""Near-equal clips by the perceptual hashes of their frames: candidates that share a band of bits, then distances.
+"""Find near-identical clips by the perceptual hashes of their frames: candidates by bands of bits, then distances.
 
 N frames of all clips together, each with 256 bits.
 """
@@ -18,7 +18,7 @@ CHUNK = 1 << 21  # frame pairs compared at a time
 
 
 def near_pairs(hashes: Array, starts: Array, *, distance: int, share: float) -> Array:
-    """Pairs of clips of which most frames are near.
+    """Return the pairs of clips of which most frames are near.
 
     Args:
         hashes: [N, 32] uint8, clip after clip.
@@ -43,7 +43,7 @@ def near_pairs(hashes: Array, starts: Array, *, distance: int, share: float) -> 
 
 
 def _candidates(hashes: Array, starts: Array) -> Array:
-    """[pairs, 2]: clips that have a band of some frame in common."""
+    """Return [pairs, 2]: clips that have a band of some frame in common."""
     owners = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
     clips = len(starts) - 1
     keys = np.zeros(0, np.int64)
@@ -66,7 +66,7 @@ def _candidates(hashes: Array, starts: Array) -> Array:
 
 
 def _similar(words: Array, starts: Array, counts: Array, pairs: Array, distance: int, share: float) -> Array:
-    """Of each pair whether enough frames are near."""
+    """Return for each pair whether enough frames are near."""
     swap = counts[pairs[:, 0]] > counts[pairs[:, 1]]
     fewer, more = np.where(swap, pairs[:, 1], pairs[:, 0]), np.where(swap, pairs[:, 0], pairs[:, 1])
     rows, columns = counts[fewer], counts[more]
@@ -86,7 +86,7 @@ def _similar(words: Array, starts: Array, counts: Array, pairs: Array, distance:
 
 
 def groups_of(count: int, pairs: Array) -> Array:
-    """[count]: for each of `count` things the smallest number that pairs connect it with, its own if none."""
+    """Return [count]: for each item the smallest item that pairs connect it with, itself if there is none."""
     parent = list(range(count))
 
     def find(one: int) -> int:

@@ -1,4 +1,4 @@
-"""Named sets of thresholds, each with its source: TOML files in the folder `presets`."""
+"""Load named sets of thresholds, each with its source, from the TOML files in the folder `presets`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stdit_data.errors import DataError
 
 @dataclass(frozen=True)
 class PresetRule:
-    """One threshold.
+    """One threshold of a preset, with its source.
 
     Attributes:
         keep: the condition.
@@ -28,7 +28,7 @@ class PresetRule:
 
 @dataclass(frozen=True)
 class Preset:
-    """A preset.
+    """A named set of thresholds.
 
     Attributes:
         name, description: for people.
@@ -42,7 +42,7 @@ class Preset:
     rules: tuple[PresetRule, ...] = ()
 
     def condition(self, columns: list[str], *, partly: bool = False) -> str:
-        """All rules as one condition over a manifest's columns.
+        """Return all rules as one condition over a manifest's columns.
 
         Args:
             columns: that the manifest has.
@@ -62,7 +62,7 @@ class Preset:
 
 
 def preset_names() -> list[str]:
-    """All presets' names."""
+    """Return the names of all presets."""
     folder = resources.files("stdit_data.curation") / "presets"
     return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
 

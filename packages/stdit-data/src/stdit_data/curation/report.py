@@ -1,4 +1,4 @@
-"""One HTML page about a filter: a histogram of every column, and the clips on either side of each threshold."""
+"""Write an HTML page about a filter: a histogram of every column, and the clips on either side of each threshold."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass
 class _Column:
-    """A column's histogram in the making."""
+    """A column's histogram while it is being counted."""
 
     edges: np.ndarray[Any, Any]
     counts: np.ndarray[Any, Any]
@@ -42,7 +42,7 @@ class _Column:
 
 @dataclass
 class _Wall:
-    """The clips nearest to a threshold: of those that pass the rule and those that fail it."""
+    """The clips nearest to a threshold, of those that pass the rule and of those that fail it."""
 
     rule: Rule
     passing: list[tuple[float, int, dict[str, Any]]] = field(default_factory=list)
@@ -54,7 +54,7 @@ class _Wall:
 def write_report(
     out: str, rows: Rows, keep: str, *, clips: int = 8, workers: int = 4, progress: Progress = lambda done, total: None
 ) -> None:
-    """Writes the page; it needs no other file.
+    """Write the page, which is self-contained.
 
     Args:
         out: the page, .html.
@@ -80,7 +80,7 @@ def write_report(
 
 
 def _ranges(rows: Rows, rules: Sequence[Rule]) -> dict[str, _Column]:
-    """Empty histograms of the columns of numbers, whose ranges hold most values and all thresholds."""
+    """Make empty histograms of the numeric columns; their ranges hold most values and all thresholds."""
     names = [
         field.name
         for field in rows.schema
@@ -106,7 +106,7 @@ def _ranges(rows: Rows, rules: Sequence[Rule]) -> dict[str, _Column]:
 
 
 def _count(rows: Rows, condition: Condition, columns: dict[str, _Column], walls: list[_Wall], clips: int) -> int:
-    """Fills histograms and walls; returns how many rows fulfil all rules."""
+    """Fill histograms and walls; return how many rows fulfil all rules."""
     kept = number = 0
     wanted = [name for name in SHOWN_COLUMNS if name in rows.schema.names]
     for table in rows.shards(SHARD):
@@ -195,7 +195,7 @@ def _figure(row: dict[str, Any], strips: dict[str, str]) -> str:
 
 
 def _histogram(name: str, columns: dict[str, _Column], rules: Iterable[Rule]) -> str:
-    """An SVG, with a line at each threshold."""
+    """Return a histogram as SVG, with a line at each threshold."""
     column = columns[name]
     width, height = 480, 110
     top = max(1, int(column.counts.max()))

@@ -1,4 +1,4 @@
-"""The frames of a manifest's row that the steps look at: decoded once, at a low rate and a small size.
+"""Decode the frames of a manifest's row that the steps analyse: once, at a low rate and a small size.
 
 T frames, H height, W width.
 """
@@ -34,7 +34,7 @@ MOST_FRAMES = 240  # of a clip: two minutes at 2 a second; what comes later is n
 
 @dataclass
 class ClipFrames:
-    """Frames of a clip.
+    """The decoded frames of a clip.
 
     Attributes:
         rgb: [T, H, W, 3] uint8, the longer side as asked for or smaller.
@@ -59,19 +59,19 @@ class ClipFrames:
 
     @cached_property
     def grey(self) -> Array:
-        """[T, H, W] uint8 luma."""
+        """Return the luma, [T, H, W] uint8."""
         return np.stack([cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in self.rgb])
 
     @cached_property
     def flow(self) -> list[Array]:
-        """Optical flow (DIS) between neighbouring frames, [H, W, 2] in pixels; x grows rightwards, y downwards."""
+        """Return the optical flow (DIS) between consecutive frames, [H, W, 2] in pixels, x rightwards, y downwards."""
         dis = _cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
         pairs = zip(self.grey[:-1], self.grey[1:], strict=True)
         return [np.asarray(dis.calc(before, after, None)) for before, after in pairs]
 
 
 def read_clip(url: str, segment: Segment, *, fps: float = 2.0, size: int = 256) -> ClipFrames:
-    """Decodes a clip's frames at a rate: at each moment the frame on screen, from the clip's first one on.
+    """Decode a clip's frames at a rate: from its first frame on, the frame that is on screen at each time.
 
     Args:
         url: the video or image.
@@ -105,7 +105,7 @@ def read_clip(url: str, segment: Segment, *, fps: float = 2.0, size: int = 256) 
 
 
 def frames_at(url: str, segment: Segment, shares: Sequence[float], *, size: int | None = None) -> list[Array]:
-    """Decodes the frames on screen at shares of a clip's length, as [H, W, 3] uint8; an image's one picture.
+    """Decode the frames on screen at shares of a clip's length, as [H, W, 3] uint8; for an image its one picture.
 
     Args:
         url: the video or image.
@@ -134,7 +134,7 @@ def frames_at(url: str, segment: Segment, shares: Sequence[float], *, size: int 
 
 
 class FrameConverter:
-    """Makes [H, W, 3] uint8 RGB of a video's decoded frames: upright, square pixels, one field, HDR brought to SDR."""
+    """Converts decoded frames of a video to [H, W, 3] uint8 RGB: upright, square pixels, one field, SDR."""
 
     def __init__(self, video: VideoStream) -> None:
         self.aspect, self.alpha, self.reformatter = video.aspect, video.alpha, VideoReformatter()
@@ -155,7 +155,7 @@ class FrameConverter:
 
 
 class _Spread:
-    """Keeps a few evenly spread pictures of a stream of unknown length."""
+    """Keeps a few evenly spaced pictures of a stream of unknown length."""
 
     def __init__(self) -> None:
         self.kept: list[Array] = []
@@ -174,13 +174,13 @@ class _Spread:
 
 
 def _span(video: VideoStream, segment: Segment) -> tuple[float, float]:
-    """Start and end of the segment in seconds; the end as far as the file tells."""
+    """Return start and end of the segment in seconds; without an end, the end that the file declares."""
     low, high = segment.seconds(video.rate)
     return float(low), video.duration if high is None else float(high)
 
 
 def frames_within(video: VideoStream, segment: Segment) -> Iterator[tuple[int, Any]]:
-    """(tick, frame) of every frame in the segment.
+    """Yield (tick, frame) of every frame in the segment.
 
     Raises:
         DataError: a frame is damaged.
@@ -200,7 +200,7 @@ def frames_within(video: VideoStream, segment: Segment) -> Iterator[tuple[int, A
 
 
 def _at_rate(video: VideoStream, segment: Segment, fps: float) -> Iterator[tuple[int, Any]]:
-    """(tick, frame) of the frames on screen at a rate, from the first in the segment on; at most `MOST_FRAMES`."""
+    """Yield (tick, frame) of the frames on screen at a rate, from the segment's first; at most `MOST_FRAMES`."""
     step = 1 / Fraction(fps).limit_denominator(1000)
     current: tuple[int, Any] | None = None
     start, given = Fraction(0), 0
@@ -221,7 +221,7 @@ def _at_rate(video: VideoStream, segment: Segment, fps: float) -> Iterator[tuple
 
 
 def _rgb(picture: Tensor) -> Array:
-    """[3, H, W] to [H, W, 3], contiguous."""
+    """Convert [3, H, W] to contiguous [H, W, 3]."""
     return np.ascontiguousarray(picture.permute(1, 2, 0).numpy())
 
 

@@ -1,4 +1,4 @@
-"""Scores clips: one decode feeds every scorer, each writes its columns, and no row is dropped for its scores."""
+"""Score clips: one decode feeds every scorer, each writes its columns, and no row is dropped for its scores."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class ScoreStep:
 
     @property
     def columns(self) -> dict[str, pa.DataType]:
-        """All that this step sets."""
+        """Return all columns that this step sets."""
         found: dict[str, pa.DataType] = {}
         for scorer in SCORERS:
             found |= scorer.COLUMNS

@@ -1,4 +1,4 @@
-"""Manifests as Arrow tables: every column of the file is kept, and Parquet is read one shard at a time."""
+"""Read and write manifests as Arrow tables: all columns are kept, and Parquet is read one shard at a time."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ STANDARD = {name: ARROW[KINDS.get(name, str)] for name in COLUMNS}
 
 @dataclass(frozen=True)
 class Rows:
-    """A manifest's rows.
+    """The rows of a manifest.
 
     Attributes:
         url: where they are from.
@@ -50,7 +50,7 @@ class Rows:
 
 
 def open_rows(url: str, *, root: str | None = None) -> Rows:
-    """Opens a manifest or a folder of videos and images. Paths become absolute.
+    """Open a manifest or a folder of videos and images. Paths become absolute.
 
     Parquet is streamed; CSV, JSON lines and folders are read whole.
 
@@ -76,7 +76,7 @@ def open_rows(url: str, *, root: str | None = None) -> Rows:
 
 
 def write_rows(url: str, tables: Iterator[pa.Table], schema: pa.Schema) -> int:
-    """Writes tables as one Parquet file, whole or not at all, in row groups of `ROW_GROUP`.
+    """Write tables as one Parquet file, whole or not at all, in row groups of `ROW_GROUP`.
 
     Returns:
         Rows written.
@@ -100,7 +100,7 @@ def write_rows(url: str, tables: Iterator[pa.Table], schema: pa.Schema) -> int:
 
 
 def with_columns(schema: pa.Schema, columns: dict[str, pa.DataType]) -> pa.Schema:
-    """The schema with these columns set, new ones at the end."""
+    """Return the schema with these columns set, new ones at the end."""
     for name, kind in columns.items():
         place = schema.get_field_index(name)
         field = pa.field(name, kind)
@@ -109,7 +109,7 @@ def with_columns(schema: pa.Schema, columns: dict[str, pa.DataType]) -> pa.Schem
 
 
 def to_dicts(table: pa.Table) -> list[dict[str, Any]]:
-    """The rows of a table, their paths as text."""
+    """Return the rows of a table, their paths as text."""
     rows: list[dict[str, Any]] = table.to_pylist()
     for row in rows:
         if isinstance(row.get("path"), bytes):
@@ -118,14 +118,14 @@ def to_dicts(table: pa.Table) -> list[dict[str, Any]]:
 
 
 def from_dicts(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
-    """A table of rows, their paths as bytes if the schema has them so."""
+    """Make a table of rows, their paths as bytes if the schema has them so."""
     if schema.field("path").type == pa.binary():
         rows = [{**row, "path": os.fsencode(row["path"])} for row in rows]
     return pa.Table.from_pylist(list(rows), schema)
 
 
 def segment_of(row: dict[str, Any]) -> Segment:
-    """The part of its file that a row means."""
+    """Return the segment of its file that a row names."""
     return Segment(*(row.get(name) for name in ("start", "end", "start_frame", "end_frame")))
 
 
@@ -203,7 +203,7 @@ def _is_absolute(path: str) -> bool:
 
 
 def _further_columns(url: str) -> dict[str, list[Any]]:
-    """Columns of a CSV or JSON lines file that are none of a manifest's, in the order of its entries."""
+    """Return the columns of a CSV or JSON lines file that a manifest does not define, in the order of its entries."""
     kind = files.suffix(url)
     if kind in DELIMITERS:
         header, *rows = [cells for _, cells in read_csv(url)]
@@ -222,7 +222,7 @@ def _further_columns(url: str) -> dict[str, list[Any]]:
 
 
 def _numbers_or_text(values: list[Any]) -> pa.Array:
-    """Numbers where all values are, else text; empty cells are null."""
+    """Return numbers if all values are numbers, otherwise text; empty cells are null."""
     values = [None if value in ("", None) else value for value in values]
     try:
         return pa.array([None if value is None else float(value) for value in values], pa.float64())

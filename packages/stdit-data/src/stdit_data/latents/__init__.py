@@ -1,1 +1,1 @@
-"""The cache of encoded clips and captions."""
+"""The cache of encoded clips and captions; `format.py` describes its files."""

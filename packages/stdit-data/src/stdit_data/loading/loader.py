@@ -1,6 +1,6 @@
 """Load batches for training: in a fixed order, read ahead by threads, resumable from a few integers.
 
-A global batch (the samples of one optimiser step) is fixed by `order.Order`. Rank r of R takes its r-th part, split
+A global batch (the samples of one optimizer step) is fixed by `order.Order`. Rank r of R takes its r-th part, split
 into micro-batches of equal size, so any number of ranks trains on the same samples in the same steps.
 """
 
@@ -33,7 +33,7 @@ HINTS = {
 
 
 class ClipLoader:
-    """Yields batches of a data set without end, one list of micro-batches per optimiser step.
+    """Yields batches of a data set without end, one list of micro-batches per optimizer step.
 
     Iteration starts at the current position; `state_dict` counts the steps yielded, not those read ahead. A clip that
     can't be read is logged; its slot repeats the next readable sample of the same global batch, no other slot changes,
@@ -41,7 +41,7 @@ class ClipLoader:
 
     Args:
         dataset: the data set to read.
-        global_batch: samples per optimiser step over all ranks and micro-batches; one number, or one per bucket
+        global_batch: samples per optimizer step over all ranks and micro-batches; one number, or one per bucket
             (`buckets.batch_sizes` computes them from a token budget).
         seed: seed of the order and of every sample's randomness.
         rank, world_size: data-parallel rank, and their number, which must divide `global_batch`.
@@ -108,7 +108,7 @@ class ClipLoader:
         self._iterator: weakref.ref[Generator[list[Batch], None, None]] | None = None
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        """Yield this rank's micro-batches of each optimiser step, over one epoch after another.
+        """Yield this rank's micro-batches of each optimizer step, over one epoch after another.
 
         With several buckets the length of the list may differ between steps; it is the same on all ranks. A second call
         ends the iterator of the first.

@@ -40,7 +40,7 @@ class Slot(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class GlobalBatch:
-    """The samples of one optimiser step."""
+    """The samples of one optimizer step."""
 
     epoch: int
     batch: int  # position within the epoch
@@ -53,7 +53,7 @@ class Order:
 
     Args:
         buckets: the bucket of every sample, in the order of the data set.
-        global_batch: samples per optimiser step over all ranks; one number, or one per bucket.
+        global_batch: samples per optimizer step over all ranks; one number, or one per bucket.
         seed: any whole number from 0.
         shuffle: shuffle samples and batches; without it samples keep their order and batches come bucket by bucket.
         weights: how often each sample is seen per epoch, rounded to thousandths; by default 1. A weight of 1.5 means

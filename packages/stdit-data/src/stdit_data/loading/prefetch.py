@@ -32,7 +32,7 @@ class Batch:
     fps: list[float]  # frames per second of each clip
     bucket: Bucket
     epoch: int
-    step: int  # optimiser steps before this one, since the start of the run
+    step: int  # optimizer steps before this one, since the start of the run
     repeats: int  # samples that stand in for unreadable ones
     texts: list[Tensor] | None = None  # [L, D] each, without padding, if the data set has cached them
     starts: list[float] | None = None  # seconds from the first frame of each clip's video to the clip's first
@@ -52,7 +52,7 @@ class RankShare:
 
 @dataclass(slots=True)
 class Step:
-    """One optimiser step's micro-batches on this rank, and the errors met while reading them."""
+    """One optimizer step's micro-batches on this rank, and the errors met while reading them."""
 
     plan: GlobalBatch
     batches: list[Batch] = field(default_factory=list)

@@ -125,7 +125,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise WeightsError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(value, dict):
-        raise WeightsError(f"{path}: a JSON object expected, not {type(value).__name__}")
+        raise WeightsError(f"{path}: expected a JSON object, not {type(value).__name__}")
     return value
 
 
@@ -163,7 +163,7 @@ def _sharded(index: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for shard in sorted(set(weight_map.values())):
         if Path(shard).name != shard:
-            raise WeightsError(f"{index}: names the shard {shard!r}; a plain file name beside it expected")
+            raise WeightsError(f"{index}: names the shard {shard!r}; expected the name of a file beside it")
         if not (index.parent / shard).is_file():
             raise WeightsFileNotFoundError(
                 f"{index.parent / shard}: no such file, though {index.name} lists it as a shard"
@@ -191,7 +191,7 @@ def _archive(file: Path, entry: str | None) -> tuple[dict[str, Tensor], str | No
             "code: save its state dict by itself"
         ) from error
     if not isinstance(content, dict):
-        raise WeightsError(f"{file}: a state dict expected, not {type(content).__name__}")
+        raise WeightsError(f"{file}: expected a state dict, not {type(content).__name__}")
     found = None
     entries = [name for name, value in content.items() if isinstance(value, dict)]
     if entries or entry is not None:

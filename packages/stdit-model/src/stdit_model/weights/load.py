@@ -257,11 +257,11 @@ def _configuration(
     """Merge what was inferred from the file with the caller's arguments, which may not contradict it."""
     if "patch_size" in overrides:
         overrides["patch_size"] = tuple(overrides["patch_size"])
-    wrong = [f"{key}={value} was asked for, the file has {found[key]}"
+    wrong = [f"{key}={value} was requested, but the file has {found[key]}"
              for key, value in overrides.items() if key in found and found[key] != value]  # fmt: skip
     told = checkpoint.config.get("num_attention_heads")
     if None not in (num_heads, told) and num_heads != told:
-        wrong.append(f"num_heads={num_heads} was asked for, its config.json has {told}")
+        wrong.append(f"num_heads={num_heads} was requested, but its config.json has {told}")
     if wrong:
         raise WeightsError(f"{checkpoint.path}: {'; '.join(wrong)}")
     heads = num_heads or told or found["hidden_size"] / PUBLISHED_HEAD_WIDTH

@@ -1,1 +1,1 @@
-"""A run on disk: its folder, its checkpoints, its initial weights."""
+"""A run on disk: its folder, its checkpoints (`format.py` lists what a resume reads), its initial weights."""

@@ -1,7 +1,10 @@
 """Write and load training checkpoints: one folder each, written under another name and renamed when complete.
 
-    step-000500/tensors/    tensors, by torch.distributed.checkpoint
-    step-000500/state.json  all other state, and the size and SHA-256 of each file
+    step-000500/tensors/    weights, EMA, optimizer states and random generators, by torch.distributed.checkpoint
+    step-000500/state.json  step, elapsed seconds, skipped steps, loss bins, loss scale, position in the data; also the
+                            run's id, and the size and SHA-256 of each file
+
+A resume (`Trainer.resume`) reads both, after config.json and run.json of the run's folder (`run_folder.py`).
 
 Loading tensors/ unpickles its index, which can run code, so a run loads only its own checkpoints, and only after
 `stdit_train.checkpoint.verify` has compared every file with state.json. Weights of others enter as safetensors

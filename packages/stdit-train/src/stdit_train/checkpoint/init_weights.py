@@ -25,7 +25,7 @@ def load_initial(model: STDiT, source: str) -> str:
 
     Args:
         model: filled in place, sharded or not.
-        source: run folder (its EMA weights), pipeline or model folder, .pth or .safetensors file, or hub id. An image
+        source: run folder (its EMA weights), pipeline or model folder, .pth or .safetensors file, or Hub id. An image
             model (PixArt) gives every variant what it has; the temporal attention keeps its start.
 
     Raises:

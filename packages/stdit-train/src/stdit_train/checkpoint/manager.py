@@ -114,7 +114,7 @@ class CheckpointManager:
                 shutil.rmtree(removed)
 
     def _is_whole(self, final: Path) -> bool:
-        """Whether this step is saved already; runs are reproducible to the bit, so the checkpoint would be the same."""
+        """Return whether this step is saved already; runs are reproducible, so the checkpoint would be the same."""
         try:
             verify(final, self.run.id)
         except CheckpointError:
@@ -164,4 +164,4 @@ def is_full(error: BaseException) -> bool:
 def disk_full(error: BaseException, newest: Path | None) -> RunEnded:
     """Return the error to raise when the disk is full."""
     kept = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
-    return RunEnded(f"the disk is full ({reason(error)}); {kept}. Free some space and go on with --resume")
+    return RunEnded(f"the disk is full ({reason(error)}); {kept}. Free some space, then resume with --resume")

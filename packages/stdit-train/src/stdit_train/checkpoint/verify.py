@@ -94,7 +94,7 @@ def newest_whole(folder: Path, run_id: str) -> Checkpoint | None:
             aside = bad.with_name(f"refused-{bad.name}")
             shutil.rmtree(aside, ignore_errors=True)
             bad.rename(aside)
-            log.warning("%s; renamed to %s, the one before is used", why, aside.name)
+            log.warning("%s; renamed to %s, the previous one is used", why, aside.name)
         return checkpoint
     if refused:
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Text-encoder states of captions: encoded once and kept in memory, or read from a cache.
+"""Provide text-encoder states of captions, encoded once and kept in memory, or read from a cache.
 
 B captions, L text tokens, D width of the text encoder.
 """

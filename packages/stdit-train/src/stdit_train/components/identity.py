@@ -1,4 +1,4 @@
-"""Hashes of the VAE and the text encoder, and the check that a run has those that its cache was made with.
+"""Hash the VAE and the text encoder, and check that a run uses those that its cache was made with.
 
 A hash covers evenly spaced values of every tensor, in bfloat16. That takes milliseconds for a model of any size and
 gives the same result for any file format, precision or quantisation. Training changes nearly all values, so another

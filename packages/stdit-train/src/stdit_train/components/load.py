@@ -77,7 +77,7 @@ def open_components(
 def load_components(vae: str, text_encoder: str, device: torch.device, precision: str) -> Components:
     """Load the VAE in float32 and the text encoder in the precision of the run.
 
-    Each source is a pipeline folder (with `vae`, `text_encoder`, `tokenizer`), a folder of that model, or a hub id.
+    Each source is a pipeline folder (with `vae`, `text_encoder`, `tokenizer`), a folder of that model, or a Hub id.
 
     Raises:
         ConfigError: a model cannot be found, read or fetched; the message names it.
@@ -104,7 +104,7 @@ def check_components(dataset: LatentDataset, components: Components) -> None:
 
 
 def check_sources(config: TrainConfig) -> None:
-    """Check that a run's components exist, without loading them: their folders, or config.json of their hub ids.
+    """Check that a run's components exist, without loading them: their folders, or config.json of their Hub ids.
 
     Raises:
         ConfigError: one of them cannot be found or fetched; the message names it.
@@ -133,7 +133,7 @@ def load_text_encoder(source: str, device: torch.device, precision: str, **optio
     """Load a tokenizer and its T5 encoder, in the precision of the run.
 
     Args:
-        source: pipeline folder, folder of the model, or hub id.
+        source: pipeline folder, folder of the model, or Hub id.
         device: where the encoder is put, unless `options` have a `device_map`.
         precision: precision of the run.
         options: for transformers' `from_pretrained`.
@@ -214,7 +214,7 @@ def _check_source(source: str, what: str, option: str) -> None:
 
 def _check_path(source: str, what: str, option: str) -> None:
     if (source.startswith((".", "/", "~")) or source.count("/") != 1) and not Path(source).exists():
-        raise ConfigError(f"no {what} at {source}: give a folder or a hub id with {option}")
+        raise ConfigError(f"no {what} at {source}: give a folder or a Hub id with {option}")
 
 
 def _not_loaded(source: str, what: str, option: str, error: Exception) -> ConfigError:

@@ -62,7 +62,7 @@ def open_jobs(config: TrainConfig, names: dict[str, str], encoding: Encoding, wo
     """
     data, device = config.data, world.device()
     if data.source != "shapes" and is_cache(data.source):
-        raise ConfigError(f"{data.source} is a cache already: encode clips, or `shapes`")
+        raise ConfigError(f"{data.source} is already a cache: encode clips, or `shapes`")
     everything = replace(data, validation=0.0, validation_source=None)  # a cache is split when it is trained from
     dataset: Any = build_datasets(replace(config, data=everything))[0]
     manifest = manifest_metadata(data.source, dataset)
@@ -138,7 +138,7 @@ def open_video_encoder(source: str, name: str, device: torch.device, *, chunk: i
     """Load a VAE in float32 as the encoder of a cache.
 
     Args:
-        source: pipeline folder, model folder or hub id.
+        source: pipeline folder, model folder or Hub id.
         name: source that the cache records, which a training run loads unless it names another.
         device: where it runs.
         chunk: frames that an image VAE encodes at once.
@@ -178,7 +178,7 @@ def open_text_encoder(
     """Load a T5 encoder as the text encoder of a cache.
 
     Args:
-        source: pipeline folder, model folder or hub id.
+        source: pipeline folder, model folder or Hub id.
         name: source that the cache records, which a training run loads unless it names another.
         device: where it runs.
         max_length: tokens; longer captions are cut.

@@ -30,7 +30,7 @@ class Published(NamedTuple):
     """A published model, which stands in for models that are not on this machine."""
 
     missing: str  # the note about a model that is not on this machine
-    names: tuple[str, ...]  # hub ids
+    names: tuple[str, ...]  # Hub ids
     config: ComponentConfig
 
 
@@ -72,7 +72,7 @@ def component_config(source: str, part: Part) -> ComponentConfig:
     """Return the configuration of a VAE or text encoder, and how many parameters it has.
 
     Args:
-        source: a pipeline folder, a folder of the model alone, a hub id, or "demo". A hub id that is not in
+        source: a pipeline folder, a folder of the model alone, a Hub id, or "demo". A Hub id that is not in
             `PUBLISHED` counts as the published model, with a note.
         part: which of the two.
 

@@ -12,7 +12,7 @@ def resolve_config(config: TrainConfig, overrides: Mapping[str, Any], *, demo_pa
     """Choose the VAE and the text encoder that go with a run's data, where none are named.
 
     A cache is read with those that made it. The embedded set `shapes` stands in where no videos are given, and is
-    encoded with the demo's, which are always at hand. A component is named by its folder, its hub id, or the word
+    encoded with the demo's, which are always at hand. A component is named by its folder, its Hub id, or the word
     "demo"; what "demo" stands for is looked up when the component is opened.
 
     Args:
@@ -87,7 +87,7 @@ def cached_text_width(config: TrainConfig) -> int | None:
 
 
 def _cache_sources(url: str) -> dict[str, str]:
-    """The VAE and the text encoder of a cache, as far as it is one."""
+    """Return the VAE and the text encoder of a cache, as far as it is one."""
     from stdit_data.latents.format import read_metadata
 
     video, text = read_metadata(url, "video"), read_metadata(url, "text")

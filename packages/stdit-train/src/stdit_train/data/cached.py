@@ -36,7 +36,7 @@ def open_cached(config: TrainConfig) -> LatentDataset:
 
 
 def is_of_shapes(dataset: LatentDataset) -> bool:
-    """Whether a cache was made from `shapes`."""
+    """Return whether a cache was made from `shapes`."""
     return dataset.metadata["manifest"]["source"].split(":")[0] == "shapes"
 
 

@@ -1,4 +1,4 @@
-"""Which clips a run trains on and which it is validated on.
+"""Choose which clips a run trains on and which it is validated on.
 
 `shapes` and caches of it come with validation clips of their own; see `stdit_train.data.datasets.build_datasets`.
 """
@@ -52,11 +52,11 @@ class ValidationClips:
 
     @property
     def captions(self) -> list[str]:
-        """Captions of all clips that may be read, those that stand in for others included."""
+        """Return the captions of all clips that may be read, substitutes included."""
         return [self.dataset.caption(index) for index in (*self.own, *self.spare)]
 
     def load(self, index: int, *, seed: int, epoch: int) -> Clip:
-        """Load a clip, or the one that stands in for it; seed and epoch make no difference.
+        """Load a clip, or its substitute; seed and epoch make no difference.
 
         Raises:
             DataError: no clip can be read.
@@ -69,7 +69,7 @@ class ValidationClips:
                 failed = error
                 if candidate not in self._reported:
                     self._reported.add(candidate)
-                    log.warning("validation: another clip stands in for %s", error)
+                    log.warning("validation: %s is replaced by another clip", error)
         raise DataError(f"none of the {len(self)} validation clips can be read, the last: {failed}")
 
 

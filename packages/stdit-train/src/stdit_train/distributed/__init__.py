@@ -1,1 +1,1 @@
-"""Training on many processes: world, mesh, sharding, launch."""
+"""Training on several processes: world, mesh, sharding (`parallelize.py` wraps with FSDP2), launch."""

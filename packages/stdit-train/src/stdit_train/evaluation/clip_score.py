@@ -65,7 +65,7 @@ def frames_for(video: Tensor, size: int) -> Tensor:
 
 
 def load_clip(source: str, device: torch.device) -> ClipSimilarity:
-    """Load a CLIP model from a folder or a hub id.
+    """Load a CLIP model from a folder or a Hub id.
 
     Raises:
         ConfigError: it cannot be found, read or fetched.
@@ -79,6 +79,6 @@ def load_clip(source: str, device: torch.device) -> ClipSimilarity:
     except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(
             f"--clip {source}: no CLIP model there ({hub_reason(error, source)}); give its folder or, with a network, "
-            "a hub id such as openai/clip-vit-base-patch32"
+            "a Hub id such as openai/clip-vit-base-patch32"
         ) from error
     return ClipSimilarity(model.to(device), tokenizer)

@@ -70,7 +70,7 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def load_features(source: str, device: torch.device) -> Features:
-    """Load a feature extractor from a TorchScript file, or a video model of transformers from a folder or a hub id.
+    """Load a feature extractor from a TorchScript file, or a video model of transformers from a folder or a Hub id.
 
     A TorchScript file runs code: give only one that you trust. It takes videos [1, 3, T, 224, 224] in [-1, 1] and
     returns features. The arguments `rescale`, `resize` and `return_features` of the common I3D files are set to match

@@ -65,7 +65,7 @@ def follow_prompts(
 
 
 def score(trials: Sequence[Trial]) -> dict[str, dict[str, float]]:
-    """Return for each aspect the share of trials that are right and its 95 % interval: {"share", "low", "high"}."""
+    """Return for each aspect the share of correct trials and its 95 % interval: {"share", "low", "high"}."""
     scores = {}
     for aspect in ASPECTS:
         right = sum(trial.reading.matches(trial.triple)[aspect] for trial in trials)

@@ -1,1 +1,1 @@
-"""From a batch to the loss."""
+"""From a batch to the loss; the objectives' formulas and targets are in `stdit_model.diffusion`."""

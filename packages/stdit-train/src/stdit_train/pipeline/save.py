@@ -100,7 +100,7 @@ def save_text_encoder(folder: Path, source: str) -> None:
 
     Args:
         folder: the pipeline folder.
-        source: folder whose files are copied; a hub id, or a folder of another machine, is recorded by name.
+        source: folder whose files are copied; a Hub id, or a folder of another machine, is recorded by name.
     """
     index: dict[str, Any] = json.loads((folder / INDEX).read_text())
     if Path(source).is_dir():

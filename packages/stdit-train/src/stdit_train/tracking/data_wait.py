@@ -29,7 +29,7 @@ class DataWait:
         if isinstance(dataset, InMemoryLatents):
             self._steps = STEPS  # nothing more to say
             log.info(
-                "each clip is encoded when it first comes up, and kept in memory: until all are, for %d steps, most of "
+                "each clip is encoded on first use and kept in memory: until all are, for %d steps, most of "
                 "the time is spent waiting for data; later steps are faster",
                 math.ceil(len(dataset) / config.global_batch),
             )

@@ -1,4 +1,4 @@
-"""`stdit sample`: its options, and the request that they make up."""
+"""`stdit sample`: its options, and how they become a request."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +39,7 @@ def sample(
         str | None,
         typer.Option(
             help="mp4, gif, webp, png (one frame) or frames (a folder of PNGs).",
-            show_default="as --out is named, else mp4, or png for one frame",
+            show_default="from --out; otherwise mp4, or png for one frame",
         ),
     ] = None,
     num: Annotated[int | None, typer.Option(min=1, help="Videos per prompt.", show_default="1")] = None,
@@ -59,7 +59,7 @@ def sample(
     ] = None,
     fps: Annotated[
         float | None,
-        typer.Option(min=0.1, max=1000, help="Frames a second when played.", show_default="the checkpoint's"),
+        typer.Option(min=0.1, max=1000, help="Frames per second of the video.", show_default="the checkpoint's"),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.", show_default="the checkpoint's")] = None,
     sampler: Annotated[
@@ -81,23 +81,23 @@ def sample(
     long: Annotated[
         str | None,
         typer.Option(
-            help="How to make more frames than trained on: windows, stretch or whole.", show_default="windows"
+            help="Method for videos longer than the training clips: windows, stretch or whole.", show_default="windows"
         ),
     ] = None,
     overlap: Annotated[
         int | None,
         typer.Option(min=1, help="Frames shared by consecutive windows.", show_default="half a window"),
     ] = None,
-    image: Annotated[str | None, typer.Option(help="Picture to start from, as the first frame.")] = None,
+    image: Annotated[str | None, typer.Option(help="Image to start from, as the first frame.")] = None,
     video: Annotated[str | None, typer.Option(help="Video to continue.")] = None,
     extend: Annotated[
-        int | None, typer.Option(min=1, help="Frames to add to --video.", show_default="as many as trained on")
+        int | None, typer.Option(min=1, help="Frames to add to --video.", show_default="the training length")
     ] = None,
     resampling_steps: Annotated[
         int | None,
         typer.Option(
             min=0,
-            help="Resampling passes per denoising step, which fit new frames to given ones.",
+            help="Resampling passes per denoising step, to fit new frames to the given ones.",
             show_default="the checkpoint's",
         ),
     ] = None,
@@ -108,7 +108,9 @@ def sample(
     ] = None,
     low_memory: Annotated[
         bool | None,
-        typer.Option("--low-memory", help="Encode the text, free its encoder, sample, decode frame by frame."),
+        typer.Option(
+            "--low-memory", help="Encode the text, free the text encoder, sample, then decode frame by frame."
+        ),
     ] = None,
     text_8bit: Annotated[
         bool | None, typer.Option("--text-8bit", help="Load the text encoder in 8 bits (needs bitsandbytes).")
@@ -202,5 +204,5 @@ def make_request(
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that have a value."""
+    """Return the options that have a value."""
     return {name: value for name, value in options.items() if value is not None}

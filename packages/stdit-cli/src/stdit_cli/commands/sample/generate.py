@@ -1,4 +1,4 @@
-"""A loaded checkpoint, and how it makes the videos of a request."""
+"""Make the videos of a request with a loaded checkpoint."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -108,7 +108,7 @@ class VideoGenerator:
         self.time_scale = scale * self.new_frames / trained if longer and asked.long == "stretch" else None
 
     def _encode_all(self, request: SampleRequest) -> None:
-        """Encode every text of a request, then free the text encoder: it is larger than all the rest."""
+        """Encode every text of a request, then free the text encoder, which is larger than everything else."""
         settings = self.settings
         attach_text_encoder(
             self.pipeline, self.source, text_encoder=settings.text_encoder, text_8bit=settings.text_8bit
@@ -122,7 +122,7 @@ class VideoGenerator:
         free_text_encoder(self.pipeline)
 
     def _encode(self, text: str) -> tuple[Tensor, Tensor]:
-        """States [1, L, Dc] and mask [1, L] of a text, encoded alone and once, whatever else is asked for."""
+        """Return states [1, L, Dc] and mask [1, L] of a text, encoded once and independently of the other texts."""
         if text not in self._states:
             y, mask, _, _ = self.pipeline.encode_prompt(text, do_classifier_free_guidance=False)
             self._states[text] = y.cpu(), mask.cpu()
@@ -186,11 +186,11 @@ class VideoGenerator:
         return list(videos)
 
     def weights_sha256(self) -> str:
-        """The SHA-256 of the transformer's files."""
+        """Return the SHA-256 of the transformer's files."""
         return sidecar.sha256(self.source.weights())
 
     def record(self) -> tuple[Settings, dict[str, Any]]:
-        """What a sidecar records: the settings, with absolute paths, and what followed from them."""
+        """Return what a sidecar records: the settings, with absolute paths, and what followed from them."""
 
         def absolute(name: str) -> str:
             path = Path(name).expanduser()

@@ -1,4 +1,4 @@
-"""Where the videos of a request go: paths planned before any work is done, and files in the chosen format."""
+"""Plan where the videos of a request are written, before any work is done, and write them in the chosen format."""
 
 import os
 import re
@@ -15,7 +15,7 @@ _SUFFIXES = tuple(f".{name}" for name in _FILE_FORMATS)
 
 
 def output_file(request: SampleRequest) -> Path | None:
-    """The single file that --out names; None if it names a folder, or nothing.
+    """Return the single file that --out names; None if it names a folder, or nothing.
 
     An existing folder is a folder, whatever its name; else a name with a suffix is a file.
     """
@@ -24,7 +24,7 @@ def output_file(request: SampleRequest) -> Path | None:
 
 
 def video_format(request: SampleRequest, frames: int | None = None) -> str | None:
-    """Choose the format: as asked, by the name of --out, else mp4, or png for a single frame.
+    """Choose the format: --format, else the suffix of --out, else png for a single frame and mp4 for others.
 
     Args:
         request: with `format` and `out`.

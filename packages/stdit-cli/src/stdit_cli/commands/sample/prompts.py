@@ -101,5 +101,5 @@ def _check_seed(value: Any) -> int:
 
 
 def _is_empty(value: Any) -> bool:
-    """Whether a value is missing: None, NaN, or a text of spaces."""
+    """Return whether a value is missing: None, NaN, or a text of spaces."""
     return value is None or value != value or (isinstance(value, str) and not value.strip())

@@ -1,4 +1,4 @@
-"""What `stdit sample` does with a request: load, warn, generate, write."""
+"""Carry out a request of `stdit sample`: load, warn, generate, write."""
 
 import signal
 import time
@@ -25,7 +25,7 @@ SHEET_COLUMNS = 8  # frames of each
 
 
 def run_sampling(request: SampleRequest) -> None:
-    """Make the videos batch by batch, each written when it is done, so that they survive an interruption."""
+    """Make the videos batch by batch; each is written when it is done, so that it survives an interruption."""
     started = time.perf_counter()
     world = World.from_env()
     console = Console(highlight=False, markup=False, soft_wrap=True)
@@ -117,7 +117,7 @@ def in_order(shares: list[list[T]]) -> list[T]:
 
 
 def batches(jobs: list[Job], request: SampleRequest) -> Iterator[tuple[list[Job], list[int]]]:
-    """Jobs to make together, and which of them to write: all, but for a recorded video its alone.
+    """Yield jobs to make together, and which of them to write: all, or for a recorded video that one alone.
 
     What is made together either has negative prompts or has none.
     """
@@ -133,7 +133,7 @@ def batches(jobs: list[Job], request: SampleRequest) -> Iterator[tuple[list[Job]
 
 
 def differences(request: SampleRequest, generator: Any, sha256: str, used: dict[str, Any]) -> Iterator[str]:
-    """A line where a recorded video will not come out the same."""
+    """Return a warning for each reason why a recorded video will not come out the same."""
     recorded = request.recorded
     if recorded is None:
         return
@@ -154,7 +154,7 @@ def differences(request: SampleRequest, generator: Any, sha256: str, used: dict[
 
 
 def thumbnails(video: Any) -> Any:
-    """The frames of a video [3, T, H, W] that its row on a contact sheet shows."""
+    """Return the frames of a video [3, T, H, W] that its row on a contact sheet shows."""
     import torch
 
     frames = video.shape[1]

@@ -1,4 +1,4 @@
-"""The sidecar: a JSON file beside each video with all that `--from` needs to make it again."""
+"""Write and read the sidecar: a JSON file beside each video with all that `--from` needs to reproduce it."""
 
 import hashlib
 import json
@@ -104,7 +104,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _fits(value: Any, shape: Any) -> bool:
-    """Whether a value of JSON has the keys and types of a shape: a type, a list of one shape, or shapes by key."""
+    """Return whether a JSON value has the keys and types of a shape: a type, a list of one shape, or shapes by key."""
     if isinstance(shape, dict):
         return isinstance(value, dict) and all(key in value and _fits(value[key], shape[key]) for key in shape)
     if isinstance(shape, list):

@@ -1,4 +1,4 @@
-"""`stdit train --dry-run`: what a run would take."""
+"""`stdit train --dry-run`: show what a run would need."""
 
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def show_dry_run(options: "TrainOptions", nproc: int, gpu: str | None, *, verbose: bool, as_json: bool) -> None:
-    """Print for each stage what it takes, as a table or as JSON, from formulas: nothing is allocated."""
+    """Print for each stage what it needs, as a table or as JSON, from formulas; nothing is allocated."""
     import json
 
     from rich.box import SIMPLE

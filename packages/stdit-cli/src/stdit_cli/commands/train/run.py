@@ -1,4 +1,4 @@
-"""What `stdit train` does: train a stage, or stages in a row."""
+"""Carry out `stdit train`: train a stage, or several in order."""
 
 import shlex
 import sys
@@ -30,7 +30,7 @@ class TrainRequest:
 
 
 def run_training(request: TrainRequest) -> None:
-    """Resolve the settings, check that the run fits, train, and print what came out.
+    """Resolve the settings, check that the run fits, train, and print the result.
 
     Every process of a run comes here; rank 0 resolves, prints and writes.
     """
@@ -84,12 +84,12 @@ def train_here(console: "Console", request: TrainRequest, plan: "RunPlan | None"
         except RunEnded as error:
             bars.close()
             console.print(f"stdit: {error}")
-            console.print(f"go on with: {resume_command(folder, request.nproc)}", soft_wrap=True)
+            console.print(f"resume with: {resume_command(folder, request.nproc)}", soft_wrap=True)
             raise typer.Exit(ENDED) from error
     run = stages[number - 1].run
     if outcome is not None and not outcome.finished:
         command = resume_command(folder, request.nproc)
-        console.print(f"stopped at step {outcome.step}, saved. Go on with: {command}", soft_wrap=True)
+        console.print(f"stopped at step {outcome.step}, saved. Resume with: {command}", soft_wrap=True)
         return 128 + outcome.signal if outcome.signal else INTERRUPTED
     assert outcome is not None  # a finished run has not come so far
     console.print(f"done: {outcome.step} steps. Losses in {run.loss_plot}, samples in {run.samples}")
@@ -136,13 +136,13 @@ def prepare(
 
 
 def tell_finished(console: "Console", plan: "RunPlan", nproc: int) -> None:
-    """Print that a run has ended and what would make it go on."""
+    """Print that a run has ended, and the command that would continue it."""
     config, done = plan.configs[-1], plan.runs[-1].metadata()["finished_at_step"]
     key, value = ("steps", 2 * done) if done >= config.steps else ("minutes", 2 * (config.minutes or 1))
     more = f"--{key} {value:g}" if plan.curriculum is None else f"--set {config.stage}/{key}={value:g}"
     stages = f"{len(plan.configs)} stages, the last with " if plan.curriculum is not None else ""
     console.print(f"{plan.folder} is finished, with {stages}{done} steps: nothing is left to do", soft_wrap=True)
-    console.print(f"train on with: {resume_command(plan.folder, nproc)} {more}", soft_wrap=True)
+    console.print(f"train longer with: {resume_command(plan.folder, nproc)} {more}", soft_wrap=True)
 
 
 def launch_processes(console: "Console", request: TrainRequest, plan: "RunPlan") -> int:
@@ -159,7 +159,7 @@ def launch_processes(console: "Console", request: TrainRequest, plan: "RunPlan")
     if ended.message is not None:
         typer.echo(f"stdit: {ended.message}", err=True)
         if plan.folder.exists():
-            console.print(f"go on with: {resume_command(plan.folder, request.nproc)}", soft_wrap=True)
+            console.print(f"resume with: {resume_command(plan.folder, request.nproc)}", soft_wrap=True)
     return ended.code
 
 

@@ -1,4 +1,4 @@
-"""Edges of a codec's 8x8 blocks, which strong compression leaves."""
+"""Measure the edges of a codec's 8x8 blocks, which strong compression leaves."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FLOOR = 0.5  # of 255: keeps flat pictures at 1
 
 
 def score(clip: ClipFrames) -> dict[str, float | None]:
-    """Mean step across the 8-pixel grid over the mean step off it, on full-size luma; median of the frames."""
+    """Return the mean step across the 8-pixel grid over that off it, on full-size luma; median of the frames."""
     values = [_ratio(luma) for luma in clip.full if min(luma.shape) >= 4 * BLOCK]
     return {"blockiness": float(np.median(values)) if values else None}
 

@@ -1,4 +1,4 @@
-"""What the camera does, from the part of the flow that the whole picture shares."""
+"""Measure camera motion: the part of the optical flow that the whole picture shares."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COLUMNS = {
 
 
 def score(clip: ClipFrames) -> dict[str, float | None]:
-    """Median over the picture and mean over the pairs: what moves within the scene hardly counts."""
+    """Return the median over the picture, averaged over frame pairs, so that motion within the scene hardly counts."""
     if len(clip.grey) < 2:
         return dict.fromkeys(COLUMNS)
     pans = np.array([np.median(flow, axis=(0, 1)) for flow in clip.flow])
@@ -25,7 +25,7 @@ def score(clip: ClipFrames) -> dict[str, float | None]:
 
 
 def _zoom(flow: Array) -> float:
-    """Median growth of the distance to the centre, of the pixels away from it."""
+    """Return the median growth of the distance to the centre, over the pixels away from it."""
     height, width = flow.shape[:2]
     y, x = np.mgrid[:height, :width].astype(np.float32)
     x, y = x - (width - 1) / 2, y - (height - 1) / 2

@@ -1,4 +1,4 @@
-"""Scores by a CLIP model that the user gives: how well the caption fits, and how well the picture pleases."""
+"""Score clips with a CLIP model: similarity of caption and picture, and aesthetics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FRAMES = 3  # first, middle and last
 
 
 class ClipScores:
-    """A CLIP model, with an aesthetic head on its image embedding if there is one.
+    """A CLIP model, with an aesthetic head on its image embedding if one is given.
 
     Args:
         model: folder or Hub id of a `CLIPModel`.
@@ -44,7 +44,7 @@ class ClipScores:
 
     @torch.inference_mode()
     def __call__(self, clip: ClipFrames) -> dict[str, float | None]:
-        """Scores of three frames."""
+        """Return the scores of three frames."""
         places = np.linspace(0, len(clip.rgb) - 1, min(FRAMES, len(clip.rgb))).round().astype(int)
         images = [Image.fromarray(clip.rgb[place]) for place in places]
         inputs = self.processor(images=images, return_tensors="pt").to(self.device)
@@ -63,7 +63,7 @@ class ClipScores:
 
 
 def _tensor(features: Any) -> Tensor:
-    """The embedding itself; newer versions of transformers hand it out within an output."""
+    """Return the embedding itself, which newer versions of transformers wrap in an output object."""
     return features if isinstance(features, Tensor) else cast(Tensor, features.pooler_output)
 
 
@@ -72,7 +72,7 @@ def _normalised(features: Tensor) -> Tensor:
 
 
 def _read_head(path: str, width: int) -> list[tuple[Tensor, Tensor]]:
-    """(weight, bias) of the linear layers in order."""
+    """Return (weight, bias) of the linear layers in order."""
     try:
         if Path(path).suffix == ".safetensors":
             from safetensors.torch import load_file

@@ -1,4 +1,4 @@
-"""Brightness, black frames and flicker."""
+"""Measure brightness, black frames and flicker."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COLUMNS = {
 
 
 def score(clip: ClipFrames) -> dict[str, float | None]:
-    """Flicker is the second difference of the mean luma: a fade or a slow pan has none."""
+    """Return the scores; flicker is the second difference of the mean luma, which is zero for a fade or a slow pan."""
     means = clip.grey.mean(axis=(1, 2)) / 255
     return {
         "brightness": float(means.mean()),

@@ -1,4 +1,4 @@
-"""Length, rate and size of a clip."""
+"""Record length, rate and size of a clip."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COLUMNS = {
 
 
 def score(clip: ClipFrames) -> dict[str, float | None]:
-    """What the file says of itself."""
+    """Return the values that the file declares."""
     return {
         "duration": clip.seconds,
         "fps": clip.fps or None,

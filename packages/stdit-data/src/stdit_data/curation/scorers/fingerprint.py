@@ -1,4 +1,4 @@
-"""A perceptual hash: nearly the same for nearly the same picture."""
+"""Compute a perceptual hash, nearly the same for nearly the same picture."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ SIDE = 16  # bits
 
 
 def score(clip: ClipFrames) -> dict[str, str]:
-    """The middle frame's."""
+    """Return the hash of the middle frame."""
     return {"phash": perceptual_hash(clip.grey[len(clip.grey) // 2]).hex()}
 
 
 def perceptual_hash(grey: Array) -> bytes:
-    """32 bytes of a luma picture [H, W]: the signs of its low DCT frequencies against their median."""
+    """Hash a luma picture [H, W] to 32 bytes: the signs of its low DCT frequencies relative to their median."""
     return np.packbits(imagehash.phash(Image.fromarray(grey), hash_size=SIDE).hash).tobytes()

@@ -1,4 +1,4 @@
-"""Black bars above and below, or left and right."""
+"""Measure black bars above and below, or left and right."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SPREAD = 4.0  # standard deviation of 255 up to which a dark line is a bar and n
 
 
 def score(clip: ClipFrames) -> dict[str, float | list[float] | None]:
-    """A line is part of a bar if it is dark and plain in every frame that is not black."""
+    """Return the bars; a line is part of one if it is dark and plain in every frame that is not black."""
     lit = [grey for grey in clip.grey if not is_black(grey)]
     if not lit:
         return {"letterbox": 0.0, "picture_box": [0.0, 0.0, 1.0, 1.0]}
@@ -28,7 +28,7 @@ def score(clip: ClipFrames) -> dict[str, float | list[float] | None]:
 
 
 def _inner(brightness: np.ndarray, spread: np.ndarray) -> tuple[float, float]:
-    """Where the picture begins and ends, as shares of the side."""
+    """Return where the picture begins and ends, as shares of the side."""
     picture = np.flatnonzero((brightness >= BLACK) | (spread > SPREAD))
     if len(picture) == 0:
         return 0.0, 1.0

@@ -1,4 +1,4 @@
-"""How much moves, and whether anything does."""
+"""Measure how much moves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SAME = 1.0  # of 255: mean difference up to which two frames are the same; a key
 
 
 def score(clip: ClipFrames) -> dict[str, float | None]:
-    """Mean length of the flow over the picture; None for a single frame."""
+    """Return the mean length of the flow over the picture; None for a single frame."""
     if len(clip.grey) < 2:
         return dict.fromkeys(COLUMNS)
     lengths = [float(np.linalg.norm(flow, axis=2).mean()) for flow in clip.flow]

@@ -1,4 +1,4 @@
-"""How sharp the picture is."""
+"""Measure sharpness."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ COLUMNS = {"sharpness": pa.float64()}  # variance of the Laplacian of the luma, 
 
 
 def score(clip: ClipFrames) -> dict[str, float | None]:
-    """Variance of the Laplacian (Pech-Pacheco et al., 2000), on frames of one size so that clips compare."""
+    """Return the variance of the Laplacian (Pech-Pacheco et al., 2000), on frames of one size, to be comparable."""
     return {"sharpness": float(np.median([cv2.Laplacian(grey, cv2.CV_64F).var() for grey in clip.grey]))}

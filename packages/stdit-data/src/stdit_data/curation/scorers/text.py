@@ -1,4 +1,4 @@
-"""How much of the picture text covers: subtitles, captions, credits."""
+"""Measure how much of the picture text covers: subtitles, captions, credits."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class TextArea:
         )
 
     def __call__(self, clip: ClipFrames) -> dict[str, float]:
-        """Mean share of a few frames, evenly spread."""
+        """Return the mean share over a few evenly spaced frames."""
         places = np.linspace(0, len(clip.rgb) - 1, min(FRAMES, len(clip.rgb))).round().astype(int)
         return {"text_area": float(np.mean([self._share(clip.rgb[place]) for place in places]))}
 
