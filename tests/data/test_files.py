@@ -6,6 +6,7 @@ import json
 import os
 import zipfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import fsspec
 import pytest
@@ -170,4 +171,7 @@ def test_names_that_are_not_utf8_are_shown_and_come_back_from_json(name: bytes) 
     line = files.json_line({"path": text})
     assert json.loads(line.decode()) == {"path": text}
     assert files.is_utf8(files.printable(text))
+    with TemporaryDirectory() as folder:
+        files.replace_text(f"{folder}/a.json", json.dumps(text, ensure_ascii=False))
+        assert json.loads(files.read_text(f"{folder}/a.json")) == text
     assert (files.printable(text) == text) == files.is_utf8(text)

@@ -356,9 +356,9 @@ def write_bytes(url: str, data: bytes) -> None:
 
 
 def replace_text(path: str | Path, text: str) -> None:
-    """Write a local text file in UTF-8, whole or not at all."""
+    """Write a local text file in UTF-8, whole or not at all; what is not Unicode is escaped, see `json_line`."""
     with write_atomically(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @lru_cache(maxsize=16)

@@ -126,7 +126,8 @@ def filter_rows(
         raise DataError("nothing to filter by: give --keep or --preset (or both)")
     for one in conditions:
         Condition(one)  # each by itself, so that what is wrong is told as it was written
-    step = open_filter(keep if conditions == [keep] else " and ".join(f"({one})" for one in conditions), rows)
+    together = conditions[0] if len(conditions) == 1 else " and ".join(f"({one})" for one in conditions)
+    step = open_filter(together, rows)
     _run(step, source, out, root, workers or 1, ray)
     if report is not None:
         with _bar("report") as progress:
