@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +37,25 @@ def test_arms_are_compared_resumed_and_reported(stdit: Callable, tmp_path: Path)
     with (folder / "runs.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["arm"], row["seed"]) for row in rows] == [("dit", "0"), ("seq", "0"), ("dit", "1"), ("seq", "1")]
-    assert all(0 <= float(row["seen_all"]) <= 1 for row in rows)
+    assert all(float(row["seen_all"]) == 0 for row in rows)  # three steps
+    page = (folder / "report.html").read_text()
+    line = "No ranking: after 3 steps none of the 8 scored videos shows what its prompt says."
+    assert line in page and line in done.out
+    assert "For a ranking: --seeds 3 --steps 4000 in another --out folder, about " in done.out
+    assert "<h2>No ranking</h2>" in page and "~" not in done.out and "not separated" not in page
+    assert page.count("data:image/png;base64") == 1
+    assert not (folder / "final.png").exists()
+    costs = json.loads((folder / "ablation.json").read_text())["costs"]
+    assert {float(row["seconds_per_step"]) for row in rows if row["arm"] == "seq"} == {round(costs["seq"]["step"], 4)}
+    assert "4 runs of 3 steps: about" in done.out and "measured in turns: dit 0." in done.out
+    assert re.search(r"^\S+ (seconds|minutes) \(estimated: \S+ (seconds|minutes)\)$", done.out, re.M)
+    assert "(estimated: " in page
+
+    scores = folder / "dit-seed0" / "scores.json"  # as if training had been longer
+    scores.write_text(scores.read_text().replace('"share": 0.0', '"share": 1.0'))
+    done = stdit(*command)
+    assert done.code == 0, done
+    assert "measured in turns" not in done.out  # nothing is left to do
     with (folder / "differences.csv").open() as file:
         pairs = list(csv.DictReader(file))
     assert {pair["measure"] for pair in pairs} == {"validation loss", "seen", "held-out"}
@@ -117,6 +136,7 @@ def test_a_quick_look_says_so_and_plans_its_steps(stdit: Callable, tmp_path: Pat
     assert done.code == 0, done
     assert done.out.splitlines()[-1] == "a quick look, not a ranking"
     assert "…" not in done.out  # tables that fit into 80 columns
+    assert "2 runs of" in done.out and "of the 4,000 steps of stage demo: this shows that all arms train" in done.out
     plan = json.loads((tmp_path / "abl" / "ablation.json").read_text())
     assert set(plan["arms"]) == {"caption_dropout=0.0", "caption_dropout=0.5"}
     assert len({arm["steps"] for arm in plan["arms"].values()}) == 1
@@ -128,7 +148,8 @@ def test_a_quick_look_says_so_and_plans_its_steps(stdit: Callable, tmp_path: Pat
     [
         (["--match", "speed"], ["--match speed", "parameters"]),
         (["--vary", "objective.name"], ["key=a,b,c"]),
-        (["--vary", "objective.nam=iddpm,flow"], ["objective.name"]),
+        (["--vary", "objective.nam=iddpm,flow"], ["--vary objective.nam", "did you mean objective.name"]),
+        (["--vary", "learning_rate=1e-3,1e-4"], ["--vary learning_rate", "did you mean optimizer.lr?"]),
         (["--vary", "objective.name=iddpm,flaw"], ["objective.name", "flow"]),
         (["--set", "seed=3"], ["--seeds"]),
         (["--steps", "5", "--minutes", "1"], ["--steps", "--minutes"]),

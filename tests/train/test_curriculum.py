@@ -114,7 +114,7 @@ def test_going_on_from_anywhere(parts: Path, tmp_path: Path, monkeypatch: pytest
         assert torch.equal(tensor, actual[name]), name
 
     starts: list[dict[str, int]] = []
-    monkeypatch.setattr(report_page, "plot_runs", lambda m, o, s: starts.append(s) or plot_runs(m, o, s))
+    monkeypatch.setattr(report_page, "plot_runs", lambda m, o, s, r: starts.append(s) or plot_runs(m, o, s, r))
     plot, page = write_report([tmp_path / "whole", tmp_path / "parts" / "4-16x64"], tmp_path / "report")
     assert list(starts[0].values()) == [0, 4, 8, 12, 0]
     assert plot.read_bytes().startswith(b"\x89PNG")

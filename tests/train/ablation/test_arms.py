@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from stdit_train.ablation.arms import Arm, Study, estimate_arm, loss_is_comparable, make_arms, parse_vary, reference_arm
-from stdit_train.ablation.matching import Cost, share_initial_weights, with_length, with_parameters_matched
+from stdit_train.ablation.costs import Cost, study_seconds
+from stdit_train.ablation.matching import share_initial_weights, with_length, with_parameters_matched
 from stdit_train.config.load import ConfigError, load_stage
 from stdit_train.config.schema import TrainConfig
 from stdit_train.distributed.parallelize import build_model
@@ -45,8 +46,14 @@ def test_arms_are_every_combination(base: TrainConfig) -> None:
     arms = make_arms(base, ["dit", "seq"], [parse_vary("objective.name=iddpm,flow")])
     assert [arm.name for arm in arms] == ["dit-name=iddpm", "dit-name=flow", "seq-name=iddpm", "seq-name=flow"]
     assert not loss_is_comparable(base, arms)
-    with pytest.raises(ConfigError, match="objective\\.nam"):
-        make_arms(base, ["seq"], [("objective.nam", ["a", "b"])])
+    for key, near in {
+        "objective.nam": "objective.name",
+        "lr": "optimizer.lr",
+        "learning_rate": "optimizer.lr",
+        "patch": "model.patch_size",
+    }.items():
+        with pytest.raises(ConfigError, match=f"^--vary {key}: unknown setting '{key}' .did you mean {near}"):
+            make_arms(base, ["seq"], [(key, ["a", "b"])])
 
 
 @pytest.mark.parametrize("variant", FOUR)
@@ -68,14 +75,27 @@ def test_all_flops_are_matched(base: TrainConfig) -> None:
 
 
 def test_steps_fit_the_budget(base: TrainConfig) -> None:
-    """Two arms of 0.1 and 0.3 s a step, nothing else measured: 90 % of 60 s, less 4 s a run, are 115 steps of both."""
+    """Two arms of 0.1 and 0.3 s a step, 4 s a run besides: 90 % of 60 s, less 8 s, are 115 steps of both."""
     arms = make_arms(base, ["dit", "seq"], [])
-    costs = {"dit": Cost(0.3, 0.0, 0.0, 0.0), "seq": Cost(0.1, 0.0, 0.0, 0.0)}
+    costs = {"dit": Cost(0.3, 0.0, 0.0, 0.0, 1.0, 0.5), "seq": Cost(0.1, 0.0, 0.0, 0.0, 1.0, 0.5)}
     planned = with_length(study(base, arms, minutes=1.0), arms, 1.0, costs)
     assert [arm.settings["steps"] for arm in planned] == [115, 115]
     timed = with_length(study(base, arms, match="time", minutes=1.0), arms, 1.0, costs)
-    assert [arm.settings["minutes"] for arm in timed] == [timed[0].settings["minutes"]] * 2
-    assert timed[0].settings["minutes"] * 2 * 60 == pytest.approx(46, rel=0.02)
+    assert [arm.settings["steps"] for arm in timed] == [77, 230]  # 23 s each
+    assert "minutes" not in timed[0].settings  # how fast the machine is during a run does not decide on its length
+    short = with_length(study(base, arms, minutes=0.01), arms, 0.01, costs)
+    assert [arm.settings["steps"] for arm in short] == [20, 20]
+
+
+def test_the_time_of_a_study(base: TrainConfig) -> None:
+    """Of each run: 11 validations, 4 + 2 * 5 videos, 6 times saving; and each clip once for all arms of a seed."""
+    arms = make_arms(base, ["dit", "seq"], [])
+    costs = {"dit": Cost(0.3, 0.01, 0.02, 0.004, 1.0, 0.5), "seq": Cost(0.1, 0.01, 0.02, 0.001, 1.0, 0.5)}
+    run = 1.0 + 11 * 0.01 + 14 * 0.02 + 6 * 0.5
+    wanted = 2 * (2 * run + 100 * 0.4 + 100 * base.global_batch * 0.004)
+    asked = study(base, arms, seeds=2, steps=100)
+    assert study_seconds(asked, {"dit": 100, "seq": 100}, costs) == pytest.approx(wanted)
+    assert study_seconds(asked, {}, costs) == 0.0
 
 
 def test_the_start_is_the_same_wherever_parameters_are(base: TrainConfig) -> None:

@@ -44,6 +44,7 @@ from stdit_train.tracking.data_wait import DataWait
 from stdit_train.tracking.metrics import Metrics, NoMetrics, TimestepBins, open_metrics
 from stdit_train.tracking.profiler import Profile
 from stdit_train.tracking.run_log import RunLog
+from stdit_train.tracking.sessions import Session
 from stdit_train.tracking.throughput import Speed
 
 log = logging.getLogger(__name__)
@@ -117,6 +118,7 @@ class Trainer:
         self.checkpoints = CheckpointManager(run, config.keep_checkpoints, config.keep_every, asynchronous, world)
         self.bins = TimestepBins(config.timestep_bins)
         self.step, self.elapsed, self.skipped = 0, 0.0, 0
+        self._session: Session | None = None
 
     # -- start -----------------------------------------------------------------------------------------------------
 
@@ -252,9 +254,7 @@ class Trainer:
                 self._periodic(metrics, values, self.progress >= 1.0)
                 signal = self._signal(interrupts)
             self.loader.close()
-            self._save(last=True)
-            self._publish()
-            self._plot()
+            self.finish()
             if self.progress >= 1.0 and self.world.is_main:
                 self.run.update_metadata(finished_at_step=self.step)
         return Outcome(self.step, self.progress >= 1.0, values, signal or None, tuple(self.prompts))
@@ -266,6 +266,7 @@ class Trainer:
             stack.enter_context(self.checkpoints.explaining())
             if self.world.is_main:
                 stack.enter_context(RunLog(self.run))
+                self._session = Session(self.run, self.device, self.world.size)
             metrics = open_metrics(self.run, self.config, self.step) if self.world.is_main else NoMetrics()
             stack.callback(_close, metrics)
             stack.callback(self.loader.close)
@@ -306,6 +307,12 @@ class Trainer:
 
     # -- results ---------------------------------------------------------------------------------------------------
 
+    def finish(self) -> None:
+        """Write the last checkpoint, the pipeline folder and the plot of the losses."""
+        self._save(last=True)
+        self._publish()
+        self._plot()
+
     def _save(self, last: bool = False) -> None:
         tensors = named_tensors(self.model, self.ema.model, self.optimizers) | generators_state()
         state = {
@@ -318,6 +325,8 @@ class Trainer:
             "loader": self.loader.state_dict(),
         }
         self.checkpoints.save(self.step, tensors, state, last=last)
+        if self._session is not None:
+            self._session.save()
 
     def _publish(self) -> None:
         """Write the pipeline folder."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
     from stdit_cli.console import TrainingBar
     from stdit_train.ablation.arms import Arm, Study
-    from stdit_train.ablation.results import Ranking, Result
+    from stdit_train.ablation.results import Result
 
 MINUTES, SEEDS, PROMPTS = 30.0, 3, 24
 QUICK_MINUTES, QUICK_SEEDS, QUICK_PROMPTS = 3.0, 1, 6
@@ -72,7 +71,7 @@ def ablate(
         typer.Option(
             "--quick",
             help=f"Take a quick look instead of a ranking: {QUICK_MINUTES:g} minutes, {QUICK_SEEDS} seed, "
-            f"{QUICK_PROMPTS} prompts, unless given.",
+            f"{QUICK_PROMPTS} prompts, unless given. What these allow here is measured and printed first.",
         ),
     ] = False,
     prompts: Annotated[
@@ -123,11 +122,12 @@ def run_ablation(options: AblateOptions) -> None:
     from rich.console import Console
 
     from stdit_cli.console import INTERRUPTED, TrainingBar, shown_logs
-    from stdit_train.ablation.report import QUICK, diverged_lines, rankings_of, write_ablation_report
+    from stdit_train.ablation.notes import QUICK, compare, forecast, time_taken
+    from stdit_train.ablation.report import write_ablation_report
     from stdit_train.ablation.results import separation
     from stdit_train.ablation.runner import Ablation
 
-    console, started = Console(highlight=False), time.perf_counter()
+    console = Console(highlight=False, markup=False)
     bars = ExitStack()
 
     def write(line: str) -> None:
@@ -136,13 +136,13 @@ def run_ablation(options: AblateOptions) -> None:
 
     def watch(arm: Arm, seed: int) -> TrainingBar:
         bars.close()
-        config = ablation.config(arm, seed)
-        length = f"{config.minutes:.2g} minutes" if config.minutes else f"{config.steps} steps"
-        console.print(f"{arm.name}, seed {seed}: {length}")
+        console.print(f"{arm.name}, seed {seed}: {ablation.config(arm, seed).steps} steps")
         return bars.enter_context(TrainingBar(console, quiet=True))
 
     with bars, shown_logs("stdit_train.ablation", write):
         ablation = Ablation(study, options.out)
+        for line in forecast(ablation, options.quick):
+            console.print(line, soft_wrap=True)
         try:
             finished = ablation.run(watch)
         except KeyboardInterrupt:
@@ -153,18 +153,18 @@ def run_ablation(options: AblateOptions) -> None:
     if not finished:
         console.print("stopped and saved; run the same command again to resume")
         raise typer.Exit(INTERRUPTED)
-    rankings = rankings_of(ablation, results)
+    compared = compare(ablation, results)
     if results:
         console.print(costs_table(results))
-    if rankings:
-        console.print(outcomes_table(rankings))
-    for line in diverged_lines(ablation):
-        console.print(line)
-    for ranking in rankings:
+        console.print(outcomes_table(results, list(compared.rankings[0].means) if compared.rankings else []))
+    for line in compared.notes:
+        console.print(line, soft_wrap=True)
+    for ranking in compared.rankings:
         console.print(f"by {ranking.measure}: {ranking.line}\n  {separation(ranking)}")
     for file in files:
-        console.print(f"{file}")
-    console.print(f"{(time.perf_counter() - started) / 60:.1f} minutes")
+        console.print(f"{file}", soft_wrap=True)
+    if took := time_taken(ablation):
+        console.print(took)
     if options.quick:
         console.print(QUICK)
 
@@ -219,14 +219,17 @@ def costs_table(results: list[Result]) -> Table:
     return table
 
 
-def outcomes_table(rankings: list[Ranking]) -> Table:
-    """Tabulate each arm's mean of every measure, best first by the first measure."""
+def outcomes_table(results: list[Result], order: list[str]) -> Table:
+    """Tabulate each arm's mean of every measure, the arms in an order and then those that it leaves out."""
     from rich.table import Table
 
-    from stdit_train.ablation.results import LOSS
+    from stdit_train.ablation.results import HELD_OUT, LOSS, SEEN, by_arm
+    from stdit_train.evaluation.confidence import mean_interval
 
-    table = Table("arm", *(ranking.measure for ranking in rankings))
-    for name in rankings[0].means:
-        shown = (ranking.means[name].text(4 if ranking.measure == LOSS else 3) for ranking in rankings)
-        table.add_row(name, *shown)
+    measures = {name: found for name in (LOSS, SEEN, HELD_OUT) if (found := by_arm(results, name))}
+    table = Table("arm", *measures)
+    for arm in dict.fromkeys([*order, *(result.arm for result in results)]):
+        runs = {name: list(found.get(arm, {}).values()) for name, found in measures.items()}
+        shown = (mean_interval(v).text(4 if name == LOSS else 3) if v else "" for name, v in runs.items())
+        table.add_row(arm, *shown)
     return table

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from stdit_model.presets import VARIANTS, Variant
-from stdit_train.config.load import from_dict, parse_overrides, set_values, to_dict
+from stdit_train.config.load import check_key, from_dict, parse_overrides, set_values, to_dict
 from stdit_train.config.schema import TrainConfig
 from stdit_train.errors import ConfigError
 from stdit_train.estimate.training import Estimate, estimate_run
@@ -99,6 +99,8 @@ def make_arms(base: TrainConfig, variants: Sequence[Variant], varied: Sequence[t
         ConfigError: a key does not exist, or cannot have its value.
     """
     keys = [key for key, _ in varied]
+    for key in keys:
+        check_key(key, "--vary")
     arms = []
     for variant in variants:
         for values in itertools.product(*(values for _, values in varied)):

@@ -1,81 +1,36 @@
 """Make arms equal: in steps, parameters, FLOPs or time, and in their initial weights.
 
-The number of steps follows from a time budget, by a few steps of each arm timed on this machine.
+The number of steps follows from a time budget, by what the arms cost on this machine.
 """
 
-import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from statistics import median
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from stdit_data.loading.prefetch import Batch
 from stdit_model import STDiT
 from stdit_model.blocks import mixings
 from stdit_model.presets import preset
 from stdit_train.ablation.arms import Arm, Study, estimate_arm, reference_arm
+from stdit_train.ablation.costs import CHECKPOINTS, VALIDATIONS, Cost, study_seconds
 from stdit_train.config.schema import TrainConfig
 from stdit_train.errors import ConfigError
-from stdit_train.pipeline.save import draw_samples
-from stdit_train.trainer import Trainer
 
-TIMED_STEPS = 4  # besides one to warm up
 MIN_STEPS = 20  # of a run, however short the budget
-VALIDATIONS = 10  # per run
 BUDGET_SHARE = 0.9  # of the minutes that is planned with
-RUN_SECONDS = 4.0  # that a run takes for saving, loading and plots
 DEPTH_TOLERANCE = 0.02  # share of the parameters that another depth may miss before the width is changed instead
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Seconds that the parts of a run take."""
-
-    step: float
-    validation: float
-    prompt: float  # to sample one video
-    clip: float  # to load one clip
-
-
-def measure_cost(trainer: Trainer) -> Cost:
-    """Time a few steps, a validation and a batch of samples; the trainer is of no use afterwards."""
-    config, dataset = trainer.config, trainer.loader.dataset
-    clips, seconds = [], []
-    size = config.micro_batch or config.global_batch
-    for index in range(size):
-        started = time.perf_counter()
-        clips.append(dataset.load(index, seed=0, epoch=0))
-        seconds.append(time.perf_counter() - started)
-    batch = Batch(
-        video=torch.stack([clip.video for clip in clips]),
-        captions=[clip.caption for clip in clips],
-        indices=list(range(size)),
-        fps=[clip.fps for clip in clips],
-        bucket=dataset.bucket(0),
-        epoch=0,
-        step=0,
-        repeats=0,
-    )
-    steps = [
-        _seconds(lambda: trainer.train_step([batch] * (config.global_batch // size))) for _ in range(TIMED_STEPS + 1)
-    ]
-    validation = _seconds(lambda: trainer.validation is not None and trainer.validate(trainer.validation))
-    samples = trainer.ema.model, trainer.components, config, trainer.prompts, trainer.run.samples
-    sampling = _seconds(lambda: draw_samples(*samples, step=0))
-    return Cost(median(steps[1:]), validation, sampling / max(len(trainer.prompts), 1), median(seconds))
-
-
 def with_length(study: Study, arms: list[Arm], minutes: float | None, costs: Mapping[str, Cost]) -> list[Arm]:
-    """Set each arm's number of steps, or its minutes where time is matched.
+    """Set each arm's number of steps; where time is matched, as many as take the same seconds by their costs.
 
     Args:
         study: what is compared, and what is held equal.
         arms: its arms, with parameters matched.
         minutes: what is left of the study's minutes.
-        costs: of each arm, by name; needed without `study.steps` and where time is matched.
+        costs: of each arm, by name; not needed where `study.steps` is given and time is not matched.
 
     Raises:
         ConfigError: neither steps nor minutes are given.
@@ -87,14 +42,7 @@ def with_length(study: Study, arms: list[Arm], minutes: float | None, costs: Map
         if minutes is None:
             raise ConfigError("an ablation needs a length: give --steps or --minutes")
         steps = _fitting_steps(study, shares, minutes * 60 * BUDGET_SHARE, costs)
-    planned = []
-    for arm in arms:
-        arm = with_steps(arm, max(round(steps * shares[arm.name]), 1), study.given)
-        if study.match == "time":
-            length = {"steps": 10**6, "minutes": steps * costs[reference.name].step / 60}
-            arm = replace(arm, settings={**arm.settings, **length})
-        planned.append(arm)
-    return planned
+    return [with_steps(arm, max(round(steps * shares[arm.name]), 1), study.given) for arm in arms]
 
 
 def with_steps(arm: Arm, steps: int, given: Mapping[str, Any]) -> Arm:
@@ -103,7 +51,7 @@ def with_steps(arm: Arm, steps: int, given: Mapping[str, Any]) -> Arm:
         "steps": steps,
         "validate_every": max(steps // VALIDATIONS, 1),
         "sample_every": steps,
-        "checkpoint_every": max(steps // 5, 1),
+        "checkpoint_every": max(steps // CHECKPOINTS, 1),
         "log_every": 5,
     }
     return replace(arm, settings={**arm.settings, **{key: value for key, value in spread.items() if key not in given}})
@@ -159,12 +107,6 @@ def share_initial_weights(models: Iterable[STDiT]) -> tuple[STDiT, float]:
     return model, shared / sum(value.numel() for value in weights.values())
 
 
-def _seconds(work: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
 def _share(study: Study, arm: Arm, reference: Arm, costs: Mapping[str, Cost]) -> float:
     if study.match == "flops":
         reference_flops = estimate_arm(reference.config(study.base)).step_flops
@@ -175,18 +117,16 @@ def _share(study: Study, arm: Arm, reference: Arm, costs: Mapping[str, Cost]) ->
 
 
 def _fitting_steps(study: Study, shares: Mapping[str, float], seconds: float, costs: Mapping[str, Cost]) -> int:
-    """Return the steps of the reference arm that fit; each clip is loaded once for all arms of a seed."""
-    arms = [costs[name] for name in shares]
-    videos = 2 * study.prompts + 4  # to score, and sampled during training
-    fixed = study.seeds * sum(RUN_SECONDS + VALIDATIONS * cost.validation + videos * cost.prompt for cost in arms)
-    clip = max(cost.clip for cost in arms)
-    training = study.seeds * sum(costs[name].step * share for name, share in shares.items())
-    epoch = study.base.data.clips / study.base.global_batch  # steps in which every clip is new
-    loading = study.seeds * clip * study.base.global_batch * max(shares.values())
-    steps = (seconds - fixed) / (training + loading)
-    if steps > epoch:
-        steps = (seconds - fixed - loading * epoch) / training
-    return max(int(steps), MIN_STEPS)
+    """Return the most steps of the reference arm that fit, `MIN_STEPS` at least."""
+
+    def taken(steps: int) -> float:
+        return study_seconds(study, {name: steps * share for name, share in shares.items()}, costs)
+
+    fits, too_many = MIN_STEPS, 10**9
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        fits, too_many = (middle, too_many) if taken(middle) <= seconds else (fits, middle)
+    return fits
 
 
 def _around(value: int, unit: int) -> list[int]:

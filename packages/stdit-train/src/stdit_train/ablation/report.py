@@ -6,7 +6,8 @@ from pathlib import Path
 from statistics import mean
 
 from stdit_data.files import replace_text
-from stdit_train.ablation.arms import Arm, loss_is_comparable
+from stdit_train.ablation.arms import Arm
+from stdit_train.ablation.notes import QUICK, compare, time_taken
 from stdit_train.ablation.results import (
     HELD_OUT,
     LOSS,
@@ -14,47 +15,29 @@ from stdit_train.ablation.results import (
     Ranking,
     Result,
     by_arm,
-    rank,
     separation,
     write_csv,
     write_differences,
 )
 from stdit_train.ablation.runner import Ablation
-from stdit_train.config.load import flatten
 from stdit_train.evaluation.confidence import Interval, mean_interval
-from stdit_train.report.html import image, page, row, table, video
+from stdit_train.report.html import image, page, player_controls, row, table, video
 from stdit_train.report.plots import new_figure
-from stdit_train.report.run_report import sampled_prompts, settings_table
+from stdit_train.report.run_report import sampled_prompts, sessions_facts, settings_section
 
-QUICK = "a quick look, not a ranking"
-OTHER_LOSSES = "The arms' validation losses measure different things, so they are not ranked by them."
 METHOD = (
     "Within a seed all runs saw the same clips in the same order with the same noise and timesteps, and started from "
-    "the same weights wherever a parameter has the same name and shape. Intervals are Student's, 95 %, over seeds; "
-    "two arms are compared by their paired differences, and are not separated if that interval contains zero. "
+    "the same weights wherever a parameter has the same name and shape."
+)
+INTERVALS = (
+    "Intervals are Student's, 95 %, over seeds; two arms are compared by their paired differences, and are not "
+    "separated if that interval contains zero. "
     "The intervals are not corrected for many comparisons: of twenty pairs of equal arms, one is separated by chance."
 )
 
 
-def rankings_of(ablation: Ablation, results: Sequence[Result]) -> list[Ranking]:
-    """Rank the arms by validation loss, where that is comparable, and by the share of videos that are right.
-
-    Arms with a run that diverged are left out: the seeds that remain would flatter them.
-    """
-    ended = ablation.diverged()
-    results = [result for result in results if result.arm not in ended]
-    measures = [LOSS] if loss_is_comparable(ablation.study.base, ablation.arms) else []
-    return [found for found in (rank(results, measure) for measure in [*measures, SEEN, HELD_OUT]) if found]
-
-
-def diverged_lines(ablation: Ablation) -> list[str]:
-    """Return a line for each arm that is not ranked because runs of it diverged."""
-    ended, count = ablation.diverged().items(), ablation.study.seeds
-    return [f"Not ranked: {arm}, which diverged in {len(seeds)} of {count} runs." for arm, seeds in ended]
-
-
 def write_ablation_report(ablation: Ablation, results: Sequence[Result], command: str, quick: bool) -> list[Path]:
-    """Write runs.csv, differences.csv, curves.png, final.png and report.html into the ablation's folder.
+    """Write runs.csv, differences.csv, curves.png, report.html and, if there is a ranking, final.png into the folder.
 
     Args:
         ablation: its arms and folder.
@@ -69,26 +52,33 @@ def write_ablation_report(ablation: Ablation, results: Sequence[Result], command
     runs, pairs, curves, final, html = (
         folder / name for name in ("runs.csv", "differences.csv", "curves.png", "final.png", "report.html")
     )
-    rankings = rankings_of(ablation, results)
+    compared = compare(ablation, results)
+    rankings = compared.rankings
     write_csv(results, runs)
     write_differences(rankings, pairs)
     plot_curves(results, curves, study.match)
-    plot_final(results, rankings, final)
-    seeds = len({result.seed for result in results})
+    if rankings:
+        plot_final(results, rankings, final)
+    else:
+        final.unlink(missing_ok=True)  # of an earlier report, with other arms
     parts = [f"<h1>{escape(', '.join(arm.name for arm in ablation.arms))}</h1>"]
     parts += [f"<p><strong>{QUICK}</strong></p>" if quick else ""]
-    parts += [f"<p>Matched: {study.match}. Seeds: {seeds}. <code>{escape(command)}</code></p>", "<h2>Ranking</h2>"]
-    parts += [_ranking(ranking, quick) for ranking in rankings] or ["<p>no seed that all arms have finished yet</p>"]
-    parts += [f"<p>{escape(line)}</p>" for line in diverged_lines(ablation)]
-    parts += [f"<p>{OTHER_LOSSES}</p>" if not loss_is_comparable(study.base, ablation.arms) else ""]
-    parts += [f"<p>{METHOD}</p>", image(final, "final measures"), image(curves, "validation losses")]
+    parts += [_facts(ablation, results, command), f"<h2>{'Ranking' if rankings else 'No ranking'}</h2>"]
+    parts += [_ranking(ranking, quick) for ranking in rankings]
+    notes = compared.notes or ([] if rankings else ["No seed that all arms have finished yet."])
+    parts += [f"<p>{escape(line)}</p>" for line in notes]
+    parts += [
+        f"<p>{METHOD}</p>",
+        image(final, "final measures") if rankings else "",
+        image(curves, "validation losses"),
+    ]
     parts += ["<h2>Arms</h2>", _arms(ablation, results)]
-    parts += ["<h2>Paired differences</h2>", *map(_differences, rankings)]
+    parts += ["<h2>Paired differences</h2>", *map(_differences, rankings)] if rankings else []
     parts += ["<h2>Videos</h2>", _videos(ablation, results)]
-    settings = {arm.name: flatten(ablation.run_folder(arm, 0).read_config()) for arm in _begun(ablation)}
-    parts += ["<h2>Settings</h2>", settings_table(settings)]
+    settings = {arm.name: ablation.run_folder(arm, 0).read_config() for arm in _begun(ablation)}
+    parts += ["<h2>Settings</h2>", settings_section(settings)]
     replace_text(html, page("stdit ablation", parts))
-    return [html, curves, final, runs, pairs]
+    return [file for file in (html, curves, final, runs, pairs) if file.exists()]
 
 
 def plot_curves(results: Sequence[Result], output: Path, match: str) -> None:
@@ -131,13 +121,12 @@ def plot_final(results: Sequence[Result], rankings: Sequence[Ranking], output: P
 
     Args:
         results: of all finished runs.
-        rankings: the measures to show.
+        rankings: the measures to show, one or more.
         output: PNG file to write.
     """
-    count = max(len(rankings), 1)
-    figure, axes = new_figure(4.6 * count, 1.4 + 0.5 * max((len(r.means) for r in rankings), default=1), count)
-    panels = list(axes) if count > 1 else [axes]
-    for panel, ranking in zip(panels, rankings, strict=False):
+    count = len(rankings)
+    figure, axes = new_figure(4.6 * count, 1.4 + 0.5 * max(len(ranking.means) for ranking in rankings), count)
+    for panel, ranking in zip(list(axes) if count > 1 else [axes], rankings, strict=True):
         values = by_arm(results, ranking.measure)
         for y, (name, interval) in enumerate(ranking.means.items()):
             dots = list(values[name].values())
@@ -152,6 +141,18 @@ def plot_final(results: Sequence[Result], rankings: Sequence[Ranking], output: P
         panel.grid(alpha=0.25, axis="x")
     figure.tight_layout()
     figure.savefig(output, dpi=120)
+
+
+def _facts(ablation: Ablation, results: Sequence[Result], command: str) -> str:
+    facts = {"command": command, "matched": ablation.study.match, "seeds": f"{len({r.seed for r in results})}"}
+    sessions = [sessions_facts(ablation.run_folder(arm, 0)) for arm in _begun(ablation)]
+    known = [each for each in sessions if each]
+    if known:
+        facts["date"] = f"{known[0]['date'].split(' to ')[0]} to {known[-1]['date'].split(' to ')[1]}"
+        facts |= {key: known[0][key] for key in ("machine", "versions")}
+    if took := time_taken(ablation):
+        facts["duration"] = took
+    return table(["ablation", ablation.folder.name], "".join(row([title, text]) for title, text in facts.items()))
 
 
 def _ranking(ranking: Ranking, quick: bool) -> str:
@@ -197,7 +198,8 @@ def _arms(ablation: Ablation, results: Sequence[Result]) -> str:
     names += [f"{SEEN}: {aspect}" for aspect in ("colour", "shape", "motion")]
     shown = [i for i, name in enumerate(names) if name == "arm" or any(cells[i] for cells in outcomes)]
     rows = "".join(row([cells[i] for i in shown]) for cells in outcomes)
-    note = "FLOPs and step memory are estimated; process memory is the measured peak."
+    note = "FLOPs and step memory are estimated; process memory is the measured peak. Seconds per step were measured "
+    note += "before training, the arms in turns." if ablation.costs else "during training."
     return f"{table(head, costs)}<p>{note}</p>{table([names[i] for i in shown], rows)}"
 
 
@@ -222,7 +224,7 @@ def _videos(ablation: Ablation, results: Sequence[Result]) -> str:
     """Return the last samples of seed 0: a row per prompt, a column per arm."""
     done = {result.arm: result.steps for result in results if result.seed == 0}
     arms = [arm for arm in ablation.arms if arm.name in done]
-    html = ""
+    html = player_controls()
     prompts = sampled_prompts(ablation.run_folder(arms[0], 0)) if arms else []
     for i, prompt in enumerate(prompts):
         shown = ""

@@ -44,8 +44,15 @@ class Result:
         return self.shares[name]["all"] if name in self.shares else None
 
 
-def read_result(run: RunFolder, config: TrainConfig, arm: str) -> Result:
-    """Read the result of a finished run; its step time is the median over the logged steps.
+def read_result(run: RunFolder, config: TrainConfig, arm: str, step_seconds: float | None = None) -> Result:
+    """Read the result of a finished run.
+
+    Args:
+        run: folder of the run.
+        config: its settings.
+        arm: name of its arm.
+        step_seconds: seconds per step as measured in turns with the other arms. [default: the median over the logged
+            steps, in which whatever else the machine did shows]
 
     Raises:
         ConfigError: a file of the run is missing or damaged.
@@ -68,7 +75,7 @@ def read_result(run: RunFolder, config: TrainConfig, arm: str) -> Result:
         parameters=estimate.parameters,
         same_start=run.metadata().get("same_start", 1.0),
         step_flops=estimate.step_flops,
-        seconds_per_step=config.global_batch / statistics.median(rates),
+        seconds_per_step=step_seconds or config.global_batch / statistics.median(rates),
         step_memory=sum(kept),
         process_memory=max(row.get("memory_gib", 0.0) for row in rows),
         validation_loss=curve[-1][1] if curve else None,

@@ -6,10 +6,9 @@ compared alone. Each arm with each seed is a run folder, so that an interrupted 
 
 import json
 import logging
-import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,8 @@ from stdit_data.files import replace_text
 from stdit_data.latents.dataset import LatentDataset
 from stdit_model import STDiT
 from stdit_train.ablation.arms import Arm, Study, estimate_arm, reference_arm
-from stdit_train.ablation.matching import (
-    Cost,
-    measure_cost,
-    share_initial_weights,
-    with_length,
-    with_parameters_matched,
-)
+from stdit_train.ablation.costs import Cost, measure_costs, measured, study_seconds
+from stdit_train.ablation.matching import share_initial_weights, with_length, with_parameters_matched
 from stdit_train.ablation.results import SCORES, Result, read_result
 from stdit_train.callbacks import Callback, NullCallback
 from stdit_train.checkpoint.init_weights import load_initial
@@ -64,7 +58,10 @@ class Ablation:
         self.device = find_device()
         self._components: dict[tuple[str, ...], Components] = {}
         self._shared: tuple[Any, ClipDataset] | None = None  # the clips of one seed, encoded once for all arms
+        started = time.perf_counter()
         self.arms = self._plan()
+        self._planning = time.perf_counter() - started
+        self.remaining()  # checks the runs that are there
 
     def config(self, arm: Arm, seed: int) -> TrainConfig:
         """Return the settings of a run."""
@@ -83,16 +80,13 @@ class Ablation:
         Raises:
             ConfigError: the folder holds runs with other settings.
         """
-        for seed in range(self.study.seeds):
-            for arm in self.arms:
-                run, config = self.run_folder(arm, seed), self.config(arm, seed)
-                if not is_finished(run, config) and not self._train(arm, seed, watch(arm, seed)):
-                    return False
-                if DIVERGED in run.metadata():
-                    continue
-                if self.scored and not (run.path / SCORES).exists():
-                    self._score(run)
-        return True
+        started = time.perf_counter()
+        try:
+            return all(self._run(arm, seed, watch) for seed in range(self.study.seeds) for arm in self.arms)
+        finally:
+            saved = read_settings(self.folder / STUDY_FILE)
+            taken = self._planning + time.perf_counter() - started
+            self._save(saved | {"seconds": saved.get("seconds", 0.0) + taken})
 
     def results(self) -> list[Result]:
         """Read the results of all finished runs, seed by seed; those that diverged have none."""
@@ -101,7 +95,8 @@ class Ablation:
             for arm in self.arms:
                 run, config = self.run_folder(arm, seed), self.config(arm, seed)
                 if is_finished(run, config) and DIVERGED not in run.metadata():
-                    found.append(read_result(run, config, arm.name))
+                    cost = self.costs.get(arm.name)
+                    found.append(read_result(run, config, arm.name, cost and cost.step))
         return found
 
     def diverged(self) -> dict[str, list[int]]:
@@ -111,6 +106,36 @@ class Ablation:
             for arm in self.arms
         }
         return {name: seeds for name, seeds in ended.items() if seeds}
+
+    def seconds_of(self, steps: Mapping[str, int], seeds: int) -> float | None:
+        """Estimate the seconds of so many steps of each arm, by name; None where the arms have not been measured."""
+        if any(name not in self.costs for name in steps):
+            return None  # planned by an older version
+        return study_seconds(replace(self.study, seeds=seeds), steps, self.costs)
+
+    def remaining(self) -> float | None:
+        """Estimate the seconds of the runs that are missing; None where the arms have not been measured.
+
+        Raises:
+            ConfigError: the folder holds runs with other settings.
+        """
+        seconds: list[float | None] = []
+        for seed in range(self.study.seeds):
+            missing = [arm for arm in self.arms if not is_finished(self.run_folder(arm, seed), self.config(arm, seed))]
+            seconds.append(self.seconds_of({arm.name: self.config(arm, seed).steps for arm in missing}, seeds=1))
+        return None if None in seconds else sum(filter(None, seconds))
+
+    @property
+    def estimated(self) -> float | None:
+        """Seconds that measuring took and all runs were to take; None if this was planned by an older version."""
+        measuring = read_settings(self.folder / STUDY_FILE).get("measuring")
+        runs = self.seconds_of({arm.name: self.config(arm, 0).steps for arm in self.arms}, self.study.seeds)
+        return None if measuring is None or runs is None else measuring + runs
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that this ablation has taken so far, over all interruptions."""
+        return float(read_settings(self.folder / STUDY_FILE).get("seconds", 0.0))
 
     @property
     def scored(self) -> bool:
@@ -127,9 +152,9 @@ class Ablation:
         """
         study, file = self.study, self.folder / STUDY_FILE
         request = {"match": study.match, "steps": study.steps, "minutes": study.minutes, "prompts": study.prompts}
-        saved: dict[str, Any] = {"request": request, "arms": {}, "costs": {}}
+        saved: dict[str, Any] = {"request": request, "arms": {}, "costs": {}, "measuring": 0.0}
         if file.is_file():
-            saved = read_settings(file)
+            saved = {"measuring": None} | read_settings(file)
             for key, value in request.items():
                 if saved["request"][key] != value:
                     raise ConfigError(
@@ -137,6 +162,7 @@ class Ablation:
                         f"{value}): choose another folder with --out"
                     )
         known = {name: Arm(name, settings) for name, settings in saved["arms"].items()}
+        self.costs = {name: Cost(**values) for name, values in saved["costs"].items()}
         new = [arm for arm in study.arms if arm.name not in known]
         if known and new and study.steps is None:
             raise ConfigError(
@@ -144,38 +170,52 @@ class Ablation:
                 "--out, or give --steps from the start"
             )
         if new:
-            planned, costs = self._matched(list(study.arms))
+            started = time.perf_counter()
+            planned = self._matched(list(study.arms))
             known |= {arm.name: arm for arm in planned if arm.name not in known}
             saved["arms"] = {name: arm.settings for name, arm in known.items()}
-            saved["costs"] = {**{name: asdict(cost) for name, cost in costs.items()}, **saved["costs"]}
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise ConfigError(f"cannot create {self.folder}: {error.strerror}; choose another --out") from error
-            replace_text(file, json.dumps(saved, indent=1) + "\n")
+            saved["costs"] = {name: asdict(cost) for name, cost in self.costs.items()}
+            if saved["measuring"] is not None:  # else by an older version
+                saved["measuring"] += time.perf_counter() - started
+            self._save(saved)
         return [known[arm.name] for arm in study.arms]
 
-    def _matched(self, arms: list[Arm]) -> tuple[list[Arm], dict[str, Cost]]:
-        study, costs, started = self.study, dict[str, Cost](), time.perf_counter()
+    def _matched(self, arms: list[Arm]) -> list[Arm]:
+        """Return the arms with parameters and length matched, after their costs have been measured."""
+        study, started = self.study, time.perf_counter()
         if study.match == "parameters":
             target = estimate_arm(reference_arm(study.base, arms).config(study.base)).parameters
             arms = [with_parameters_matched(arm, study.base, target) for arm in arms]
-        if study.steps is None or study.match == "time":
-            for arm in arms:
-                log.info(f"timing a few steps of {arm.name}")
-                with tempfile.TemporaryDirectory() as folder:
-                    costs[arm.name] = measure_cost(self._timed_trainer(arm, RunFolder(Path(folder))))
-        minutes = study.minutes and study.minutes - (time.perf_counter() - started) / 60  # what timing has left
-        return with_length(study, arms, minutes, costs), costs
+        log.info(f"measuring a few steps of {', '.join(arm.name for arm in arms)}, in turns")
+        self.costs |= measure_costs(arms, self._measured_trainer)
+        minutes = study.minutes and study.minutes - (time.perf_counter() - started) / 60  # what measuring has left
+        return with_length(study, arms, minutes, self.costs)
 
-    def _timed_trainer(self, arm: Arm, run: RunFolder) -> Trainer:
-        config = self.config(arm, seed=0)
+    def _measured_trainer(self, arm: Arm, run: RunFolder) -> Trainer:
+        config = measured(self.config(arm, seed=0))
+        run.create(config)
         components = self._load_components(config)
         datasets = self._open_datasets(config, components)
         model = self._build_model(config, components).to(self.device)
         return Trainer(config, run, model, components, *datasets, self.device, NullCallback())
 
+    def _save(self, saved: dict[str, Any]) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot create {self.folder}: {error.strerror}; choose another --out") from error
+        replace_text(self.folder / STUDY_FILE, json.dumps(saved, indent=1) + "\n")
+
     # -- running ---------------------------------------------------------------------------------------------------
+
+    def _run(self, arm: Arm, seed: int, watch: Callable[[Arm, int], Callback]) -> bool:
+        """Train and score one run, as far as that is missing; returns False if interrupted."""
+        run, config = self.run_folder(arm, seed), self.config(arm, seed)
+        if not is_finished(run, config) and not self._train(arm, seed, watch(arm, seed)):
+            return False
+        if self.scored and DIVERGED not in run.metadata() and not (run.path / SCORES).exists():
+            self._score(run)
+        return True
 
     def _train(self, arm: Arm, seed: int, watcher: Callback) -> bool:
         """Train one run, from its last checkpoint where it has one; returns False if interrupted."""

@@ -78,7 +78,7 @@ class RunFolder:
         return "finished_at_step" in self.metadata()
 
     def metadata(self) -> dict[str, Any]:
-        """Return the contents of run.json: id, micro_batch (as fitted to the machine), finished_at_step."""
+        """Return the contents of run.json: id, micro_batch (as fitted to the machine), sessions, finished_at_step."""
         return read_settings(self.metadata_file) if self.metadata_file.exists() else {}
 
     def update_metadata(self, **values: Any) -> None:

@@ -25,6 +25,7 @@ RENAMED = {  # since 0.2.0; the old keys are read until 0.3
     "objective.given_of": "objective.conditioning_clips",
     "data.remember_latents": "data.cache_latents",
 }
+ALSO_CALLED = {"learning_rate": "optimizer.lr", "batch_size": "global_batch", "dropout": "objective.caption_dropout"}
 _STAGE_ORDER = ("16x256", "16x256-hq", "16x512", "64x512", "360x512", "demo")
 
 logger = logging.getLogger(__name__)
@@ -225,11 +226,23 @@ def known_keys() -> tuple[str, ...]:
     return tuple(_keys(TrainConfig))
 
 
+def check_key(given: str, option: str) -> None:
+    """Check that a dotted key can be set.
+
+    Raises:
+        ConfigError: it does not exist; the message begins with the option, and names the nearest known ones.
+    """
+    if RENAMED.get(given, given) not in known_keys():
+        raise ConfigError(f"{option} {given}: {_unknown_key(given)}")
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return a question with the nearest known names, to end a message with; empty where none is near."""
     known, leaf = list(known), name.split(".")[-1]
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    near = [key for key in known if key == ALSO_CALLED.get(leaf)]
+    near = near or difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     near += [key for key in known if key.split(".")[-1] == leaf and key not in near]
+    near = near or [key for key in known if leaf in key.split(".")[-1]]
     return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 

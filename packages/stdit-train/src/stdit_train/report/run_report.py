@@ -1,7 +1,8 @@
-"""Report runs: loss curves as PNG, and one self-contained HTML page with curves, samples and settings."""
+"""Report runs: curves as PNG, and one self-contained HTML page with facts, curves, samples and settings."""
 
 import re
 from collections.abc import Iterable
+from datetime import datetime, timedelta
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,19 @@ from typing import Any
 from stdit_data.files import replace_text
 from stdit_train.checkpoint.run_folder import RunFolder, stage_folders
 from stdit_train.config.load import CURRICULUM_FILE, flatten
+from stdit_train.config.toml import to_toml, toml_value
 from stdit_train.errors import ConfigError
-from stdit_train.report.html import image, page, row, table, video
+from stdit_train.report.html import image, listing, page, player_controls, row, table, video
 from stdit_train.report.plots import plot_runs
 from stdit_train.tracking.metrics import read_metrics
+from stdit_train.tracking.sessions import read_sessions
 
+LAST = {  # metrics whose last value is told, with their titles
+    "loss": "last training loss",
+    "validation_loss": "last validation loss",
+    "samples_per_second": "last samples per second",
+    "memory_gib": "last memory, GiB",
+}
 SHOWN_STEPS = 5  # per run, with samples: the first, the last, and evenly between
 
 
@@ -31,7 +40,7 @@ def write_report(runs: list[Path], out: Path) -> list[Path]:
         ConfigError: a path is not a run folder, no run has metrics, or `out` is not a folder.
     """
     folders = _named(RunFolder(path) for given in runs for path in stage_folders(given))
-    settings = {name: flatten(run.read_config()) for name, run in folders.items()}
+    settings = {name: run.read_config() for name, run in folders.items()}
     metrics = {name: read_metrics(run.metrics_file) for name, run in folders.items()}
     if not any(metrics.values()):
         raise ConfigError(f"nothing to report: no metrics yet in {', '.join(map(str, runs))}")
@@ -40,12 +49,14 @@ def write_report(runs: list[Path], out: Path) -> list[Path]:
     except OSError as error:
         raise ConfigError(f"cannot create the folder {out}: {error.strerror}; choose another with --out") from error
     plot, html = out / "loss.png", out / "report.html"
-    plot_runs(metrics, plot, _starts(runs, folders, metrics))
-    parts = [f"<h1>{escape(', '.join(metrics))}</h1>", image(plot, "loss curves")]
-    parts += ["<h2>Runs</h2>", _summary(metrics), "<h2>Samples</h2>"]
+    rates = {name: _rates(values["optimizer"]) for name, values in settings.items()}
+    plot_runs(metrics, plot, _starts(runs, folders, metrics), rates)
+    parts = [f"<h1>{escape(', '.join(metrics))}</h1>", _facts(folders, metrics)]
+    parts += ["<h2>Curves</h2>", image(plot, "training loss, validation loss and learning rate over the steps")]
+    parts += ["<h2>Samples</h2>", player_controls()]
     parts += [_samples(name, run) for name, run in folders.items()]
-    parts += ["<h2>Settings</h2>", settings_table(settings)]
-    replace_text(html, page("stdit report", parts))
+    parts += ["<h2>Settings</h2>", settings_section(settings)]
+    replace_text(html, page(f"{', '.join(metrics)}: stdit report", parts))
     return [plot, html]
 
 
@@ -55,15 +66,35 @@ def sampled_prompts(run: RunFolder) -> list[str]:
     return file.read_text().splitlines() if file.is_file() else []
 
 
-def settings_table(settings: dict[str, dict[str, Any]]) -> str:
-    """Return a table with a row per setting, those that differ first, and a column per run."""
-    keys = list(dict.fromkeys(key for values in settings.values() for key in values))
-    differing = [key for key in keys if len({repr(values.get(key)) for values in settings.values()}) > 1]
+def settings_section(configs: dict[str, dict[str, Any]]) -> str:
+    """Return the settings of runs, by name: a table of those that differ, and the TOML of each."""
+    settings = {name: flatten(values) for name, values in configs.items()}
+    keys = dict.fromkeys(key for values in settings.values() for key in values)
     body = ""
-    for key in [*differing, *(key for key in keys if key not in differing)]:
-        cells = [str(values.get(key, "")) for values in settings.values()]
-        body += row([key, *cells], "differs" if key in differing else "")
-    return table(["setting", *settings], body)
+    for key in keys:
+        values = [each.get(key) for each in settings.values()]
+        if len(set(map(repr, values))) > 1:
+            body += row([key, *("" if value is None else toml_value(value) for value in values)], "differs")
+    html = table(["setting", *settings], body) if body else ""
+    return html + "".join(listing(to_toml(values), name, len(configs) == 1) for name, values in configs.items())
+
+
+def sessions_facts(run: RunFolder) -> dict[str, str]:
+    """Return when and with what a run was trained, by the name of the fact; empty for a run of an older version."""
+    sessions = read_sessions(run)
+    if not sessions:
+        return {}
+    times = [[datetime.fromisoformat(session[key]) for key in ("started", "ended")] for session in sessions]
+    seconds = sum((ended - started).total_seconds() for started, ended in times)
+    resumed = f", in {len(sessions)} sessions" if len(sessions) > 1 else ""
+    versions = [", ".join(f"{name} {number}" for name, number in s["versions"].items()) for s in sessions]
+    return {
+        "date": f"{times[0][0]:%Y-%m-%d %H:%M} to {times[-1][1]:%Y-%m-%d %H:%M} UTC",
+        "duration": f"{timedelta(seconds=round(seconds))}{resumed}",
+        "machine": "; ".join(dict.fromkeys(session["machine"] for session in sessions)),
+        "versions": "; ".join(dict.fromkeys(versions)),
+        "command": "; ".join(dict.fromkeys(session["command"] for session in sessions)),
+    }
 
 
 def _named(runs: Iterable[RunFolder]) -> dict[str, RunFolder]:
@@ -93,17 +124,23 @@ def _name(run: RunFolder) -> str:
     return f"{path.parent.name}/{path.name}" if (path.parent / CURRICULUM_FILE).is_file() else path.name
 
 
-def _summary(metrics: dict[str, list[dict[str, float]]]) -> str:
-    columns = ("loss", "validation_loss", "samples_per_second", "memory_gib")
-    body = ""
-    for name, rows in metrics.items():
-        cells = [f"{rows[-1]['step'] if rows else 0:,}"]
-        for column in columns:
-            values = [row[column] for row in rows if column in row]
-            cells.append(f"{values[-1]:.4g}" if values else "")
-        body += row([name, *cells])
-    titles = (column.replace("_", " ").replace("gib", "(GiB)") for column in columns)
-    return table(["run", "steps", *(f"last {title}" for title in titles)], body)
+def _rates(optimizer: dict[str, Any]) -> list[float]:
+    return [optimizer["lr"], *([optimizer["muon_lr"]] if optimizer["name"] == "muon" else [])]
+
+
+def _facts(folders: dict[str, RunFolder], metrics: dict[str, list[dict[str, float]]]) -> str:
+    """Return a table with a row per fact, and a column per run."""
+    facts: dict[str, dict[str, str]] = {}
+    for name, run in folders.items():
+        rows = metrics[name]
+        facts[name] = {"steps": f"{int(rows[-1]['step']) if rows else 0:,}{'' if run.finished else ', not finished'}"}
+        for column, title in LAST.items():
+            values = [each[column] for each in rows if column in each]
+            facts[name] |= {title: f"{values[-1]:.4g}"} if values else {}
+        facts[name] |= sessions_facts(run) or {"date": "not recorded: trained with an older version"}
+    titles = dict.fromkeys(title for each in facts.values() for title in each)
+    body = "".join(row([title, *(each.get(title, "") for each in facts.values())]) for title in titles)
+    return table(["run", *facts], body)
 
 
 def _samples(name: str, run: RunFolder) -> str:

@@ -1,0 +1,84 @@
+"""Record when, on what and with what a run was trained: a session per start or resumption, in its run.json."""
+
+import os
+import platform
+import shlex
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stdit_train.checkpoint.run_folder import RunFolder
+
+PACKAGES = ("stdit-train", "stdit-model", "stdit-data", "torch", "diffusers", "transformers", "av")
+
+
+class Session:
+    """The time from a start or resumption of a run to its end.
+
+    Args:
+        run: folder of the run.
+        device: of this process.
+        processes: that train together.
+    """
+
+    def __init__(self, run: RunFolder, device: torch.device, processes: int) -> None:
+        self.run = run
+        self.facts: dict[str, Any] = {
+            "started": _now(),
+            "command": command_line(),
+            "machine": describe_machine(device, processes),
+            "versions": {"python": platform.python_version(), **package_versions()},
+        }
+        self.save()
+
+    def save(self) -> None:
+        """Write the session to run.json, as lasting until now."""
+        earlier = [facts for facts in read_sessions(self.run) if facts["started"] != self.facts["started"]]
+        self.run.update_metadata(sessions=[*earlier, {**self.facts, "ended": _now()}])
+
+
+def read_sessions(run: RunFolder) -> list[dict[str, Any]]:
+    """Return the sessions of a run in order: started, ended (UTC, ISO 8601), command, machine, versions.
+
+    Empty for a run of an older version.
+    """
+    sessions: list[dict[str, Any]] = run.metadata().get("sessions", [])
+    return sessions
+
+
+def command_line() -> str:
+    """Return the command that started this process, as typed into a shell."""
+    program = Path(sys.argv[0])
+    name = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name]
+    return shlex.join([*name, *sys.argv[1:]])
+
+
+def describe_machine(device: torch.device, processes: int) -> str:
+    """Return device, system and number of processes in words."""
+    if device.type == "cuda":
+        name = f"{torch.cuda.get_device_name(device)} (CUDA {torch.version.cuda})"
+    elif device.type == "mps":
+        name = "Apple GPU (MPS)"
+    else:
+        name = f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    shared = f"{processes} processes, each on " if processes > 1 else ""
+    return f"{shared}{name}, {platform.system()} {platform.machine()}"
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of our packages and of those that decide on a run's numbers."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()
