@@ -105,8 +105,9 @@ FOLDERS_MAY_IMPORT: dict[str, dict[str, set[str]]] = {
         "curriculum": {"build", "callbacks", "checkpoint", "components", "config", "distributed", "errors"},
     },
     "stdit_cli": {
+        "completion": set(),
         "console": set(),
-        "commands": {"console"},
+        "commands": {"completion", "console"},
         "main": {"commands"},
         "__main__": {"main"},
     },

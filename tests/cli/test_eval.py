@@ -8,6 +8,7 @@ import pytest
 
 from stdit_data.datasets.shapes import ShapesDataset
 from stdit_data.video.write import write_mp4
+from stdit_train.evaluation.evaluate import MEASURES
 
 
 def test_eval_writes_scores(stdit: Callable, tmp_path: Path) -> None:
@@ -26,6 +27,20 @@ def test_eval_writes_scores(stdit: Callable, tmp_path: Path) -> None:
     assert written["settings"]["steps"] == 2 and written["settings"]["guidance"] == 1.7  # the model's own
     for word in ("all correct", "held-out (of 4)", "flicker", "VAE PSNR"):
         assert word in done.out
+    assert "share right (higher is better)" in done.out
+    rows = {cells[1].strip(): cells for line in done.out.splitlines() if len(cells := line.split("│")) > 4}
+    assert [cell.strip() for cell in rows["VAE PSNR (dB)"][2:4]] == ["dB", "higher"]
+    assert [cell.strip() for cell in rows["outline change"][2:4]] == ["share of the shape's size", "lower"]
+    assert set(measures) <= MEASURES.keys()
+    assert written["better"]["flicker"] == "lower"
+
+
+def test_eval_prints_json_alone(stdit: Callable) -> None:
+    done = stdit("eval", "--prompts", "1", "--split", "seen", "--steps", "1", "--vae-clips", "0", "--json")
+    assert done.code == 0, done
+    written = json.loads(done.out)
+    assert list(written["scores"]) == ["seen"]
+    assert written["settings"]["prompts"] == 1 and "as_json" not in written["settings"]
 
 
 def test_captions_of_clips_are_prompts(stdit: Callable, tmp_path: Path) -> None:

@@ -165,14 +165,14 @@ class TrainingBar:
         self.times.append((progress, now))
         done = progress - self.times[0][0]
         left = (now - self.times[0][1]) * max(0.0, 1.0 - progress) / done if done > 0 else None
-        times = {"left": left, "elapsed": now - self.began}
+        elapsed = now - self.began
         by_time = progress > step / self.steps  # a budget of minutes that runs out before the steps do
         count = f"step {step}" if by_time else f"{step}/{self.steps}"
         beside = len("training  ") + self.bar_width + 2 * len(str(self.steps))
-        shown = figures(self.smooth, **times, room=self.bar.console.width - beside)
+        shown = figures(self.smooth, left, elapsed, room=self.bar.console.width - beside)
         self.bar.update(self.task, completed=progress, count=count, figures=shown)
         if not self.bar.console.is_terminal:
-            self.line = f"step {step}{'' if by_time else f' of {self.steps}'}: {figures(self.smooth, **times)}"
+            self.line = f"step {step}{'' if by_time else f' of {self.steps}'}: {figures(self.smooth, left, elapsed)}"
             if self.lines.due():
                 self._print_line()
 

@@ -28,7 +28,6 @@ app = typer.Typer(
     help="Train, sample and compare text-to-video diffusion transformers (STDiT, Open-Sora 1.0).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 app.command("sample")(sample.sample)
 app.command("train")(train.train)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stdit_cli import completion
 from stdit_train.assets import DEMO, named_source
 from stdit_train.errors import ConfigError
 
@@ -39,6 +41,7 @@ class EvaluateOptions:
     steps: int | None
     guidance: float | None
     out: Path | None
+    as_json: bool = False
 
 
 def evaluate(
@@ -46,7 +49,13 @@ def evaluate(
         str | None, typer.Argument(help="Pipeline folder, run folder or Hub id.", show_default="the bundled demo")
     ] = None,
     prompts: Annotated[int, typer.Option(min=1, help="Prompts per split, or captions of --data.")] = 200,
-    split: Annotated[str, typer.Option(help="Prompts of `shapes` to use: seen, held-out or both.")] = "both",
+    split: Annotated[
+        str,
+        typer.Option(
+            help="Prompts of `shapes` to use: seen, held-out or both.",
+            autocompletion=completion.choices("seen", "held-out", "both"),
+        ),
+    ] = "both",
     data: Annotated[
         str | None,
         typer.Option(help="Folder or manifest of videos for prompts and comparison, instead of `shapes`."),
@@ -68,6 +77,7 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="JSON file for scores, prompts, seeds and readings; it must not exist.")
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the content of --out instead of tables.")] = False,
 ) -> None:
     """Measure how well a checkpoint follows prompts, how smooth its videos are, and how much its VAE loses."""
     if split not in ("both", *SPLITS):
@@ -78,7 +88,8 @@ def evaluate(
         raise ConfigError(f"--out {out}: there is no folder {out.parent}")
     splits = list(SPLITS) if split == "both" else [split]
     source = DEMO if checkpoint is None else named_source(checkpoint)
-    run_evaluation(EvaluateOptions(source, prompts, splits, data, clip, fvd, vae_clips, seed, steps, guidance, out))
+    models = source, prompts, splits, data, clip, fvd
+    run_evaluation(EvaluateOptions(*models, vae_clips, seed, steps, guidance, out, as_json))
 
 
 def run_evaluation(options: EvaluateOptions) -> None:
@@ -88,14 +99,14 @@ def run_evaluation(options: EvaluateOptions) -> None:
     from stdit_cli.console import CountingBar
     from stdit_train.assets import resolve_source
     from stdit_train.evaluation.clip_score import load_clip
-    from stdit_train.evaluation.evaluate import evaluate_captions, reference_videos, write_scores
+    from stdit_train.evaluation.evaluate import evaluate_captions, reference_videos, scores_content, write_scores
     from stdit_train.evaluation.fvd import FrechetDistance, load_features
     from stdit_train.evaluation.outline import OutlineQuality
     from stdit_train.evaluation.video_metrics import Smoothness, reconstruction
     from stdit_train.hardware import find_device
     from stdit_train.pipeline.load import load_pipeline
 
-    console, device = Console(highlight=False), find_device()
+    console, device = Console(highlight=False, stderr=options.as_json), find_device()
     clip = load_clip(options.clip, device) if options.clip else None
     features = load_features(options.fvd, device) if options.fvd else None
     pipeline = load_pipeline(resolve_source(options.checkpoint))
@@ -131,17 +142,21 @@ def run_evaluation(options: EvaluateOptions) -> None:
     if options.vae_clips:
         for name, found in scores.items():
             found.measures.update(reconstruction(pipeline.vae, reference_videos(references[name], options.vae_clips)))
-    if options.data is None:
+    if options.data is None and not options.as_json:
         console.print(score_table(scores))
-    console.print(measure_table(scores))
-    if options.out is not None:
-        settings = {key: value for key, value in asdict(options).items() if key != "out"}
+    if not options.as_json:
+        console.print(measure_table(scores))
+    if options.out is not None or options.as_json:
+        settings = {key: value for key, value in asdict(options).items() if key not in ("out", "as_json")}
         if options.steps is None:
             settings["steps"] = pipeline.config.num_inference_steps
         if options.guidance is None:
             settings["guidance"] = pipeline.config.guidance_scale
-        write_scores(scores, settings, options.out)
-        console.print(f"{options.out}")
+        if options.out is not None:
+            write_scores(scores, settings, options.out)
+            console.print(f"{options.out}")
+        if options.as_json:
+            typer.echo(json.dumps(scores_content(scores, settings), indent=1))
 
 
 def open_references(options: EvaluateOptions, pipeline: STDiTPipeline) -> dict[str, Any]:
@@ -212,7 +227,9 @@ def score_table(scores: dict[str, Scores]) -> Table:
     """Tabulate the shares of videos that show what their prompts say, with 95 % intervals."""
     from rich.table import Table
 
-    table = Table("share right", *(f"{name} (of {len(found.trials)})" for name, found in scores.items()))
+    table = Table(
+        "share right (higher is better)", *(f"{name} (of {len(found.trials)})" for name, found in scores.items())
+    )
     for aspect in next(iter(scores.values())).shares:
         shares = (found.shares[aspect] for found in scores.values())
         cells = (f"{share['share']:.3f} ({share['low']:.3f} to {share['high']:.3f})" for share in shares)
@@ -221,12 +238,16 @@ def score_table(scores: dict[str, Scores]) -> Table:
 
 
 def measure_table(scores: dict[str, Scores]) -> Table:
-    """Tabulate the measures of the videos, with 95 % intervals."""
+    """Tabulate the measures of the videos, with unit, direction and 95 % intervals."""
     from rich.table import Table
 
+    from stdit_train.evaluation.evaluate import MEASURES
+
     names = list(dict.fromkeys(name for found in scores.values() for name in found.measures))
-    table = Table("measure", *scores)
+    table = Table("measure", "unit", "better", *scores)
     for name in names:
         cells = [found.measures.get(name) for found in scores.values()]
-        table.add_row(name, *(f"{cell.text()} (of {cell.count})" if cell else "" for cell in cells))
+        table.add_row(
+            name, *MEASURES.get(name, ("", "")), *(f"{cell.text()} (of {cell.count})" if cell else "" for cell in cells)
+        )
     return table

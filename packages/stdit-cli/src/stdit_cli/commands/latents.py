@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stdit_cli import completion
 from stdit_train.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,7 +45,10 @@ def encode(
     source: Annotated[str, typer.Argument(help="Folder or manifest of videos, or `shapes` for the built-in set.")],
     out: Annotated[str, typer.Argument(help="Folder or URL of the cache; finished shards in it are kept.")],
     stage: Annotated[
-        str, typer.Option(help="Stage whose clip settings to use: frames, size, interval, flips.")
+        str,
+        typer.Option(
+            help="Stage whose clip settings to use: frames, size, interval, flips.", autocompletion=completion.stages
+        ),
     ] = "demo",
     frames: Annotated[int | None, typer.Option(help="Frames per clip.", show_default="the stage's")] = None,
     height: Annotated[int | None, typer.Option(help="Height in pixels.", show_default="the stage's")] = None,
@@ -236,7 +240,8 @@ def run_encode(stage: str, named: dict[str, object], settings: list[str], encodi
     console, world = Console(highlight=False), World.from_env()
     overrides = {**named, **parse_overrides(settings)}
     config = resolve_config(load_stage(stage, overrides), overrides)
-    wanted = replace(config.data, **{key: "" for key in ("vae", "text_encoder") if PART_OF[key] not in encoding.parts})
+    unused: dict[str, Any] = {key: "" for key, part in PART_OF.items() if part not in encoding.parts}
+    wanted = replace(config.data, **unused)
     if world.is_main and (line := shapes_only(replace(config, data=wanted))):
         console.print(line, soft_wrap=True)
     names = {part: _component_name(getattr(config.data, part)) for part in ("vae", "text_encoder")}

@@ -4,31 +4,64 @@ from typing import Annotated
 
 import typer
 
+from stdit_cli import completion
+
 
 def plan(
-    stage: Annotated[str, typer.Option(help="Stage to plan; `stdit stages` lists them.")] = "16x256",
+    stage: Annotated[
+        str, typer.Option(help="Stage to plan; `stdit stages` lists them.", autocompletion=completion.stages)
+    ] = "16x256",
     gpus: Annotated[int, typer.Option(min=1, help="Number of devices.")] = 1,
-    gpu: Annotated[str, typer.Option(help="Device: h200, h100, a100, 4090, or cpu for this machine.")] = "h100",
+    gpu: Annotated[
+        str,
+        typer.Option(
+            help="Device: h200, h100, a100, 4090, cpu for this machine, or any card as MEMORY,RATE: 24GB,80TFLOPS.",
+            autocompletion=completion.gpus,
+        ),
+    ] = "h100",
     setting: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, e.g. global_batch=64.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Any setting, e.g. global_batch=64.",
+            autocompletion=completion.settings,
+        ),
     ] = None,
     sampling: Annotated[
         bool, typer.Option("--sampling", help="Show also the memory that sampling one such clip takes.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: a list of ways to place the stage.")] = False,
 ) -> None:
     """Show parameters, FLOPs, memory and time of a stage, from formulas and stated peak rates; nothing is allocated."""
+    import json
+
     from stdit_cli.console import clock, plain_console
     from stdit_train.config.load import load_stage, parse_overrides
     from stdit_train.config.resolve import resolve_config
+    from stdit_train.distributed.mesh import nearest_batch
+    from stdit_train.errors import ConfigError
     from stdit_train.estimate.plan import SHARE_OF_PEAK, find_device_kind, plan_stage
-    from stdit_train.estimate.training import describe, refusal
+    from stdit_train.estimate.training import advice, describe, shortfall
 
     console = plain_console()
     overrides = parse_overrides(setting or [])
     config = resolve_config(load_stage(stage, overrides), overrides, demo_parts=False)
     device = find_device_kind(gpu)
+    if as_json and sampling:
+        raise ConfigError("--json and --sampling: give one of the two")
+    ways = plan_stage(config, device, gpus)
+    if as_json:
+        typer.echo(json.dumps([way.to_dict(device) for way in ways], indent=1))
+        return
     console.print(f"stage {stage} on {gpus} x {device.title}, {device.memory / 2**30:.1f} GiB each")
-    for way in plan_stage(config, device, gpus):
+    if config.global_batch % gpus:
+        nearest = nearest_batch(config.global_batch, gpus)
+        console.print(
+            f"{gpus} devices cannot share a batch of {config.global_batch} evenly, so only ways with several to a clip "
+            f"are shown; the nearest batch that they can share: --set global_batch={nearest}"
+        )
+    for way in ways:
         if gpus > 1:
             console.print(f"\n{way.how}:")
         for line in describe(way.estimate):
@@ -44,7 +77,10 @@ def plan(
             f"time         {way.seconds_per_step:.3g} s a step, {total} in all, if {SHARE_OF_PEAK:.0%} of "
             f"{way.peak / 1e12:.3g} TFLOP/s are reached; VAE and text encoder come on top"
         )
-        console.print("fits" if way.fits else refusal(way.estimate, device.memory) or "")
+        console.print(shortfall(way.estimate, device.memory) or "fits")
+    short = [way for way in ways if not way.fits]
+    for line in dict.fromkeys(advice(way.estimate, device.memory) for way in short):
+        console.print(f"to make it fit, {line}")
     if sampling:
         from stdit_train.estimate.sampling import describe_phases, plan_sampling
 

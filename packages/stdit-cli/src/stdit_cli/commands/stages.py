@@ -1,15 +1,26 @@
 """`stdit stages`: list the stages and curricula."""
 
+from typing import Annotated
 
-def stages() -> None:
+import typer
+
+
+def stages(as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with all settings.")] = False) -> None:
     """List the training stages with their sizes, and the curricula that train several in a row."""
+    import json
+
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
     from stdit_data.video.frames import default_sampling
-    from stdit_train.config.load import curriculum_names, curriculum_summary, load_stage, stage_names
+    from stdit_train.config.load import curriculum_names, curriculum_summary, load_stage, stage_names, to_dict
 
+    if as_json:
+        curricula = [{"name": name, "about": curriculum_summary(name)} for name in curriculum_names()]
+        listed = {"stages": [to_dict(load_stage(name)) for name in stage_names()], "curricula": curricula}
+        typer.echo(json.dumps(listed, indent=1))
+        return
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))  # narrow enough for 80 columns
     for column in ("stage", "clip", "every", "model", "loss", "steps", "batch", "rate"):
         table.add_column(column, no_wrap=True)

@@ -147,6 +147,24 @@ def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
     return overrides
 
 
+def read_own_settings(file: Path) -> dict[str, Any]:
+    """Read a user's TOML file in the form of a stage's: settings by dotted key, and `stage`, which they are laid over.
+
+    Raises:
+        ConfigError: it cannot be read, or has an unknown key; the message names it.
+    """
+    try:
+        values = flatten(_with_current_names(tomllib.loads(file.read_text(encoding="utf-8"))))
+    except OSError as error:
+        raise ConfigError(f"--config {file}: {error.strerror}") from error
+    except ValueError as error:  # not TOML, or not UTF-8
+        raise ConfigError(f"--config {file}: not a TOML file: {error}") from error
+    for key in values:
+        if key not in known_keys():
+            raise ConfigError(f"--config {file}: unknown setting {key!r}{did_you_mean(key, known_keys())}")
+    return values
+
+
 def set_values(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Return nested plain values with overrides by dotted key.
 

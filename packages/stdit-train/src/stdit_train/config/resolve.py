@@ -56,7 +56,9 @@ def shapes_only(config: TrainConfig) -> str | None:
         about = read_metadata(data.source, "video") or read_metadata(data.source, "text")
         if about is not None and about["manifest"]["source"].split(":")[0] == "shapes":
             return None
-    published, reasons, options = DataConfig(), [], []
+    published = DataConfig()
+    reasons: list[str] = []
+    options: list[str] = []
     if data.vae == DEMO:
         reasons.append("VAE knows flat shapes alone, and other footage becomes blobs")
         options.append(f"--vae {published.vae}")

@@ -79,8 +79,14 @@ class ParallelDims:
         if global_batch is not None and global_batch % self.data:
             raise ConfigError(
                 f"a global batch of {global_batch} is not a multiple of the {self.data} data-parallel ranks "
-                f"({self.world_size} processes, {self.sequence} a clip): --set global_batch=..."
+                f"({self.world_size} processes, {self.sequence} a clip): the nearest is --set "
+                f"global_batch={nearest_batch(global_batch, self.data)}"
             )
+
+
+def nearest_batch(batch: int, ranks: int) -> int:
+    """Return the multiple of a number of ranks that is nearest to a batch; of two the larger."""
+    return max(ranks, (2 * batch + ranks) // (2 * ranks) * ranks)
 
 
 @dataclass(frozen=True)

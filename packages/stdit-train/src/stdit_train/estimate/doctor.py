@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from stdit_train.config.schema import TrainConfig
-from stdit_train.estimate.training import estimate_run, refusal
+from stdit_train.estimate.training import Estimate, estimate_run
 from stdit_train.hardware import GIB, available_memory, find_device
 
 PACKAGES = ("torch", "diffusers", "transformers", "torchdata", "av", "safetensors", "huggingface-hub")
@@ -36,10 +36,10 @@ def examine(folder: Path) -> dict[str, str]:
     }
 
 
-def stages_that_fit(configs: Iterable[TrainConfig]) -> dict[str, str | None]:
-    """Return for each stage, by name, why it does not fit on this machine; None if it does."""
+def estimate_stages(configs: Iterable[TrainConfig]) -> tuple[list[Estimate], int]:
+    """Estimate stages on this machine, as the check before a run does; return them and the bytes that are free."""
     available = available_memory()
-    return {config.stage: refusal(estimate_run(config, available), available) for config in configs}
+    return [estimate_run(config, available) for config in configs], available
 
 
 def _device(device: torch.device) -> str:

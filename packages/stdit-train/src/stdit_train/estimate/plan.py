@@ -1,12 +1,13 @@
 """Plan a stage on a number of devices: the memory of each, and the time from their stated peak rates."""
 
-from dataclasses import dataclass, replace
+import re
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from stdit_train.config.load import did_you_mean
 from stdit_train.config.schema import TrainConfig, model_arguments
 from stdit_train.errors import ConfigError
-from stdit_train.estimate.training import Estimate, estimate_run, refusal
+from stdit_train.estimate.training import Estimate, estimate_run, refusal, to_dict
 from stdit_train.hardware import DEVICES, GIB, Device, find_device, measured_peak, this_device
 
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 NODE = 8  # devices of one machine
 SHARE_OF_PEAK = 0.4  # assumed model FLOPs utilisation
+CONTEXT = GIB  # of a card's memory that the driver and a CUDA context take
+_CARD = re.compile(r"(\d+(?:\.\d+)?) ?gi?b? ?, ?(\d+(?:\.\d+)?) ?t(?:flops?|flop/s)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -27,9 +30,26 @@ class Plan:
     seconds_per_step: float  # at SHARE_OF_PEAK
     sent: "Traffic"  # bytes that a device sends in a step
 
+    def to_dict(self, device: Device) -> dict[str, Any]:
+        """Return the numbers for JSON: bytes, FLOPs and seconds."""
+        return {
+            "how": self.how,
+            "device": device.title,
+            **to_dict(self.estimate, device.memory),
+            "peak_flops_per_second": self.peak,
+            "share_of_peak": SHARE_OF_PEAK,
+            "seconds_per_step": self.seconds_per_step,
+            "sent_per_step": {**asdict(self.sent), "total": self.sent.total},
+        }
+
 
 def find_device_kind(name: str) -> Device:
-    """Return the device of a name in `stdit_train.hardware.DEVICES`; "cpu" is this machine's, its peak measured.
+    """Return the device of a name.
+
+    Args:
+        name: one in `stdit_train.hardware.DEVICES`; "cpu" for this machine's, its peak measured; or the memory and the
+            rate of any card, as "24GB,80TFLOPS". The memory is the one on the box, of which the driver takes about
+            1 GiB; the rate is that of dense matrix products in the precision of the run.
 
     Raises:
         ConfigError: no such device.
@@ -38,9 +58,19 @@ def find_device_kind(name: str) -> Device:
         here = this_device()
         rate = measured_peak()
         return Device("this CPU (its peak measured with a float32 matrix product)", here.memory, rate, rate)
+    if card := _CARD.fullmatch(name.strip()):
+        memory, rate = float(card[1]), 1e12 * float(card[2])
+        if memory * GIB <= CONTEXT or not rate:
+            raise ConfigError(f"--gpu {name}: a card needs more than 1 GB and a rate above 0")
+        return Device(
+            f"a card of {memory:g} GB and {float(card[2]):g} TFLOP/s", int(memory * GIB) - CONTEXT, rate, rate
+        )
     if name not in DEVICES:
         known = [*DEVICES, "cpu"]
-        raise ConfigError(f"unknown device {name!r}: choose one of {', '.join(known)}{did_you_mean(name, known)}")
+        raise ConfigError(
+            f"unknown device {name!r}: choose one of {', '.join(known)}{did_you_mean(name, known)}, or give the memory "
+            "and the rate of a card, e.g. 24GB,80TFLOPS"
+        )
     return DEVICES[name]
 
 
@@ -143,21 +173,9 @@ class DryRun:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers behind the table, for JSON: bytes, FLOPs and seconds."""
-        e = self.estimate
         return {
-            "stage": e.config.stage,
-            "parameters": e.parameters,
-            "latent": list(e.latent),
-            "tokens": e.tokens,
-            "micro_batch": e.micro_batch,
-            "accumulation": e.accumulation,
-            "flops_per_step": e.step_flops,
             "device": self.device.title,
-            "processes": e.processes,
-            "memory": e.memory,
-            "peak_memory": e.total_memory,
-            "available_memory": self.device.memory,
-            "fits": e.total_memory <= self.device.memory,
+            **to_dict(self.estimate, self.device.memory),
             "seconds_per_step": self.seconds_per_step,
             "notes": self.notes,
         }

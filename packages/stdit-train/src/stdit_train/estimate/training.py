@@ -1,7 +1,7 @@
 """Estimate what a training run takes before anything is allocated: parameters, tokens, FLOPs, memory."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stdit_model import flops
 from stdit_train import hardware
@@ -65,7 +65,12 @@ def estimate_run(config: TrainConfig, available: int | None = None, dims: "Paral
     available = hardware.available_memory() if available is None else available
     ranks = dims.data if dims is not None else 1
     if config.global_batch % ranks:
-        raise ConfigError(f"{ranks} processes can't share a batch of {config.global_batch}: --set global_batch=...")
+        from stdit_train.distributed.mesh import nearest_batch
+
+        raise ConfigError(
+            f"{ranks} processes can't share a batch of {config.global_batch}: the nearest that they can share is --set "
+            f"global_batch={nearest_batch(config.global_batch, ranks)}"
+        )
     share = config.global_batch // ranks
     if config.micro_batch is not None:
         return _estimate(config, min(config.micro_batch, share), dims)
@@ -182,23 +187,58 @@ def fit_to_memory(
 
 def refusal(estimate: Estimate, available: int) -> str | None:
     """Return why a run does not fit and what would change that; None if it fits."""
+    why = shortfall(estimate, available)
+    return None if why is None else f"stage {estimate.config.stage} {why}: {advice(estimate, available)}"
+
+
+def shortfall(estimate: Estimate, available: int) -> str | None:
+    """Return by how much a run does not fit; None if it fits."""
     if estimate.total_memory <= available:
         return None
+    return (
+        f"needs about {estimate.total_memory / GIB:.1f} GiB at {estimate.micro_batch} "
+        f"sample{'s' * (estimate.micro_batch > 1)} at once ({estimate.memory['activations'] / GIB:.1f} of it "
+        f"activations), {available / GIB:.1f} GiB are free"
+    )
+
+
+def advice(estimate: Estimate, available: int) -> str:
+    """Return what makes a run fit that does not."""
     fixed = sum(estimate.memory.values()) - estimate.memory["activations"]
     config = estimate.config
-    advice = []
+    ways = []
     if fixed > available:
-        advice.append("a smaller preset (--set model.preset=S/2)")
+        ways.append("a smaller preset (--set model.preset=S/2)")
     else:
         if not config.activation_checkpointing:
-            advice.append("--set activation_checkpointing=true")
-        advice.append("fewer frames or a smaller size (--set data.frames=16, data.height=256, data.width=256)")
-    advice.append("or a machine with more memory")
-    return (
-        f"stage {config.stage} needs about {estimate.total_memory / GIB:.1f} GiB at {estimate.micro_batch} "
-        f"sample{'s' * (estimate.micro_batch > 1)} at once ({estimate.memory['activations'] / GIB:.1f} of it "
-        f"activations), {available / GIB:.1f} GiB are free here: take {', '.join(advice)}"
-    )
+            ways.append("--set activation_checkpointing=true")
+        ways.append("fewer frames or a smaller size (--set data.frames=16, data.height=256, data.width=256)")
+    ways.append("or a machine with more memory")
+    return f"take {', '.join(ways)}"
+
+
+def to_dict(estimate: Estimate, available: int) -> dict[str, Any]:
+    """Return an estimate for JSON: bytes, FLOPs, and whether it fits.
+
+    Args:
+        estimate: of a run.
+        available: bytes of memory of each process.
+    """
+    return {
+        "stage": estimate.config.stage,
+        "parameters": estimate.parameters,
+        "latent": list(estimate.latent),
+        "tokens": estimate.tokens,
+        "global_batch": estimate.config.global_batch,
+        "micro_batch": estimate.micro_batch,
+        "accumulation": estimate.accumulation,
+        "flops_per_step": estimate.step_flops,
+        "processes": estimate.processes,
+        "memory": estimate.memory,
+        "peak_memory": estimate.total_memory,
+        "available_memory": available,
+        "fits": estimate.total_memory <= available,
+    }
 
 
 def describe(estimate: Estimate) -> list[str]:

@@ -13,8 +13,22 @@ from stdit_data.clip import ClipDataset
 from stdit_data.datasets.shapes import Split
 from stdit_data.files import replace_text
 from stdit_train.evaluation.confidence import Interval
+from stdit_train.evaluation.outline import GOOD
 from stdit_train.evaluation.prompt_following import Trial, follow_prompts, score
 from stdit_train.evaluation.video_metrics import Measure
+
+# Unit or range of the measures, and which direction is better; "" where that depends on the motion.
+MEASURES = {
+    "change": ("share of the pixels' range", ""),
+    "flicker": ("0 to 2", "lower"),
+    "shape IoU": ("0 to 1", "higher"),
+    f"frames with IoU > {GOOD:g}": ("share", "higher"),
+    "outline change": ("share of the shape's size", "lower"),
+    "CLIP similarity": ("100 x cosine", "higher"),
+    "FVD": ("distance", "lower"),
+    "VAE PSNR (dB)": ("dB", "higher"),
+    "VAE SSIM": ("-1 to 1", "higher"),
+}
 
 
 @dataclass(frozen=True)
@@ -103,10 +117,12 @@ def reference_videos(dataset: ClipDataset, count: int) -> Iterator[Tensor]:
         yield dataset.load(index, seed=0, epoch=0).video
 
 
-def write_scores(scores: dict[str, Scores], settings: dict[str, Any], file: Path) -> None:
-    """Write all shares, measures, prompts, seeds and readings as JSON."""
-    content = {
+def scores_content(scores: dict[str, Scores], settings: dict[str, Any]) -> dict[str, Any]:
+    """Return all shares, measures, prompts, seeds and readings, for JSON."""
+    names = dict.fromkeys(name for found in scores.values() for name in found.measures)
+    return {
         "settings": settings,
+        "better": {"scores": "higher"} | {name: MEASURES[name][1] for name in names if name in MEASURES},
         "scores": {split: found.shares for split, found in scores.items()},
         "measures": {
             split: {name: _plain(interval) for name, interval in found.measures.items()}
@@ -115,7 +131,11 @@ def write_scores(scores: dict[str, Scores], settings: dict[str, Any], file: Path
         "prompts": {split: found.prompts for split, found in scores.items()},
         "trials": {split: [asdict(trial) for trial in found.trials] for split, found in scores.items()},
     }
-    replace_text(file, json.dumps(content, indent=1) + "\n")
+
+
+def write_scores(scores: dict[str, Scores], settings: dict[str, Any], file: Path) -> None:
+    """Write `scores_content` to a file."""
+    replace_text(file, json.dumps(scores_content(scores, settings), indent=1) + "\n")
 
 
 def _plain(interval: Interval) -> dict[str, float | int | None]:

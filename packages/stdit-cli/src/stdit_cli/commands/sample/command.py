@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
+from stdit_cli import completion
 from stdit_cli.commands.sample.prompts import read_prompts
-from stdit_cli.commands.sample.request import SEED_MAX, PromptRequest, SampleRequest, Settings
+from stdit_cli.commands.sample.request import FORMATS, LONG, SEED_MAX, PromptRequest, SampleRequest, Settings
 from stdit_train.assets import named_source
 from stdit_train.errors import ConfigError
 
@@ -40,6 +41,7 @@ def sample(
         typer.Option(
             help="mp4, gif, webp, png (one frame) or frames (a folder of PNGs).",
             show_default="from --out; otherwise mp4, or png for one frame",
+            autocompletion=completion.choices(*FORMATS),
         ),
     ] = None,
     num: Annotated[int | None, typer.Option(min=1, help="Videos per prompt.", show_default="1")] = None,
@@ -63,7 +65,12 @@ def sample(
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.", show_default="the checkpoint's")] = None,
     sampler: Annotated[
-        str | None, typer.Option(help="euler, ddpm, ddim, dpmsolver++ or unipc.", show_default="the checkpoint's")
+        str | None,
+        typer.Option(
+            help="euler, ddpm, ddim, dpmsolver++ or unipc.",
+            show_default="the checkpoint's",
+            autocompletion=completion.choices(*completion.SAMPLERS),
+        ),
     ] = None,
     compat: Annotated[
         str | None, typer.Option(help="Reference whose sampler and guidance to use: open-sora-1.0.")
@@ -81,7 +88,9 @@ def sample(
     long: Annotated[
         str | None,
         typer.Option(
-            help="Method for videos longer than the training clips: windows, stretch or whole.", show_default="windows"
+            help="Method for videos longer than the training clips: windows, stretch or whole.",
+            show_default="windows",
+            autocompletion=completion.choices(*LONG),
         ),
     ] = None,
     overlap: Annotated[

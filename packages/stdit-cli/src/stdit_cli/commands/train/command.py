@@ -5,12 +5,17 @@ from typing import Annotated
 
 import typer
 
+from stdit_cli import completion
+
 PROFILED_STEPS = 3
 
 
 def train(
     stage: Annotated[
-        str | None, typer.Option(help="Stage to train; `stdit stages` lists them.", show_default="demo")
+        str | None,
+        typer.Option(
+            help="Stage to train; `stdit stages` lists them.", show_default="demo", autocompletion=completion.stages
+        ),
     ] = None,
     curriculum: Annotated[
         str | None,
@@ -18,6 +23,14 @@ def train(
             "--curriculum",
             "--schedule",
             help="Stages to train in a row, each from the weights of the one before; `stdit stages` lists them.",
+            autocompletion=completion.curricula,
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.toml",
+            help="Settings over those of the stage, in the form of a stage's file; other options override them.",
         ),
     ] = None,
     data: Annotated[
@@ -34,7 +47,13 @@ def train(
     init: Annotated[
         str | None, typer.Option(help="Weights to start from: a pipeline, run or model folder, .pth file or hub id.")
     ] = None,
-    variant: Annotated[str | None, typer.Option(help="Attention variant: seq, parallel, dit or latte.")] = None,
+    variant: Annotated[
+        str | None,
+        typer.Option(
+            help="Attention variant: seq, parallel, dit or latte.",
+            autocompletion=completion.variants,
+        ),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
     minutes: Annotated[
         float | None, typer.Option(help="Time budget in minutes, which the learning-rate schedule is fitted to.")
@@ -58,6 +77,7 @@ def train(
             "--set",
             metavar="KEY=VALUE",
             help="Any other setting, e.g. optimizer.lr=1e-4; STAGE/KEY=VALUE for one stage of a curriculum.",
+            autocompletion=completion.settings,
         ),
     ] = None,
     dry_run: Annotated[
@@ -66,7 +86,9 @@ def train(
     gpu: Annotated[
         str | None,
         typer.Option(
-            help="With --dry-run: h200, h100, a100, 4090, or cpu for this machine.", show_default="this machine"
+            help="With --dry-run: h200, h100, a100, 4090, cpu for this machine, or any card as 24GB,80TFLOPS.",
+            show_default="this machine",
+            autocompletion=completion.gpus,
         ),
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="With --dry-run: show all settings as well.")] = False,
@@ -76,7 +98,7 @@ def train(
     force: Annotated[bool, typer.Option("--force", help="Start even if the run does not fit into memory.")] = False,
 ) -> None:
     """Train a stage or a curriculum into a run folder: settings, losses, samples, checkpoints and the pipeline."""
-    from stdit_train.config.load import parse_overrides
+    from stdit_train.config.load import parse_overrides, read_own_settings
     from stdit_train.curriculum import TrainOptions
     from stdit_train.errors import ConfigError
 
@@ -84,6 +106,10 @@ def train(
         raise ConfigError("--stage and --curriculum both say what to train: give one")
     if not dry_run and (gpu is not None or verbose or as_json):
         raise ConfigError("--gpu, --verbose and --json go with --dry-run")
+    own = read_own_settings(config) if config is not None else {}
+    base = own.pop("stage", None)
+    if curriculum is not None and base is not None:
+        raise ConfigError(f"--config {config} names the stage {base}, which --curriculum leaves no room for: remove it")
     named = {
         "data.source": data,
         "init": init,
@@ -97,9 +123,9 @@ def train(
         "wandb": wandb,
         "profile": PROFILED_STEPS if profile else None,
     }
-    overrides = {key: value for key, value in named.items() if value is not None}
+    overrides = own | {key: value for key, value in named.items() if value is not None}
     overrides |= parse_overrides(setting or [])
-    options = TrainOptions(stage, curriculum, overrides, out, resume=resume)
+    options = TrainOptions(stage or base, curriculum, overrides, out, resume=resume)
     if dry_run:
         from stdit_cli.commands.train.dry_run import show_dry_run
 
