@@ -96,7 +96,7 @@ class Ablation:
                 run, config = self.run_folder(arm, seed), self.config(arm, seed)
                 if is_finished(run, config) and DIVERGED not in run.metadata():
                     cost = self.costs.get(arm.name)
-                    found.append(read_result(run, config, arm.name, cost and cost.step))
+                    found.append(read_result(run, config, arm.name, None if cost is None else cost.step))
         return found
 
     def diverged(self) -> dict[str, list[int]]:

@@ -36,7 +36,7 @@ def build_datasets(config: TrainConfig) -> tuple[ClipDataset, ShapesDataset | Va
         return encoded, held, cached_prompts(encoded, SAMPLED_PROMPTS)
     if data.source == "shapes":
         size: dict[str, Any] = {"frames": data.frames, "height": data.height, "width": data.width, "fps": data.fps}
-        varied = {"spread": data.spread, "later": data.later, "single_frames": data.single_frames}
+        varied: dict[str, Any] = {"spread": data.spread, "later": data.later, "single_frames": data.single_frames}
         clips = ShapesDataset(length=data.clips, seed=config.seed, **varied, **size)
         train = NoisyCaptions(clips, data.caption_noise, config.seed) if data.caption_noise else clips
         validation = ShapesDataset(split="val", length=64, spread=data.spread, **size)
