@@ -12,6 +12,6 @@ def test_build_demo_from_nothing(stdit: Callable, tmp_path: Path) -> None:
         assert (demo / name).exists(), name
     assert "| held-out | 1 |" in (demo / "README.md").read_text()
     again = stdit("build-demo", "built")
-    assert again.code == 2 and "built already" in again.err
+    assert again.code == 2 and "already exists" in again.err
     done = stdit("sample", "a red circle moving left", "--checkpoint", "built/demo", "--steps", "1", "--out", "x.mp4")
     assert done.code == 0, done

@@ -28,7 +28,7 @@ def test_encode_inspect_train(stdit: Callable, tmp_path: Path) -> None:
     assert done.code == 0, done.err
     assert "stdit train --stage demo --data cache" in done.out
     again = stdit("data", "encode", "shapes", "cache", *SMALL)
-    assert (again.code, "clips: 6 of 6 are there already" in again.out) == (0, True)
+    assert (again.code, "clips: 6 of 6 are already done" in again.out) == (0, True)
 
     shown = stdit("data", "inspect", "cache", "--samples", "2", "--out", "look.png")
     assert shown.code == 0, shown.err

@@ -23,7 +23,7 @@ def test_what_does_not_fit_is_refused_before_anything_starts(stdit: Callable) ->
     assert (done.code, done.out) == (2, "")
     assert "global batch of 4 is not a multiple of the 3 data-parallel ranks" in done.err
     done = stdit("train", *TINY, "--nproc", "8", "--set", "sequence=8")
-    assert "8 processes a clip, but it has 4 frames of tokens" in done.err
+    assert "8 processes per clip, but it has 4 frames of tokens" in done.err
     done = stdit("train", *TINY, "--nproc", "2", "--set", "precision=fp16")
     assert "precision=fp16 is for one process" in done.err
     assert not Path("runs").exists()

@@ -151,7 +151,7 @@ def test_dry_run_shows_the_published_model_as_a_table(stdit: Callable, tmp_path:
     assert "759,620,768" in rows["parameters"]
     assert "NVIDIA H100" in rows["device"]
     assert "hours" in rows["time"]
-    assert "the embedded set `shapes` stands in, with the demo's VAE and text encoder: " in done.out
+    assert "the embedded set `shapes` is used, with the demo's VAE and text encoder: " in done.out
     assert '"optimizer"' not in done.out
     assert '"optimizer"' in stdit("train", "--stage", "64x512", "--dry-run", "--gpu", "h100", "--verbose").out
     shown = json.loads(stdit("train", "--dry-run", "--json", "--gpu", "4090", "--set", "data.clips=9").out)

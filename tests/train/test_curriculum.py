@@ -180,7 +180,7 @@ def test_gaps_in_a_smoothed_curve() -> None:
     ("file", "text", "said"),
     [
         ("config.json", "{", "config.json is damaged"),
-        ("config.json", "[]", "config.json is damaged: an object expected, not list"),
+        ("config.json", "[]", "config.json is damaged: expected an object, not list"),
         ("config.json", '{"stage": "demo"}', "config.json: steps is not set"),
         ("run.json", "", "run.json is damaged"),
     ],

@@ -99,8 +99,8 @@ def test_old_names_are_told_and_read(caplog: pytest.LogCaptureFixture) -> None:
     overrides = parse_overrides(["objective.given=0.5", "8x32/data.remember_latents=false"])
     assert overrides == {"objective.conditioning_share": 0.5, "8x32/data.cache_latents": False}
     assert [record.getMessage() for record in caplog.records] == [
-        "--set objective.given: use objective.conditioning_share; the old name goes with 0.3",
-        "--set data.remember_latents: use data.cache_latents; the old name goes with 0.3",
+        "--set objective.given: use objective.conditioning_share; the old name will be removed in 0.3",
+        "--set data.remember_latents: use data.cache_latents; the old name will be removed in 0.3",
     ]
 
 

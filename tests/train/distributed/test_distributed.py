@@ -168,7 +168,7 @@ def test_what_does_not_fit_is_refused(small: TrainConfig) -> None:
         parallel_dims(small, 3)
     with pytest.raises(ConfigError, match="replicate is 2, which does not divide 3 processes"):
         parallel_dims(replace(small, replicate=2), 3)
-    with pytest.raises(ConfigError, match="8 processes a clip, but it has 4 frames"):
+    with pytest.raises(ConfigError, match="8 processes per clip, but it has 4 frames"):
         parallel_dims(replace(small, sequence=8), 8)
     with pytest.raises(ConfigError, match="precision=fp16 is for one process"):
         parallel_dims(replace(small, precision="fp16"), 2)

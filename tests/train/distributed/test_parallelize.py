@@ -144,9 +144,9 @@ def test_groups_that_do_not_fit_are_refused_by_name() -> None:
         ParallelDims(8, replicate=3)
     with pytest.raises(ConfigError, match="sequence is 0"):
         ParallelDims(8, sequence=0)
-    with pytest.raises(ConfigError, match="3 processes a clip do not divide 16 heads"):
+    with pytest.raises(ConfigError, match="3 processes per clip do not divide 16 heads"):
         ParallelDims(6, sequence=3).check("dit", 16, frames=16)
-    with pytest.raises(ConfigError, match="4 processes a clip, but it has 2 frames of tokens"):
+    with pytest.raises(ConfigError, match="4 processes per clip, but it has 2 frames of tokens"):
         ParallelDims(4, sequence=4).check("seq", 16, frames=2)
     with pytest.raises(ConfigError, match="global batch of 6 is not a multiple of the 4 data-parallel ranks"):
         ParallelDims(8, sequence=2).check("seq", 16, frames=16, global_batch=6)

@@ -1,4 +1,4 @@
-"""The `stdit` command: one Typer app, with each command in a file of its own that imports heavy modules when it runs.
+"""The `stdit` command: one Typer app; each command is in its own file and imports heavy modules when it runs.
 
 An error that a user can cause is one line on stderr, with exit code 2, or 1 for a run that ended; --debug shows its
 traceback. Any other error is a bug, and shows its traceback always.

@@ -39,7 +39,7 @@ class Outcome:
         finished: whether it reached its last step; False after an interruption.
         values: metrics of the last step.
         signal: number of the signal that interrupted it, None for none.
-        prompts: captions of the data set that were sampled along the way.
+        prompts: captions of the data set that were sampled during training.
     """
 
     step: int

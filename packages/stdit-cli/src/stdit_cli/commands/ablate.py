@@ -1,4 +1,4 @@
-"""`stdit ablate`: train several architectures or settings alike, and compare them."""
+"""`stdit ablate`: train several architectures or settings under the same conditions, and compare them."""
 
 from __future__ import annotations
 
@@ -76,9 +76,7 @@ def ablate(
     ] = False,
     prompts: Annotated[
         int | None,
-        typer.Option(
-            min=0, help="Prompts per split (seen, held-out) to score each run with.", show_default=str(PROMPTS)
-        ),
+        typer.Option(min=0, help="Prompts per split (seen, held-out) for scoring.", show_default=str(PROMPTS)),
     ] = None,
     stage: Annotated[str, typer.Option(help="Stage whose settings all arms start from.")] = "demo",
     out: Annotated[
@@ -210,7 +208,7 @@ def costs_table(results: list[Result]) -> Table:
 
     from rich.table import Table
 
-    table = Table("arm", "runs", "steps", "parameters", "GFLOPs a step", "seconds a step")
+    table = Table("arm", "runs", "steps", "parameters", "GFLOPs/step", "seconds/step")
     for name in dict.fromkeys(result.arm for result in results):
         runs = [result for result in results if result.arm == name]
         cells = [str(len(runs)), f"{mean(r.steps for r in runs):.0f}", f"{runs[0].parameters:,}"]

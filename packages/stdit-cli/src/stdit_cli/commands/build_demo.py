@@ -1,4 +1,4 @@
-"""`stdit build-demo`: build the bundled demo model from nothing."""
+"""`stdit build-demo`: build the bundled demo model from scratch."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def build_demo(
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file: name a folder to build in")
     if final.exists():
-        raise ConfigError(f"{final} is built already: remove it, or name another folder")
+        raise ConfigError(f"{final} already exists: remove it, or name another folder")
     parts = out / "parts"
     overrides: dict[str, Any] = {"data.vae": str(parts), "data.text_encoder": str(parts)}
     overrides |= {"learn/seed": seed, "go-on/seed": seed + 1}  # other clips and noise; the weights are carried over

@@ -125,7 +125,7 @@ def filter_rows(
     if not conditions:
         raise DataError("nothing to filter by: give --keep or --preset (or both)")
     for one in conditions:
-        Condition(one)  # each by itself, so that what is wrong is told as it was written
+        Condition(one)  # each alone, so that an error quotes the condition as written
     together = conditions[0] if len(conditions) == 1 else " and ".join(f"({one})" for one in conditions)
     step = open_filter(together, rows)
     _run(step, source, out, root, workers or 1, ray)

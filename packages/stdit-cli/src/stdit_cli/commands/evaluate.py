@@ -93,7 +93,7 @@ def evaluate(
 
 
 def run_evaluation(options: EvaluateOptions) -> None:
-    """Load every model first, so that a missing one is told at once; then sample, measure and print tables."""
+    """Load every model first, so that a missing one is reported at once; then sample, measure and print tables."""
     from rich.console import Console
 
     from stdit_cli.console import CountingBar

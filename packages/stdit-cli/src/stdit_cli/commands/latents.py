@@ -61,7 +61,7 @@ def encode(
     ] = None,
     setting: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the stage, e.g. data.place=center."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Any other setting of the stage, e.g. data.place=center."),
     ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Seed for start frames, crops, flips and `shapes`.", show_default="the stage's")
@@ -256,28 +256,28 @@ def run_encode(stage: str, named: dict[str, object], settings: list[str], encodi
     if not all(done):
         console.print(f"rank {world.rank} is done with its share; the last process to finish writes the index")
     elif set(encoding.parts) == {"video", "text"}:
-        console.print(f"done: {encoding.out}. Look into it: stdit data inspect {encoding.out}")
-        console.print(f"train on it: stdit train --stage {stage} --data {encoding.out}")
+        console.print(f"done: {encoding.out}. Inspect it with: stdit data inspect {encoding.out}")
+        console.print(f"train on it with: stdit train --stage {stage} --data {encoding.out}")
     else:
         console.print(f"done: the {encoding.parts[0]} part in {encoding.out}; `stdit data merge` combines parts")
 
 
 def _run_job(console: Console, job: Job, world: World) -> bool:
-    """Run the job of one part, with a progress bar on rank 0; whether the part is complete."""
+    """Run the job of one part, with a progress bar on rank 0; return whether the part is complete."""
     from stdit_cli.console import CountingBar
 
     bar = CountingBar(console, transient=False, disable=not world.is_main)
     what = {"video": "clips", "text": "captions"}[job.part]
     share = f" (rank {world.rank} of {world.size})" if world.size > 1 else ""
     if job.done:
-        console.print(f"{what}: {job.done} of {job.total} are there already{share}")
+        console.print(f"{what}: {job.done} of {job.total} are already done{share}")
     with bar:
         task = bar.add_task(f"{what}{share}", total=job.total, completed=job.done)
         return job.run(lambda done, total: bar.update(task, completed=done))
 
 
 def _component_name(source: str) -> str:
-    """The name that a cache records for a VAE or text encoder: "demo", an absolute path, or a Hub id."""
+    """Return the name that a cache records for a VAE or text encoder: "demo", an absolute path, or a Hub id."""
     from stdit_train.assets import DEMO, is_demo_folder
 
     if source == DEMO or is_demo_folder(source):

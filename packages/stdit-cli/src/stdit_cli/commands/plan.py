@@ -24,12 +24,12 @@ def plan(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="Any setting, e.g. global_batch=64.",
+            help="Any setting of the stage, e.g. global_batch=64.",
             autocompletion=completion.settings,
         ),
     ] = None,
     sampling: Annotated[
-        bool, typer.Option("--sampling", help="Show also the memory that sampling one such clip takes.")
+        bool, typer.Option("--sampling", help="Also show the memory needed to sample one such clip.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: a list of ways to place the stage.")] = False,
 ) -> None:
@@ -69,13 +69,13 @@ def plan(
         if gpus > 1:
             sent = way.sent
             console.print(
-                f"sends        {sent.total / 1e9:.3g} GB a step from each: weights {sent.gathered / 1e9:.3g}, "
+                f"sends        {sent.total / 1e9:.3g} GB per step from each: weights {sent.gathered / 1e9:.3g}, "
                 f"gradients {(sent.scattered + sent.summed) / 1e9:.3g}, clips {sent.exchanged / 1e9:.3g}"
             )
         total = clock(way.seconds_per_step * config.steps)
         console.print(
-            f"time         {way.seconds_per_step:.3g} s a step, {total} in all, if {SHARE_OF_PEAK:.0%} of "
-            f"{way.peak / 1e12:.3g} TFLOP/s are reached; VAE and text encoder come on top"
+            f"time         {way.seconds_per_step:.3g} s per step, {total} in all, if {SHARE_OF_PEAK:.0%} of "
+            f"{way.peak / 1e12:.3g} TFLOP/s are reached; without VAE and text encoder"
         )
         console.print(shortfall(way.estimate, device.memory) or "fits")
     short = [way for way in ways if not way.fits]

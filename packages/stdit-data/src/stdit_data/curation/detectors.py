@@ -20,7 +20,7 @@ BLACK_PERCENTILE, BLACK = 99, 24
 SHORTEST_BLACK = 3  # frames; a single black one is damage, not a fade
 DETECTORS = ("adaptive", "content", "transnetv2")
 TRANSNET_SIZE = (48, 27)  # width, height
-TRANSNET_WINDOW, TRANSNET_CONTEXT = 100, 25  # frames a prediction, and of these on each side to be thrown away
+TRANSNET_WINDOW, TRANSNET_CONTEXT = 100, 25  # frames per prediction, and how many to discard on each side
 
 
 class Boundary(NamedTuple):

@@ -49,7 +49,7 @@ class ClipLoader:
             part of the global batch up to this is used. By default the whole part.
         workers: number of threads that read clips; 0 reads in the prefetching thread.
         prefetch: number of steps to read ahead; with 0 and no workers everything is read on demand.
-        shuffle: shuffle anew every epoch.
+        shuffle: shuffle in every epoch.
         rejects: file (JSON lines) that unreadable clips are appended to, each once. Ranks after the first write
             beside it, with `.rank1` and so on before the suffix.
         max_reject_share: stop when more than this share of the samples seen by this rank can't be read, with a margin

@@ -75,7 +75,7 @@ class VideoStream:
         self.video.codec_context.thread_count = 1  # the loader's threads already fill the cores
 
     def reopen(self) -> None:
-        """Open the file anew, with a decoder that has seen nothing."""
+        """Reopen the file, with a new decoder."""
         self.container.close()
         self._open()
 

@@ -17,7 +17,7 @@ from stdit_model.model import STDiT, TextCache
 from stdit_model.protocols import Scheduler
 from stdit_model.sampling.continuation import RESAMPLING_FROM, ConditioningFrames, anderson_step
 
-OnStepEnd = Callable[[Tensor, Tensor], Tensor | None]  # (timestep, latents) -> latents to go on with; None to stop
+OnStepEnd = Callable[[Tensor, Tensor], Tensor | None]  # (timestep, latents) -> latents to continue with; None to stop
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Denoiser:
         Args:
             x: the starting noise [B, C, T, H, W].
             first_frames: clean latents [B, C, K, H, W] of the known frames that the video continues.
-            on_step_end: called with the timestep and the latents after each step; returns the latents to go on with,
+            on_step_end: called with the timestep and the latents after each step; returns the latents to continue with,
                 or None to stop.
 
         Returns:

@@ -1,7 +1,7 @@
 """Open checkpoint files without reading their tensors into memory.
 
-The format is told by a file's first bytes, not its name: a safetensors file, the index of a sharded one, or a torch
-archive. Tensors are memory-mapped, except those of torch archives in the legacy (non-zip) format. Archives are
+The format is recognised by a file's first bytes, not its name: a safetensors file, the index of a sharded one, or a
+torch archive. Tensors are memory-mapped, except those of torch archives in the legacy (non-zip) format. Archives are
 unpickled with weights_only=True.
 """
 

@@ -34,7 +34,7 @@ def local_path(path_or_hub_id: str | Path, subfolder: str | None = None, **optio
 
     Args:
         path_or_hub_id: a path; or a Hub id "owner/name", for the weights at the top of the repository or in its
-            `transformer/`; or "owner/name/path/in/it" for one file (told by its suffix) or folder of it.
+            `transformer/`; or "owner/name/path/in/it" for one file (recognised by its suffix) or folder of it.
         subfolder: a folder inside it.
         options: of huggingface_hub's downloads: cache_dir, revision, token, local_files_only, force_download.
 

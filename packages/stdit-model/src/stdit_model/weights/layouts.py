@@ -5,7 +5,7 @@
     pixart-diffusers  diffusers' PixArtTransformer2DModel
     latte-diffusers   diffusers' LatteTransformer3DModel: recognised, but not read
 
-The layout is told by the names and shapes of the tensors.
+The layout is recognised by the names and shapes of the tensors.
 """
 
 import itertools

@@ -57,7 +57,7 @@ def forecast(ablation: Ablation, quick: bool) -> list[str]:
         return []
     costs = ", ".join(f"{arm.name} {ablation.costs[arm.name].step:.3f}" for arm in ablation.arms)
     steps = _steps(ablation)
-    lines = [f"seconds a step on this machine, measured in turns: {costs}"]
+    lines = [f"seconds per step on this machine, measured in turns: {costs}"]
     lines += [f"{len(ablation.arms) * study.seeds} runs of {_range(steps)} steps: about {minutes(remaining)} from here"]
     if study.minutes and remaining > 60 * study.minutes:
         lines.append(

@@ -38,7 +38,7 @@ class Result:
     shares: dict[str, dict[str, float]]  # share of videos that are right, by split and aspect
 
     def measure(self, name: str) -> float | None:
-        """Return the validation loss, or a split's share of videos that are right in every aspect."""
+        """Return the validation loss, or a split's share of videos that are correct in every aspect."""
         if name == LOSS:
             return self.validation_loss
         return self.shares[name]["all"] if name in self.shares else None
@@ -104,14 +104,16 @@ class Ranking:
 
     @property
     def line(self) -> str:
-        """The order in one line, as in "dit > seq ~ parallel": ">" where neighbours are separated, "~" elsewhere."""
+        """Return the order in one line, as in "dit > seq ~ parallel": ">" where neighbours are separated, "~"
+        elsewhere.
+        """
         names = list(self.means)
         signs = [" > " if self.differences[pair].separated else " ~ " for pair in pairwise(names)]
         return "".join(name + sign for name, sign in zip(names, [*signs, ""], strict=True))
 
     @property
     def not_separated(self) -> list[tuple[str, str]]:
-        """Pairs of arms whose paired difference has zero in its interval, or no interval (one seed)."""
+        """Return pairs of arms whose paired difference has zero in its interval, or no interval (one seed)."""
         return [pair for pair, difference in self.differences.items() if not difference.separated]
 
 

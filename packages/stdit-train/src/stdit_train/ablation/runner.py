@@ -139,7 +139,7 @@ class Ablation:
 
     @property
     def scored(self) -> bool:
-        """Whether runs are scored by what their videos show, which only `shapes` allows."""
+        """Return whether runs are scored by what their videos show, which only `shapes` allows."""
         return self.study.prompts > 0 and self.study.base.data.source == "shapes"
 
     # -- planning --------------------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ def load_initial(model: STDiT, source: str) -> str:
     known = model.state_dict().keys()
     tensors = ((name, tensor) for name, tensor in found.read() if not image or name in known)
     load_full_state_dict(model, tensors, allow_missing=True)
-    kind = "an image model; the temporal attention starts anew" if image else f"a {found.config['variant']} model"
+    kind = "an image model; the temporal attention is new" if image else f"a {found.config['variant']} model"
     if NULL_CAPTION in found.new:
         kind += "; it has no null caption, which starts at random"
     return f"starting from {source}: {kind}"

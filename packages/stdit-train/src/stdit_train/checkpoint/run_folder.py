@@ -41,7 +41,7 @@ class RunFolder:
             raise ConfigError(f"{self.path} is a file: choose a folder with --out")
         if self.path.exists() and any(self.path.iterdir()):
             raise ConfigError(
-                f"{self.path} is not empty: choose another folder with --out, or go on with it by --resume"
+                f"{self.path} is not empty: choose another folder with --out, or resume the run with --resume"
             )
 
     def create(self, config: TrainConfig) -> None:
@@ -67,14 +67,14 @@ class RunFolder:
 
     @property
     def id(self) -> str:
-        """Random id that the run's checkpoints carry; created on first use."""
+        """Return the random id that the run's checkpoints carry; it is created on first use."""
         if "id" not in self.metadata():
             self.update_metadata(id=secrets.token_hex(6))
         return str(self.metadata()["id"])
 
     @property
     def finished(self) -> bool:
-        """Whether the run reached its last step."""
+        """Return whether the run reached its last step."""
         return "finished_at_step" in self.metadata()
 
     def metadata(self) -> dict[str, Any]:
@@ -112,7 +112,7 @@ class RunFolder:
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether there is a checkpoint, whole or not."""
+        """Return whether there is a checkpoint, whole or not."""
         return bool(list_checkpoints(self.checkpoints))
 
     def reached(self) -> tuple[int, float]:
@@ -133,7 +133,7 @@ def stage_folders(path: Path) -> list[Path]:
 
 
 def free_run_folder(root: Path, name: str) -> Path:
-    """`root/name`, or `root/name-2` and so on: the first that does not exist yet."""
+    """Return the first of `root/name`, `root/name-2` and so on that does not exist yet."""
     path, number = root / name, 2
     while path.exists():
         path, number = root / f"{name}-{number}", number + 1
@@ -141,7 +141,7 @@ def free_run_folder(root: Path, name: str) -> Path:
 
 
 def newest_run(root: Path, name: str) -> Path:
-    """The last of `root/name`, `root/name-2`, ... to be resumed.
+    """Return the last of `root/name`, `root/name-2`, ..., to be resumed.
 
     Raises:
         ConfigError: there is none.

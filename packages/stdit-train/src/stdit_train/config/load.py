@@ -118,7 +118,7 @@ def read_curriculum(folder: Path, overrides: Mapping[str, Any]) -> tuple[str, li
     saved = read_settings(folder / CURRICULUM_FILE)
     name, stages = saved.get("schedule"), saved.get("stages")
     if not isinstance(name, str) or not isinstance(stages, list):
-        raise ConfigError(f"{folder / CURRICULUM_FILE} is damaged: `schedule` and `stages` expected")
+        raise ConfigError(f"{folder / CURRICULUM_FILE} is damaged: expected `schedule` and `stages`")
     _check_stages(name, [values["stage"] for values in stages], overrides)
     return name, [from_dict(set_values(values, _of_stage(overrides, values["stage"]))) for values in stages]
 
@@ -139,7 +139,7 @@ def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
             raise ConfigError(f"--set {setting}: expected key=value, for instance optimizer.lr=1e-4")
         stage, slash, name = key.rpartition("/")
         if name in RENAMED:
-            logger.warning("--set %s: use %s; the old name goes with 0.3", name, RENAMED[name])
+            logger.warning("--set %s: use %s; the old name will be removed in 0.3", name, RENAMED[name])
         try:
             overrides[stage + slash + RENAMED.get(name, name)] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:
@@ -231,7 +231,7 @@ def read_settings(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file} cannot be read: {reason(error)}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{file} is damaged: an object expected, not {type(values).__name__}")
+        raise ConfigError(f"{file} is damaged: expected an object, not {type(values).__name__}")
     return values
 
 
@@ -255,7 +255,7 @@ def check_key(given: str, option: str) -> None:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a question with the nearest known names, to end a message with; empty where none is near."""
+    """Return a question with the nearest known names, to end a message with; empty if none is near."""
     known, leaf = list(known), name.split(".")[-1]
     near = [key for key in known if key == ALSO_CALLED.get(leaf)]
     near = near or difflib.get_close_matches(name, known, n=3, cutoff=0.6)
@@ -284,7 +284,7 @@ def _unknown_key(key: str) -> ConfigError:
 
 
 def _with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as 0.1 wrote them, in the names of today: renamed keys, and "demo" for the demo model's path."""
+    """Return settings as 0.1 wrote them under their current names: renamed keys, "demo" for its path."""
     sections = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
     for old, new in RENAMED.items():
         (section, old_leaf), new_leaf = old.split("."), new.split(".")[1]
@@ -307,7 +307,7 @@ def _check_stages(name: str, stages: list[str], overrides: Mapping[str, Any]) ->
 
 
 def _of_stage(overrides: Mapping[str, Any], stage: str) -> dict[str, Any]:
-    """The overrides for all stages, then those for one."""
+    """Return the overrides for all stages, then those for one."""
     own = {key.removeprefix(f"{stage}/"): value for key, value in overrides.items() if key.startswith(f"{stage}/")}
     return {key: value for key, value in overrides.items() if "/" not in key} | own
 

@@ -1,6 +1,6 @@
 """Settings of a training run: frozen dataclasses whose fields carry their bounds.
 
-Sizes are in frames and pixels, durations in optimiser steps unless a name says otherwise.
+Sizes are in frames and pixels, durations in optimizer steps unless a name says otherwise.
 """
 
 from dataclasses import dataclass
@@ -53,10 +53,10 @@ class DataConfig:
     height: Count = 256
     width: Count = 256
     interval: Count | None = None  # every n-th source frame [default: 3 up to 16 frames, else 2]
-    target_fps: Positive | None = None  # frames a second to read clips at; takes precedence over interval
-    short: Literal["skip", "hold"] = "skip"  # videos that are too short: leave out, or repeat the last frame
+    target_fps: Positive | None = None  # frames per second to read clips at; takes precedence over interval
+    short: Literal["skip", "hold"] = "skip"  # for videos that are too short: leave out, or repeat the last frame
     crop: Literal["center", "random"] = "center"
-    place: Literal["random", "start", "center"] = "random"  # of a clip in its video
+    place: Literal["random", "start", "center"] = "random"  # start of a clip in its video
     flip: bool = False  # mirror half of the clips
     stream: WholeNumber | None = None  # video stream of a file, from 0 [default: FFmpeg's choice]
     root: str | None = None  # folder of a manifest's relative paths [default: the manifest's]
@@ -65,18 +65,20 @@ class DataConfig:
     validation_source: str | None = None  # a folder, manifest or cache for the validation loss instead
     max_reject_share: Share = 0.1  # share of unreadable clips at which a run stops
     buckets: tuple[str, ...] = ()  # clip shapes, as 16x256x256 [default: frames x height x width alone]
-    tokens: Count | None = None  # tokens a step: sets the batch of each bucket, in place of global_batch
-    fps: Positive = 8.0  # at which samples are played
-    clips: Count = 8192  # of `shapes`, an epoch
-    spread: Annotated[float, Field(ge=0, le=0.5)] = 0.15  # of `shapes`: farthest start from the middle; 0.5 anywhere
+    tokens: Count | None = None  # tokens per step; sets the batch of each bucket, in place of global_batch
+    fps: Positive = 8.0  # frame rate of samples
+    clips: Count = 8192  # of `shapes`, per epoch
+    spread: Annotated[float, Field(ge=0, le=0.5)] = (
+        0.15  # of `shapes`: largest distance of the start from the middle; 0.5 anywhere
+    )
     later: Share = 0.0  # of `shapes`: share of clips cut from a longer video, where the shape is anywhere
     single_frames: Share = 0.0  # of `shapes`: share of clips that are a single frame
     caption_noise: Share = 0.0  # share of clips with the caption of another clip
     cache_latents: bool = False  # encode each clip once and keep its latents in memory
     window: WholeNumber = 16  # of a cache: shards shuffled together; 0 reads the clips in their order
     workers: WholeNumber = 2
-    vae: str = "stabilityai/sd-vae-ft-ema"  # a folder, hub id, or "demo"
-    text_encoder: str = "DeepFloyd/t5-v1_1-xxl"  # a folder, hub id, or "demo"
+    vae: str = "stabilityai/sd-vae-ft-ema"  # a folder, Hub id, or "demo"
+    text_encoder: str = "DeepFloyd/t5-v1_1-xxl"  # a folder, Hub id, or "demo"
 
     def __post_init__(self) -> None:
         """Check what spans fields."""
@@ -108,11 +110,11 @@ class ObjectiveConfig:
     name: Literal["iddpm", "flow"] = "iddpm"
     shift: Positive = 1.0  # flow: above 1 moves the noise levels towards 1
     timesteps: Literal["uniform", "logit-normal"] = "uniform"
-    logit_mean: Finite = 0.0  # of logit-normal timesteps; above 0 more noise
+    logit_mean: Finite = 0.0  # of logit-normal timesteps; above 0 means more noise
     logit_std: Positive = 1.0
     min_snr: Positive | None = None  # iddpm: weights epsilon's error by min(SNR, this) / SNR; 5 in the paper
     caption_dropout: Share = 0.1
-    conditioning_share: Share = 0.0  # share of clips that are trained with clean first frames, to continue videos
+    conditioning_share: Share = 0.0  # share of clips with nearly clean first frames, to learn to continue videos
     conditioning_clips: Literal["any", "later"] = "any"  # all clips, or those that begin after their video's start
 
     def __post_init__(self) -> None:
@@ -130,10 +132,10 @@ class OptimizerConfig:
     name: Literal["adamw", "muon"] = "adamw"
     lr: NonNegative = 2e-5
     muon_lr: NonNegative = 0.04
-    muon_weight_decay: NonNegative = 0.1  # without it the matrices outgrow a rate this high
+    muon_weight_decay: NonNegative = 0.1  # without it, the matrices grow too large at this learning rate
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: NonNegative = 0.0
-    clip: Annotated[float, Field(gt=0)] = 1.0  # norm of the gradient; inf turns clipping off
+    clip: Annotated[float, Field(gt=0)] = 1.0  # largest norm of the gradient; inf turns clipping off
     warmup: WholeNumber = 0  # steps
     decay: Share = 0.0  # last share of the run, over which the learning rate falls linearly to zero
     ema: Share = 0.9999
@@ -141,7 +143,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """Samples along the way, and the defaults of the finished pipeline."""
+    """Samples during training, and the defaults of the finished pipeline."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -158,25 +160,25 @@ class TrainConfig:
     stage: str
     steps: Count
     global_batch: Count
-    micro_batch: Count | None = None  # samples at once [default: the most that fit]
+    micro_batch: Count | None = None  # samples at once per process [default: as many as fit]
     seed: WholeNumber = 0
-    minutes: Positive | None = None  # time budget, which the learning-rate schedule is fitted to
+    minutes: Positive | None = None  # time budget; the learning-rate schedule is fitted to it
     precision: PrecisionName = "bf16"  # see stdit_train.optim.precision
     activation_checkpointing: Checkpointing = False  # see stdit_train.distributed.parallelize.apply_ac
     compile: bool = False  # torch.compile each block
-    replicate: WholeNumber = 1  # copies of the weights, each in shards; 0 for a copy on each process
+    replicate: WholeNumber = 1  # replicas of the weights, each sharded; 0 for a full copy on each process
     sequence: Count = 1  # processes that share each clip
     profile: WholeNumber = 0  # steps to trace, after two to warm up, into profile/ of the run's folder
     log_every: Count = 10
-    timestep_bins: Count = 4  # equal parts of 0..1000 to log the loss by
+    timestep_bins: Count = 4  # equal bins of 0..1000 to log the loss by
     validate_every: Count = 1000
     sample_every: Count = 5000
     checkpoint_every: Count = 1000
-    keep_checkpoints: Count = 2  # the newest
-    keep_every: Count | None = None  # keep also every n-th step's checkpoint
-    checkpoint_async: bool | None = None  # write a copy while training goes on [default: on a GPU]
-    max_skipped: Count = 10  # non-finite steps in a row that end the run
-    wandb: str | None = None  # Weights & Biases project to log to as well
+    keep_checkpoints: Count = 2  # how many of the newest to keep
+    keep_every: Count | None = None  # also keep every n-th step's checkpoint
+    checkpoint_async: bool | None = None  # write from a copy while training continues [default: on a GPU]
+    max_skipped: Count = 10  # consecutive non-finite steps that end the run
+    wandb: str | None = None  # Weights & Biases project to log to
     init: str | None = None  # weights to start from
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()

@@ -63,7 +63,7 @@ def publish(source: Path, vae: Path, destination: Path) -> None:
     pipeline.save_pretrained(destination)
     for file in (destination / "model_index.json", *destination.glob("*/config.json")):
         content = json.loads(file.read_text())
-        if content.pop("_name_or_path", None) is not None:  # where it was built says nothing to anybody else
+        if content.pop("_name_or_path", None) is not None:  # the path of the build is of no use elsewhere
             file.write_text(json.dumps(content, indent=2) + "\n")
 
 
@@ -101,7 +101,7 @@ def model_card(
         (f"transformer: STDiT ({config.model.variant}), rectified flow", count(pipeline.transformer), schedule),
         ("vae: AutoencoderKL, 8x down", count(pipeline.vae), "single frames of the set, its decoder then on samples"),
         ("text_encoder: T5EncoderModel", count(pipeline.text_encoder), "random weights, frozen"),
-        ("tokenizer", "", f"one token a word, {len(vocabulary())} words"),
+        ("tokenizer", "", f"one token per word, {len(vocabulary())} words"),
     ]
     table = "\n".join(f"| {part} | {size} | {how} |" for part, size, how in parts)
     held_out, seen = len(triples("heldout")), len(triples("train"))
@@ -109,8 +109,8 @@ def model_card(
     budget = f" --minutes {minutes:g}" if minutes else ""
     return f"""# The demo model
 
-Text to video of coloured shapes, {size} pixels at {data.fps:g} frames a second. It exists so that every part
-of stdit can be tried on a laptop; it knows nothing but the embedded set `shapes`.
+Text to video of coloured shapes, {size} pixels at {data.fps:g} frames per second. It exists so that every part
+of stdit can be tried on a laptop; it was trained on the embedded set `shapes` alone.
 
 | part | parameters | made by |
 |---|---|---|
@@ -118,11 +118,11 @@ of stdit can be tried on a laptop; it knows nothing but the embedded set `shapes
 
 Data: `shapes`, generated on the fly, {seen} colour-shape-motion triples; {held_out} more are held out of training.
 Command: `stdit build-demo OUT{budget}` (seed {config.seed}). Hardware: {hardware}.
-Weights are bfloat16, and the scores are those of these weights.
+Weights are stored in bfloat16; the scores below are those of the stored weights.
 
-Prompt-following (`stdit eval`, share of prompts and 95 % interval):
+Prompt following (`stdit eval`, share of prompts with 95 % interval):
 
-| prompts | number | all right | colour | shape | motion |
+| prompts | number | all correct | colour | shape | motion |
 |---|---|---|---|---|---|
 {rows}
 

@@ -69,12 +69,11 @@ class ParallelDims:
         """
         if variant == "dit" and num_heads % self.sequence:
             raise ConfigError(
-                f"full attention (dit) is shared by heads: {self.sequence} processes a clip do not divide {num_heads} "
-                "heads"
+                f"full attention (dit) splits heads: {self.sequence} processes per clip do not divide {num_heads} heads"
             )
         if self.sequence > frames:
             raise ConfigError(
-                f"{self.sequence} processes a clip, but it has {frames} frames of tokens: a process would have none"
+                f"{self.sequence} processes per clip, but it has {frames} frames of tokens: a process would have none"
             )
         if global_batch is not None and global_batch % self.data:
             raise ConfigError(

@@ -62,7 +62,7 @@ def _bfloat16(device: torch.device) -> str:
 
 
 def _compiles(device: torch.device) -> str:
-    """Whether torch.compile has what it needs: Triton on a GPU, else a C++ compiler."""
+    """Return whether torch.compile has what it needs: Triton on a GPU, otherwise a C++ compiler."""
     if device.type == "cuda":
         return "yes" if find_spec("triton") else "no: Triton is not installed"
     from torch._inductor.cpp_builder import get_cpp_compiler

@@ -1,4 +1,4 @@
-"""Estimate what each of many processes holds and sends: weights in shards, clips shared by sequence parallelism."""
+"""Estimate what each of several processes holds and sends: sharded weights, clips shared by sequence parallelism."""
 
 import math
 from collections import Counter

@@ -124,7 +124,7 @@ def plan_stage(config: TrainConfig, device: Device, count: int) -> list[Plan]:
 
 @dataclass(frozen=True)
 class DryRun:
-    """What one stage would take on a machine.
+    """What one stage would need on a machine.
 
     Attributes:
         estimate: parameters, FLOPs and memory on each process.
@@ -138,18 +138,18 @@ class DryRun:
 
     @property
     def rows(self) -> dict[str, str]:
-        """A table for people: what, and how much."""
+        """Return a table for people: name and value."""
         e, config = self.estimate, self.estimate.config
         c, t, h, w = e.latent
         memory = f"{e.total_memory / GIB:.2f} GiB at the peak, {self.device.memory / GIB:.1f} GiB free"
-        batch = f"{config.global_batch} samples a step: {e.accumulation} x {e.micro_batch} at once"
+        batch = f"{config.global_batch} samples per step: {e.accumulation} x {e.micro_batch} at once"
         if self.seconds_per_step is None:
             time = f"unknown: no peak rate of {self.device.title} (--gpu names another device)"
         else:
             total = self.seconds_per_step * config.steps / 3600
             time = (
-                f"{self.seconds_per_step:.3g} s a step, {total:,.3g} hours for {config.steps:,} steps, at "
-                f"{SHARE_OF_PEAK:.0%} of the peak rate; VAE and text encoder come on top"
+                f"{self.seconds_per_step:.3g} s per step, {total:,.3g} hours for {config.steps:,} steps, at "
+                f"{SHARE_OF_PEAK:.0%} of the peak rate; without VAE and text encoder"
             )
         return {
             "stage": config.stage,
@@ -158,7 +158,7 @@ class DryRun:
             "model": f"{config.model.preset} {config.model.variant}",
             "parameters": f"{e.parameters:,} ({e.temporal_parameters:,} of them temporal attention)",
             "batch": batch + (f", on {e.data_ranks} data-parallel ranks" if e.processes > 1 else ""),
-            "FLOPs": f"{e.step_flops:.3g} a step, {e.step_flops * config.steps:.3g} in all",
+            "FLOPs": f"{e.step_flops:.3g} per step, {e.step_flops * config.steps:.3g} in all",
             "device": f"{e.processes} x {self.device.title}",
             "memory": memory,
             **{f"  {name}": f"{size / GIB:.2f} GiB" for name, size in e.memory.items()},
@@ -167,7 +167,7 @@ class DryRun:
 
     @property
     def notes(self) -> list[str]:
-        """Whether it fits and, if not, what to change; sizes that are assumed."""
+        """Return whether it fits and, if not, what to change, and the sizes that are assumed."""
         verdict = refusal(self.estimate, self.device.memory) or f"fits on {self.device.title}"
         return [verdict, *(f"assumed: {note}" for note in self.estimate.assumed)]
 
@@ -182,7 +182,7 @@ class DryRun:
 
 
 def dry_run(config: TrainConfig, processes: int = 1, device: str | None = None) -> DryRun:
-    """Estimate what a stage takes.
+    """Estimate what a stage needs.
 
     Args:
         config: of the stage.

@@ -1,4 +1,4 @@
-"""Estimate what a training run takes before anything is allocated: parameters, tokens, FLOPs, memory."""
+"""Estimate what a training run needs before anything is allocated: parameters, tokens, FLOPs, memory."""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,7 +19,7 @@ HEADROOM = 0.9  # share of the free memory that a micro-batch is chosen for
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one training step takes: memory in bytes for each process, FLOPs for all samples, recomputation included."""
+    """The needs of one training step: memory in bytes per process, FLOPs of all samples, with recomputation."""
 
     config: TrainConfig
     parameters: int
@@ -36,12 +36,12 @@ class Estimate:
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches of a step, on each process."""
+        """Return the number of micro-batches per step on each process."""
         return self.config.global_batch // self.data_ranks // self.micro_batch
 
     @property
     def total_memory(self) -> int:
-        """Bytes at the peak of a step.
+        """Return the bytes at the peak of a step.
 
         In the backward pass activations are freed as gradients are made, so the larger of the two counts; with
         accumulation the gradients of earlier micro-batches are held all along.
@@ -169,9 +169,9 @@ def fit_to_memory(
     estimate = estimate_run(config, available, dims)
     message, notes = refusal(estimate, available), []
     if message and not force:
-        raise ConfigError(f"{message} (--force starts it all the same)")
+        raise ConfigError(f"{message} (--force starts it anyway)")
     if message:
-        notes.append(f"warning: {message}; started all the same")
+        notes.append(f"warning: {message}; started anyway")
     if processes > 1:
         notes.append(
             f"{processes} processes: {dims.replicate} x the weights in {dims.shard} shards, "
@@ -180,7 +180,7 @@ def fit_to_memory(
     if estimate.accumulation > 1:
         parts = config.global_batch // estimate.micro_batch
         notes.append(
-            f"stage {config.stage}: batch {config.global_batch} as {parts} parts of {estimate.micro_batch}, accumulated"
+            f"stage {config.stage}: batch {config.global_batch} as {parts} micro-batches of {estimate.micro_batch}"
         )
     return Fit(replace(config, micro_batch=estimate.micro_batch), notes)
 
@@ -251,10 +251,10 @@ def describe(estimate: Estimate) -> list[str]:
         shared = f" on each of {estimate.data_ranks}" + (f" groups of {together} processes" if together > 1 else "")
     lines = [
         f"parameters   {estimate.parameters:,} ({estimate.temporal_parameters:,} of them temporal attention)",
-        f"latents      {c}x{t}x{h}x{w}, {estimate.tokens:,} tokens a sample",
-        f"batch        {config.global_batch} samples a step: "
+        f"latents      {c}x{t}x{h}x{w}, {estimate.tokens:,} tokens per sample",
+        f"batch        {config.global_batch} samples per step: "
         f"{estimate.accumulation} x {estimate.micro_batch} at once{shared}",
-        f"FLOPs        {estimate.step_flops:.3g} a step, {estimate.step_flops * config.steps:.3g} in "
+        f"FLOPs        {estimate.step_flops:.3g} per step, {estimate.step_flops * config.steps:.3g} in "
         f"{config.steps:,} steps (matrix products of the transformer)",
         f"memory       about {estimate.total_memory / GIB:.2f} GiB at the peak: "
         + ", ".join(f"{name} {size / GIB:.2f}" for name, size in estimate.memory.items()),

@@ -54,7 +54,7 @@ class Settings:
         overlap: frames shared by consecutive windows.
         image, video: what the video starts with.
         extend: frames to add to `video`.
-        resampling_steps: extra passes a step that fit new frames to given ones.
+        resampling_steps: extra passes per step, to fit new frames to the given ones.
         low_memory: load the text encoder, then drop it, and decode frame by frame.
         text_8bit: keep the text encoder's weights in 8 bits.
     """

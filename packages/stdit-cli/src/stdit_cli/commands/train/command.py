@@ -22,7 +22,7 @@ def train(
         typer.Option(
             "--curriculum",
             "--schedule",
-            help="Stages to train in a row, each from the weights of the one before; `stdit stages` lists them.",
+            help="Curriculum: stages in order, each from the weights of the one before; `stdit stages` lists them.",
             autocompletion=completion.curricula,
         ),
     ] = None,
@@ -30,7 +30,7 @@ def train(
         Path | None,
         typer.Option(
             metavar="FILE.toml",
-            help="Settings over those of the stage, in the form of a stage's file; other options override them.",
+            help="TOML file of settings that override the stage's; other options override the file's.",
         ),
     ] = None,
     data: Annotated[
@@ -42,35 +42,42 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/STAGE or runs/CURRICULUM")] = None,
     resume: Annotated[
         str | None,
-        typer.Option(metavar="[RUN]", help="Resume the run in this folder; without RUN the newest of the stage."),
+        typer.Option(metavar="[RUN]", help="Resume the run in this folder; without RUN, the newest run of the stage."),
     ] = None,
     init: Annotated[
-        str | None, typer.Option(help="Weights to start from: a pipeline, run or model folder, .pth file or hub id.")
+        str | None, typer.Option(help="Weights to start from: a pipeline, run or model folder, .pth file or Hub id.")
     ] = None,
     variant: Annotated[
         str | None,
         typer.Option(
             help="Attention variant: seq, parallel, dit or latte.",
+            show_default="the stage's",
             autocompletion=completion.variants,
         ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps.", show_default="the stage's")] = None,
     minutes: Annotated[
-        float | None, typer.Option(help="Time budget in minutes, which the learning-rate schedule is fitted to.")
+        float | None, typer.Option(help="Time budget in minutes; the learning-rate schedule is fitted to it.")
     ] = None,
-    batch: Annotated[int | None, typer.Option(help="Samples per step, over all processes.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed for weights, data order and noise.")] = None,
-    vae: Annotated[str | None, typer.Option(help="VAE: a folder, hub id, or `demo`.")] = None,
-    text_encoder: Annotated[str | None, typer.Option(help="T5 encoder: a folder, hub id, or `demo`.")] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Samples per step, over all processes.", show_default="the stage's")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed for weights, data order and noise.", show_default="the stage's")
+    ] = None,
+    vae: Annotated[
+        str | None, typer.Option(help="VAE: a folder, Hub id or `demo`.", show_default="as data and stage need")
+    ] = None,
+    text_encoder: Annotated[
+        str | None, typer.Option(help="T5 encoder: a folder, Hub id or `demo`.", show_default="as data and stage need")
+    ] = None,
     nproc: Annotated[
         int, typer.Option(min=1, help="Processes on this machine, one per GPU. Several machines need torchrun.")
     ] = 1,
     profile: Annotated[
         bool, typer.Option("--profile", help=f"Trace {PROFILED_STEPS} steps into profile/ of the run folder.")
     ] = False,
-    wandb: Annotated[
-        str | None, typer.Option(metavar="PROJECT", help="Weights & Biases project to log to as well.")
-    ] = None,
+    wandb: Annotated[str | None, typer.Option(metavar="PROJECT", help="Weights & Biases project to log to.")] = None,
     setting: Annotated[
         list[str] | None,
         typer.Option(

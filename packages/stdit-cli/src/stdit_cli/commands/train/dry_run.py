@@ -33,7 +33,7 @@ def show_dry_run(options: "TrainOptions", nproc: int, gpu: str | None, *, verbos
             sources = {"VAE": started.data.vae, "text encoder": started.data.text_encoder}
             names = " and ".join(name for name, source in sources.items() if source == DEMO)
             notes.append(
-                f"without --data the embedded set `shapes` stands in, with the demo's {names}: {count:,} parameters"
+                f"without --data the embedded set `shapes` is used, with the demo's {names}: {count:,} parameters"
             )
         reports.append({**report.to_dict(), "notes": notes, "settings": to_dict(started)})
         if as_json:

@@ -39,7 +39,7 @@ def run_training(request: TrainRequest) -> None:
     from stdit_train.distributed.world import World
 
     console = plain_console()
-    # A wrong setting is told before torch is imported; of many processes rank 0 alone looks.
+    # A wrong setting is reported before torch is imported; of several processes only rank 0 checks.
     plan = find_run(request.options) if World.from_env().size == 1 else None
     if plan is not None and request.options.resume is not None and plan.finished:
         tell_finished(console, plan, request.nproc)
