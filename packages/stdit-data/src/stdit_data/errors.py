@@ -19,6 +19,10 @@ class MissingFileError(FileError, FileNotFoundError):
     """A file or folder does not exist."""
 
 
+class StoreError(FileError):
+    """A store can't be used now: it does not answer, or its package is not installed. It says nothing of a file."""
+
+
 class ClipError(DataError):
     """A clip can't be read or used.
 

@@ -14,22 +14,26 @@ import shutil
 import zipfile
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from io import BytesIO, RawIOBase
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 import fsspec
 from fsspec.core import split_protocol, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import known_implementations
+from fsspec.utils import infer_compression
 
+from stdit_data import stores
 from stdit_data.errors import DataError, FileError, MissingFileError
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 VIDEO_SUFFIXES = frozenset((
@@ -39,10 +43,6 @@ VIDEO_SUFFIXES = frozenset((
 
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))
-
-
-# From a protocol to the extra of stdit-data that installs what fsspec needs for it.
-EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hf": "hf", "http": "https", "https": "https"}
 
 
 def layers(url: str) -> list[str]:
@@ -126,7 +126,8 @@ def filesystem(url: str) -> tuple[Any, str]:
     """Return the fsspec filesystem of a URL and the path within it. Archives are opened once and kept open.
 
     Raises:
-        DataError: the protocol is unknown, its package is not installed, or an archive is missing or damaged.
+        DataError: the protocol is unknown, or an archive is missing or damaged.
+        StoreError: the protocol's package is not installed, or the store does not answer.
     """
     head, *rest = layers(url)
     protocol, path = split_protocol(head)
@@ -136,17 +137,19 @@ def filesystem(url: str) -> tuple[Any, str]:
                 return _archive(protocol, "::".join(rest)), path
             if is_local(url):
                 return LocalFileSystem(), LocalFileSystem._strip_protocol(str(local_path(url)))
-            fs, path = url_to_fs(url)
+            fs, path = url_to_fs(url, **stores.options(_protocols(url)))
             return fs, path
         except zipfile.BadZipFile:
             raise DataError(f"{'::'.join(rest)}: not a zip file, or a damaged one") from None
         except FileNotFoundError:
             raise MissingFileError(f"{'::'.join(rest) or url}: no such file") from None
-        except (ImportError, ValueError) as error:
-            protocols = [split_protocol(layer)[0] for layer in (head, *rest)]
-            extra = next((EXTRAS[name] for name in protocols if name in EXTRAS), None)
-            hint = f"; install stdit-data[{extra}]" if extra and isinstance(error, ImportError) else ""
-            raise DataError(f"{url}: {str(error).splitlines()[0]}{hint}") from None
+        except ImportError as error:
+            missing_package = stores.missing_extra(url, _protocols(url), error)
+            raise missing_package or DataError(f"{url}: {str(error).splitlines()[0]}") from None
+        except (DataError, OSError):
+            raise
+        except ValueError as error:
+            raise DataError(f"{url}: {str(error).splitlines()[0]}") from None
 
 
 @contextmanager
@@ -161,6 +164,8 @@ def wrap_errors(url: str) -> Iterator[None]:
     except (DataError, EOFError, zipfile.BadZipFile, zlib.error):
         raise
     except FileNotFoundError as error:
+        if stores.http_status(error) not in (None, 404, 410):  # which fsspec tells as a missing file too
+            raise FileError(f"{url}: {stores.explain(error)}") from error
         raise MissingFileError(f"{_name(error, url)}: no such file or folder") from None
     except OSError as error:
         raise FileError(f"{_name(error, url)}: {error.strerror or error}") from error
@@ -178,8 +183,7 @@ def exists(url: str) -> bool:
         FileError: the store can't be reached.
     """
     fs, path = filesystem(url)
-    with wrap_errors(url):
-        return bool(fs.exists(path))
+    return _with_store(url, lambda: bool(fs.exists(path)) or _has_info(fs, path))
 
 
 def is_folder(url: str) -> bool:
@@ -189,8 +193,7 @@ def is_folder(url: str) -> bool:
         FileError: the store can't be reached.
     """
     fs, path = filesystem(url)
-    with wrap_errors(url):
-        return bool(fs.isdir(path))
+    return _with_store(url, lambda: bool(fs.isdir(path)) or (_has_info(fs, path) and bool(fs.isdir(path))))
 
 
 def size(url: str) -> int:
@@ -200,8 +203,31 @@ def size(url: str) -> int:
         FileError: the file does not exist, or the store can't be reached.
     """
     fs, path = filesystem(url)
-    with wrap_errors(url):
-        return int(fs.size(path))
+    return _with_store(url, lambda: int(fs.size(path)))
+
+
+def copy(url: str, path: str | Path) -> None:
+    """Copy a file to a local path.
+
+    Raises:
+        FileError: the file does not exist, or can't be read or written.
+    """
+    fs, source = filesystem(url)
+    _with_store(url, lambda: fs.get_file(source, str(path)))
+
+
+def names(folder: str) -> list[str]:
+    """List the names in a folder as it is now; none if it does not exist.
+
+    Raises:
+        FileError: the store can't be reached.
+    """
+    fs, path = filesystem(folder)
+    fs.invalidate_cache(path)
+    if not is_folder(folder):
+        return []
+    paths = _with_store(folder, lambda: fs.ls(path, detail=False))
+    return [str(name).rstrip("/").rsplit("/", 1)[-1] for name in paths]
 
 
 def walk(folder: str) -> list[str]:
@@ -217,9 +243,13 @@ def walk(folder: str) -> list[str]:
     fs, root = filesystem(folder)
     root = fs._strip_protocol(root).rstrip("/")
     found = []
-    with wrap_errors(folder):
-        paths = fs.find(root)
-    for path in paths:
+
+    def refuse(error: Exception) -> None:
+        if stores.is_passing(error):
+            raise error
+
+    settings = {"on_error": refuse} if "http" in fs.protocol else {}  # else it leaves out folders that it can't list
+    for path in _with_store(folder, lambda: fs.find(root, **settings)):
         relative = str(path).removeprefix(root).lstrip("/")
         if not any(part.startswith(".") for part in relative.split("/")):
             found.append(relative)
@@ -233,16 +263,8 @@ def open_binary(url: str) -> Iterator[IO[bytes]]:
     Raises:
         FileError: the file does not exist or can't be read; also while reading a remote file.
     """
-    fs, path = filesystem(url)
-    if isinstance(fs, MemoryFileSystem):  # all its open files share one position, also between threads
-        with wrap_errors(url):
-            data = fs.cat_file(path)
-        yield BytesIO(data)
-        return
-    with wrap_errors(url):
-        opened = fs.open(path, "rb")
-    with opened as file:
-        yield file if is_local(layers(url)[-1]) else cast(IO[bytes], _RemoteFile(file, url))
+    with _open(url) as file:
+        yield file
 
 
 def read_text(url: str, *, escape: bool = False) -> str:
@@ -338,7 +360,8 @@ def open_write(url: str) -> Iterator[IO[bytes]]:
     fs, stored = filesystem(url)
     folder, _, name = stored.rpartition("/")
     unfinished = f"{folder}/.{name}.{os.getpid()}.part"
-    with wrap_errors(url):
+
+    def store() -> None:
         fs.makedirs(folder, exist_ok=True)
         try:
             fs.pipe_file(unfinished, buffer.getvalue())
@@ -347,6 +370,8 @@ def open_write(url: str) -> Iterator[IO[bytes]]:
             with suppress(Exception):
                 fs.rm_file(unfinished)
             raise
+
+    _with_store(url, store)
 
 
 def write_bytes(url: str, data: bytes) -> None:
@@ -363,9 +388,48 @@ def replace_text(path: str | Path, text: str) -> None:
 
 @lru_cache(maxsize=16)
 def _archive(protocol: str, rest: str) -> Any:
-    if is_local(rest) and "::" in rest:  # which fsspec would take for a chain
-        return fsspec.filesystem(protocol, fo=local_path(rest).open("rb"))
-    return url_to_fs(f"{protocol}://::{rest}")[0]
+    """Open an archive by a file of ours, which waits for its store and may have `::` in its name."""
+    if protocol == "zip":
+        return fsspec.filesystem("zip", fo=_open(rest), skip_instance_cache=True)
+    if protocol == "tar":
+        compression = infer_compression(layers(rest)[0])
+        return fsspec.filesystem("tar", fo=_open(rest), compression=compression, skip_instance_cache=True)
+    return url_to_fs(f"{protocol}://::{rest}", **stores.options(_protocols(rest)))[0]
+
+
+def _open(url: str) -> IO[bytes]:
+    fs, path = filesystem(url)
+    if isinstance(fs, MemoryFileSystem):  # all its open files share one position, also between threads
+        with wrap_errors(url):
+            return BytesIO(fs.cat_file(path))
+    file = _with_store(url, lambda: fs.open(path, "rb"))
+    if is_local(layers(url)[-1]):
+        return cast(IO[bytes], file)
+    if not file.seekable():  # a server that gives whole files alone
+        file.close()
+        return BytesIO(_with_store(url, lambda: fs.cat_file(path)))
+    return cast(IO[bytes], _RemoteFile(file, url))
+
+
+def _with_store(url: str, work: Callable[[], T]) -> T:
+    """Do something with a file, waiting for its store, with errors as `wrap_errors` makes them."""
+    with wrap_errors(url):
+        return work() if is_local(layers(url)[-1]) else stores.retry(url, work)
+
+
+def _has_info(fs: Any, path: str) -> bool:
+    """Return whether a file system knows a file or folder; raise where it can't tell, unlike others of its methods."""
+    try:
+        fs.info(path)
+    except Exception as error:
+        if stores.is_passing(error):
+            raise
+        return False
+    return True
+
+
+def _protocols(url: str) -> list[str]:
+    return [split_protocol(layer)[0] or layer for layer in layers(url)]
 
 
 def _walk_local(root: str) -> Iterator[str]:
@@ -424,8 +488,7 @@ class _RemoteFile(RawIOBase):
         return self._file.tell()
 
     def readinto(self, buffer: Any) -> int:
-        with wrap_errors(self.url):
-            data = self._file.read(len(buffer))
+        data = _with_store(self.url, lambda: self._file.read(len(buffer)))
         buffer[: len(data)] = data
         return len(data)
 

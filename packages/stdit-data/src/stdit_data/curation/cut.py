@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from av.video.reformatter import VideoReformatter
 
-from stdit_data import files
+from stdit_data import files, stores
 from stdit_data.curation.detectors import DETECTORS, Boundary, Detect, find_fades, is_black, open_detector
 from stdit_data.curation.executors import Reject, Result
 from stdit_data.curation.sampling import Array, frames_within
@@ -110,7 +109,7 @@ class CutStep:
         def cut_row(row: dict[str, Any]) -> tuple[list[dict[str, Any]], list[Reject]]:
             return self._cut(row, opened)
 
-        with ThreadPoolExecutor(max(1, self.threads)) as pool:
+        with stores.threads(self.threads) as pool:
             done = list(pool.map(cut_row, to_dicts(shard)))
         rows = [row for kept, _ in done for row in kept]
         rejects = [reject for _, dropped in done for reject in dropped]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stdit_data import files
+from stdit_data import files, stores
 from stdit_data.curation.engine import Outcome, Progress, Share, rejects_path, run
 from stdit_data.curation.executors import Executor, Result
 from stdit_data.curation.neighbours import groups_of, near_pairs
@@ -20,7 +19,7 @@ from stdit_data.curation.sampling import read_clip
 from stdit_data.curation.scorers import sharpness
 from stdit_data.curation.scorers.fingerprint import perceptual_hash
 from stdit_data.curation.tables import Rows, from_dicts, open_rows, segment_of, to_dicts, with_columns, write_rows
-from stdit_data.errors import ClipError, DataError
+from stdit_data.errors import ClipError, DataError, StoreError
 from stdit_data.manifests.validate import sha256
 
 FLAT = 4.0  # standard deviation of 255 below which a frame is too plain for its hash to mean anything
@@ -61,6 +60,8 @@ class HashStep:
             try:
                 clip = read_clip(row["path"], segment_of(row), fps=self.fps)
                 digest = row.get("sha256") or _digest(row["path"])
+            except StoreError:
+                raise
             except (ClipError, OSError) as error:
                 return {"reject": error.reason if isinstance(error, ClipError) else error.strerror or str(error)}
             sharp = row.get("sharpness")
@@ -71,7 +72,7 @@ class HashStep:
             }
 
         rows = to_dicts(shard)
-        with ThreadPoolExecutor(max(1, self.threads)) as pool:
+        with stores.threads(self.threads) as pool:
             values = list(pool.map(hashed, rows))
         kept = [row | new for row, new in zip(rows, values, strict=True) if "reject" not in new]
         rejects = [

@@ -7,7 +7,6 @@ import heapq
 import html
 import io
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from stdit_data import files
+from stdit_data import files, stores
 from stdit_data.curation.expression import Condition, Rule, column_values
 from stdit_data.curation.sampling import frames_at
 from stdit_data.curation.tables import Rows, segment_of, to_dicts
@@ -70,7 +69,7 @@ def write_report(
     kept = _count(rows, condition, columns, walls, clips)
     shown = [row for wall in walls for side in (wall.passing, wall.failing) for _, _, row in side]
     strips: dict[str, str] = {}
-    with ThreadPoolExecutor(max(1, workers)) as pool:
+    with stores.threads(workers) as pool:
         unique = {_key(row): row for row in shown}
         for done, (key, strip) in enumerate(zip(unique, pool.map(_strip, unique.values()), strict=True), 1):
             strips[key] = strip

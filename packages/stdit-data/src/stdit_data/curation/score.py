@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Any
 
 import pyarrow as pa
 
+from stdit_data import stores
 from stdit_data.curation.executors import Result
 from stdit_data.curation.sampling import ClipFrames, read_clip
 from stdit_data.curation.scorers import (
@@ -122,7 +122,7 @@ class ScoreStep:
             return values
 
         rows = to_dicts(shard)
-        with ThreadPoolExecutor(max(1, self.threads)) as pool:
+        with stores.threads(self.threads) as pool:
             scores = list(pool.map(score, rows))
         kept = [row | values for row, values in zip(rows, scores, strict=True) if "reject" not in values]
         rejects = [

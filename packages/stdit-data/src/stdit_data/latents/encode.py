@@ -15,14 +15,14 @@ import json
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from stdit_data import files
+from stdit_data import files, stores
 from stdit_data.buckets import Bucket
 from stdit_data.clip import Clip, ClipDataset
 from stdit_data.errors import ClipError, DataError
@@ -242,18 +242,15 @@ class _ClipEncoder:
         """Read clips in order, `workers` of them ahead."""
         torch.get_num_threads()  # called before threads start, see `loading.prefetch.read_ahead`
         waiting: deque[tuple[int, Future[Clip | ClipError]]] = deque()
-        with ThreadPoolExecutor(self.workers) as pool:
-            try:
-                for item in items:
-                    waiting.append((item, pool.submit(self._load, item)))
-                    if len(waiting) > self.workers:
-                        number, future = waiting.popleft()
-                        yield number, future.result()
-                while waiting:
+        with stores.threads(self.workers) as pool:
+            for item in items:
+                waiting.append((item, pool.submit(self._load, item)))
+                if len(waiting) > self.workers:
                     number, future = waiting.popleft()
                     yield number, future.result()
-            finally:
-                pool.shutdown(cancel_futures=True)
+            while waiting:
+                number, future = waiting.popleft()
+                yield number, future.result()
 
     def _load(self, item: int) -> Clip | ClipError:
         try:

@@ -17,7 +17,6 @@ import io
 import json
 import re
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -26,7 +25,7 @@ import pyarrow.parquet as pq
 from safetensors.torch import save
 from torch import Tensor
 
-from stdit_data import files
+from stdit_data import files, stores
 from stdit_data.errors import DataError
 
 FORMAT = 1  # version of this layout
@@ -127,7 +126,7 @@ def write_shard(cache: str, part: Part, number: int, shard: Shard) -> None:
 
 def list_shards(cache: str, part: Part) -> set[int]:
     """Return the numbers of the shards that exist."""
-    names = _names(cache, part)
+    names = files.names(files.join(cache, part))
     return {int(match[1]) for name in names if (match := re.fullmatch(r"(\d+)\.safetensors", name))}
 
 
@@ -135,7 +134,7 @@ def remove_partials(cache: str, part: Part, names: Iterable[str] | None = None) 
     """Remove unfinished files of killed processes: all, or only those of the files `names`."""
     wanted = None if names is None else set(names)
     fs, folder = files.filesystem(files.join(cache, part))
-    for name in _names(cache, part):
+    for name in files.names(files.join(cache, part)):
         match = re.fullmatch(r"\.(.+)\.\d+\.part", name)
         if match and (wanted is None or match[1] in wanted):
             fs.rm_file(f"{folder.rstrip('/')}/{name}")
@@ -158,7 +157,7 @@ def read_rows(cache: str, part: Part, number: int) -> list[dict[str, Any]]:
 
 def write_index(cache: str, part: Part, shards: int) -> None:
     """Collect the rows of all shards into `index.parquet`."""
-    with ThreadPoolExecutor(THREADS) as pool:
+    with stores.threads(THREADS) as pool:
         rows = [row for some in pool.map(lambda n: read_rows(cache, part, n), range(shards)) for row in some]
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, _ROWS[part]), buffer, compression="zstd")
@@ -205,11 +204,3 @@ def _first_difference(existing: Mapping[str, Any], requested: Mapping[str, Any])
             continue
         return f"{key} is {json.dumps(old)} there, {json.dumps(new)} is requested"
     return None
-
-
-def _names(cache: str, part: Part) -> list[str]:
-    fs, folder = files.filesystem(files.join(cache, part))
-    fs.invalidate_cache(folder)
-    if not fs.isdir(folder):
-        return []
-    return [str(path).rstrip("/").rsplit("/", 1)[-1] for path in fs.ls(folder, detail=False)]

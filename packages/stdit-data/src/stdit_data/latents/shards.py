@@ -115,9 +115,8 @@ class ShardFiles:
                 if not path.exists():
                     self._make_room()
                     url = self._url(shard)
-                    fs, source = files.filesystem(url)
-                    with files.write_atomically(path) as partial, files.wrap_errors(url):
-                        fs.get_file(source, str(partial))
+                    with files.write_atomically(path) as partial:
+                        files.copy(url, partial)
         with contextlib.suppress(FileNotFoundError):
             os.utime(path)
         return path

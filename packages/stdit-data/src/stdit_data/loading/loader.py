@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from stdit_data import stores
 from stdit_data.buckets import Bucket
 from stdit_data.clip import ClipDataset
 from stdit_data.errors import DataError
@@ -186,6 +187,7 @@ class ClipLoader:
 
 @atexit.register
 def _close_all() -> None:
+    stores.release()
     for loader in list(_open):
         loader.close()
 

@@ -54,7 +54,8 @@ class Rejects:
             DataError: more than `max_share` of the samples can't be read. Until all samples have been seen, a margin
                 of three standard deviations, and at least one clip, allows for chance.
         """
-        self._seen[[slot.sample for slot in slots]] = True
+        read = [slot.sample for slot in slots]
+        self._seen[read], self._bad[read] = True, False  # a clip counts by its last reading
         if not rejects:
             return
         for index, error in rejects:

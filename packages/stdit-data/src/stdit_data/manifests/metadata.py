@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from stdit_data import files
+from stdit_data import files, stores
 from stdit_data.buckets import Bucket, choose_bucket
 from stdit_data.errors import ClipError
 from stdit_data.manifests.format import Entry, Manifest
@@ -38,6 +37,9 @@ def complete_metadata(
         stream: number of the video stream, from 0; None for FFmpeg's choice.
         workers: number of threads.
         lengths: also fill in num_frames and fps, besides width and height.
+
+    Raises:
+        StoreError: a store does not answer.
     """
 
     def complete(entry: Entry) -> Entry:
@@ -49,7 +51,7 @@ def complete_metadata(
         except ClipError:
             return entry
 
-    with ThreadPoolExecutor(max(1, workers)) as pool:
+    with stores.threads(workers) as pool:
         return list(pool.map(complete, entries))
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from stdit_data import files
+from stdit_data import files, stores
 from stdit_data.clip import ClipDataset
-from stdit_data.errors import ClipError, DataError
+from stdit_data.errors import ClipError, DataError, StoreError
 from stdit_data.manifests.format import Entry, Manifest
 from stdit_data.manifests.metadata import with_metadata
 from stdit_data.video.frames import Sampling, read_frames
@@ -113,10 +113,13 @@ def validate(
             checksums where the manifest has them.
         workers: number of threads.
         progress: called after each entry.
+
+    Raises:
+        StoreError: a store does not answer, so that its clips can be called neither good nor bad.
     """
     total = len(manifest.entries)
     findings: list[Finding] = []
-    with ThreadPoolExecutor(max(1, workers)) as pool:
+    with stores.threads(workers) as pool:
         jobs = _ahead(
             pool,
             lambda index: _check(manifest, index, sampling, stream, thorough),
@@ -208,6 +211,8 @@ def _check(manifest: Manifest, index: int, sampling: Sampling | None, stream: in
             finding.problems.append("sha256 differs from the manifest's")
     except ClipError as error:
         finding.problems.append(error.reason)
+    except StoreError:
+        raise
     except DataError as error:  # a URL that can't be resolved at all
         finding.problems.append(str(error))
     if finding.metadata is not None:

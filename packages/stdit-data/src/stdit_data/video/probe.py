@@ -14,7 +14,7 @@ from av.error import FFmpegError
 from PIL import Image, UnidentifiedImageError
 
 from stdit_data import files
-from stdit_data.errors import ClipError, DataError
+from stdit_data.errors import ClipError, DataError, StoreError
 from stdit_data.transforms import check_shape
 from stdit_data.video import color
 from stdit_data.video.deinterlace import is_interlaced
@@ -39,10 +39,13 @@ class Probe:
 
 @contextmanager
 def clip_errors(url: str) -> Iterator[None]:
-    """Turn what a missing or damaged file raises into a `ClipError` that names it."""
+    """Turn what a missing or damaged file raises into a `ClipError` that names it.
+
+    A `StoreError` stays one: the file itself may be good.
+    """
     try:
         yield
-    except ClipError:
+    except (ClipError, StoreError):
         raise
     except FileNotFoundError:
         raise ClipError(url, files.missing(url)) from None
