@@ -1,8 +1,14 @@
-"""Ctrl-C and SIGTERM: the first one ends a run after its current step, the second one immediately."""
+"""Ctrl-C and SIGTERM: the first one ends a run after its current step, the second one immediately.
+
+A run that waits for a store of its data ends its waiting too.
+"""
 
 import logging
 import signal
+from threading import Thread
 from typing import Any, Self
+
+from stdit_data import stores
 
 log = logging.getLogger(__name__)
 
@@ -34,3 +40,5 @@ class Interrupts:
         self.number = number
         log.info("stopping after this step; press Ctrl-C again to stop immediately")
         signal.signal(number, self._before[number])
+        # Ends the waiting for a store. In a thread, since the signal may have come while this one holds a lock of it.
+        Thread(target=stores.release, daemon=True).start()

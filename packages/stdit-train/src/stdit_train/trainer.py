@@ -6,12 +6,13 @@ import math
 import time
 from collections.abc import Iterator
 from functools import cache
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from stdit_data.clip import ClipDataset
-from stdit_data.errors import DataError
+from stdit_data.errors import DataError, StoreError
 from stdit_data.latents.memory import InMemoryLatents
 from stdit_data.loading.loader import Batch, ClipLoader
 from stdit_model import STDiT, flops
@@ -31,7 +32,7 @@ from stdit_train.config.schema import TrainConfig
 from stdit_train.data.datasets import cached_in_memory
 from stdit_train.data.videos import loader_settings
 from stdit_train.distributed.parallelize import apply_ac, apply_compile, build_ema, full_model
-from stdit_train.distributed.world import World
+from stdit_train.distributed.world import PeerFailed, World
 from stdit_train.errors import ConfigError, Diverged, RunEnded
 from stdit_train.interrupts import Interrupts
 from stdit_train.loss.batch import BatchLoss
@@ -229,9 +230,11 @@ class Trainer:
         """Train to the last step or until interrupted, then write a checkpoint and the pipeline folder.
 
         Raises:
-            RunEnded: the disk is full, or too many steps were not finite; the last checkpoint is whole.
+            RunEnded: the disk is full, too many steps were not finite, or a store stopped answering; the last
+                checkpoint is whole.
+            DataError: the clips cannot be used; a checkpoint is written.
         """
-        config, values = self.config, {}
+        config, values, begun, failure = self.config, {}, self.step, None
         with self._context() as (metrics, interrupts, profile):
             if config.precision == "fp16":
                 log.warning(UNSTABLE)
@@ -241,7 +244,10 @@ class Trainer:
             signal = self._signal(interrupts)
             while self.progress < 1.0 and not signal:
                 started = time.perf_counter()
-                batches = next(steps)
+                batches, failure = self._fetch(steps)
+                if failure is not None:
+                    signal = self._signal(interrupts)
+                    break
                 waited = time.perf_counter() - started
                 values = self.train_step(batches)
                 profile.step()
@@ -254,6 +260,8 @@ class Trainer:
                 self._periodic(metrics, values, self.progress >= 1.0)
                 signal = self._signal(interrupts)
             self.loader.close()
+            if failure is not None and not signal:
+                self._end(failure, begun)
             self.finish()
             if self.progress >= 1.0 and self.world.is_main:
                 self.run.update_metadata(finished_at_step=self.step)
@@ -276,6 +284,31 @@ class Trainer:
                 interrupts,
                 stack.enter_context(Profile(self.run.path / "profile", self.config.profile, self.world.rank)),
             )
+
+    def _fetch(self, steps: Iterator[list[Batch]]) -> tuple[list[Batch], DataError | PeerFailed | None]:
+        """Return the next step's batches, or why they cannot be read here or on another rank."""
+        batches: list[Batch] = []
+        failure: DataError | PeerFailed | None = None
+        try:
+            batches = next(steps)
+        except DataError as error:
+            failure = error
+        if self.world.all_max(float(failure is not None)) == (0.0,):
+            return batches, None
+        if failure is None:
+            self.loader.step_back()
+        return [], failure or PeerFailed(1)
+
+    def _end(self, failure: DataError | PeerFailed, begun: int) -> NoReturn:
+        """Save what has been trained since step `begun`, and end the run for want of data."""
+        if self.step == begun:
+            raise failure
+        self._save(last=True)
+        if isinstance(failure, StoreError):
+            raise RunEnded(
+                f"{failure}. The run is saved at step {self.step}: resume with stdit train --resume {self.run.path}"
+            ) from failure
+        raise failure
 
     def _signal(self, interrupts: Interrupts) -> int:
         """Return the number of the signal that some process received; 0 for none."""

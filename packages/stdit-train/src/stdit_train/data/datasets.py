@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stdit_data import stores
 from stdit_data.buckets import Bucket
 from stdit_data.clip import ClipDataset
 from stdit_data.datasets.noisy_captions import NoisyCaptions
@@ -28,6 +29,7 @@ def build_datasets(config: TrainConfig) -> tuple[ClipDataset, ShapesDataset | Va
         DataError: the clips do not exist or cannot be used.
     """
     data = config.data
+    stores.set_patience(data.patience)
     if is_cached(config):
         cached = open_cached(config)
         if is_of_shapes(cached):
