@@ -228,8 +228,10 @@ def read_settings(file: Path) -> dict[str, Any]:
     """
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise ConfigError(f"{file} cannot be read: {reason(error)}") from error
+    except ValueError as error:
+        raise ConfigError(f"{file} is damaged: {reason(error)}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{file} is damaged: expected an object, not {type(values).__name__}")
     return values
