@@ -53,6 +53,9 @@ def test_validate_finds_what_is_wrong(clips: Path, tmp_path: Path) -> None:
     assert "0: " in output
     assert "no caption (column 'caption' is empty)" in output
     assert "and 1 more" in output
+    for command in ("validate", "preview"):
+        with pytest.raises(DataError, match="leads out of"):
+            run(command, manifest, "--confine")
     code, output = run("validate", clips, "--frames", 64)
     assert code == 1
     assert "too short: 50 frames, 127 needed for 64 frames at interval 2" in output

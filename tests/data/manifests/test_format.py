@@ -6,7 +6,9 @@ import csv
 import io
 import itertools
 import os
+import re
 import sys
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -220,6 +222,60 @@ def test_captions_beside_videos_are_checked(tmp_path: Path) -> None:
         read_manifest(str(tmp_path))
     with pytest.raises(DataError, match=r"b\.csv: a\.mp4: the caption is not UTF-8 text"):
         write_manifest(str(tmp_path / "b.csv"), [Entry("a.mp4", "half \ud83d")])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_caption_of_any_size_is_read_no_further_than_64_kib(tmp_path: Path, packed: bool) -> None:
+    caption = "long " * 13_000
+    source = f"zip://::{tmp_path}/set.zip" if packed else str(tmp_path / "set")
+
+    def write(text: bytes) -> None:
+        (tmp_path / "set").mkdir(exist_ok=True)
+        (tmp_path / "set/a.txt").write_bytes(text)
+        (tmp_path / "set/a.mp4").touch()
+        files._archive.cache_clear()
+        with zipfile.ZipFile(tmp_path / "set.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for name in ("a.txt", "a.mp4"):
+                archive.write(tmp_path / "set" / name, name)
+
+    write(caption.encode())
+    assert read_manifest(source).entries[0].caption == caption.strip()
+    write(b"a" * (32 << 20))
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"a\.txt.*: larger than 64 KiB"):
+        read_manifest(source)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 << 20
+
+
+def test_paths_that_lead_out_are_refused_where_that_is_asked_for(tmp_path: Path) -> None:
+    root, other = tmp_path / "root", tmp_path / "other"
+    for folder in (root / "in", other):
+        folder.mkdir(parents=True)
+        (folder / "a.mp4").touch()
+    (root / "link").symlink_to(other)
+    (root / "up.mp4").symlink_to(other / "a.mp4")
+    (root / "same.mp4").symlink_to(root / "in/a.mp4")
+    for inside in ("in/a.mp4", "./in/a.mp4", "same.mp4", "in/..a.mp4", "none.mp4", "a::b.mp4"):
+        write_manifest(f"{root}/set.csv", [Entry(inside)])
+        assert read_manifest(f"{root}/set.csv", confine=True) == read_manifest(f"{root}/set.csv")
+    outside = [
+        "../other/a.mp4", "in/../../other/a.mp4", f"{other}/a.mp4", f"{root}/in/a.mp4", "link/a.mp4", "up.mp4",
+        f"file://{other}/a.mp4", "http://127.0.0.1/a.mp4", "zip://a.mp4::/x.zip",
+    ]  # fmt: skip
+    for path in outside:
+        write_manifest(f"{root}/set.csv", [Entry("in/a.mp4"), Entry(path)])
+        assert read_manifest(f"{root}/set.csv").entries[1].path == path
+        with pytest.raises(DataError, match=rf"^{root}/set.csv: path '{re.escape(path)}' leads out of {root}, which"):
+            read_manifest(f"{root}/set.csv", confine=True)
+    with pytest.raises(DataError, match="leads out"):
+        read_manifest(str(root), confine=True)
+    for path in ("../b.mp4", "%2e%2e/b.mp4", "a/%2E./b.mp4", "/b.mp4", "s3://b/b.mp4"):
+        assert files.leads_out("https://host/set", path)
+    assert not files.leads_out("https://host/set", "a/b%20c.mp4")
+    assert not files.leads_out("zip://in::/x.zip", "a/b.mp4")
+    assert files.leads_out("zip://in::/x.zip", "../b.mp4")
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])

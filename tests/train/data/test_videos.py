@@ -75,6 +75,13 @@ def test_place_and_crop(clips: Path) -> None:
     assert drawn(place="start", crop="random") > 1
 
 
+def test_paths_out_of_the_root_are_refused_where_that_is_asked_for(clips: Path, tmp_path: Path) -> None:
+    (tmp_path / "set.csv").write_text(f"path,caption\n{clips}/a.mp4,one\n")
+    assert len(open_clips(settings(tmp_path / "set.csv"))) == 1
+    with pytest.raises(DataError, match="leads out of"):
+        open_clips(settings(tmp_path / "set.csv", confine=True))
+
+
 def test_root_captions_and_stream(clips: Path, tmp_path: Path) -> None:
     (tmp_path / "set.csv").write_text("path,caption\na.mp4,\nb.mp4,two\n")
     source = str(tmp_path / "set.csv")

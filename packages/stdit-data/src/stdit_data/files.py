@@ -20,6 +20,7 @@ from functools import lru_cache
 from io import BytesIO, RawIOBase
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeVar, cast
+from urllib.parse import unquote
 
 import fsspec
 from fsspec.core import split_protocol, url_to_fs
@@ -120,6 +121,23 @@ def join(folder: str, path: str) -> str:
         return path
     separator = "" if head.endswith("/") or not head else "/"
     return "::".join([f"{head}{separator}{path}", *rest])
+
+
+def leads_out(folder: str, path: str) -> bool:
+    """Return whether a path of a manifest leads out of a folder: absolute, a URL, by `..` or, if local, by a link.
+
+    Args:
+        folder: the folder that the path starts from; path or URL.
+        path: the path, as the manifest has it.
+    """
+    if join(folder, path) == path or path.startswith("/"):
+        return True
+    plain = unquote(path) if layers(folder)[-1].startswith(("http://", "https://")) else path
+    if ".." in plain.replace("\\", "/").split("/"):
+        return True
+    if not is_local(folder):
+        return False
+    return not local_path(join(folder, path)).resolve().is_relative_to(local_path(folder).resolve())
 
 
 def filesystem(url: str) -> tuple[Any, str]:
@@ -267,18 +285,21 @@ def open_binary(url: str) -> Iterator[IO[bytes]]:
         yield file
 
 
-def read_text(url: str, *, escape: bool = False) -> str:
+def read_text(url: str, *, escape: bool = False, limit: int | None = None) -> str:
     """Read a text file in UTF-8, without a byte-order mark.
 
     Args:
         url: the file.
         escape: decode bytes that are not UTF-8 as Python does in file names, instead of raising.
+        limit: most bytes of the file; no more than these are read, or unpacked from an archive.
 
     Raises:
-        DataError: the file does not exist, can't be read, or is not UTF-8.
+        DataError: the file does not exist, can't be read, is larger than the limit, or is not UTF-8.
     """
     with open_binary(url) as file, wrap_errors(url):
-        data = file.read()
+        data = file.read() if limit is None else file.read(limit + 1)
+    if limit is not None and len(data) > limit:
+        raise DataError(f"{url}: larger than {limit // 1024} KiB, the most that a text of this kind may have")
     try:
         return data.decode("utf-8-sig", "surrogateescape" if escape else "strict")
     except UnicodeDecodeError as error:

@@ -140,7 +140,7 @@ def retry(url: str, work: Callable[[], T]) -> T:
         return min(backoff(state), max(0.05, 60 * minutes - (state.seconds_since_start or 0)))
 
     def report(state: RetryCallState) -> None:
-        error = state.outcome and state.outcome.exception()
+        error = state.outcome.exception() if state.outcome is not None else None
         if error is not None and (state.seconds_since_start or 0) > QUIET and store not in _failing:
             _failing.add(store)
             log.warning("%s fails (%s); trying again for %g minutes", store, explain(error), minutes)

@@ -28,6 +28,7 @@ Source = Annotated[
     str, typer.Argument(help="Folder, manifest (.csv, .jsonl, .parquet) or URL of one; `shapes` for the built-in set.")
 ]
 Root = Annotated[str | None, typer.Option(help="Folder that relative paths start from.", show_default="the manifest's")]
+Confine = Annotated[bool, typer.Option("--confine", help="Refuse paths that lead out of that folder.")]
 Fps = Annotated[float | None, typer.Option(help="Frames per second to read, instead of a frame interval.")]
 Interval = Annotated[int | None, typer.Option(help="Frame interval: take every n-th source frame.")]
 Stream = Annotated[
@@ -41,6 +42,7 @@ Out = Annotated[str, typer.Argument(help="Manifest to write: .csv, .jsonl or .pa
 def validate(
     source: Source,
     root: Root = None,
+    confine: Confine = False,
     frames: Annotated[int | None, typer.Option(min=1, help="Also report clips too short for this many frames.")] = None,
     interval: Interval = None,
     fps: Fps = None,
@@ -64,7 +66,7 @@ def validate(
     from stdit_data.manifests.validate import validate as check
     from stdit_data.video.frames import default_sampling
 
-    manifest = None if _is_shapes(source) else read_manifest(source, root=root)
+    manifest = None if _is_shapes(source) else read_manifest(source, root=root, confine=confine)
     with CountingBar(Console(), "clips") as bar:
         task = bar.add_task("probing", total=None)
 
@@ -92,6 +94,7 @@ def preview(
     source: Source,
     out: Annotated[str, typer.Option(help="Name of the files to write, OUT.png and OUT.mp4.")] = "preview",
     root: Root = None,
+    confine: Confine = False,
     frames: Annotated[int, typer.Option(min=1, help="Frames per clip.")] = 16,
     height: Annotated[int, typer.Option(min=1, help="Height in pixels.")] = 256,
     width: Annotated[int, typer.Option(min=1, help="Width in pixels.")] = 256,
@@ -122,6 +125,7 @@ def preview(
             short=short.value,
             stream=stream,
             root=root,
+            confine=confine,
             empty_captions=True,
         )
     for error in look(dataset, f"{out}.png", f"{out}.mp4", samples=samples, columns=columns, seed=seed):

@@ -154,6 +154,7 @@ def open_videos(
     buckets: Sequence[Bucket] | None = None,
     stream: int | None = None,
     root: str | None = None,
+    confine: bool = False,
     empty_captions: bool = False,
     workers: int = 8,
 ) -> VideoDataset:
@@ -177,6 +178,7 @@ def open_videos(
             Clips that can't be probed go to the first bucket and are rejected when read.
         stream: number of the video stream of each file, from 0; by default FFmpeg's choice.
         root: the folder that relative paths start from; by default the manifest's own.
+        confine: refuse paths that lead out of this folder.
         empty_captions: train on clips without captions.
         workers: number of threads that probe.
 
@@ -194,7 +196,7 @@ def open_videos(
     samplings = {shape: default_sampling(shape.frames, interval, fps, short) for shape in shapes}
     least = samplings[min(shapes)]
 
-    manifest = read_manifest(str(source), root=root)
+    manifest = read_manifest(str(source), root=root, confine=confine)
     entries = _captioned(manifest, empty_captions)
     if len(shapes) > 1:
         entries = complete_metadata(

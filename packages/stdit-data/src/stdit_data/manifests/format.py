@@ -79,6 +79,7 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
 }
 ALIASES = {"text": "caption", "file": "path", "video": "path", "license": "licence"}
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+MAX_CAPTION = 64 * 1024  # bytes of a caption's file
 MANIFEST_SUFFIXES = (*DELIMITERS, ".jsonl", ".ndjson", ".parquet")
 
 
@@ -95,17 +96,26 @@ class Manifest:
         return files.join(self.folder, entry.path)
 
 
-def read_manifest(url: str, *, root: str | None = None) -> Manifest:
+def read_manifest(url: str, *, root: str | None = None, confine: bool = False) -> Manifest:
     """Read a manifest file or a folder of clips.
 
     Args:
         url: a folder, or a file ending in .csv, .tsv, .jsonl, .ndjson or .parquet; local or any fsspec URL.
         root: the folder that relative paths start from; the manifest's own if not given.
+        confine: refuse paths that lead out of this folder (absolute ones, URLs, `..`, links), as a stranger's may.
 
     Raises:
-        DataError: the file does not exist, is of an unknown kind, or has wrong columns or values.
+        DataError: the file does not exist, is of an unknown kind, or has wrong columns or values; or a path leads out
+            of the folder.
     """
-    url = str(url)
+    manifest = _read(str(url), root)
+    for entry in manifest.entries if confine else ():
+        if files.leads_out(manifest.folder, entry.path):
+            raise DataError(f"{url}: path {entry.path!r} leads out of {manifest.folder}, which is not allowed here")
+    return manifest
+
+
+def _read(url: str, root: str | None) -> Manifest:
     kind = files.suffix(url)
     if kind in MANIFEST_SUFFIXES:
         if not files.exists(url):
@@ -288,7 +298,7 @@ def _folder(url: str) -> list[Entry]:
     entries = []
     for path in media:
         beside = str(PurePosixPath(path).with_suffix(".txt"))
-        caption = files.read_text(files.join(url, beside)) if beside in texts else ""
+        caption = files.read_text(files.join(url, beside), limit=MAX_CAPTION) if beside in texts else ""
         entries.append(Entry(path, _caption(files.join(url, beside), caption)))
     return entries
 

@@ -60,6 +60,7 @@ class DataConfig:
     flip: bool = False  # mirror half of the clips
     stream: WholeNumber | None = None  # video stream of a file, from 0 [default: FFmpeg's choice]
     root: str | None = None  # folder of a manifest's relative paths [default: the manifest's]
+    confine: bool = False  # refuse paths that lead out of the root, as a stranger's manifest may have
     empty_captions: bool = False  # train on videos without a caption
     validation: Share = 0.0  # share of the videos held out for the validation loss
     validation_source: str | None = None  # a folder, manifest or cache for the validation loss instead

@@ -33,6 +33,7 @@ def open_clips(data: DataConfig) -> VideoDataset:
         buckets=[parse_bucket(text) for text in data.buckets] or None,
         stream=data.stream,
         root=data.root,
+        confine=data.confine,
         empty_captions=data.empty_captions,
     )
 
