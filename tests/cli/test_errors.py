@@ -91,6 +91,25 @@ def test_a_wrong_word_is_explained(stdit: Callable, arguments: list[str]) -> Non
     assert "Usage" in done.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--data", "nowhere"], "nowhere: no such folder or manifest"),
+        (["--data", "none.csv"], "none.csv: no such manifest"),
+        (["--data", "clip.mp4"], "clip.mp4: expected a folder or a manifest"),
+        (["--init", "none.pth"], "none.pth: no such file or folder"),
+        (["--stage", "64x512", "--data", "none.csv"], "none.csv"),  # before VAE and text encoder are looked for
+    ],
+)
+def test_files_of_a_run_are_looked_for_before_anything_is_said(
+    stdit: Callable, tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    (tmp_path / "clip.mp4").write_bytes(b"junk")
+    done = stdit("train", *arguments)
+    check(done, said)
+    assert done.out == ""
+
+
 def test_an_empty_data_folder(stdit: Callable, tmp_path: Path) -> None:
     (tmp_path / "clips").mkdir()
     check(stdit("train", "--data", "clips"), "clips")

@@ -39,6 +39,14 @@ def test_advice_is_given_once(stdit: Callable) -> None:
     assert done.out.count("a machine with more memory") == 1
 
 
+def test_no_advice_where_one_of_the_layouts_fits(stdit: Callable) -> None:
+    done = stdit("plan", "--stage", "16x256", "--gpus", "8", "--gpu", "24GB,80TFLOPS")
+    assert done.code == 0, done
+    assert done.out.count("needs about") == 1  # a copy on each
+    assert "\nfits\n" in done.out
+    assert "to make it fit" not in done.out
+
+
 def test_any_card(stdit: Callable) -> None:
     done = stdit("plan", "--gpu", "24GB,80TFLOPS", "--json")
     (way,) = json.loads(done.out)

@@ -6,11 +6,14 @@ from dataclasses import replace
 
 from stdit_data.clip import ClipDataset
 from stdit_data.latents.dataset import LatentDataset
+from stdit_data.manifests.format import check_manifest
+from stdit_model.weights.hub import local_path
 from stdit_train.callbacks import Callback
 from stdit_train.checkpoint.init_weights import load_initial
 from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.checkpoint.verify import Checkpoint
-from stdit_train.components.load import Components, check_components, open_components
+from stdit_train.components.load import Components, check_components, check_sources, open_components
+from stdit_train.config.resolve import is_cached
 from stdit_train.config.schema import TrainConfig
 from stdit_train.data.datasets import build_datasets
 from stdit_train.data.holdout import ValidationClips, validation_captions
@@ -20,6 +23,25 @@ from stdit_train.tracking.run_log import RunLog
 from stdit_train.trainer import Trainer
 
 log = logging.getLogger(__name__)
+
+
+def check_inputs(config: TrainConfig, *, begun: bool) -> None:
+    """Check that what a run reads exists, before anything is loaded: clips, initial weights, VAE and text encoder.
+
+    Args:
+        config: the run's settings.
+        begun: whether the run has begun, and needs its initial weights no more.
+
+    Raises:
+        DataError: there are no such clips.
+        WeightsError: there are no such weights.
+        ConfigError: VAE or text encoder cannot be found or fetched.
+    """
+    if config.data.source != "shapes" and not is_cached(config):
+        check_manifest(config.data.source)
+    if config.init is not None and not begun:
+        local_path(config.init)
+    check_sources(config)
 
 
 def open_trainer(

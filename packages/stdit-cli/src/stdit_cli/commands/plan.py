@@ -78,7 +78,7 @@ def plan(
             f"{way.peak / 1e12:.3g} TFLOP/s are reached; without VAE and text encoder"
         )
         console.print(shortfall(way.estimate, device.memory) or "fits")
-    short = [way for way in ways if not way.fits]
+    short = [] if any(way.fits for way in ways) else ways
     for line in dict.fromkeys(advice(way.estimate, device.memory) for way in short):
         console.print(f"to make it fit, {line}")
     if sampling:

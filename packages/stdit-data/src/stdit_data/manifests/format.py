@@ -116,23 +116,34 @@ def read_manifest(url: str, *, root: str | None = None, confine: bool = False) -
 
 
 def _read(url: str, root: str | None) -> Manifest:
+    check_manifest(url)
+    kind = files.suffix(url)
+    if kind not in MANIFEST_SUFFIXES:
+        return Manifest(url, url, _folder(url))
+    rows = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet}.get(kind, _json_lines)(url)
+    entries = list(rows)
+    if not entries:
+        raise DataError(f"{url}: no entries; expected at least one line with a path")
+    return Manifest(url, root or files.parent(url), entries)
+
+
+def check_manifest(url: str) -> None:
+    """Check that a manifest file or a folder of clips exists, without reading it.
+
+    Raises:
+        DataError: it does not exist, or is a file of an unknown kind.
+    """
     kind = files.suffix(url)
     if kind in MANIFEST_SUFFIXES:
         if not files.exists(url):
             raise DataError(f"{url}: no such manifest")
-        rows = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet}.get(kind, _json_lines)(url)
-        entries = list(rows)
-        if not entries:
-            raise DataError(f"{url}: no entries; expected at least one line with a path")
-        return Manifest(url, root or files.parent(url), entries)
-    if files.is_folder(url):
-        return Manifest(url, url, _folder(url))
-    if files.exists(url):
+    elif not files.is_folder(url):
+        if not files.exists(url):
+            raise DataError(f"{url}: no such folder or manifest")
         inside = f"; give its contents as zip://::{url}" if kind == ".zip" else ""
         raise DataError(
             f"{url}: expected a folder or a manifest ({', '.join(MANIFEST_SUFFIXES)}), found {kind or 'a file'}{inside}"
         )
-    raise DataError(f"{url}: no such folder or manifest")
 
 
 def write_manifest(url: str, entries: Iterable[Entry]) -> int:

@@ -106,8 +106,8 @@ def prepare(
 
     No stages are returned for a run that is finished.
     """
+    from stdit_train.build import check_inputs
     from stdit_train.checkpoint.run_folder import RunFolder
-    from stdit_train.components.load import check_sources
     from stdit_train.config.resolve import shapes_only
     from stdit_train.curriculum import Stage, find_run
     from stdit_train.estimate.training import fit_to_memory
@@ -120,11 +120,12 @@ def prepare(
         tell_finished(console, plan, processes)
         return plan.folder, plan.curriculum, []
     check_wandb(next((config.wandb for config in plan.configs if config.wandb), None))
+    for config, run in zip(plan.configs, plan.runs, strict=True):
+        check_inputs(config, begun=run.config_file.exists())
     for line in dict.fromkeys(filter(None, map(shapes_only, plan.configs))):
         console.print(line, soft_wrap=True)
     stages = []
     for config, run in zip(plan.configs, plan.runs, strict=True):
-        check_sources(config)
         fit = fit_to_memory(config, processes, micro_batch=run.metadata().get("micro_batch"), force=request.force)
         for line in fit.notes:
             console.print(line)
