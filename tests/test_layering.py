@@ -79,6 +79,7 @@ FOLDERS_MAY_IMPORT: dict[str, dict[str, set[str]]] = {
             "data",
             "distributed",
             "errors",
+            "hardware",
             "interrupts",
             "loss",
             "optim",

@@ -176,7 +176,7 @@ def read_result(
         "validation_loss": curve[-1][1] if curve and ended is None else None,
         "curve": curve,
         "shares": scores,
-        "skipped": sum(1 for logged in rows for row in logged if row.get("skipped")),  # of the logged steps
+        "skipped": round(sum(row.get("skipped", 0.0) for logged in rows for row in logged)),
         "ended": ended,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}",
         "written": time.strftime("%Y-%m-%d"),

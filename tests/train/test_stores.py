@@ -114,10 +114,10 @@ def test_a_rank_whose_data_came_saves_the_position_before_them(
 ) -> None:
     trainer = opened(config, clips, tmp_path / "run", Watcher())
     steps = iter(trainer.loader)
-    assert trainer._fetch(steps)[1] is None
+    assert trainer._fetch(steps)[2] is None
     position = trainer.loader.state_dict()
     monkeypatch.setattr(trainer.world, "all_max", lambda *numbers: (1.0,))
-    batches, failure = trainer._fetch(steps)
+    batches, _, failure = trainer._fetch(steps)
     assert batches == []
     assert isinstance(failure, PeerFailed)
     assert trainer.loader.state_dict() == position

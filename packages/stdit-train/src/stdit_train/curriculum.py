@@ -5,18 +5,20 @@ schedule.json and a run folder for each stage: 1-16x256/, 2-16x256-hq/, ...
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stdit_train.config.load import (
     CURRICULUM_FILE,
+    flatten,
     from_dict,
     load_curriculum,
     load_stage,
     read_curriculum,
     set_values,
+    to_dict,
     write_curriculum,
 )
 from stdit_train.config.resolve import is_cached, resolve_config
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from stdit_train.distributed.world import World
 
 DEFAULT_STAGE = "demo"
-NEWEST = "newest"  # in place of a folder to resume
+NEWEST, AUTO = "newest", "auto"  # in place of a folder to resume
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class TrainOptions:
         overrides: settings by dotted key, or by "STAGE/KEY" for one stage of a curriculum.
         out: folder of the run; one below `root` unless given.
         root: where run folders are made.
-        resume: folder of the run to resume, or `NEWEST`.
+        resume: folder of the run to resume; `NEWEST`; or `AUTO`, which resumes the run in `out` if there is one.
     """
 
     stage: str | None = None
@@ -60,6 +62,7 @@ class RunPlan(NamedTuple):
     folder: Path
     curriculum: str | None  # its name; None for a single stage
     configs: list[TrainConfig]  # of each stage, in order
+    resumed: bool = False  # whether it has been started before
 
     @property
     def runs(self) -> "list[RunFolder]":
@@ -102,6 +105,12 @@ def find_run(options: TrainOptions, *, demo_parts: bool = True) -> RunPlan:
         ConfigError: settings that make no sense, or nothing to resume.
     """
     overrides = options.overrides or {}
+    if options.resume == AUTO:
+        if options.out is None:
+            raise ConfigError("--resume auto needs the run's folder: give it with --out")
+        new = find_run(replace(options, resume=None), demo_parts=demo_parts)
+        started = any((options.out / file).is_file() for file in ("config.json", CURRICULUM_FILE))
+        return _same_run(new, _resumed_run(replace(options, resume=NEWEST), {})) if started else new
     if options.resume is not None:
         return _resumed_run(options, overrides)
     if options.curriculum is None:
@@ -138,10 +147,31 @@ def _resumed_run(options: TrainOptions, overrides: Mapping[str, Any]) -> RunPlan
     if wanted is not None and found not in (wanted, Path(wanted).stem):
         option = "curriculum" if options.curriculum else "stage"
         raise ConfigError(f"{folder} is of {kind}: leave out --{option} {wanted}")
-    plan = RunPlan(folder, curriculum, configs)
+    plan = RunPlan(folder, curriculum, configs, resumed=True)
     for config, run in zip(configs, plan.runs, strict=True):
         _check_budget(config, run)
     return plan
+
+
+def _same_run(new: RunPlan, saved: RunPlan) -> RunPlan:
+    """Return the plan that resumes a saved run, which must have the settings of the new one, except for its length.
+
+    Raises:
+        ConfigError: another setting differs; the message names the first.
+    """
+    hint = "choose another folder with --out, or resume it as it is with --resume"
+    if new.curriculum != saved.curriculum or len(new.configs) != len(saved.configs):
+        raise ConfigError(f"{saved.folder} holds a run of other stages: {hint}")
+    for theirs, ours in zip(saved.configs, new.configs, strict=True):
+        if theirs != replace(ours, steps=theirs.steps, minutes=theirs.minutes):
+            left, right = flatten(to_dict(theirs)), flatten(to_dict(ours))
+            key = next(key for key in right if left.get(key) != right[key] and key not in ("steps", "minutes"))
+            raise ConfigError(
+                f"{saved.folder} holds a run with other settings ({key}: {left.get(key)}, now {right[key]}): {hint}"
+            )
+    for config, run in zip(new.configs, new.runs, strict=True):
+        _check_budget(config, run)
+    return new._replace(resumed=True)
 
 
 def _check_budget(config: TrainConfig, run: "RunFolder") -> None:

@@ -13,5 +13,9 @@ class RunEnded(UserError):
     """A run that cannot continue and has ended cleanly; the message says why and what to do."""
 
 
+class CheckpointFailed(RunEnded):
+    """A checkpoint could not be written; earlier ones are untouched."""
+
+
 class Diverged(RunEnded):
     """Too many consecutive steps were not finite."""

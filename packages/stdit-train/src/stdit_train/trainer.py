@@ -4,7 +4,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import NoReturn
 
@@ -24,7 +24,8 @@ from stdit_train.checkpoint.format import (
     named_tensors,
     restore_generators,
 )
-from stdit_train.checkpoint.manager import CheckpointManager
+from stdit_train.checkpoint.lock import lock_folder
+from stdit_train.checkpoint.manager import CheckpointManager, is_full
 from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.checkpoint.verify import Checkpoint, CheckpointError
 from stdit_train.components.load import Components
@@ -32,8 +33,10 @@ from stdit_train.config.schema import TrainConfig
 from stdit_train.data.datasets import cached_in_memory
 from stdit_train.data.videos import loader_settings
 from stdit_train.distributed.parallelize import apply_ac, apply_compile, build_ema, full_model
-from stdit_train.distributed.world import PeerFailed, World
+from stdit_train.distributed.side_work import SideWork
+from stdit_train.distributed.world import PeerFailed, World, is_connection_lost
 from stdit_train.errors import ConfigError, Diverged, RunEnded
+from stdit_train.hardware import memory_in_use
 from stdit_train.interrupts import Interrupts
 from stdit_train.loss.batch import BatchLoss
 from stdit_train.optim.ema import Ema
@@ -42,6 +45,7 @@ from stdit_train.optim.precision import UNSTABLE, Precision
 from stdit_train.pipeline.save import draw_samples, save_pipeline
 from stdit_train.report.plots import plot_losses
 from stdit_train.tracking.data_wait import DataWait
+from stdit_train.tracking.interval import StepInterval
 from stdit_train.tracking.metrics import Metrics, NoMetrics, TimestepBins, open_metrics
 from stdit_train.tracking.profiler import Profile
 from stdit_train.tracking.run_log import RunLog
@@ -117,9 +121,12 @@ class Trainer:
         )
         asynchronous = device.type == "cuda" if config.checkpoint_async is None else config.checkpoint_async
         self.checkpoints = CheckpointManager(run, config.keep_checkpoints, config.keep_every, asynchronous, world)
-        self.bins = TimestepBins(config.timestep_bins)
+        self.bins, self.interval = TimestepBins(config.timestep_bins), StepInterval()
+        self.side_work = SideWork(world)
         self.step, self.elapsed, self.skipped = 0, 0.0, 0
         self._session: Session | None = None
+        self._position: dict[str, int] | None = None  # of the loader, after the last whole step
+        self._stepping = False  # whether the weights are changing
 
     # -- start -----------------------------------------------------------------------------------------------------
 
@@ -136,6 +143,8 @@ class Trainer:
         self.step, self.elapsed = state["step"], state["elapsed"]
         self.skipped = state["skipped"] % self.config.max_skipped  # a run that ended because of them may try again
         self.bins.load_state_dict(state["bins"])
+        if "interval" in state:  # not in checkpoints of stdit-train before 0.2
+            self.interval.load_state_dict(state["interval"])
         self.precision.load_state_dict(state["precision"])
         try:
             self.loader.load_state_dict(state["loader"])
@@ -162,14 +171,19 @@ class Trainer:
         """Take one optimizer step over micro-batches; return its mean loss terms, gradient norm and lr factor.
 
         A step whose loss or gradient norm is not finite is skipped: weights and optimizers keep their values, and
-        {"skipped": 1.0} is returned.
+        {"skipped": 1.0} is returned. "repeats", if there were any, counts samples that stood in for unreadable ones.
         """
         factor = learning_rate_factor(self.step, self.progress, self.config.optimizer)
         set_learning_rate(self.optimizers, factor)
-        terms = self.world.all_mean(self._accumulate(batches))
+        terms, timesteps = self._accumulate(batches)
+        repeats = float(sum(batch.repeats for batch in batches))
+        terms = self.world.all_mean({**terms, "repeats": repeats})
+        count = round(terms.pop("repeats") * self.world.dp_size)
+        counts = {"repeats": float(count)} if count else {}
         self.precision.unscale(self.optimizers)
         norm = clip_gradients(self.model, self.config.optimizer.clip)
         finite = math.isfinite(terms["loss"]) and math.isfinite(norm)
+        self._stepping = True
         if finite:
             for optimizer in self.optimizers:
                 optimizer.step()
@@ -178,13 +192,20 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         self.precision.finish_step(finite)
         self.step += 1
+        self._position, self._stepping = self.loader.position, False
         if not finite:
-            return self._skip(batches, terms["loss"], norm)
+            self._skip(batches, terms["loss"], norm)
+            return {"skipped": 1.0} | counts
         self.skipped = 0
-        return terms | {"gradient_norm": norm, "lr_factor": factor}
+        self.bins.add(*timesteps)
+        return terms | {"gradient_norm": norm, "lr_factor": factor} | counts
 
-    def _accumulate(self, batches: list[Batch]) -> dict[str, float]:
-        """Run forward and backward of every micro-batch; return the mean loss terms of this process's samples."""
+    def _accumulate(self, batches: list[Batch]) -> tuple[dict[str, float], Tensor]:
+        """Run forward and backward of every micro-batch.
+
+        Returns:
+            The mean loss terms of this process's samples, and timesteps and losses of all samples, [2, b].
+        """
         totals: dict[str, Tensor] = {}
         losses = []
         samples = sum(len(batch.indices) for batch in batches)
@@ -195,14 +216,14 @@ class Trainer:
             for name, term in terms.items():
                 totals[name] = totals.get(name, torch.zeros((), device=self.device)) + term.detach().mean() * share
             losses.append(torch.stack([timestep, terms["loss"].detach().cpu()]))
-        self.bins.add(*self.world.all_gather(torch.cat(losses, dim=1)))
-        return {name: total.item() for name, total in totals.items()}
+        timesteps = self.world.all_gather(torch.cat(losses, dim=1))
+        return {name: total.item() for name, total in totals.items()}, timesteps
 
-    def _skip(self, batches: list[Batch], loss: float, norm: float) -> dict[str, float]:
+    def _skip(self, batches: list[Batch], loss: float, norm: float) -> None:
         """Report why a step was skipped, and end the run after `max_skipped` of them in a row."""
         if math.isfinite(loss) and self.precision.loss_scale > 1.0:  # expected; the scale adapts
             log.info("step %d: gradients overflowed, loss scale now %g", self.step, self.precision.loss_scale)
-            return {"skipped": 1.0}
+            return
         self.skipped += 1
         cause = self.batch_loss.find_nonfinite(batches) or "nothing, when the step was run again"
         line = f"step {self.step} skipped: loss {loss:g}, gradient norm {norm:g}; first not finite: {cause}"
@@ -214,7 +235,6 @@ class Trainer:
                 f"{self.skipped} steps in a row were not finite, the last: {line}. The weights before them are saved: "
                 "resume with --resume and a lower --set optimizer.lr=..., or --set precision=fp32"
             )
-        return {"skipped": 1.0}
 
     # -- the loop --------------------------------------------------------------------------------------------------
 
@@ -227,11 +247,14 @@ class Trainer:
         return min(1.0, max(by_steps, self.elapsed / (60.0 * self.config.minutes)))
 
     def train(self) -> Outcome:
-        """Train to the last step or until interrupted, then write a checkpoint and the pipeline folder.
+        """Train to the last step, then write a checkpoint, the pipeline folder and the plot of the losses.
+
+        A run that is interrupted writes a checkpoint only.
 
         Raises:
-            RunEnded: the disk is full, too many steps were not finite, or a store stopped answering; the last
-                checkpoint is whole.
+            FolderInUseError: another process trains in the run's folder.
+            RunEnded: the disk is full or keeps failing, too many steps were not finite, or a store stopped answering;
+                the last checkpoint is whole.
             DataError: the clips cannot be used; a checkpoint is written.
         """
         config, values, begun, failure = self.config, {}, self.step, None
@@ -241,63 +264,82 @@ class Trainer:
             wait = DataWait(self.loader.dataset, config)
             self.callback.started(self.step, config.steps)
             speed, steps = cache(self._speed), iter(self.loader)
-            signal = self._signal(interrupts)
+            signal, _ = self._events(interrupts)
             while self.progress < 1.0 and not signal:
                 started = time.perf_counter()
-                batches, failure = self._fetch(steps)
+                batches, waited, failure = self._fetch(steps)
                 if failure is not None:
-                    signal = self._signal(interrupts)
+                    signal, _ = self._events(interrupts)
                     break
-                waited = time.perf_counter() - started
                 values = self.train_step(batches)
-                profile.step()
-                (seconds,) = self.world.all_max(time.perf_counter() - started)
+                self.side_work.alone("profiling", self.step, profile.step)
+                seconds, memory, *waits = self._slowest(time.perf_counter() - started, waited)
                 self.elapsed += seconds
-                wait.add(seconds, waited)
+                wait.add(seconds, max(waits))
                 samples = sum(len(batch.indices) for batch in batches) * self.world.dp_size
-                values |= speed(samples, self.batch_loss.shape(batches[0])).figures(seconds, waited)
+                values |= speed(samples, self.batch_loss.shape(batches[0])).figures(seconds, max(waits), memory)
+                if self.world.size > 1:
+                    values["data_wait_rank"] = float(waits.index(max(waits)))
+                self.interval.add(values, seconds)
                 self.callback.stepped(self.step, self.progress, values)
                 self._periodic(metrics, values, self.progress >= 1.0)
-                signal = self._signal(interrupts)
+                signal, lost = self._events(interrupts)
+                if lost:  # a checkpoint that was being written in the background
+                    self._save(last=True)
             self.loader.close()
             if failure is not None and not signal:
                 self._end(failure, begun)
-            self.finish()
-            if self.progress >= 1.0 and self.world.is_main:
+            finished = self.progress >= 1.0
+            if finished:
+                self.finish()
+            else:
+                self._save(last=True)
+            if finished and self.world.is_main:
                 self.run.update_metadata(finished_at_step=self.step)
-        return Outcome(self.step, self.progress >= 1.0, values, signal or None, tuple(self.prompts))
+        return Outcome(self.step, finished, values, signal or None, tuple(self.prompts))
 
     @contextlib.contextmanager
     def _context(self) -> Iterator[tuple[Metrics | NoMetrics, Interrupts, Profile]]:
         """Open the log, metrics, profiler and signal handlers of the loop, and close them and the loader."""
         with contextlib.ExitStack() as stack:
+            self.world.broadcast_from_main(lambda: stack.enter_context(lock_folder(self.run.path)))
             stack.enter_context(self.checkpoints.explaining())
             if self.world.is_main:
                 stack.enter_context(RunLog(self.run))
                 self._session = Session(self.run, self.device, self.world.size)
             metrics = open_metrics(self.run, self.config, self.step) if self.world.is_main else NoMetrics()
-            stack.callback(_close, metrics)
+            stack.callback(lambda: self.side_work.alone("closing the metrics", self.step, metrics.close))
             stack.callback(self.loader.close)
             interrupts = stack.enter_context(Interrupts())
+            stack.enter_context(self._rescuing())
+
+            def trace(write: Callable[[], None]) -> None:
+                self.side_work.alone("writing the trace", self.step, write)
+
             yield (
                 metrics,
                 interrupts,
-                stack.enter_context(Profile(self.run.path / "profile", self.config.profile, self.world.rank)),
+                stack.enter_context(Profile(self.run.path / "profile", self.config.profile, self.world.rank, trace)),
             )
 
-    def _fetch(self, steps: Iterator[list[Batch]]) -> tuple[list[Batch], DataError | PeerFailed | None]:
-        """Return the next step's batches, or why they cannot be read here or on another rank."""
+    def _fetch(self, steps: Iterator[list[Batch]]) -> tuple[list[Batch], float, DataError | PeerFailed | None]:
+        """Return the next step's batches and the seconds spent waiting for them, or why they cannot be read.
+
+        They can be read on all ranks or on none.
+        """
+        started = time.perf_counter()
         batches: list[Batch] = []
         failure: DataError | PeerFailed | None = None
         try:
             batches = next(steps)
         except DataError as error:
             failure = error
+        waited = time.perf_counter() - started
         if self.world.all_max(float(failure is not None)) == (0.0,):
-            return batches, None
+            return batches, waited, None
         if failure is None:
             self.loader.step_back()
-        return [], failure or PeerFailed(1)
+        return [], waited, failure or PeerFailed(1)
 
     def _end(self, failure: DataError | PeerFailed, begun: int) -> NoReturn:
         """Save what has been trained since step `begun`, and end the run for want of data."""
@@ -310,29 +352,68 @@ class Trainer:
             ) from failure
         raise failure
 
-    def _signal(self, interrupts: Interrupts) -> int:
-        """Return the number of the signal that some process received; 0 for none."""
-        return int(self.world.all_max(interrupts.number or 0)[0])
+    def _slowest(self, seconds: float, waited: float) -> tuple[float, ...]:
+        """Return the largest duration of the step, the largest memory in use, and each rank's wait for data."""
+        waits = [0.0] * self.world.size
+        waits[self.world.rank] = waited
+        return self.world.all_max(seconds, float(memory_in_use(self.device)), *waits)
+
+    @contextlib.contextmanager
+    def _rescuing(self) -> Iterator[None]:
+        """Save a last checkpoint before an error ends the run, if every process gets here, with whole weights."""
+        try:
+            yield
+        except (Exception, PeerFailed) as error:
+            alone = isinstance(error, RuntimeError) and is_connection_lost(error)
+            if alone or self.step == 0 or not self.world.all_arrive():
+                raise
+            saved = isinstance(error, RunEnded) or is_full(error)  # the former have saved, or could not
+            (useless,) = self.world.all_max(float(saved or self._stepping))
+            if not useless:
+                try:
+                    self._save(last=True)
+                    log.error("an error ends the run after step %d, which is saved", self.step)
+                except (Exception, PeerFailed):
+                    log.exception("the last checkpoint could not be written either")
+            raise
+
+    def _events(self, interrupts: Interrupts) -> tuple[int, bool]:
+        """Return the number of the signal that some process received, 0 for none, and whether a checkpoint was lost."""
+        signal, lost = self.world.all_max(interrupts.number or 0, float(self.checkpoints.failed))
+        return int(signal), bool(lost)
 
     def _periodic(self, metrics: Metrics | NoMetrics, values: dict[str, float], finished: bool) -> None:
         """Write metrics, validate, sample and save where the step is a multiple of its interval."""
-        config, step = self.config, self.step
-        if self.world.is_main and not self.run.config_file.exists():  # a checkpoint without it could not be resumed
-            self.run.write_anew(config)
-            log.warning("step %d: %s was deleted; created again without its earlier files", step, self.run.path)
+        config, step, side_work = self.config, self.step, self.side_work
+        if self.world.is_main:
+            side_work.alone("the check of the run folder", step, self._restore_folder)
         if step % config.log_every == 0 or finished:
-            metrics.write(step, values | self.bins.take())
-        if self.validation is not None and (step % config.validate_every == 0 or finished):
-            values["validation_loss"] = self.validate(self.validation)
-            metrics.write(step, {"validation_loss": values["validation_loss"]})
-            log.info("step %d: validation loss %.4f", step, values["validation_loss"])
+            row = self.interval.take() | self.bins.take()
+            side_work.alone("writing metrics", step, lambda: metrics.write(step, row))
+        validation = self.validation
+        if validation is not None and (step % config.validate_every == 0 or finished):
+            loss = side_work.together("validation", step, lambda: self.validate(validation))
+            if loss is not None:
+                values["validation_loss"] = loss
+                side_work.alone("writing metrics", step, lambda: metrics.write(step, {"validation_loss": loss}))
+                log.info("step %d: validation loss %.4f", step, loss)
         if step % config.sample_every == 0 or finished:
-            folder = self.run.samples if self.world.is_main else None  # all ranks sample, rank 0 writes
-            sheet = draw_samples(self.ema.model, self.components, config, self.prompts, folder, step)
-            log.info("step %d: samples in %s", step, sheet)
+            side_work.together("sampling", step, self._sample)
         if step % config.checkpoint_every == 0 and not finished:
             self._save()
             self._plot()
+
+    def _restore_folder(self) -> None:
+        """Create the run's folder again if it was deleted: a checkpoint without its settings could not be resumed."""
+        if not self.run.config_file.exists():
+            self.run.write_anew(self.config)
+            log.warning("step %d: %s was deleted; created again without its earlier files", self.step, self.run.path)
+
+    def _sample(self) -> None:
+        folder = self.run.samples if self.world.is_main else None  # all ranks sample, rank 0 writes
+        parts = self.ema.model, self.components, self.config, self.prompts
+        sheet = draw_samples(*parts, folder, self.step, self.world)
+        log.info("step %d: samples in %s", self.step, sheet)
 
     def validate(self, dataset: ClipDataset) -> float:
         """Return the mean loss of the average weights over fixed clips, noise and timesteps."""
@@ -354,12 +435,13 @@ class Trainer:
             "skipped": self.skipped,
             "optimizers": [type(optimizer).__name__ for optimizer in self.optimizers],
             "bins": self.bins.state_dict(),
+            "interval": self.interval.state_dict(),
             "precision": self.precision.state_dict(),
-            "loader": self.loader.state_dict(),
+            "loader": self.loader.state_dict() | (self._position or {}),  # it may be a step ahead after an error
         }
         self.checkpoints.save(self.step, tensors, state, last=last)
         if self._session is not None:
-            self._session.save()
+            self.side_work.alone("recording the session", self.step, self._session.save)
 
     def _publish(self) -> None:
         """Write the pipeline folder."""
@@ -374,7 +456,8 @@ class Trainer:
     def _plot(self) -> None:
         if self.world.is_main:
             title = f"{self.config.stage}: {self.config.objective.name} loss"
-            plot_losses(self.run.metrics_file, self.run.loss_plot, title)
+            run = self.run
+            self.side_work.alone("plotting", self.step, lambda: plot_losses(run.metrics_file, run.loss_plot, title))
 
     def _speed(self, samples: int, shape: tuple[int, ...]) -> Speed:
         """Return the speed meter of steps with so many samples of latents [C, T, H, W]."""
@@ -382,8 +465,3 @@ class Trainer:
         tokens = math.prod(n // p for n, p in zip(shape[1:], model.patch_size, strict=True))
         own_flops = flops.train_flops(model, (samples, *shape)) // self.world.size
         return Speed(samples, tokens, own_flops, config.precision, self.device)
-
-
-def _close(metrics: Metrics | NoMetrics) -> None:
-    with contextlib.suppress(OSError):
-        metrics.close()

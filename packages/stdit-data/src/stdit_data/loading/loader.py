@@ -137,12 +137,15 @@ class ClipLoader:
         self.close()
         self._epoch, self._batch, self._step = self._before
 
+    @property
+    def position(self) -> dict[str, int]:
+        """The part of `state_dict` that changes from step to step."""
+        return {"epoch": self._epoch, "batch": self._batch, "step": self._step}
+
     def state_dict(self) -> dict[str, int]:
         """Return the position after the last step yielded, as integers; the same on every rank."""
         state = {
-            "epoch": self._epoch,
-            "batch": self._batch,
-            "step": self._step,
+            **self.position,
             "seed": self.seed,
             "samples": self.order.samples,
             "fingerprint": self.order.fingerprint(),

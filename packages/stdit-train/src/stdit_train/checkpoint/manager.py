@@ -1,25 +1,29 @@
 """Save the checkpoints of a run, in the background where wanted, and delete old ones."""
 
 import errno
+import logging
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from stdit_model.errors import reason
 from stdit_train.checkpoint.format import begin_write, finish_write, root_cause
 from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.checkpoint.verify import CheckpointError, checkpoint_name, list_checkpoints, verify
-from stdit_train.distributed.world import World
-from stdit_train.errors import RunEnded
+from stdit_train.distributed.world import PeerFailed, World
+from stdit_train.errors import CheckpointFailed, RunEnded
 
+PAUSES = (1.0, 5.0)  # seconds before a checkpoint is tried again
 FULL = (errno.ENOSPC, errno.EDQUOT)
 MARGIN = 16 * 2**20  # bytes that a checkpoint takes beside its tensors, with room for metrics and samples
+
+log = logging.getLogger(__name__)
 
 
 class CheckpointManager:
@@ -38,12 +42,17 @@ class CheckpointManager:
         self.asynchronous, self.world = asynchronous, world
         self._pending: Future[None] | None = None
         self._finisher = ThreadPoolExecutor(1, "checkpoint")
-        if world.is_main:
-            for leftover in self.folder.glob(".step-*"):  # of a run that was killed
-                shutil.rmtree(leftover, ignore_errors=True)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the checkpoint that is written in the background has failed on this process."""
+        return self._pending is not None and self._pending.done() and self._pending.exception() is not None
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], *, last: bool = False) -> None:
         """Save a checkpoint, unless a whole one of this step exists.
+
+        A fault of the disk is met by trying again, after each of `PAUSES`. If the checkpoint before this one was lost
+        in the background, this one is written in the foreground.
 
         Args:
             step: steps done.
@@ -52,38 +61,64 @@ class CheckpointManager:
             last: whether to return only when the checkpoint is on disk.
 
         Raises:
-            RunEnded: the disk is full; earlier checkpoints are untouched.
-            OSError: another fault of the disk.
+            CheckpointFailed: the disk is full, or keeps failing; earlier checkpoints are untouched.
         """
-        self.wait()
+        lost = self._settle()
         final = self.folder / checkpoint_name(step)
         if self.world.broadcast_from_main(lambda: self._is_whole(final)):
             return
-        partial = self.folder / f".{final.name}.partial"
+        asynchronous = self.asynchronous and not last and not lost
+        for pause in (*PAUSES, None):
+            error = self._write(final, tensors, state, asynchronous)
+            if error is None:
+                return
+            passing = isinstance(error, (OSError, PeerFailed)) and not is_full(error) and pause is not None
+            (ends,) = self.world.all_max(float(not passing))
+            if ends or pause is None:
+                raise self._explained(error) from error
+            log.warning("step %d: the checkpoint could not be written (%s); trying again", step, _reason(error))
+            time.sleep(pause)
+            asynchronous = False
+
+    def _write(
+        self, final: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any], asynchronous: bool
+    ) -> Exception | PeerFailed | None:
+        """Write a checkpoint, or begin to; return the error if it fails, on every process."""
+        partial = final.with_name(f".{final.name}.partial")
         try:
             self.world.on_all(lambda: self._prepare(partial, tensors))
             group = self.world.checkpoint_group
-            writing = begin_write(partial, tensors, asynchronous=self.asynchronous and not last, group=group)
+            writing = begin_write(partial, tensors, asynchronous=asynchronous, group=group)
             if writing is not None:
                 self._pending = self._finisher.submit(self._seal_later, writing, partial, final, dict(state))
-                return
-            self.world.on_all(lambda: self._seal(partial, final, state))
+            else:
+                self.world.on_all(lambda: self._seal(partial, final, state))
         except BaseException as error:
             self._discard(partial)
-            raise self._explained(error) from error
+            cause = error if isinstance(error, PeerFailed) else root_cause(error)
+            if not isinstance(cause, (Exception, PeerFailed)):  # a second Ctrl-C does not wait
+                raise cause from error
+            return cause
+        return None
 
-    def wait(self) -> None:
-        """Wait until the checkpoint that is being written is in place.
+    def _settle(self) -> bool:
+        """Wait for the checkpoint that is being written; return whether it was lost, on every process.
 
         Raises:
-            RunEnded, OSError: it could not be written (see `save`).
+            CheckpointFailed: the disk is full.
         """
         pending, self._pending = self._pending, None
-        if pending is not None:
-            try:
-                self.world.on_all(pending.result)
-            except BaseException as error:
-                raise self._explained(error) from error
+        if pending is None:
+            return False
+        error = pending.exception()
+        cause = None if error is None else root_cause(error)
+        full, lost = self.world.all_max(float(cause is not None and is_full(cause)), float(cause is not None))
+        if full:
+            raise self._explained(cause or PeerFailed(1))
+        if lost:
+            why = f" ({_reason(cause)})" if cause is not None else ""
+            log.warning("a checkpoint could not be written in the background%s; saving again", why)
+        return bool(lost)
 
     def newest(self) -> Path | None:
         """Return the newest checkpoint in place."""
@@ -127,7 +162,8 @@ class CheckpointManager:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         self._check_space(tensors)
-        shutil.rmtree(partial, ignore_errors=True)
+        for leftover in self.folder.glob(".step-*"):  # of a run that was killed, or a save that failed
+            shutil.rmtree(leftover, ignore_errors=True)
         partial.mkdir()
 
     def _check_space(self, tensors: Mapping[str, Tensor]) -> None:
@@ -149,9 +185,15 @@ class CheckpointManager:
             raise
 
     def _explained(self, error: BaseException) -> BaseException:
-        if isinstance(error, dcp.CheckpointException):
-            error = root_cause(error)
-        return disk_full(error, self.newest()) if is_full(error) else error
+        if is_full(error):
+            return disk_full(error, self.newest())
+        if not isinstance(error, OSError):
+            return error
+        kept = _kept(self.newest())
+        return CheckpointFailed(
+            f"cannot write a checkpoint into {self.folder} ({_reason(error)}); {kept}. Check the disk, then resume "
+            "with --resume"
+        )
 
 
 def is_full(error: BaseException) -> bool:
@@ -161,7 +203,15 @@ def is_full(error: BaseException) -> bool:
     return silent or (isinstance(error, OSError) and error.errno in FULL) or "No space left on device" in text
 
 
-def disk_full(error: BaseException, newest: Path | None) -> RunEnded:
+def disk_full(error: BaseException, newest: Path | None) -> CheckpointFailed:
     """Return the error to raise when the disk is full."""
-    kept = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
-    return RunEnded(f"the disk is full ({reason(error)}); {kept}. Free some space, then resume with --resume")
+    kept = _kept(newest)
+    return CheckpointFailed(f"the disk is full ({reason(error)}); {kept}. Free some space, then resume with --resume")
+
+
+def _kept(newest: Path | None) -> str:
+    return f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
+
+
+def _reason(error: BaseException) -> str:
+    return "another process failed" if isinstance(error, PeerFailed) else reason(error)

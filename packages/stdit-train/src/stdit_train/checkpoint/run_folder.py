@@ -1,6 +1,6 @@
 """The folder of a run: its settings, metadata, logs, checkpoints and results.
 
-config.json  run.json  run.log  metrics.jsonl  tensorboard/  loss.png  samples/  checkpoints/  pipeline/
+config.json  run.json  run.log  run.lock  metrics.jsonl  tensorboard/  loss.png  samples/  checkpoints/  pipeline/
 """
 
 import contextlib
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stdit_data.files import replace_text
+from stdit_train.checkpoint.lock import HOLDER, LOCK
 from stdit_train.checkpoint.verify import Checkpoint, CheckpointError, list_checkpoints, newest_whole, read_state
 from stdit_train.config.load import CURRICULUM_FILE, ConfigError, from_dict, read_settings, to_dict
 from stdit_train.config.schema import TrainConfig
@@ -39,7 +40,7 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"{self.path} is a file: choose a folder with --out")
-        if self.path.exists() and any(self.path.iterdir()):
+        if self.path.exists() and any(file.name not in (LOCK, HOLDER) for file in self.path.iterdir()):
             raise ConfigError(
                 f"{self.path} is not empty: choose another folder with --out, or resume the run with --resume"
             )

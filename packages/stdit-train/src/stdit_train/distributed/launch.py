@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from stdit_train.distributed.world import check_gpus
 
+LAUNCHED = "STDIT_LAUNCHED"  # set for processes that `launch` starts, as opposed to torchrun
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -44,6 +46,7 @@ def launch(count: int, command: Sequence[str]) -> Ended:
 
     check_gpus(count)
     logging.getLogger("torch").setLevel(logging.CRITICAL)  # the failure is reported by `Ended`
+    os.environ[LAUNCHED] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     config = LaunchConfig(
         min_nodes=1,

@@ -23,6 +23,9 @@ T = TypeVar("T")
 GRACE = 10.0  # seconds that a process waits after another one failed, so that the launcher sees that one end first
 
 
+PATIENCE = 20.0  # seconds for the others to come, after an error, for a last checkpoint
+
+
 class PeerFailed(SystemExit):
     """Another process failed and reports why; this one ends without a message."""
 
@@ -43,6 +46,7 @@ class World:
     dp_rank, dp_size = 0, 1
     mesh: "ParallelMesh | None" = None
     checkpoint_group: Any = None
+    _meeting_group: Any = None
 
     @staticmethod
     def from_env() -> "World":
@@ -129,6 +133,10 @@ class World:
         """Concatenate tensors [..., n] of equal shape in the order of `dp_rank`: [..., dp_size * n]."""
         return part
 
+    def all_arrive(self) -> bool:
+        """Return whether every rank calls this within `PATIENCE`, so that they can exchange messages."""
+        return True
+
     def first_result(self, results: Iterable[str | None]) -> str | None:
         """Return the first result that is not None, of the lowest rank that has one."""
         return next(filter(None, results), None)
@@ -152,6 +160,7 @@ class DistributedWorld(World):
 
             self.dp_rank, self.dp_size = mesh.dp_rank, mesh.dims.data
             self.checkpoint_group = dist.new_group(backend="gloo")
+            self._meeting_group = dist.new_group(backend="gloo")
 
     def connect(self, timeout: timedelta | None = None) -> Self:
         """Initialize torch.distributed with gloo for CPU tensors and NCCL for GPU tensors."""
@@ -257,6 +266,16 @@ class DistributedWorld(World):
         parts = [torch.empty_like(part) for _ in range(self.size)]
         dist.all_gather(parts, part.contiguous())
         return torch.cat(parts[:: self.size // self.dp_size], dim=-1)
+
+    def all_arrive(self) -> bool:
+        """Wait for the other ranks, in a group that has no other messages."""
+        import torch.distributed as dist
+
+        try:
+            dist.monitored_barrier(self._meeting_group, timeout=timedelta(seconds=PATIENCE))
+        except RuntimeError:  # some wait elsewhere, or have ended
+            return False
+        return True
 
     def first_result(self, results: Iterable[str | None]) -> str | None:
         """Gather the first result of each rank and return the first that is not None."""

@@ -3,11 +3,13 @@
 b samples of a micro-batch, C channels, T frames, H W latent height and width.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from stdit_data.buckets import Bucket, parse_bucket
-from stdit_data.clip import ClipDataset
+from stdit_data.clip import Clip, ClipDataset
 from stdit_data.loading.loader import Batch
 from stdit_model import STDiT, video_vae
 from stdit_train.components.captions import TextMemory
@@ -15,6 +17,7 @@ from stdit_train.components.load import Components
 from stdit_train.config.load import ConfigError
 from stdit_train.config.schema import TrainConfig
 from stdit_train.data.holdout import VALIDATION_CLIPS
+from stdit_train.distributed.side_work import on_every_rank
 from stdit_train.distributed.world import World
 from stdit_train.loss.noise import draw
 from stdit_train.loss.nonfinite import find_nonfinite
@@ -103,14 +106,26 @@ class BatchLoss:
         Args:
             model: model to evaluate.
             dataset: validation clips; a dataset shorter than the number of validation clips repeats.
+
+        Raises:
+            PartFailed: a clip could not be read or encoded, on one of several processes.
         """
         losses = []
-        for indices, clips, level in validation_batches(dataset, self.config.global_batch, self.world):
-            x0 = video_vae.sample_latents(self.components.vae, self._moments(torch.stack([c.video for c in clips])))
-            noise = draw(0, 0, indices, self.latent_shape).noise
-            states = self.text([clip.caption for clip in clips])
-            losses.append(self._terms(model, x0, noise, level, states)["loss"])
+        batches = validation_batches(dataset, self.config.global_batch, self.world)
+        while (inputs := on_every_rank(self.world, lambda: self._validation_inputs(batches))) is not None:
+            losses.append(self._terms(model, *inputs)["loss"])
         return float(self.world.all_gather(torch.cat(losses).cpu())[:VALIDATION_CLIPS].mean())
+
+    def _validation_inputs(
+        self, batches: Iterator[tuple[list[int], list[Clip], Tensor]]
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]] | None:
+        """Return latents, noise, levels and caption states of the next validation clips, None after the last."""
+        batch = next(batches, None)
+        if batch is None:
+            return None
+        indices, clips, level = batch
+        x0 = video_vae.sample_latents(self.components.vae, self._moments(torch.stack([c.video for c in clips])))
+        return x0, draw(0, 0, indices, self.latent_shape).noise, level, self.text([clip.caption for clip in clips])
 
     def find_nonfinite(self, batches: list[Batch]) -> str | None:
         """Run a step again and name what is first not finite; None if all is."""

@@ -77,7 +77,10 @@ def find_checkpoint(checkpoint: str) -> CheckpointSource:
         if index.is_file():
             return CheckpointSource(str(folder), bare=read_json(index).get("_class_name") != "STDiTPipeline")
     if (path / "config.json").is_file() and (path / "metrics.jsonl").is_file():
-        raise ConfigError(f"{path} is a run that has saved no pipeline yet: let it finish, or stop it once with Ctrl-C")
+        raise ConfigError(
+            f"{path} is a run that has saved no pipeline yet: let it finish, or make one from its newest checkpoint "
+            f"with `stdit export {path} OUT`"
+        )
     if path.is_file() or (path / "config.json").is_file():
         return CheckpointSource(str(path), bare=True)
     bundled = bundled_pipeline(checkpoint)

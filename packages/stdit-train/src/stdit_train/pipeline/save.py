@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from stdit_data.files import replace_text, write_atomically
 from stdit_data.preview import contact_sheet
@@ -13,10 +14,13 @@ from stdit_data.video.write import write_mp4
 from stdit_model import STDiT, STDiTPipeline
 from stdit_model.sampling.folder import HUB_COMPONENTS
 from stdit_model.sampling.schedulers import iddpm_scheduler
+from stdit_model.video_vae import decode
 from stdit_train.assets import resolve_source
 from stdit_train.components.captions import TextMemory
 from stdit_train.components.load import Components
 from stdit_train.config.schema import ObjectiveConfig, TrainConfig
+from stdit_train.distributed.side_work import on_every_rank
+from stdit_train.distributed.world import World
 
 INDEX = "model_index.json"
 
@@ -51,7 +55,13 @@ def build_scheduler(objective: ObjectiveConfig) -> Any:
 
 
 def draw_samples(
-    model: STDiT, components: Components, config: TrainConfig, prompts: list[str], folder: Path | None, step: int
+    model: STDiT,
+    components: Components,
+    config: TrainConfig,
+    prompts: list[str],
+    folder: Path | None,
+    step: int,
+    world: World | None = None,
 ) -> Path | None:
     """Sample a video per prompt, with fixed seeds, and write them as mp4 and as a contact sheet.
 
@@ -62,21 +72,36 @@ def draw_samples(
         prompts: what to sample; an empty one stands for the null caption.
         folder: where to write; None to write nothing, since of many processes that sample together one writes.
         step: the step, for the files' names.
+        world: processes that sample together. [default: this one]
 
     Returns:
         Path of the contact sheet; None without a folder.
+
+    Raises:
+        PartFailed: encoding, decoding or writing failed on one of several processes.
     """
+    world = world or World()
     pipeline = build_pipeline(model, components, config)
     generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
     encode = TextMemory(components.tokenizer, components.text_encoder, components.texts, model.config.model_max_length)
-    y, mask = encode(prompts)
+    y, mask = on_every_rank(world, lambda: encode(prompts))
     for i, prompt in enumerate(prompts):
         if not prompt.strip():
             y[i] = model.null_caption(1, y.shape[1])[0].to(y)
-    output: Any = pipeline(prompt_embeds=y, prompt_attention_mask=mask, generator=generators)
-    videos = output.frames
-    if folder is None:
-        return None
+    output: Any = pipeline(prompt_embeds=y, prompt_attention_mask=mask, generator=generators, output_type="latent")
+
+    def write() -> Path | None:
+        return (
+            None
+            if folder is None
+            else _write_samples(folder, decode(components.vae, output.frames), prompts, config, step)
+        )
+
+    return on_every_rank(world, write)
+
+
+def _write_samples(folder: Path, videos: Tensor, prompts: list[str], config: TrainConfig, step: int) -> Path:
+    """Write videos [B, 3, T, H, W] in [-1, 1] as mp4 and as a contact sheet, and return the path of that."""
     folder.mkdir(parents=True, exist_ok=True)
     replace_text(folder / "prompts.txt", "".join(" ".join(prompt.split()) + "\n" for prompt in prompts))
     for i, video in enumerate(videos):

@@ -1,7 +1,8 @@
 """Write the metrics of a run to metrics.jsonl, TensorBoard and, on request, Weights & Biases."""
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,8 @@ class Metrics:
     def __init__(self, file: Path, tensorboard: Path | None, step: int = 0, wandb: Any = None) -> None:
         self.file = file
         rows = [row for row in read_metrics(file) if row["step"] <= step]
-        replace_text(file, "".join(json.dumps(row) + "\n" for row in rows))
+        replace_text(file, "".join(_line(row) for row in rows))
+        self._unwritten = ""  # lines that the disk did not take yet
         self._writer: Any = None
         self._wandb = wandb
         if tensorboard is not None:
@@ -37,21 +39,44 @@ class Metrics:
             self._writer = SummaryWriter(str(tensorboard), purge_step=step + 1 if step else None)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Append the values of a step."""
+        """Append the values of a step, without those that are not finite, which JSON cannot hold.
+
+        A line that could not be written is written with the next one.
+
+        Raises:
+            Exception: metrics.jsonl, TensorBoard or Weights & Biases failed; the others have the values.
+        """
+        values = _finite(values)
+        _try_all(
+            lambda: self._append(_line({"step": step, **values})),
+            lambda: self._add_scalars(step, values),
+            lambda: self._wandb is not None and self._wandb.log(values, step=step),
+        )
+
+    def close(self) -> None:
+        """Write the lines that are left, flush and close TensorBoard and Weights & Biases.
+
+        Raises:
+            Exception: one of them failed; the others are closed.
+        """
+        _try_all(
+            lambda: self._append(""),
+            lambda: self._writer is not None and self._writer.close(),
+            lambda: self._wandb is not None and self._wandb.finish(),
+        )
+
+    def _append(self, line: str) -> None:
+        self._unwritten += line
+        if not self._unwritten:
+            return
         with self.file.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+            file.write(self._unwritten)
+        self._unwritten = ""
+
+    def _add_scalars(self, step: int, values: Mapping[str, float]) -> None:
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
-        if self._wandb is not None:
-            self._wandb.log(dict(values), step=step)
-
-    def close(self) -> None:
-        """Flush and close TensorBoard and Weights & Biases."""
-        if self._writer is not None:
-            self._writer.close()
-        if self._wandb is not None:
-            self._wandb.finish()
 
 
 class NoMetrics:
@@ -95,9 +120,33 @@ class TimestepBins:
         return {"sums": list(self.sums), "counts": list(self.counts)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore `state_dict`, if it has the same number of ranges."""
+        """Restore `state_dict`, if it has the same number of ranges; sums that are not finite start anew."""
         if len(state["sums"]) == len(self.sums):
-            self.sums, self.counts = list(state["sums"]), list(state["counts"])
+            pairs = zip(state["sums"], state["counts"], strict=True)
+            kept = [(total, count) if math.isfinite(total) else (0.0, 0) for total, count in pairs]
+            self.sums, self.counts = [total for total, _ in kept], [count for _, count in kept]
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+def _line(row: Mapping[str, float]) -> str:
+    return json.dumps(_finite(row), allow_nan=False) + "\n"
+
+
+def _try_all(*acts: Callable[[], object]) -> None:
+    """Call every function, and then raise the errors of those that failed."""
+    errors = []
+    for act in acts:
+        try:
+            act()
+        except Exception as error:
+            errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise ExceptionGroup("; ".join(f"{type(error).__name__}: {error}" for error in errors), errors)
 
 
 def open_metrics(run: "RunFolder", config: TrainConfig, step: int) -> Metrics:

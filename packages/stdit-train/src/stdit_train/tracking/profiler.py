@@ -1,5 +1,7 @@
 """Trace a few steps with torch.profiler, for chrome://tracing or https://ui.perfetto.dev."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,14 +18,24 @@ class Profile:
         folder: folder for the trace; created when it is written.
         steps: number of steps to trace; 0 for none.
         process: rank of this process.
+        guard: called with the function that writes the trace. [default: an error is raised]
     """
 
-    def __init__(self, folder: Path, steps: int, process: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        steps: int,
+        process: int = 0,
+        guard: Callable[[Callable[[], None]], object] = lambda write: write(),
+    ) -> None:
         self.file = folder / f"trace-{process}.json"
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
         plan = schedule(wait=0, warmup=WARM_UP, active=steps, repeat=1) if steps else None
         self._profiler: Any = plan and profile(
-            activities=activities, schedule=plan, on_trace_ready=self._write, record_shapes=True
+            activities=activities,
+            schedule=plan,
+            on_trace_ready=lambda p: guard(partial(self._write, p)),
+            record_shapes=True,
         )
 
     def __enter__(self) -> Self:

@@ -49,11 +49,13 @@ class RunLog(logging.Handler):
 
     def flush(self) -> None:
         """Write the lines that are kept, if the folder is there and the disk takes them."""
-        if not self._lines or not self.run.config_file.exists():
+        if not self._lines:
             return
         try:
+            if not self.run.config_file.exists():
+                return
             with self.run.log_file.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write("".join(f"{line}\n" for line in self._lines))
-        except OSError:  # the trainer reports a full disk
+        except OSError:  # tried again with the next line; a checkpoint reports a full disk
             return
         self._lines.clear()

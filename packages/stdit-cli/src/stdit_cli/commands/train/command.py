@@ -42,7 +42,11 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/STAGE or runs/CURRICULUM")] = None,
     resume: Annotated[
         str | None,
-        typer.Option(metavar="[RUN]", help="Resume the run in this folder; without RUN, the newest run of the stage."),
+        typer.Option(
+            metavar="[RUN|auto]",
+            help="Resume the run in this folder; without RUN, the newest run of the stage. `auto` resumes the run in "
+            "--out if there is one, and starts it otherwise.",
+        ),
     ] = None,
     init: Annotated[
         str | None, typer.Option(help="Weights to start from: a pipeline, run or model folder, .pth file or Hub id.")

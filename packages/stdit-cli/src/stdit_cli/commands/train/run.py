@@ -1,5 +1,6 @@
 """Carry out `stdit train`: train a stage, or several in order."""
 
+import os
 import shlex
 import sys
 from contextlib import ExitStack
@@ -41,7 +42,7 @@ def run_training(request: TrainRequest) -> None:
     console = plain_console()
     # A wrong setting is reported before torch is imported; of several processes only rank 0 checks.
     plan = find_run(request.options) if World.from_env().size == 1 else None
-    if plan is not None and request.options.resume is not None and plan.finished:
+    if plan is not None and plan.resumed and plan.finished:
         tell_finished(console, plan, request.nproc)
         return
     if plan is not None and request.nproc > 1:
@@ -63,16 +64,27 @@ def train_here(console: "Console", request: TrainRequest, plan: "RunPlan | None"
         plan: the run, unless rank 0 is still to resolve it.
         world: the processes.
     """
-    from stdit_cli.console import INTERRUPTED, TrainingBar
-    from stdit_train.curriculum import Stage, train_stages
+    with ExitStack() as held:
+        prepared = world.broadcast_from_main(lambda: prepare(console, request, plan, world.size, held))
+        return train_prepared(console, request, world, *prepared) if prepared[2] else 0
+
+
+def train_prepared(
+    console: "Console",
+    request: TrainRequest,
+    world: "World",
+    folder: Path,
+    curriculum: str | None,
+    stages: "list[Stage]",
+) -> int:
+    """Train the stages of a run that `prepare` returned, print how they end, and return the exit code."""
+    from stdit_cli.console import TrainingBar
+    from stdit_train.curriculum import train_stages
     from stdit_train.errors import RunEnded
 
-    folder, curriculum, stages = world.broadcast_from_main(lambda: prepare(console, request, plan, world.size))
-    if not stages:
-        return 0
     with ExitStack() as bars:
 
-        def watch(number: int, stage: Stage) -> TrainingBar:
+        def watch(number: int, stage: "Stage") -> TrainingBar:
             bars.close()
             if curriculum is not None:
                 console.print(f"stage {number} of {len(stages)}")
@@ -90,7 +102,7 @@ def train_here(console: "Console", request: TrainRequest, plan: "RunPlan | None"
     if outcome is not None and not outcome.finished:
         command = resume_command(folder, request.nproc)
         console.print(f"stopped at step {outcome.step}, saved. Resume with: {command}", soft_wrap=True)
-        return 128 + outcome.signal if outcome.signal else INTERRUPTED
+        return stopped_code(outcome.signal)
     assert outcome is not None  # a finished run has not come so far
     console.print(f"done: {outcome.step} steps. Losses in {run.loss_plot}, samples in {run.samples}")
     captions = [prompt for prompt in outcome.prompts if prompt.strip()] or ["PROMPT"]
@@ -99,14 +111,28 @@ def train_here(console: "Console", request: TrainRequest, plan: "RunPlan | None"
     return 0
 
 
-def prepare(
-    console: "Console", request: TrainRequest, plan: "RunPlan | None", processes: int
-) -> "tuple[Path, str | None, list[Stage]]":
-    """Check a run and choose its micro-batches; return its folder, its curriculum's name and its stages.
+def stopped_code(signal: int | None) -> int:
+    """Return the exit code of a run that was stopped and has saved.
 
-    No stages are returned for a run that is finished.
+    It is that of shells, 128 + the signal's number, and 0 under torchrun, which takes any other for a failure.
+    """
+    from stdit_cli.console import INTERRUPTED
+    from stdit_train.distributed.launch import LAUNCHED
+
+    if "TORCHELASTIC_RUN_ID" in os.environ and LAUNCHED not in os.environ:
+        return 0
+    return 128 + signal if signal else INTERRUPTED
+
+
+def prepare(
+    console: "Console", request: TrainRequest, plan: "RunPlan | None", processes: int, held: ExitStack
+) -> "tuple[Path, str | None, list[Stage]]":
+    """Check a run, choose its micro-batches and lock its folder; return folder, curriculum's name and stages.
+
+    No stages are returned for a run that is finished. The lock is released with `held`.
     """
     from stdit_train.build import check_inputs
+    from stdit_train.checkpoint.lock import lock_folder
     from stdit_train.checkpoint.run_folder import RunFolder
     from stdit_train.config.resolve import shapes_only
     from stdit_train.curriculum import Stage, find_run
@@ -114,7 +140,7 @@ def prepare(
     from stdit_train.tracking.metrics import check_wandb
 
     plan = plan or find_run(request.options)
-    if request.options.resume is None:
+    if not plan.resumed:
         RunFolder(plan.folder).check_free()
     elif plan.finished:
         tell_finished(console, plan, processes)
@@ -132,6 +158,7 @@ def prepare(
         stages.append(Stage(config, fit.config, run))
     if plan.curriculum is not None:
         console.print(f"curriculum {plan.curriculum}: {', then '.join(config.stage for config in plan.configs)}")
+    held.enter_context(lock_folder(plan.folder))
     plan.save()
     return plan.folder, plan.curriculum, stages
 
@@ -152,7 +179,7 @@ def launch_processes(console: "Console", request: TrainRequest, plan: "RunPlan")
     from stdit_train.distributed.launch import launch
     from stdit_train.distributed.mesh import parallel_dims
 
-    if request.options.resume is None:
+    if not plan.resumed:
         RunFolder(plan.folder).check_free()
     for config in plan.configs:
         parallel_dims(config, request.nproc)

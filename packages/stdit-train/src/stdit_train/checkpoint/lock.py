@@ -1,0 +1,69 @@
+"""Keep a second command out of a run's folder."""
+
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from stdit_data.files import replace_text
+from stdit_train.errors import ConfigError
+
+LOCK, HOLDER = "run.lock", "run.lock.json"
+
+_held: set[Path] = set()  # folders of this process
+
+
+class FolderInUseError(ConfigError):
+    """Another process holds the folder."""
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Hold a folder, which is created if it does not exist; a process may hold one several times.
+
+    The lock ends with the process, however that ends. `run.lock.json` names the holder: host, pid, and when it began.
+
+    Raises:
+        FolderInUseError: another process holds it.
+    """
+    key = folder.resolve()
+    if key in _held:
+        yield
+        return
+    created = [path for path in (key, *key.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(key / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise FolderInUseError(
+            f"{folder} is in use by {describe_holder(folder)}: wait until it ends, or choose another folder with --out"
+        ) from error
+    _held.add(key)
+    try:
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        replace_text(key / HOLDER, json.dumps({"host": platform.node(), "pid": os.getpid(), "started": started}) + "\n")
+        yield
+    finally:
+        _held.discard(key)
+        (key / HOLDER).unlink(missing_ok=True)
+        if created and [file.name for file in key.glob("*")] == [LOCK]:  # refused before anything was written
+            (key / LOCK).unlink()
+        lock.release()
+        with suppress(OSError):
+            for path in created:
+                path.rmdir()
+
+
+def describe_holder(folder: Path) -> str:
+    """Return which process holds a folder, in words."""
+    try:
+        holder = json.loads((folder / HOLDER).read_text())
+        return f"process {holder['pid']} on {holder['host']} since {holder['started']}"
+    except (OSError, ValueError, KeyError, TypeError):  # it has only just begun
+        return "another process"

@@ -1,0 +1,55 @@
+"""Two processes after an error: what both must know, and whether both are there for a last checkpoint."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+SCRIPT = """
+    import logging, os, sys
+    import torch.distributed as dist
+    import torch.multiprocessing
+    import stdit_train.distributed.world as processes
+    from stdit_train.distributed.side_work import SideWork, on_every_rank
+    from stdit_train.distributed.world import DistributedWorld
+
+    def read(rank):
+        if rank == 1:
+            raise OSError(5, "Input/output error", "clip.mp4")
+        return "read"
+
+    def work(rank, meeting):
+        logging.basicConfig(stream=sys.stdout, format=f"{rank}: %(message)s")
+        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+        world = DistributedWorld(rank, 2)
+        side_work, calls = SideWork(world), []
+
+        def validate():
+            calls.append(on_every_rank(world, lambda: "both"))
+            on_every_rank(world, lambda: read(rank))
+            calls.append("never")
+
+        assert side_work.together("validation", 7, validate) is None
+        assert calls == ["both"], calls
+        assert world.all_max(float(rank)) == (1.0,)  # the next message is answered
+        assert side_work.together("sampling", 8, lambda: on_every_rank(world, lambda: rank)) == rank
+
+        processes.PATIENCE = 2.0
+        world._meeting_group = dist.new_group(backend="gloo")
+        assert world.all_arrive()
+        if rank == 1:
+            assert not world.all_arrive()  # the other one is elsewhere
+        assert world.all_max(float(rank)) == (1.0,)
+
+    torch.multiprocessing.start_processes(work, (sys.argv[1],), nprocs=2, start_method="fork")
+"""
+
+
+def test_a_part_that_failed_is_told_by_the_first_and_a_missing_process_is_noticed(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(tmp_path / "meeting")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("0: step 7: validation failed (OSError: [Errno 5] Input/output error: 'clip.mp4')")
+    assert "on process 1:" in done.stdout  # with its traceback
+    assert not any(line.startswith("1: ") for line in lines)
