@@ -120,3 +120,20 @@ def test_the_learning_rate_is_plotted(run: RunFolder, tmp_path: Path, monkeypatc
         [config.optimizer.lr / 2, config.optimizer.muon_lr / 2]
     )
     assert (rates.get_xlabel(), losses.get_xlabel(), rates.get_xlim()) == ("step", "", losses.get_xlim())
+
+
+def test_a_single_step_is_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = []
+    made = plots.new_figure
+    monkeypatch.setattr(plots, "new_figure", lambda *a: figures.append(made(*a)) or figures[-1])
+    row = {"step": 4, "loss": 1.9, "validation_loss": 2.4}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    plots.plot_losses(tmp_path / "metrics.jsonl", tmp_path / "loss.png", "short")
+    plots.plot_runs({"short": [row]}, tmp_path / "runs.png")
+    (_, alone), (_, panels) = figures
+    for axes in (alone, *panels):
+        low, high = axes.get_ylim()
+        assert axes.lines
+        for line in axes.lines:
+            assert line.get_marker() == "o"
+            assert low < line.get_ydata()[0] < high

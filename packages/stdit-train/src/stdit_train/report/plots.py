@@ -22,11 +22,15 @@ def plot_losses(metrics_file: Path, output: Path, title: str) -> None:
     validation = [(row["step"], row["validation_loss"]) for row in rows if "validation_loss" in row]
     if training:
         steps, losses = zip(*training, strict=True)
-        axes.plot(steps, losses, color="#9ecae1", linewidth=0.8, label="training")
-        axes.plot(steps, smooth(list(losses)), color="#08519c", linewidth=1.6, label="training, smoothed")
-        limit(axes, losses)
+        marker = _marker(steps)
+        axes.plot(steps, losses, marker=marker, color="#9ecae1", linewidth=0.8, label="training")
+        axes.plot(
+            steps, smooth(list(losses)), marker=marker, color="#08519c", linewidth=1.6, label="training, smoothed"
+        )
+        limit(axes, losses, [loss for _, loss in validation])
     if validation:
         axes.plot(*zip(*validation, strict=True), color="#d94801", marker="o", markersize=3, label="validation (EMA)")
+    axes.locator_params(axis="x", integer=True)
     axes.set(xlabel="step", ylabel="loss", title=title)
     if training or validation:
         axes.legend(frameon=False)
@@ -64,8 +68,9 @@ def plot_runs(
         points = [(start + row["step"], row["loss"]) for row in rows if "loss" in row]
         if points:
             steps, losses = zip(*points, strict=True)
-            panels[0].plot(steps, losses, color=color, linewidth=0.6, alpha=0.3)
-            panels[0].plot(steps, smooth(list(losses)), color=color, linewidth=1.6, label=name)
+            marker = _marker(steps)
+            panels[0].plot(steps, losses, marker=marker, color=color, linewidth=0.6, alpha=0.3)
+            panels[0].plot(steps, smooth(list(losses)), marker=marker, color=color, linewidth=1.6, label=name)
             losses_of_all.append(losses)
         held = [(start + row["step"], row["validation_loss"]) for row in rows if "validation_loss" in row]
         if held:
@@ -91,6 +96,11 @@ def plot_runs(
     figure.align_ylabels()
     figure.tight_layout()
     figure.savefig(output, dpi=120)
+
+
+def _marker(steps: Sequence[float]) -> str:
+    """Return the marker of a curve: a line through a single point, of a short run, would be invisible."""
+    return "o" if len(steps) == 1 else ""
 
 
 def limit(axes: Any, *curves: Sequence[float]) -> None:
