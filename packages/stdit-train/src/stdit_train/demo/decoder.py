@@ -118,7 +118,7 @@ def train_decoder_on_samples(
         config: steps, batch, rate.
         on_step: called with (step, loss) after each step.
     """
-    vae.requires_grad_(False)
+    vae.requires_grad_(False).to(memory_format=torch.channels_last)  # a sixth faster on CPUs
     trained = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
     for parameter in trained:
         parameter.requires_grad_(True)
@@ -132,13 +132,12 @@ def train_decoder_on_samples(
         indices = rng.integers(len(sampled), size=config.batch)
         x_BCHW = torch.stack([encoded.load(step * config.encoded + i).video[:, 0] for i in range(config.encoded)])
         target_BCHW = torch.cat([sampled.frames(indices, size, size), x_BCHW])
-        with torch.autocast("cpu", torch.bfloat16):
-            with torch.no_grad():
-                z_BChw = vae.encode(x_BCHW).latent_dist.sample(generator=generator).float()
-            level = config.noise * torch.rand(len(z_BChw), 1, 1, 1, generator=generator)
-            z_BChw = z_BChw + std * level * torch.randn(z_BChw.shape, generator=generator)
-            z_BChw = torch.cat([sampled.latents[indices].float() * std + mean, z_BChw])
-            decoded = vae.decode(z_BChw).sample.float()
+        with torch.no_grad():
+            z_BChw = vae.encode(x_BCHW).latent_dist.sample(generator=generator)
+        level = config.noise * torch.rand(len(z_BChw), 1, 1, 1, generator=generator)
+        z_BChw = z_BChw + std * level * torch.randn(z_BChw.shape, generator=generator)
+        z_BChw = torch.cat([sampled.latents[indices].float() * std + mean, z_BChw])
+        decoded = vae.decode(z_BChw).sample
         loss = F.l1_loss(decoded, target_BCHW) + F.mse_loss(decoded, target_BCHW)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
