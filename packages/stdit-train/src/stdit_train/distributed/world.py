@@ -160,7 +160,7 @@ class DistributedWorld(World):
 
             self.dp_rank, self.dp_size = mesh.dp_rank, mesh.dims.data
             self.checkpoint_group = dist.new_group(backend="gloo")
-            self._meeting_group = dist.new_group(backend="gloo")
+            self._meeting_group = dist.new_group(timeout=timedelta(seconds=PATIENCE), backend="gloo")
 
     def connect(self, timeout: timedelta | None = None) -> Self:
         """Initialize torch.distributed with gloo for CPU tensors and NCCL for GPU tensors."""
