@@ -106,7 +106,7 @@ def test_real_runs_and_a_folder_without_any(publish: ModuleType, stdit: Callable
     assert "| dit | 2 |" in page and "| dit - seq |" in page
     found = publish.read_table(tmp_path / "ranking", "demo", "steps")
     assert [step for step, _ in found.results[0].curve] == list(range(1, 11))
-    for name in ("demo-steps.csv", "demo-steps-differences.csv", "demo-steps-curves.png", "demo-steps-final.png"):
+    for name in ("demo-steps.csv", "demo-steps-differences.csv", "demo-steps-curves.png"):
         assert (tmp_path / "page" / name).stat().st_size > 0
     assert publish.main([str(tmp_path / "nothing"), "--out", str(tmp_path / "page")]) == 2
     assert "no finished runs" in capfd.readouterr().err

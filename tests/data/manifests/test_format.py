@@ -25,6 +25,7 @@ from stdit_data import files
 from stdit_data.errors import ClipError, DataError
 from stdit_data.manifests.format import Entry, read_manifest, write_manifest
 from stdit_data.manifests.rows import csv_rows
+from stdit_data.manifests.values import MISSING
 from stdit_data.video.frames import Segment
 from stdit_data.video.probe import probe
 
@@ -39,7 +40,7 @@ text = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20).map(
 entries = st.builds(
     Entry,
     path=st.from_regex(r"[a-z]{1,8}(/[a-z]{1,8})?\.mp4", fullmatch=True),
-    caption=text,
+    caption=text.filter(lambda caption: caption.lower() not in MISSING),
     fps=st.none() | st.floats(0.1, 240),
     width=st.none() | st.integers(1, 10**6),
     weight=st.none() | st.floats(0, 100),
