@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stdit_data import files
+from stdit_data import urls
 from stdit_data.datasets.videos import open_videos
 from stdit_data.errors import ClipError
 from stdit_data.latents.dataset import LatentDataset
@@ -35,7 +35,7 @@ def folder(encode_clip: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
     encode_clip(folder / PLAIN, frames=5)
     (folder / BROKEN).write_bytes(b"not a video")
     for name in (CLIP, BROKEN, PLAIN):
-        (folder / name).with_suffix(".txt").write_text(f"caption of {files.printable(name)}")
+        (folder / name).with_suffix(".txt").write_text(f"caption of {urls.printable(name)}")
     return folder
 
 
@@ -94,7 +94,7 @@ def test_curated(folder: Path, tmp_path: Path, source: str) -> None:
     if source != "folder":
         url = str(tmp_path / source)
         manifest = read_manifest(str(folder))
-        entries = [replace(entry, path=files.canonical(manifest.locate(entry))) for entry in manifest.entries]
+        entries = [replace(entry, path=urls.canonical(manifest.locate(entry))) for entry in manifest.entries]
         write_manifest(url, entries)
     scored, kept = str(tmp_path / "scored.parquet"), str(tmp_path / "kept.parquet")
     run(ScoreStep(), open_rows(url), scored, Inline())

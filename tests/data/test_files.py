@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stdit_data import files
+from stdit_data import files, urls
 from stdit_data.errors import ClipError, DataError, FileError, MissingFileError
 from stdit_data.video.probe import probe
 
@@ -97,25 +97,6 @@ def test_an_unfinished_file_that_is_gone_is_explained(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize(
-    ("url", "layers"),
-    [
-        ("/data/a::b.mp4", ["/data/a::b.mp4"]),
-        ("a::b.mp4", ["a::b.mp4"]),
-        ("file:///data/a::b.mp4", ["file:///data/a::b.mp4"]),
-        ("zip://in/a.mp4::/data/x::y.zip", ["zip://in/a.mp4", "/data/x::y.zip"]),
-        ("zip://a.mp4::s3://bucket/set.zip", ["zip://a.mp4", "s3://bucket/set.zip"]),
-        ("zip://::memory://set.zip", ["zip://", "memory://set.zip"]),
-        ("simplecache::s3://bucket/a.mp4", ["simplecache", "s3://bucket/a.mp4"]),
-        ("zip", ["zip"]),
-    ],
-)
-def test_two_colons_are_part_of_a_local_name(url: str, layers: list[str]) -> None:
-    assert files.layers(url) == layers
-    local = len(layers) == 1 and "zip://" not in url
-    assert files.is_local(url) == local
-
-
 def test_a_local_archive_with_two_colons_in_its_name(tmp_path: Path) -> None:
     folder = tmp_path / "x::y"
     folder.mkdir()
@@ -123,9 +104,9 @@ def test_a_local_archive_with_two_colons_in_its_name(tmp_path: Path) -> None:
         archive.writestr("in/a.mp4", b"x")
     url = f"zip://in::{folder}/set::1.zip"
     assert files.walk(url) == ["a.mp4"]
-    assert files.join(str(folder), "a::b.mp4") == f"{folder}/a::b.mp4"
-    assert files.parent(f"{folder}/a::b.mp4") == str(folder)
-    with files.open_binary(files.join(url, "a.mp4")) as file:
+    assert urls.join(str(folder), "a::b.mp4") == f"{folder}/a::b.mp4"
+    assert urls.parent(f"{folder}/a::b.mp4") == str(folder)
+    with files.open_binary(urls.join(url, "a.mp4")) as file:
         assert file.read() == b"x"
 
 
@@ -170,8 +151,8 @@ def test_names_that_are_not_utf8_are_shown_and_come_back_from_json(name: bytes) 
     text = os.fsdecode(name)
     line = files.json_line({"path": text})
     assert json.loads(line.decode()) == {"path": text}
-    assert files.is_utf8(files.printable(text))
+    assert urls.is_utf8(urls.printable(text))
     with TemporaryDirectory() as folder:
         files.replace_text(f"{folder}/a.json", json.dumps(text, ensure_ascii=False))
         assert json.loads(files.read_text(f"{folder}/a.json")) == text
-    assert (files.printable(text) == text) == files.is_utf8(text)
+    assert (urls.printable(text) == text) == urls.is_utf8(text)

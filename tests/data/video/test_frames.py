@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from fractions import Fraction
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -217,3 +217,15 @@ def test_every_possible_start_is_drawn_about_equally(encode_clip: Any, tmp_path:
 def test_settings_that_make_no_sense(values: dict[str, Any], words: str) -> None:
     with pytest.raises(DataError, match=words):
         Sampling(**values)
+
+
+def test_cuts_count_frames() -> None:
+    """A cut's length in frames, in seconds or in frames, whatever decimals it is written in."""
+    assert Segment().frames(30, 100) == 100
+    assert Segment(start=1.0, end=2.0).frames(30, 100) == 30
+    assert Segment(start=0.333, end=0.667).frames(30, 100) == 10  # frames 10 to 19
+    assert Segment(start_frame=10, end_frame=25).frames(24, 100) == 15
+    assert Segment(start_frame=90, end_frame=250).frames(24, 100) == 10
+    assert Segment(start=50).frames(30, 100) == 0
+    parts = [Segment(start=round(a / 24, 3), end=round(b / 24, 3)) for a, b in pairwise([0, 7, 19, 48])]
+    assert sum(part.frames(24, 48) for part in parts) == 48  # scenes that follow one another share no frame

@@ -1,7 +1,6 @@
 """Read and write files by path or fsspec URL: local, `zip://a.mp4::/path/clips.zip`, `s3://bucket/a.mp4` and so on.
 
-A URL here is what fsspec calls one: a plain path, or `protocol://path`, with `::` between the layers of a chain. Files
-are written whole or not at all. Every error is a `DataError` that names the file.
+Files are written whole or not at all. Every error is a `DataError` that names the file. What a URL is: `urls`.
 """
 
 from __future__ import annotations
@@ -18,126 +17,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from io import BytesIO, RawIOBase
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any, TypeVar, cast
-from urllib.parse import unquote
 
 import fsspec
 from fsspec.core import split_protocol, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
-from fsspec.registry import known_implementations
 from fsspec.utils import infer_compression
 
 from stdit_data import stores
 from stdit_data.errors import DataError, FileError, MissingFileError
+from stdit_data.urls import is_local, layers, local_path, protocols
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-
-VIDEO_SUFFIXES = frozenset((
-    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv", ".ogv",
-    ".3gp", ".gif",
-))  # fmt: skip
-
-
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))
-
-
-def layers(url: str) -> list[str]:
-    """Split a URL into the layers of its chain: the file first, then the archives that hold it.
-
-    `::` separates layers after a URL or a protocol alone. In a local path it is part of the name.
-    """
-    found = url.split("::")
-    for i, layer in enumerate(found):
-        if split_protocol(layer)[0] in (None, "file", "local") and layer not in known_implementations:
-            return [*found[:i], "::".join(found[i:])]
-    return found
-
-
-def suffix(url: str) -> str:
-    """Return the lower-case suffix of a URL: `.mp4` for `zip://a.MP4::/x.zip` and `https://host/a.mp4?key=1`."""
-    head = layers(url)[0]
-    if split_protocol(head)[0] in ("http", "https"):
-        head = head.split("?")[0].split("#")[0]
-    return PurePosixPath(head).suffix.lower()
-
-
-def is_image(url: str) -> bool:
-    """Return whether a URL has the suffix of an image."""
-    return suffix(url) in IMAGE_SUFFIXES
-
-
-def is_local(url: str) -> bool:
-    """Return whether a URL is a file or folder of the local file system."""
-    return len(layers(url)) == 1 and split_protocol(url)[0] in (None, "file", "local")
-
-
-def is_utf8(text: str) -> bool:
-    """Return whether a text can be written in UTF-8, unlike a file name with other bytes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def printable(url: str) -> str:
-    r"""Return a path or URL as text; bytes of a file name that are not UTF-8 are shown as `\xff`."""
-    return url if is_utf8(url) else os.fsencode(url).decode(errors="backslashreplace")
-
-
-def json_line(row: Any) -> bytes:
-    """Return a value as a line of JSON in UTF-8; file names that are not UTF-8 are escaped, and read back the same."""
-    return (json.dumps(row, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
-
-
-def local_path(url: str) -> Path:
-    """Return the path of a local URL, see `is_local`."""
-    return Path(split_protocol(url)[1] if "://" in url else url).expanduser()
-
-
-def canonical(url: str) -> str:
-    """Make a local path absolute; return any other URL as it is."""
-    return os.path.abspath(local_path(url)) if is_local(url) else url  # noqa: PTH100 - Path.absolute keeps ".."
-
-
-def parent(url: str) -> str:
-    """Return the folder of a file, as a URL; for a file in an archive, the folder in that archive."""
-    head, *rest = layers(url)
-    protocol, path = split_protocol(head)
-    folder = path.rsplit("/", 1)[0] if "/" in path else "" if protocol else "."
-    return "::".join([f"{protocol}://{folder}" if protocol else folder or "/", *rest])
-
-
-def join(folder: str, path: str) -> str:
-    """Join a folder and a relative path; return an absolute path or a URL as it is."""
-    head, *rest = layers(folder)
-    local = split_protocol(head)[0] in (None, "file", "local")
-    if "://" in path or len(layers(path)) > 1 or (path.startswith("/") and local):
-        return path
-    separator = "" if head.endswith("/") or not head else "/"
-    return "::".join([f"{head}{separator}{path}", *rest])
-
-
-def leads_out(folder: str, path: str) -> bool:
-    """Return whether a path of a manifest leads out of a folder: absolute, a URL, by `..` or, if local, by a link.
-
-    Args:
-        folder: the folder that the path starts from; path or URL.
-        path: the path, as the manifest has it.
-    """
-    if join(folder, path) == path or path.startswith("/"):
-        return True
-    plain = unquote(path) if layers(folder)[-1].startswith(("http://", "https://")) else path
-    if ".." in plain.replace("\\", "/").split("/"):
-        return True
-    if not is_local(folder):
-        return False
-    return not local_path(join(folder, path)).resolve().is_relative_to(local_path(folder).resolve())
 
 
 def filesystem(url: str) -> tuple[Any, str]:
@@ -155,14 +50,14 @@ def filesystem(url: str) -> tuple[Any, str]:
                 return _archive(protocol, "::".join(rest)), path
             if is_local(url):
                 return LocalFileSystem(), LocalFileSystem._strip_protocol(str(local_path(url)))
-            fs, path = url_to_fs(url, **stores.options(_protocols(url)))
+            fs, path = url_to_fs(url, **stores.options(protocols(url)))
             return fs, path
         except zipfile.BadZipFile:
             raise DataError(f"{'::'.join(rest)}: not a zip file, or a damaged one") from None
         except FileNotFoundError:
             raise MissingFileError(f"{'::'.join(rest) or url}: no such file") from None
         except ImportError as error:
-            missing_package = stores.missing_extra(url, _protocols(url), error)
+            missing_package = stores.missing_extra(url, protocols(url), error)
             raise missing_package or DataError(f"{url}: {str(error).splitlines()[0]}") from None
         except (DataError, OSError):
             raise
@@ -401,6 +296,11 @@ def write_bytes(url: str, data: bytes) -> None:
         file.write(data)
 
 
+def json_line(row: Any) -> bytes:
+    """Return a value as a line of JSON in UTF-8; file names that are not UTF-8 are escaped, and read back the same."""
+    return (json.dumps(row, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+
+
 def replace_text(path: str | Path, text: str) -> None:
     """Write a local text file in UTF-8, whole or not at all; what is not Unicode is escaped, see `json_line`."""
     with write_atomically(path) as partial:
@@ -415,7 +315,7 @@ def _archive(protocol: str, rest: str) -> Any:
     if protocol == "tar":
         compression = infer_compression(layers(rest)[0])
         return fsspec.filesystem("tar", fo=_open(rest), compression=compression, skip_instance_cache=True)
-    return url_to_fs(f"{protocol}://::{rest}", **stores.options(_protocols(rest)))[0]
+    return url_to_fs(f"{protocol}://::{rest}", **stores.options(protocols(rest)))[0]
 
 
 def _open(url: str) -> IO[bytes]:
@@ -447,10 +347,6 @@ def _has_info(fs: Any, path: str) -> bool:
             raise
         return False
     return True
-
-
-def _protocols(url: str) -> list[str]:
-    return [split_protocol(layer)[0] or layer for layer in layers(url)]
 
 
 def _walk_local(root: str) -> Iterator[str]:

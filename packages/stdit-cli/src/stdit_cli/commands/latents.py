@@ -134,10 +134,11 @@ def inspect(
     from rich.console import Console
     from rich.table import Table
 
-    from stdit_data.files import exists, join
+    from stdit_data.files import exists
     from stdit_data.latents.format import INDEX, read_metadata
     from stdit_data.latents.summary import describe
     from stdit_data.preview import contact_sheet
+    from stdit_data.urls import join
     from stdit_train.assets import resolve_source
     from stdit_train.components.precompute import decode_entries
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from av.video.reformatter import VideoReformatter
 
-from stdit_data import files, stores
+from stdit_data import files, stores, urls
 from stdit_data.curation.detectors import DETECTORS, Boundary, Detect, find_fades, is_black, open_detector
 from stdit_data.curation.executors import Reject, Result
 from stdit_data.curation.sampling import Array, frames_within
@@ -118,7 +118,7 @@ class CutStep:
     def _cut(self, row: dict[str, Any], detect: Detect) -> tuple[list[dict[str, Any]], list[Reject]]:
         base = {name: value for name, value in row.items() if name not in ("start_frame", "end_frame")}
         try:
-            if files.is_image(row["path"]) and _is_still(row["path"]):
+            if urls.is_image(row["path"]) and _is_still(row["path"]):
                 return [base], []
             scenes = find_scenes(row["path"], row, detect, fades=self.fades)
         except ClipError as error:

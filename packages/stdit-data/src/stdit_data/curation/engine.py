@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stdit_data import files
+from stdit_data import files, urls
 from stdit_data.curation.executors import Executor, Result, Step
 from stdit_data.curation.tables import Rows, write_rows
 from stdit_data.errors import DataError, FileError, UserError
@@ -115,7 +115,7 @@ def run(
     Raises:
         DataError: shards failed (the others are kept); the disk is full; a process or a server was lost.
     """
-    if files.suffix(out) != ".parquet":
+    if urls.suffix(out) != ".parquet":
         raise DataError(f"{out}: expected a name ending in .parquet")
     schema = step.schema(rows.schema)
     names = [_part_name(step, number, shard) for number, shard in enumerate(rows.shards(step.shard_rows))]
@@ -126,7 +126,7 @@ def run(
     parts = f"{out}.parts"
     work = _Work(step, schema, parts, names, executor, share or Share(), progress)
     work.run(rows)
-    missing = [name for name in names if not files.exists(files.join(parts, name))]
+    missing = [name for name in names if not files.exists(urls.join(parts, name))]
     if missing:
         return Outcome(out, False, resumed=work.resumed, shards=len(names))
     with _kept(parts):
@@ -156,7 +156,7 @@ class _Work:
         self.step, self.schema, self.parts, self.names = step, schema, parts, names
         self.executor, self.share, self.progress = executor, share, progress
         self.mine = range(share.rank, len(names), share.world)
-        self.missing = [number for number in self.mine if not files.exists(files.join(parts, names[number]))]
+        self.missing = [number for number in self.mine if not files.exists(urls.join(parts, names[number]))]
         self.resumed = len(self.mine) - len(self.missing)
         self.failed: dict[int, str] = {}
 
@@ -219,7 +219,7 @@ class _Work:
             logger.debug("shard %d", number, exc_info=error)
             self.failed[number] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             return
-        path = files.join(self.parts, self.names[number])
+        path = urls.join(self.parts, self.names[number])
         with _kept(self.parts):
             with files.open_write(_rejects_part(path)) as file:
                 file.writelines(files.json_line(reject) for reject in result.rejects)
@@ -275,7 +275,7 @@ def _finished(out: str, record: bytes) -> int | None:
 
 def _read_parts(parts: str, names: Sequence[str]) -> Iterator[pa.Table]:
     for name in names:
-        with files.open_binary(files.join(parts, name)) as file:
+        with files.open_binary(urls.join(parts, name)) as file:
             yield pq.read_table(file)
 
 
@@ -283,7 +283,7 @@ def _join_rejects(parts: str, names: Sequence[str], out: str) -> int:
     count = 0
     with files.open_write(out) as file:
         for name in names:
-            with files.open_binary(_rejects_part(files.join(parts, name))) as part:
+            with files.open_binary(_rejects_part(urls.join(parts, name))) as part:
                 data = part.read()
             count += data.count(b"\n")
             file.write(data)

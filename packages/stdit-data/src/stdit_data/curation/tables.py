@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stdit_data import files
+from stdit_data import files, urls
 from stdit_data.errors import DataError
 from stdit_data.manifests.format import (
     ARROW,
@@ -57,8 +57,8 @@ def open_rows(url: str, *, root: str | None = None) -> Rows:
     Raises:
         DataError: nothing there, or a wrong column or value.
     """
-    if files.suffix(url) == ".parquet":
-        return _open_parquet(url, root or files.parent(url))
+    if urls.suffix(url) == ".parquet":
+        return _open_parquet(url, root or urls.parent(url))
     manifest = read_manifest(url, root=root)
     dicts = [asdict(entry) for entry in manifest.entries]
     used = [name for name in COLUMNS if name != "path" and any(row[name] is not None for row in dicts)]
@@ -147,7 +147,7 @@ def _open_parquet(url: str, folder: str) -> Rows:
     if count == 0:
         raise DataError(f"{url}: no entries; expected at least one line with a path")
     kinds = {name: _plain(kind) for name, kind in zip(names, found.types, strict=True)}
-    as_bytes = pa.types.is_binary(kinds["path"]) or not files.is_utf8(folder)
+    as_bytes = pa.types.is_binary(kinds["path"]) or not urls.is_utf8(folder)
     for name in TEXTS:
         if name in kinds and not (_is_text(kinds[name]) or (name == "path" and as_bytes)):
             raise DataError(f"{url}: column {name!r} is of type {kinds[name]}; expected text")
@@ -194,7 +194,7 @@ def _absolute(paths: Iterable[str], folder: str) -> list[str]:
     for path in paths:
         if not path:
             raise DataError(f"{folder}: row without a path; expected the video's path or URL in column 'path'")
-        full.append(path if _is_absolute(path) else files.canonical(files.join(folder, path)))
+        full.append(path if _is_absolute(path) else urls.canonical(urls.join(folder, path)))
     return full
 
 
@@ -204,7 +204,7 @@ def _is_absolute(path: str) -> bool:
 
 def _further_columns(url: str) -> dict[str, list[Any]]:
     """Return the columns of a CSV or JSON lines file that a manifest does not define, in the order of its entries."""
-    kind = files.suffix(url)
+    kind = urls.suffix(url)
     if kind in DELIMITERS:
         header, *rows = [cells for _, cells in read_csv(url)]
         names = [column_name(name) for name in header]

@@ -24,6 +24,7 @@ from stdit_data.errors import DataError
 from stdit_data.manifests.format import Entry, Manifest, read_manifest
 from stdit_data.manifests.metadata import complete_metadata, entry_bucket, is_known_short
 from stdit_data.transforms import Fit, may_flip, normalise
+from stdit_data.urls import layers
 from stdit_data.video.frames import Sampling, Short, default_sampling, read_frames
 from stdit_data.video.pictures import is_still, open_video, read_image
 from stdit_data.video.probe import clip_errors
@@ -237,13 +238,13 @@ def _identity(urls: Sequence[str], entries: Sequence[Entry]) -> int:
     Paths are relative to their common folder, so that a data set can be moved between stops, and captions don't count,
     so that they can be corrected.
     """
-    heads = [files.layers(url)[0] for url in urls]
+    heads = [layers(url)[0] for url in urls]
     # Character by character, since URLs are not paths; then back to a whole folder.
     shared = len(os.path.commonprefix(heads).rpartition("/")[0]) if len(heads) > 1 else 0  # noqa: RUF071
     crc = 0
     for url, head, entry in zip(urls, heads, entries, strict=True):
         path = head[shared:].lstrip("/") if len(heads) > 1 else PurePosixPath(head).name
-        archives = [PurePosixPath(layer).name for layer in files.layers(url)[1:]]
+        archives = [PurePosixPath(layer).name for layer in layers(url)[1:]]
         # Saved runs hold this number, so the text must not change: the class was named Cut when it was introduced.
         segment = repr(entry.segment).replace("Segment", "Cut", 1)
         crc = zlib.crc32(f"({path!r}, {archives!r}, {segment})".encode(), crc)

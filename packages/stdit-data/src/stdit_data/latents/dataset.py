@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stdit_data import files
+from stdit_data import urls
 from stdit_data.buckets import Bucket, parse_bucket
 from stdit_data.clip import Clip
 from stdit_data.errors import ClipError, DataError
@@ -78,7 +78,7 @@ class LatentDataset:
             raise DataError(f"{url}: no clip could be read; the first: {rows['reason'][0]}")
         self.identity = int(self.metadata["manifest"]["hash"][:8], 16)
         self.window = window or self.metadata["shards"]
-        self._videos = ShardFiles(files.join(url, "video"), self.window + AHEAD + 1, _part(copies, "video"))
+        self._videos = ShardFiles(urls.join(url, "video"), self.window + AHEAD + 1, _part(copies, "video"))
         # Texts are in the order of the clips, so those of a window are close together; they may exceed its latents.
         self.texts = CachedTexts(url, keep=4 * self.window, copies=copies) if self.text_metadata is not None else None
         if self.texts is not None:
@@ -179,7 +179,7 @@ class CachedTexts:
         self.metadata = cache.read_metadata(url, "text") or {}
         # Keyed by digests: the captions of a large data set would take gigabytes as Python strings.
         self._known = {_digest(caption.as_py()): row for row, caption in enumerate(self._rows["caption"])}
-        self._files = ShardFiles(files.join(url, "text"), keep, _part(copies, "text"))
+        self._files = ShardFiles(urls.join(url, "text"), keep, _part(copies, "text"))
 
     def __contains__(self, caption: str) -> bool:
         return _digest(caption) in self._known

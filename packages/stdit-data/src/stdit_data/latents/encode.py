@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stdit_data import files, stores
+from stdit_data import stores, urls
 from stdit_data.buckets import Bucket
 from stdit_data.clip import Clip, ClipDataset
 from stdit_data.errors import ClipError, DataError
@@ -215,7 +215,7 @@ class _ClipEncoder:
             row: dict[str, Any] = {
                 "sample": sample,
                 "variant": variant,
-                "source": files.printable(self.dataset.path(sample)),
+                "source": urls.printable(self.dataset.path(sample)),
             }
             row |= {"caption": self.dataset.caption(sample), **self.dataset.bucket(sample)._asdict()}
             row["weight"] = self.weights[sample] if self.weights is not None else None

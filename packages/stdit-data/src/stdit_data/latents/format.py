@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from safetensors.torch import save
 from torch import Tensor
 
-from stdit_data import files, stores
+from stdit_data import files, stores, urls
 from stdit_data.errors import DataError
 
 FORMAT = 1  # version of this layout
@@ -81,7 +81,7 @@ def shard_name(number: int) -> str:
 
 def is_cache(url: str) -> bool:
     """Return whether a folder or URL holds a part of a cache."""
-    return any(files.exists(files.join(url, f"{part}/{METADATA_FILE}")) for part in PARTS)
+    return any(files.exists(urls.join(url, f"{part}/{METADATA_FILE}")) for part in PARTS)
 
 
 def read_metadata(cache: str, part: Part) -> dict[str, Any] | None:
@@ -90,7 +90,7 @@ def read_metadata(cache: str, part: Part) -> dict[str, Any] | None:
     Raises:
         DataError: the file is of another version of the format, or not JSON.
     """
-    url = files.join(cache, f"{part}/{METADATA_FILE}")
+    url = urls.join(cache, f"{part}/{METADATA_FILE}")
     if not files.exists(url):
         return None
     try:
@@ -111,7 +111,7 @@ def lock_metadata(cache: str, part: Part, metadata: Mapping[str, Any]) -> None:
     """
     existing = read_metadata(cache, part)
     if existing is None:
-        url = files.join(cache, f"{part}/{METADATA_FILE}")
+        url = urls.join(cache, f"{part}/{METADATA_FILE}")
         files.write_bytes(url, (json.dumps(metadata, indent=1) + "\n").encode())
         existing = read_metadata(cache, part) or {}
     if difference := _first_difference(existing, json.loads(json.dumps(metadata))):
@@ -121,20 +121,20 @@ def lock_metadata(cache: str, part: Part, metadata: Mapping[str, Any]) -> None:
 def write_shard(cache: str, part: Part, number: int, shard: Shard) -> None:
     """Write a shard, whole or not at all."""
     data = save(shard.tensors, metadata={"rows": json.dumps(shard.rows, ensure_ascii=False)})
-    files.write_bytes(files.join(cache, f"{part}/{shard_name(number)}"), data)
+    files.write_bytes(urls.join(cache, f"{part}/{shard_name(number)}"), data)
 
 
 def list_shards(cache: str, part: Part) -> set[int]:
     """Return the numbers of the shards that exist."""
-    names = files.names(files.join(cache, part))
+    names = files.names(urls.join(cache, part))
     return {int(match[1]) for name in names if (match := re.fullmatch(r"(\d+)\.safetensors", name))}
 
 
 def remove_partials(cache: str, part: Part, names: Iterable[str] | None = None) -> None:
     """Remove unfinished files of killed processes: all, or only those of the files `names`."""
     wanted = None if names is None else set(names)
-    fs, folder = files.filesystem(files.join(cache, part))
-    for name in files.names(files.join(cache, part)):
+    fs, folder = files.filesystem(urls.join(cache, part))
+    for name in files.names(urls.join(cache, part)):
         match = re.fullmatch(r"\.(.+)\.\d+\.part", name)
         if match and (wanted is None or match[1] in wanted):
             fs.rm_file(f"{folder.rstrip('/')}/{name}")
@@ -146,7 +146,7 @@ def read_rows(cache: str, part: Part, number: int) -> list[dict[str, Any]]:
     Raises:
         DataError: the file is missing or damaged.
     """
-    url = files.join(cache, f"{part}/{shard_name(number)}")
+    url = urls.join(cache, f"{part}/{shard_name(number)}")
     try:
         with files.open_binary(url) as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
@@ -161,7 +161,7 @@ def write_index(cache: str, part: Part, shards: int) -> None:
         rows = [row for some in pool.map(lambda n: read_rows(cache, part, n), range(shards)) for row in some]
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, _ROWS[part]), buffer, compression="zstd")
-    files.write_bytes(files.join(cache, f"{part}/{INDEX}"), buffer.getvalue())
+    files.write_bytes(urls.join(cache, f"{part}/{INDEX}"), buffer.getvalue())
 
 
 def read_index(cache: str, part: Part) -> pa.Table:
@@ -173,7 +173,7 @@ def read_index(cache: str, part: Part) -> pa.Table:
     metadata = read_metadata(cache, part)
     if metadata is None:
         raise DataError(f"{cache}: no {part} part; make it with `stdit data encode`")
-    url = files.join(cache, f"{part}/{INDEX}")
+    url = urls.join(cache, f"{part}/{INDEX}")
     if not files.exists(url):
         done = len(list_shards(cache, part))
         raise DataError(

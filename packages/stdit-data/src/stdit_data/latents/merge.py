@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from stdit_data import files
+from stdit_data import files, urls
 from stdit_data.errors import DataError
 from stdit_data.latents import format as cache
 from stdit_data.latents.dataset import LatentDataset
@@ -38,8 +38,8 @@ def merge(
             missing += [f"{part}/{cache.shard_name(number)}" for number in numbers]
     for done, name in enumerate(missing):
         progress(done, len(missing))
-        with files.open_binary(files.join(other, name)) as file:
-            files.write_bytes(files.join(into, name), file.read())
+        with files.open_binary(urls.join(other, name)) as file:
+            files.write_bytes(urls.join(into, name), file.read())
     progress(len(missing), len(missing))
     complete = {part: _finish(into, part) for part in cache.PARTS if cache.read_metadata(into, part) is not None}
     if complete.get("video") and complete.get("text"):
@@ -49,7 +49,7 @@ def merge(
 
 def _finish(url: str, part: cache.Part) -> bool:
     metadata = cache.read_metadata(url, part) or {}
-    if files.exists(files.join(url, f"{part}/{cache.INDEX}")):
+    if files.exists(urls.join(url, f"{part}/{cache.INDEX}")):
         return True
     if len(cache.list_shards(url, part)) < metadata["shards"]:
         return False

@@ -20,7 +20,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from stdit_data import files
+from stdit_data import files, urls
 from stdit_data.errors import DataError, MissingFileError
 from stdit_data.latents.format import shard_name
 
@@ -38,7 +38,7 @@ class ShardFiles:
 
     def __init__(self, folder: str, keep: int, copies: str | Path | None = None) -> None:
         self.folder, self.keep = folder, max(2, keep)
-        self.local = files.is_local(folder)
+        self.local = urls.is_local(folder)
         self.copies = Path(copies) if copies is not None else _cache_folder(folder)
         self._open: OrderedDict[int, Any] = OrderedDict()
         self._lock = Lock()
@@ -78,12 +78,12 @@ class ShardFiles:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _url(self, shard: int) -> str:
-        return files.join(self.folder, shard_name(shard))
+        return urls.join(self.folder, shard_name(shard))
 
     def _prepare(self, shard: int) -> None:
         with contextlib.suppress(OSError, DataError):  # `tensor` raises it when the file is needed
             if self.local:
-                _read_ahead(files.local_path(self._url(shard)))
+                _read_ahead(urls.local_path(self._url(shard)))
             else:
                 self._copy(shard)
 
@@ -93,7 +93,7 @@ class ShardFiles:
                 self._open.move_to_end(shard)
                 return self._open[shard]
         for _ in range(3):  # another process may remove the copy before it is opened here
-            path = files.local_path(self._url(shard)) if self.local else self._copy(shard)
+            path = urls.local_path(self._url(shard)) if self.local else self._copy(shard)
             with contextlib.suppress(FileNotFoundError), files.wrap_errors(str(path)):
                 handle = safe_open(path, framework="pt")
                 break

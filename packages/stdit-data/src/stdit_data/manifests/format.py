@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stdit_data import files
+from stdit_data import files, urls
 from stdit_data.errors import DataError, FileError
 from stdit_data.manifests.rows import csv_rows, json_rows
 from stdit_data.manifests.values import (
@@ -93,7 +93,7 @@ class Manifest:
 
     def locate(self, entry: Entry) -> str:
         """Return the full path or URL of an entry's file."""
-        return files.join(self.folder, entry.path)
+        return urls.join(self.folder, entry.path)
 
 
 def read_manifest(url: str, *, root: str | None = None, confine: bool = False) -> Manifest:
@@ -110,21 +110,21 @@ def read_manifest(url: str, *, root: str | None = None, confine: bool = False) -
     """
     manifest = _read(str(url), root)
     for entry in manifest.entries if confine else ():
-        if files.leads_out(manifest.folder, entry.path):
+        if urls.leads_out(manifest.folder, entry.path):
             raise DataError(f"{url}: path {entry.path!r} leads out of {manifest.folder}, which is not allowed here")
     return manifest
 
 
 def _read(url: str, root: str | None) -> Manifest:
     check_manifest(url)
-    kind = files.suffix(url)
+    kind = urls.suffix(url)
     if kind not in MANIFEST_SUFFIXES:
         return Manifest(url, url, _folder(url))
     rows = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet}.get(kind, _json_lines)(url)
     entries = list(rows)
     if not entries:
         raise DataError(f"{url}: no entries; expected at least one line with a path")
-    return Manifest(url, root or files.parent(url), entries)
+    return Manifest(url, root or urls.parent(url), entries)
 
 
 def check_manifest(url: str) -> None:
@@ -133,7 +133,7 @@ def check_manifest(url: str) -> None:
     Raises:
         DataError: it does not exist, or is a file of an unknown kind.
     """
-    kind = files.suffix(url)
+    kind = urls.suffix(url)
     if kind in MANIFEST_SUFFIXES:
         if not files.exists(url):
             raise DataError(f"{url}: no such manifest")
@@ -155,7 +155,7 @@ def write_manifest(url: str, entries: Iterable[Entry]) -> int:
     Raises:
         DataError: the suffix is unknown, or the file can't be written.
     """
-    kind = files.suffix(url)
+    kind = urls.suffix(url)
     if kind not in MANIFEST_SUFFIXES:
         raise DataError(f"{url}: expected a name ending in {', '.join(MANIFEST_SUFFIXES)}")
     rows = [asdict(entry) for entry in entries]
@@ -191,7 +191,7 @@ def _table(rows: Sequence[Mapping[str, Any]], used: Iterable[str]) -> pa.Table:
 
 def path_array(paths: Sequence[str]) -> pa.Array:
     """Make an Arrow array of paths: of texts, or of bytes if one is not UTF-8."""
-    if all(files.is_utf8(path) for path in paths):
+    if all(urls.is_utf8(path) for path in paths):
         return pa.array(paths, pa.string())
     return pa.array([os.fsencode(path) for path in paths], pa.binary())
 
@@ -249,7 +249,7 @@ def _row(columns: Iterable[str], values: Iterable[Any]) -> dict[str, Any]:
 
 def read_csv(url: str) -> list[tuple[int, list[str]]]:
     """Read the rows of a CSV or TSV file that have any text, and their line numbers; see `csv_rows`."""
-    rows = csv_rows(url, files.read_text(url, escape=True), DELIMITERS[files.suffix(url)])
+    rows = csv_rows(url, files.read_text(url, escape=True), DELIMITERS[urls.suffix(url)])
     return [(number, cells) for number, cells in rows if any(cell.strip() for cell in cells)]
 
 
@@ -259,9 +259,9 @@ def _csv(url: str) -> Iterator[Entry]:
         return
     header = rows[0][1]
     columns = ["path", "caption", "num_frames"]  # Open-Sora 1.0's
-    headerless = files.suffix(header[0].strip()) in files.VIDEO_SUFFIXES | files.IMAGE_SUFFIXES
+    headerless = urls.suffix(header[0].strip()) in urls.VIDEO_SUFFIXES | urls.IMAGE_SUFFIXES
     if not headerless:
-        if not all(files.is_utf8(name) for name in header):
+        if not all(urls.is_utf8(name) for name in header):
             files.read_text(url)  # raises: UTF-16, for example
         columns = _columns(url, header)
     for number, cells in rows if headerless else rows[1:]:
@@ -300,7 +300,7 @@ def _parquet(url: str) -> Iterator[Entry]:
 
 def _folder(url: str) -> list[Entry]:
     found = files.walk(url)
-    media = [path for path in found if files.suffix(path) in files.VIDEO_SUFFIXES | files.IMAGE_SUFFIXES]
+    media = [path for path in found if urls.suffix(path) in urls.VIDEO_SUFFIXES | urls.IMAGE_SUFFIXES]
     if not media:
         raise DataError(
             f"{url}: no videos (.mp4, .mkv, .webm, ...) or images (.jpg, .png, ...) in this folder or below"
@@ -309,8 +309,8 @@ def _folder(url: str) -> list[Entry]:
     entries = []
     for path in media:
         beside = str(PurePosixPath(path).with_suffix(".txt"))
-        caption = files.read_text(files.join(url, beside), limit=MAX_CAPTION) if beside in texts else ""
-        entries.append(Entry(path, _caption(files.join(url, beside), caption)))
+        caption = files.read_text(urls.join(url, beside), limit=MAX_CAPTION) if beside in texts else ""
+        entries.append(Entry(path, _caption(urls.join(url, beside), caption)))
     return entries
 
 

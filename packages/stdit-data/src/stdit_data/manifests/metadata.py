@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from stdit_data import files, stores
+from stdit_data import stores, urls
 from stdit_data.buckets import Bucket, choose_bucket
 from stdit_data.errors import ClipError
 from stdit_data.manifests.format import Entry, Manifest
@@ -67,7 +67,7 @@ def known_frames(entry: Entry) -> int | None:
 
 def is_picture(entry: Entry) -> bool:
     """Return whether an entry is a single picture by its suffix; animated WebP and PNG files have `num_frames`."""
-    return files.is_image(entry.path) and (entry.num_frames or 1) == 1
+    return urls.is_image(entry.path) and (entry.num_frames or 1) == 1
 
 
 def is_known_short(entry: Entry, sampling: Sampling) -> bool:

@@ -10,13 +10,13 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from stdit_data import files
 from stdit_data.errors import DataError
+from stdit_data.urls import canonical, layers, printable
 
 
 def hash_position(url: str) -> float:
     """Hash a file to a number in [0, 1), from its name, its folder's name and the names of its archives."""
-    head, *archives = files.layers(files.canonical(files.printable(url)))
+    head, *archives = layers(canonical(printable(url)))
     parts = [*PurePosixPath(head).parts[-2:], *(PurePosixPath(layer).name for layer in archives)]
     return int.from_bytes(hashlib.sha256("\n".join(parts).encode()).digest()[:7]) / 2**56
 

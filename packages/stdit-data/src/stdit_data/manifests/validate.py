@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from stdit_data import files, stores
+from stdit_data import files, stores, urls
 from stdit_data.clip import ClipDataset
 from stdit_data.errors import ClipError, DataError, StoreError
 from stdit_data.manifests.format import Entry, Manifest
@@ -139,7 +139,7 @@ def good_entries(manifest: Manifest, report: Report) -> list[Entry]:
     """Return the entries without problems, with full paths and with fps, width, height and num_frames filled in."""
     good = [finding for finding in report.findings if not finding.problems and finding.metadata is not None]
     return [
-        replace(with_metadata(manifest.entries[f.index], f.metadata), path=files.canonical(f.path))
+        replace(with_metadata(manifest.entries[f.index], f.metadata), path=urls.canonical(f.path))
         for f in good
         if f.metadata is not None
     ]
@@ -196,7 +196,7 @@ def sha256(url: str) -> str:
 
 def _check(manifest: Manifest, index: int, sampling: Sampling | None, stream: int | None, thorough: bool) -> Finding:
     entry = manifest.entries[index]
-    url = files.canonical(manifest.locate(entry))
+    url = urls.canonical(manifest.locate(entry))
     finding = Finding(index, url, entry.caption)
     if not entry.caption:
         where = "column 'caption' is empty"

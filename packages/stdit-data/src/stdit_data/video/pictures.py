@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from stdit_data import files
+from stdit_data import urls
 from stdit_data.errors import DataError
 from stdit_data.video.stream import VideoStream
 
@@ -27,9 +27,9 @@ def is_still(url: str, media: str | IO[bytes]) -> bool:
         url: path or URL of the file.
         media: the open file, see `files.open_media`.
     """
-    if not files.is_image(url):
+    if not urls.is_image(url):
         return False
-    if files.suffix(url) not in ANIMATED:
+    if urls.suffix(url) not in ANIMATED:
         return True
     with Image.open(media) as image:
         return not getattr(image, "is_animated", False)
@@ -46,7 +46,7 @@ def open_video(url: str, media: str | IO[bytes], stream: int | None = None) -> V
     Raises:
         FFmpegError, OSError, DataError: as `VideoStream` does.
     """
-    return AnimatedWebP(media) if files.suffix(url) == ".webp" else VideoStream(media, stream)
+    return AnimatedWebP(media) if urls.suffix(url) == ".webp" else VideoStream(media, stream)
 
 
 def read_image(media: str | IO[bytes]) -> Tensor:

@@ -13,7 +13,7 @@ from io import SEEK_END
 from av.error import FFmpegError
 from PIL import Image, UnidentifiedImageError
 
-from stdit_data import files
+from stdit_data import files, urls
 from stdit_data.errors import ClipError, DataError, StoreError
 from stdit_data.transforms import check_shape
 from stdit_data.video import color
@@ -95,7 +95,7 @@ def probe(url: str, *, stream: int | None = None) -> Probe:
         if is_still(url, media):
             picture = read_image(media)
             check_shape(*picture.shape[1:])
-            return Probe(files.suffix(url)[1:], picture.shape[2], picture.shape[1], frames=1, fps=0.0, duration=0.0)
+            return Probe(urls.suffix(url)[1:], picture.shape[2], picture.shape[1], frames=1, fps=0.0, duration=0.0)
         with open_video(url, media, stream) as video:
             total = video.count()
             frame = next((frame for _, frame in video.all_frames()), None)

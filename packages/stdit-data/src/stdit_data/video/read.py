@@ -12,7 +12,7 @@ import torch
 from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
-from stdit_data import files
+from stdit_data import files, urls
 from stdit_data.errors import ClipError
 from stdit_data.transforms import Fit, normalise
 from stdit_data.video import color
@@ -56,7 +56,7 @@ def read_picture(url: str, height: int, width: int) -> Tensor:
     Raises:
         ClipError: the file is missing, not an image, or damaged.
     """
-    if not files.is_image(url):
+    if not urls.is_image(url):
         raise ClipError(url, "not an image by its suffix; expected .png, .jpg or .webp")
     with clip_errors(url), files.open_media(url) as media:
         if not is_still(url, media):

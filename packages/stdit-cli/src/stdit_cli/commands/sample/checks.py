@@ -42,7 +42,7 @@ def check_request(request: SampleRequest, source: CheckpointSource) -> str:
 
 def _check_media(settings: Settings) -> None:
     """Check that the picture or video to start from can be read, by its first frame."""
-    from stdit_data.files import is_image
+    from stdit_data.urls import is_image
     from stdit_data.video.probe import probe
 
     for option, file, picture in (("--image", settings.image, True), ("--video", settings.video, False)):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from stdit_data import files
+from stdit_data import files, urls
 from stdit_data.errors import DataError
 from stdit_data.manifests.format import Entry, write_manifest
 
@@ -55,7 +55,7 @@ def read_json(url: str) -> Any:
         raise DataError(f"{url}: not JSON ({error.msg} in line {error.lineno})") from None
 
 
-def videos_by_name(folder: str, suffixes: Iterable[str] = files.VIDEO_SUFFIXES) -> dict[str, str]:
+def videos_by_name(folder: str, suffixes: Iterable[str] = urls.VIDEO_SUFFIXES) -> dict[str, str]:
     """Find the videos in a folder and its sub-folders, as file name to path within the folder.
 
     Raises:
@@ -63,7 +63,7 @@ def videos_by_name(folder: str, suffixes: Iterable[str] = files.VIDEO_SUFFIXES) 
     """
     if not files.is_folder(folder):
         raise DataError(f"{folder}: no such folder")
-    found = {PurePosixPath(path).name: path for path in files.walk(folder) if files.suffix(path) in suffixes}
+    found = {PurePosixPath(path).name: path for path in files.walk(folder) if urls.suffix(path) in suffixes}
     if not found:
         raise DataError(f"{folder}: no videos in this folder or below")
     return found
@@ -72,8 +72,8 @@ def videos_by_name(folder: str, suffixes: Iterable[str] = files.VIDEO_SUFFIXES) 
 def _placed(path: str, folder: str | None, manifest: str) -> str:
     if folder is None:
         return path
-    full = files.join(folder, path)
-    if not (files.is_local(full) and files.is_local(manifest)):
+    full = urls.join(folder, path)
+    if not (urls.is_local(full) and urls.is_local(manifest)):
         return full
-    absolute, home = files.local_path(full).absolute(), files.local_path(manifest).absolute().parent
+    absolute, home = urls.local_path(full).absolute(), urls.local_path(manifest).absolute().parent
     return str(absolute.relative_to(home)) if absolute.is_relative_to(home) else str(Path(absolute))

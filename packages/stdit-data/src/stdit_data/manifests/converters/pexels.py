@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from stdit_data import files
+from stdit_data import urls
 from stdit_data.errors import DataError
 from stdit_data.manifests.converters.common import Conversion, read_json
 from stdit_data.manifests.format import Entry, read_manifest
@@ -43,7 +43,7 @@ def convert(folder: str, *, captions: str | None = None) -> Conversion:
 
 
 def _captions(url: str) -> dict[str, str]:
-    if files.suffix(url) != ".json":
+    if urls.suffix(url) != ".json":
         return {_bare(entry.path): entry.caption for entry in read_manifest(url).entries}
     data = read_json(url)
     if isinstance(data, Mapping):
@@ -64,7 +64,7 @@ def _first(row: Any, *keys: str) -> Any:
 
 def _bare(path: str) -> str:
     """Strip a video's suffix from a path; other dots are part of the name."""
-    return str(PurePosixPath(path).with_suffix("")) if files.suffix(path) in files.VIDEO_SUFFIXES else path
+    return str(PurePosixPath(path).with_suffix("")) if urls.suffix(path) in urls.VIDEO_SUFFIXES else path
 
 
 def _keys(path: str) -> tuple[str, str]:
