@@ -19,7 +19,9 @@ def test_eval_writes_scores(stdit: Callable, tmp_path: Path) -> None:
     assert len(written["trials"]["held-out"]) == 4
     measures = written["measures"]["seen"]
     outlines = {"shape IoU", "frames with IoU > 0.9", "outline change"}
-    assert set(measures) == {"change", "flicker", "VAE PSNR (dB)", "VAE SSIM"} | outlines
+    of_the_vae = {"VAE PSNR (dB)", "VAE SSIM"} | {f"VAE {name}" for name in outlines}
+    assert set(measures) == {"change", "flicker"} | outlines | of_the_vae
+    assert measures["VAE shape IoU"]["mean"] > 0.95
     assert 0.5 < measures["shape IoU"]["mean"] < 1
     assert measures["VAE PSNR (dB)"]["mean"] > 25  # the demo's VAE knows its world
     assert measures["VAE SSIM"]["low"] < measures["VAE SSIM"]["mean"] < 1
@@ -33,6 +35,15 @@ def test_eval_writes_scores(stdit: Callable, tmp_path: Path) -> None:
     assert [cell.strip() for cell in rows["outline change"][2:4]] == ["share of the shape's size", "lower"]
     assert set(measures) <= MEASURES.keys()
     assert written["better"]["flicker"] == "lower"
+
+
+def test_eval_of_single_frames(stdit: Callable) -> None:
+    done = stdit("eval", "--prompts", "2", "--split", "seen", "--frames", "1", "--vae-clips", "2", "--json")
+    assert done.code == 0, done
+    written = json.loads(done.out)
+    assert set(written["scores"]["seen"]) == {"all", "colour", "shape"}
+    assert written["settings"]["frames"] == 1
+    assert {trial["reading"]["frames"] for trial in written["trials"]["seen"]} == {1}
 
 
 def test_eval_prints_json_alone(stdit: Callable) -> None:

@@ -110,15 +110,15 @@ def test_a_file_gets_whole_lines_now_and_then(time: Clock) -> None:
 
 def test_things_that_are_counted(time: Clock) -> None:
     console, out = file()
-    with CountingBar(console, "clips", detail="error {task.fields[error]:.2f}") as bar:
-        task = bar.add_task("encoding", total=200, error=0.5)
+    with CountingBar(console, "clips") as bar:
+        task = bar.add_task("encoding", total=200)
         for done in range(1, 201):
             time.now += 0.5
             bar.update(task, completed=done)
     lines = out.getvalue().splitlines()
     assert [line.rpartition(", ")[0] for line in lines] == [
-        "encoding 20 of 200 clips error 0.50",
-        "encoding 140 of 200 clips error 0.50",
+        "encoding 20 of 200 clips",
+        "encoding 140 of 200 clips",
     ]
     assert all(line.endswith(" left") for line in lines)
     console, out = file()

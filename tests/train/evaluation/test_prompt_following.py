@@ -21,11 +21,11 @@ def test_true_clips_are_read_right(split: Split) -> None:
 
 def test_noise_is_read_as_nothing() -> None:
     video = torch.rand(3, 16, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    assert analyse(video) == Reading(None, None, None)
+    assert analyse(video) == Reading(None, None, None, 16)
 
 
 def test_an_empty_video_is_read_as_nothing() -> None:
-    assert analyse(torch.full((3, 16, 64, 64), -0.8)) == Reading(None, None, None)
+    assert analyse(torch.full((3, 16, 64, 64), -0.8)) == Reading(None, None, None, 16)
 
 
 @given(
@@ -37,14 +37,21 @@ def test_an_empty_video_is_read_as_nothing() -> None:
 @settings(max_examples=30, deadline=None)
 def test_motion_across_the_edges(motion: str, x: float, y: float, speed: float) -> None:
     scene = Scene(Triple("red", "circle", motion), "", x, y, 0.2, speed)
-    assert analyse(render(scene, 16, 64, 64)) == Reading("red", "circle", motion)
+    assert analyse(render(scene, 16, 64, 64)) == Reading("red", "circle", motion, 16)
 
 
 def test_a_path_that_jumps_has_no_motion() -> None:
     scene = Scene(Triple("red", "cross", "left"), "", 0.5, 0.5, 0.2, 0.05)
     video = render(scene, 16, 64, 64)[:, torch.randperm(16, generator=torch.Generator().manual_seed(0))]
     reading = analyse(video)
-    assert reading == Reading("red", "cross", None)
+    assert reading == Reading("red", "cross", None, 16)
+
+
+def test_a_single_frame_has_no_motion_to_compare() -> None:
+    dataset = ShapesDataset(frames=1, seed=2)
+    readings = [analyse(dataset.load(i).video) for i in range(20)]
+    matches = [reading.matches(dataset.scene(i).triple) for i, reading in enumerate(readings)]
+    assert all(match == {"all": True, "colour": True, "shape": True} for match in matches)
 
 
 def test_prompts_of_a_split_are_its_triples() -> None:

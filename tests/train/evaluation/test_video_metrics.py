@@ -10,10 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from stdit_data.clip import Clip
+from stdit_data.datasets.shapes import ShapesDataset
 from stdit_train.config.load import ConfigError
 from stdit_train.evaluation.clip_score import ClipSimilarity, frames_for, load_clip
-from stdit_train.evaluation.evaluate import evaluate_captions, write_scores
+from stdit_train.evaluation.evaluate import MEASURES, evaluate_captions, write_scores
 from stdit_train.evaluation.fvd import FrechetDistance, frechet_distance, load_features
+from stdit_train.evaluation.outline import OutlineQuality
 from stdit_train.evaluation.video_metrics import MAX_PSNR, Smoothness, change, flicker, psnr, reconstruction, ssim
 
 CPU = torch.device("cpu")
@@ -91,13 +94,21 @@ class _Config(dict):  # type: ignore[type-arg]
 
 
 def test_reconstruction_of_a_vae_whose_error_is_known() -> None:
-    clips = [torch.full((3, 2, 16, 16), 0.5), torch.full((3, 2, 16, 16), -0.5)]
+    clips = [Clip(torch.full((3, 2, 16, 16), level), "", 0, 8.0) for level in (0.5, -0.5)]
     exact = reconstruction(Lossless(1.0), clips)
     assert exact["VAE PSNR (dB)"].mean == MAX_PSNR
     assert exact["VAE SSIM"].mean == pytest.approx(1.0)
     dimmed = reconstruction(Lossless(0.6), clips)  # 0.2 off everywhere
     assert dimmed["VAE PSNR (dB)"].mean == pytest.approx(20.0, abs=1e-3)
     assert dimmed["VAE PSNR (dB)"].half == pytest.approx(0.0, abs=1e-3)
+
+
+def test_measures_of_reconstructions_are_told_from_those_of_samples() -> None:
+    clips = [ShapesDataset(frames=4, height=64, width=64).load(i) for i in range(2)]
+    found = reconstruction(Lossless(1.0), clips, [OutlineQuality()])
+    assert found["VAE shape IoU"].mean > 0.98
+    assert found["VAE outline change"].mean < 0.005
+    assert set(found) <= set(MEASURES)
 
 
 def test_frechet_distance_of_known_gaussians() -> None:

@@ -90,17 +90,14 @@ class CountingBar(Progress):
         unit: what is counted, in the plural.
         transient: whether the bar disappears at the end.
         disable: whether to show nothing at all, on ranks other than the first.
-        detail: format string of the task's fields, shown last.
     """
 
-    def __init__(
-        self, console: Console, unit: str = "", *, transient: bool = True, disable: bool = False, detail: str = ""
-    ) -> None:
-        texts = [TextColumn(text, markup=False) for text in (unit, detail) if text]
+    def __init__(self, console: Console, unit: str = "", *, transient: bool = True, disable: bool = False) -> None:
+        texts = [TextColumn(unit, markup=False)] if unit else []
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *texts, TimeLeft()
         lines = not console.is_terminal
         super().__init__(*columns, console=console, transient=transient, disable=disable or lines)
-        self.unit, self.detail, self.lines = unit, detail, Lines() if lines and not disable else None
+        self.unit, self.lines = unit, Lines() if lines and not disable else None
 
     def update(self, task_id: TaskID, **changes: Any) -> None:
         """Advance a task, see rich."""
@@ -108,7 +105,7 @@ class CountingBar(Progress):
         task = self._tasks[task_id]
         if self.lines is not None and task.visible and task.total is not None and self.lines.due():
             count = f"{task.completed:.0f} of {task.total:.0f}"
-            parts = (task.description, count, self.unit, self.detail.format(task=task))
+            parts = (task.description, count, self.unit)
             line = f"{' '.join(part for part in parts if part)}, {clock(task.time_remaining)} left"
             self.console.print(line, markup=False, soft_wrap=True)
 

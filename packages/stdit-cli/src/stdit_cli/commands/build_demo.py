@@ -38,14 +38,18 @@ def build_demo(
     """
     from rich.console import Console
 
-    from stdit_cli.commands.evaluate import SPLITS, score_splits, score_table
+    from stdit_cli.commands.evaluate import SPLITS, VAE_CLIPS, score_splits, score_table
     from stdit_cli.console import INTERRUPTED, CountingBar, TrainingBar
+    from stdit_data.datasets.shapes import ShapesDataset
     from stdit_data.files import write_atomically
     from stdit_train.config.load import load_curriculum
     from stdit_train.curriculum import Stage, stage_folder, train_stages
     from stdit_train.demo.autoencoder import AutoencoderConfig
     from stdit_train.demo.build import build_decoder, build_parts, model_card, publish
     from stdit_train.demo.decoder import DecoderConfig
+    from stdit_train.evaluation.evaluate import reference_clips
+    from stdit_train.evaluation.outline import OutlineQuality
+    from stdit_train.evaluation.video_metrics import reconstruction
     from stdit_train.pipeline.load import load_pipeline
 
     console = Console(highlight=False)
@@ -90,22 +94,25 @@ def build_demo(
         console.print("stopped and saved; run the same command again to resume")
         raise typer.Exit(INTERRUPTED)
 
-    with CountingBar(console, transient=False) as bar:
-        new = not (out / "decoder").exists()
-        clips = bar.add_task("sampled clips", total=decoder_config.sampled_clips, visible=new)
-        task = bar.add_task("decoder steps", total=decoder_config.steps, visible=new)
-        build_decoder(
-            out / "decoder",
-            load_pipeline(str(runs[-1].pipeline)),
-            decoder_config,
-            lambda done: bar.update(clips, completed=done),
-            lambda step, _: bar.update(task, completed=step),
-        )
+    if not (out / "decoder").exists():
+        with CountingBar(console, transient=False) as bar:
+            clips = bar.add_task("sampled clips", total=decoder_config.sampled_clips)
+            task = bar.add_task("decoder steps", total=decoder_config.steps)
+            build_decoder(
+                out / "decoder",
+                load_pipeline(str(runs[-1].pipeline)),
+                decoder_config,
+                lambda done: bar.update(clips, completed=done),
+                lambda step, _: bar.update(task, completed=step),
+            )
     with write_atomically(final) as candidate:
         publish(runs[-1].pipeline, out / "decoder", candidate)
         pipeline = load_pipeline(str(candidate))
-        scores = score_splits(console, pipeline, list(SPLITS), prompts)
-        card = model_card(pipeline, configs, [run.reached() for run in runs], minutes, scores)
+        scores = score_splits(console, pipeline, list(SPLITS), prompts, measures=lambda name: [OutlineQuality()])
+        true_clips = reference_clips(ShapesDataset(split="val"), VAE_CLIPS)
+        ceiling = reconstruction(pipeline.vae, true_clips, [OutlineQuality()])
+        pictures = score_splits(console, pipeline, list(SPLITS), prompts, frames=1)
+        card = model_card(pipeline, configs, [run.reached() for run in runs], minutes, scores, pictures, ceiling)
         (candidate / "README.md").write_text(card)
     console.print(score_table(scores))
     console.print(f"{final}")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from stdit_train.evaluation.video_metrics import Measure
 
 SPLITS = {"seen": "train", "held-out": "heldout"}
+VAE_CLIPS = 32
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class EvaluateOptions:
     seed: int
     steps: int | None
     guidance: float | None
+    frames: int | None
     out: Path | None
     as_json: bool = False
 
@@ -70,10 +72,14 @@ def evaluate(
     ] = None,
     vae_clips: Annotated[
         int, typer.Option(min=0, help="Clips to encode and decode with the VAE; 0 skips its measures.")
-    ] = 32,
+    ] = VAE_CLIPS,
     seed: Annotated[int, typer.Option(min=0, help="Seed for the choice of prompts.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.", show_default="the checkpoint's")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale.", show_default="the checkpoint's")] = None,
+    frames: Annotated[
+        int | None,
+        typer.Option(min=1, help="Frames of each video; 1 scores still pictures.", show_default="the checkpoint's"),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="JSON file for scores, prompts, seeds and readings; it must not exist.")
     ] = None,
@@ -89,7 +95,7 @@ def evaluate(
     splits = list(SPLITS) if split == "both" else [split]
     source = DEMO if checkpoint is None else named_source(checkpoint)
     models = source, prompts, splits, data, clip, fvd
-    run_evaluation(EvaluateOptions(*models, vae_clips, seed, steps, guidance, out, as_json))
+    run_evaluation(EvaluateOptions(*models, vae_clips, seed, steps, guidance, frames, out, as_json))
 
 
 def run_evaluation(options: EvaluateOptions) -> None:
@@ -99,7 +105,7 @@ def run_evaluation(options: EvaluateOptions) -> None:
     from stdit_cli.console import CountingBar
     from stdit_train.assets import resolve_source
     from stdit_train.evaluation.clip_score import load_clip
-    from stdit_train.evaluation.evaluate import evaluate_captions, reference_videos, scores_content, write_scores
+    from stdit_train.evaluation.evaluate import evaluate_captions, reference_clips, scores_content, write_scores
     from stdit_train.evaluation.fvd import FrechetDistance, load_features
     from stdit_train.evaluation.outline import OutlineQuality
     from stdit_train.evaluation.video_metrics import Smoothness, reconstruction
@@ -119,12 +125,13 @@ def run_evaluation(options: EvaluateOptions) -> None:
         if clip is not None:
             found.append(type(clip)(clip.model, clip.tokenizer))
         if features is not None:
-            found.append(FrechetDistance(features, reference_videos(references[name], options.prompts)))
+            clips = reference_clips(references[name], options.prompts)
+            found.append(FrechetDistance(features, (each.video for each in clips)))
         return found
 
     scores: dict[str, Scores] = {}
     if options.data is None:
-        numbers = options.seed, options.steps, options.guidance
+        numbers = options.seed, options.steps, options.guidance, options.frames
         scores = score_splits(console, pipeline, options.splits, options.prompts, *numbers, measures)
     else:
         captions = [entry.caption for entry in references["data"].entries if entry.caption][: options.prompts]
@@ -136,12 +143,15 @@ def run_evaluation(options: EvaluateOptions) -> None:
                 seed=options.seed,
                 steps=options.steps,
                 guidance=options.guidance,
+                frames=options.frames,
                 measures=measures("data"),
                 on_progress=lambda done: bar.update(task, completed=done),
             )
     if options.vae_clips:
         for name, found in scores.items():
-            found.measures.update(reconstruction(pipeline.vae, reference_videos(references[name], options.vae_clips)))
+            clips = reference_clips(references[name], options.vae_clips)
+            outlines = [OutlineQuality()] if options.data is None else []
+            found.measures.update(reconstruction(pipeline.vae, clips, outlines))
     if options.data is None and not options.as_json:
         console.print(score_table(scores))
     if not options.as_json:
@@ -152,6 +162,8 @@ def run_evaluation(options: EvaluateOptions) -> None:
             settings["steps"] = pipeline.config.num_inference_steps
         if options.guidance is None:
             settings["guidance"] = pipeline.config.guidance_scale
+        if options.frames is None:
+            settings["frames"] = pipeline.config.num_frames
         if options.out is not None:
             write_scores(scores, settings, options.out)
             console.print(f"{options.out}")
@@ -162,7 +174,7 @@ def run_evaluation(options: EvaluateOptions) -> None:
 def open_references(options: EvaluateOptions, pipeline: STDiTPipeline) -> dict[str, Any]:
     """Open the clips to compare with, at the checkpoint's own size, by the name of the set of prompts."""
     sizes = pipeline.config
-    size = {"frames": sizes.num_frames, "height": sizes.height, "width": sizes.width}
+    size = {"frames": options.frames or sizes.num_frames, "height": sizes.height, "width": sizes.width}
     if options.data is not None:
         from stdit_train.config.schema import DataConfig
         from stdit_train.data.videos import open_clips
@@ -182,6 +194,7 @@ def score_splits(
     seed: int = 0,
     steps: int | None = None,
     guidance: float | None = None,
+    frames: int | None = None,
     measures: Callable[[str], Sequence[Measure]] = lambda name: (),
 ) -> dict[str, Scores]:
     """Evaluate a pipeline on splits of `shapes`, with a progress bar each.
@@ -194,6 +207,7 @@ def score_splits(
         seed: for the choice of prompts.
         steps: denoising steps; None for the pipeline's own.
         guidance: guidance scale; None for the pipeline's own.
+        frames: frames of each video; None for the pipeline's own.
         measures: makes the measures of a split from its name.
 
     Returns:
@@ -217,6 +231,7 @@ def score_splits(
                 seed=seed,
                 steps=steps,
                 guidance=guidance,
+                frames=frames,
                 measures=measures(name),
                 on_progress=advance,
             )

@@ -180,7 +180,7 @@ def _arms(ablation: Ablation, results: Sequence[Result]) -> str:
             values = [value for r in runs if (value := r.measure(measure)) is not None]
             cells.append(mean_interval(values).text(4 if measure == LOSS else 3) if values else "")
         for aspect in ("colour", "shape", "motion"):
-            values = [r.shares[SEEN][aspect] for r in runs if SEEN in r.shares]
+            values = [r.shares[SEEN][aspect] for r in runs if aspect in r.shares.get(SEEN, {})]
             cells.append(f"{mean(values):.3f}" if values else "")
         outcomes.append(cells)
     head = [

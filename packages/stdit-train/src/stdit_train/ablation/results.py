@@ -67,7 +67,7 @@ def read_result(run: RunFolder, config: TrainConfig, arm: str, step_seconds: flo
     shares = {}
     if (run.path / SCORES).is_file():
         scores = read_settings(run.path / SCORES)["scores"]
-        shares = {split: {aspect: scores[split][aspect]["share"] for aspect in ASPECTS} for split in scores}
+        shares = {split: {aspect: scores[split][aspect]["share"] for aspect in scores[split]} for split in scores}
     return Result(
         arm=arm,
         seed=config.seed,

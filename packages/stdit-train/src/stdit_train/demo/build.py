@@ -17,6 +17,7 @@ from stdit_train.config.schema import TrainConfig
 from stdit_train.demo.autoencoder import AutoencoderConfig, train_autoencoder
 from stdit_train.demo.decoder import DecoderConfig, sample_frames, train_decoder_on_samples
 from stdit_train.demo.text import build_text_encoder, build_tokenizer
+from stdit_train.evaluation.confidence import Interval
 from stdit_train.evaluation.evaluate import Scores
 
 
@@ -42,12 +43,10 @@ def build_decoder(
     on_clip: Callable[[int], None],
     on_step: Callable[[int, float], None],
 ) -> None:
-    """Train the VAE's decoder on what a pipeline samples, and save the VAE in `folder`; one that exists is kept.
+    """Train the VAE's decoder on what a pipeline samples, and save the VAE in `folder`, which must not exist.
 
     Where no sample shows what its prompt says, as after very few steps, the VAE stays as it is.
     """
-    if folder.exists():
-        return
     sampled = sample_frames(pipeline, config, on_clip)
     vae = train_decoder_on_samples(pipeline.vae, sampled, config, on_step) if len(sampled) else pipeline.vae
     with write_atomically(folder) as partial:
@@ -73,6 +72,8 @@ def model_card(
     reached: list[tuple[int, float]],
     minutes: float | None,
     scores: dict[str, Scores],
+    pictures: dict[str, Scores],
+    ceiling: dict[str, Interval],
 ) -> str:
     """Return the model card in Markdown: data, command, seed, steps, hardware, scores.
 
@@ -81,7 +82,9 @@ def model_card(
         configs: settings of the transformer's runs, in order.
         reached: steps and seconds of these runs.
         minutes: time budget of all runs together; None for none.
-        scores: scores by split.
+        scores: scores of videos by split, with `OutlineQuality`.
+        pictures: scores of single frames by split.
+        ceiling: `reconstruction` of true clips, with `OutlineQuality`.
     """
 
     def count(part: torch.nn.Module) -> str:
@@ -93,6 +96,14 @@ def model_card(
         + " |"
         for split, found in scores.items()
     )
+    decoded = {name.removeprefix("VAE "): interval for name, interval in ceiling.items()}
+    outlines = {split: found.measures for split, found in scores.items()} | {"true clips after the VAE": decoded}
+    names = [name for name in decoded if any(name in found.measures for found in scores.values())]
+    shapes = "\n".join(
+        f"| {split} | " + " | ".join(found[name].text() if name in found else "" for name in names) + " |"
+        for split, found in outlines.items()
+    )
+    single = " and ".join(f"{found.shares['all']['share']:.3f} ({split})" for split, found in pictures.items())
     config, data = configs[0], configs[0].data
     size = f"{data.frames} frames of {data.height}x{data.width}"
     lengths = (f"{steps} steps ({seconds / 60:.0f} minutes)" for steps, seconds in reached)
@@ -125,6 +136,12 @@ Prompt following (`stdit eval`, share of prompts with 95 % interval):
 | prompts | number | all correct | colour | shape | motion |
 |---|---|---|---|---|---|
 {rows}
+
+With `--frames 1`, colour and shape are right in {single}. How well the shapes are drawn (the same videos):
+
+| prompts | {" | ".join(names)} |
+|---|{"---|" * len(names)}
+{shapes}
 
 Licence: Apache-2.0, like the rest.
 """

@@ -169,9 +169,7 @@ def _fit(video: Tensor, scene: Scene) -> np.ndarray | None:
     """
     right = analyse(video).matches(scene.triple)
     coverage_THW = shape_coverage(video)
-    if not (right["colour"] and right["shape"] and (right["motion"] or video.shape[1] == 1)):
-        return None
-    if not coverage_THW.any((1, 2)).all():
+    if not (right["all"] and coverage_THW.any((1, 2)).all()):
         return None
     fit_T3 = fit_shape(coverage_THW, scene.triple.shape)
     side = min(video.shape[-2:])

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stdit_data.clip import ClipDataset
+from stdit_data.clip import Clip, ClipDataset
 from stdit_data.datasets.shapes import Split
 from stdit_data.files import replace_text
 from stdit_train.evaluation.confidence import Interval
@@ -26,9 +26,10 @@ MEASURES = {
     "outline change": ("share of the shape's size", "lower"),
     "CLIP similarity": ("100 x cosine", "higher"),
     "FVD": ("distance", "lower"),
-    "VAE PSNR (dB)": ("dB", "higher"),
-    "VAE SSIM": ("-1 to 1", "higher"),
+    "PSNR (dB)": ("dB", "higher"),
+    "SSIM": ("-1 to 1", "higher"),
 }
+MEASURES |= {f"VAE {name}": meaning for name, meaning in MEASURES.items()}  # of true clips that the VAE has decoded
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def evaluate_pipeline(
     seed: int = 0,
     steps: int | None = None,
     guidance: float | None = None,
+    frames: int | None = None,
     measures: Sequence[Measure] = (),
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Scores:
@@ -61,12 +63,13 @@ def evaluate_pipeline(
         seed: seed of their choice.
         steps: denoising steps; the pipeline's default unless given.
         guidance: guidance scale; the pipeline's default unless given.
+        frames: frames of each video; the pipeline's default unless given. With one, no motion is scored.
         measures: measures of the videos besides prompt following.
         on_progress: called with the number of videos done.
     """
 
     def generate(prompts: list[str], seeds: list[int]) -> list[Tensor]:
-        videos = _sampled(pipeline, prompts, seeds, steps, guidance)
+        videos = _sampled(pipeline, prompts, seeds, steps, guidance, frames)
         for measure in measures:
             measure.add(videos, prompts)
         return videos
@@ -83,6 +86,7 @@ def evaluate_captions(
     seed: int = 0,
     steps: int | None = None,
     guidance: float | None = None,
+    frames: int | None = None,
     measures: Sequence[Measure] = (),
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Scores:
@@ -92,7 +96,7 @@ def evaluate_captions(
     """
     wanted = [(caption, seed + i) for i, caption in enumerate(captions)]
     for done, (caption, number) in enumerate(wanted, start=1):
-        videos = _sampled(pipeline, [caption], [number], steps, guidance)
+        videos = _sampled(pipeline, [caption], [number], steps, guidance, frames)
         for measure in measures:
             measure.add(videos, [caption])
         on_progress(done)
@@ -100,10 +104,16 @@ def evaluate_captions(
 
 
 def _sampled(
-    pipeline: Any, prompts: list[str], seeds: list[int], steps: int | None, guidance: float | None
+    pipeline: Any,
+    prompts: list[str],
+    seeds: list[int],
+    steps: int | None,
+    guidance: float | None,
+    frames: int | None,
 ) -> list[Tensor]:
     generators = [torch.Generator().manual_seed(s) for s in seeds]
-    output = pipeline(prompts, generator=generators, num_inference_steps=steps, guidance_scale=guidance)
+    numbers = {"num_inference_steps": steps, "guidance_scale": guidance, "num_frames": frames}
+    output = pipeline(prompts, generator=generators, **numbers)
     return list(output.frames)
 
 
@@ -111,10 +121,10 @@ def _results(measures: Sequence[Measure]) -> dict[str, Interval]:
     return {name: found for measure in measures for name, found in measure.result().items()}
 
 
-def reference_videos(dataset: ClipDataset, count: int) -> Iterator[Tensor]:
-    """Yield the first `count` videos of a data set, or all if there are fewer."""
+def reference_clips(dataset: ClipDataset, count: int) -> Iterator[Clip]:
+    """Yield the first `count` clips of a data set, or all if there are fewer."""
     for index in range(min(count, len(dataset))):
-        yield dataset.load(index, seed=0, epoch=0).video
+        yield dataset.load(index, seed=0, epoch=0)
 
 
 def scores_content(scores: dict[str, Scores], settings: dict[str, Any]) -> dict[str, Any]:

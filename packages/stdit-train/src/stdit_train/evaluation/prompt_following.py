@@ -10,8 +10,6 @@ from stdit_data.datasets.shapes import Split, Triple, triples
 from stdit_train.evaluation.confidence import wilson_interval
 from stdit_train.evaluation.shape_reader import Reading, analyse
 
-ASPECTS = ("all", "colour", "shape", "motion")
-
 
 @dataclass(frozen=True)
 class Trial:
@@ -66,9 +64,9 @@ def follow_prompts(
 
 def score(trials: Sequence[Trial]) -> dict[str, dict[str, float]]:
     """Return for each aspect the share of correct trials and its 95 % interval: {"share", "low", "high"}."""
-    scores = {}
-    for aspect in ASPECTS:
-        right = sum(trial.reading.matches(trial.triple)[aspect] for trial in trials)
+    scores, matches = {}, [trial.reading.matches(trial.triple) for trial in trials]
+    for aspect in matches[0]:
+        right = sum(match[aspect] for match in matches)
         low, high = wilson_interval(right, len(trials))
         scores[aspect] = {"share": right / len(trials), "low": low, "high": high}
     return scores

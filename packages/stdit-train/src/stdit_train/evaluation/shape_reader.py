@@ -27,15 +27,14 @@ class Reading:
     colour: str | None
     shape: str | None
     motion: str | None
+    frames: int
 
     def matches(self, triple: Triple) -> dict[str, bool]:
-        """Compare with a triple: colour, shape, motion, and all three together."""
-        right = {
-            "colour": self.colour == triple.colour,
-            "shape": self.shape == triple.shape,
-            "motion": self.motion == triple.motion,
-        }
-        return {**right, "all": all(right.values())}
+        """Compare with a triple: colour, shape, motion, and these together; a single frame has no motion to compare."""
+        right = {"colour": self.colour == triple.colour, "shape": self.shape == triple.shape}
+        if self.frames > 1:
+            right["motion"] = self.motion == triple.motion
+        return {"all": all(right.values()), **right}
 
 
 def analyse(video: Tensor) -> Reading:
@@ -45,12 +44,13 @@ def analyse(video: Tensor) -> Reading:
     area_T = mask_THW.mean((1, 2))
     present_T = (area_T > AREA[0]) & (area_T < AREA[1])
     if present_T.mean() < PRESENT:
-        return Reading(None, None, None)
+        return Reading(None, None, None, len(mask_THW))
     center_T2 = np.stack([circular_center(mask) for mask in mask_THW])
     return Reading(
         colour=_colour(pixels_THWC[mask_THW]),
         shape=_shape(mask_THW[present_T], center_T2[present_T]),
         motion=_motion(center_T2, present_T, mask_THW.shape[1:]),
+        frames=len(mask_THW),
     )
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stdit_data.clip import Clip
 from stdit_model import video_vae
 from stdit_train.errors import ConfigError
 from stdit_train.evaluation.confidence import Interval, mean_interval
@@ -92,13 +93,21 @@ def ssim(video: Tensor, reference: Tensor) -> float:
     return (light * structure).mean().item()
 
 
-def reconstruction(vae: Any, clips: Iterable[Tensor]) -> dict[str, Interval]:
-    """Return PSNR and SSIM of clips [3, T, H, W] in [-1, 1] after a VAE has encoded (to the mean) and decoded them."""
+def reconstruction(vae: Any, clips: Iterable[Clip], measures: Sequence[Measure] = ()) -> dict[str, Interval]:
+    """Return PSNR and SSIM of clips after a VAE has encoded (to the mean) and decoded them.
+
+    What `measures` find in the decoded clips is the most that a model with this VAE can reach; it comes under their
+    names with "VAE " in front.
+    """
     ratios, similarities = [], []
     device = next(vae.parameters()).device
     for clip in clips:
-        latents = video_vae.sample_latents(vae, video_vae.encode_moments(vae, clip[None].to(device)))
+        latents = video_vae.sample_latents(vae, video_vae.encode_moments(vae, clip.video[None].to(device)))
         again = video_vae.decode(vae, latents)[0].cpu()
-        ratios.append(psnr(again, clip))
-        similarities.append(ssim(again, clip))
-    return {"VAE PSNR (dB)": mean_interval(ratios), "VAE SSIM": mean_interval(similarities)}
+        ratios.append(psnr(again, clip.video))
+        similarities.append(ssim(again, clip.video))
+        for measure in measures:
+            measure.add([again], [clip.caption])
+    found = {name: interval for measure in measures for name, interval in measure.result().items()}
+    result = {"PSNR (dB)": mean_interval(ratios), "SSIM": mean_interval(similarities)} | found
+    return {f"VAE {name}": interval for name, interval in result.items()}
