@@ -4,9 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, PixArtTransformer2DModel
 from PIL import Image
 from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
 
@@ -81,6 +82,24 @@ def test_pixart(stdit: Callable, tmp_path: Path, weights: Path) -> None:
     done = stdit("sample", "a cactus", *arguments)
     assert done.code == 0, done
     assert Image.open(tmp_path / "videos" / "a-cactus-0.png").size == (32, 32)
+
+
+def test_pixart_of_diffusers_is_the_same_with_low_memory(stdit: Callable, tmp_path: Path, weights: Path) -> None:
+    torch.manual_seed(0)
+    model = PixArtTransformer2DModel(
+        num_attention_heads=1, attention_head_dim=72, num_layers=1, cross_attention_dim=72, sample_size=8,
+        caption_channels=32, patch_size=2, out_channels=8, in_channels=4, norm_num_groups=1, attention_bias=True,
+        use_additional_conditions=False,
+    )  # fmt: skip
+    torch.nn.init.normal_(model.proj_out.weight, std=0.1)
+    model.save_pretrained(weights / "pixart")
+    sample = ["sample", "a red fox", "--checkpoint", "weights/pixart", *PARTS, "--steps", "2"]
+    plain = stdit(*sample, "--out", "plain.png")
+    sparing = stdit(*sample, "--low-memory", "--out", "sparing.png")
+    assert plain.code == sparing.code == 0, (plain, sparing)
+    assert "null caption" not in plain.err + sparing.err
+    pictures = (torch.tensor(np.asarray(Image.open(tmp_path / name))) for name in ("plain.png", "sparing.png"))
+    assert torch.equal(*pictures)
 
 
 def test_what_is_missing_is_told_with_its_remedy(stdit: Callable, weights: Path) -> None:

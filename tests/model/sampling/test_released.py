@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, PixArtTransformer2DModel
+from diffusers import AutoencoderKL, DDIMScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
 
 pytest.importorskip("transformers", reason="the pipeline is an extra of stdit-model")
 
@@ -14,8 +14,8 @@ from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
 
 from stdit_model import STDiT, STDiTPipeline
 from stdit_model.embed import spatial_positions, temporal_positions
-from stdit_model.errors import WeightsError
-from stdit_model.text import encode_captions
+from stdit_model.errors import SettingsError, WeightsError
+from stdit_model.sampling.folder import write_pipeline
 
 SIZES: dict[str, Any] = {"depth": 2, "hidden_size": 72, "num_heads": 1, "caption_channels": 32, "model_max_length": 12}
 
@@ -120,15 +120,53 @@ def test_pixart_makes_pictures(pixart: Path, parts: Path) -> None:
     assert frames(pipeline).shape == (1, 3, 1, 32, 32)
 
 
-def test_pixart_of_diffusers_takes_the_empty_prompt_for_no_text(parts: Path) -> None:
+@pytest.fixture
+def pixart_of_diffusers(parts: Path) -> Path:
     torch.manual_seed(0)
     PixArtTransformer2DModel(
         num_attention_heads=1, attention_head_dim=72, num_layers=2, cross_attention_dim=72, sample_size=8,
         caption_channels=32, patch_size=2, out_channels=8, in_channels=4, norm_num_groups=1, attention_bias=True,
         use_additional_conditions=False,
     ).save_pretrained(parts / "pixart")  # fmt: skip
-    pipeline = STDiTPipeline.from_released(parts / "pixart", vae=parts / "vae", text_encoder=parts / "t5")
+    return parts / "pixart"
+
+
+def test_pixart_of_diffusers_is_guided_as_diffusers_does(pixart_of_diffusers: Path, parts: Path) -> None:
+    """It has no null caption: the empty prompt takes its place, under its own mask."""
+    pipeline = STDiTPipeline.from_released(pixart_of_diffusers, vae=parts / "vae", text_encoder=parts / "t5")
+    pipeline.set_progress_bar_config(disable=True)
     assert (pipeline.config.height, pipeline.config.num_frames) == (64, 1)
-    y, _ = encode_captions(pipeline.tokenizer, pipeline.text_encoder, [""], 120)
-    torch.testing.assert_close(pipeline.transformer.null_caption(1, 120), y)
-    assert frames(pipeline).shape == (1, 3, 1, 64, 64)
+    reference = PixArtAlphaPipeline(
+        pipeline.tokenizer,
+        pipeline.text_encoder,
+        pipeline.vae,
+        PixArtTransformer2DModel.from_pretrained(pixart_of_diffusers),
+        DDIMScheduler(clip_sample=False),
+    )
+    reference.set_progress_bar_config(disable=True)
+    pipeline.scheduler = DDIMScheduler(clip_sample=False)
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    settings: dict[str, Any] = {"num_inference_steps": 3, "output_type": "latent"}
+    expected = reference(
+        "a red fox", latents=noise, use_resolution_binning=False, clean_caption=False, **settings
+    ).images
+    found = pipeline("a red fox", latents=noise[:, :, None], guidance_scale=4.5, **settings).frames[:, :, 0]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_default_negative_prompt_is_kept_and_asked_for(pixart_of_diffusers: Path, parts: Path) -> None:
+    sources: dict[str, Any] = {"vae": parts / "vae", "text_encoder": parts / "t5", "tokenizer": parts / "t5"}
+    write_pipeline(pixart_of_diffusers, parts / "pipeline", **sources)
+    pipeline = STDiTPipeline.from_pretrained(parts / "pipeline")
+    assert pipeline.config.negative_prompt == ""
+    embeds = pipeline.encode_prompt("a red fox", do_classifier_free_guidance=False)
+    assert torch.equal(embeds.prompt_embeds, pipeline.encode_prompt("a red fox").prompt_embeds)
+    without = STDiTPipeline.from_pretrained(parts / "pipeline", text_encoder=None, tokenizer=None)
+    given = {"prompt_embeds": embeds.prompt_embeds, "prompt_attention_mask": embeds.prompt_attention_mask}
+    with pytest.raises(SettingsError, match="pass negative_prompt_embeds"):
+        without(**given, num_inference_steps=1)
+    assert (
+        without(**given, num_inference_steps=1, guidance_scale=1.0, num_frames=1, height=64, width=64)
+        .frames.isfinite()
+        .all()
+    )

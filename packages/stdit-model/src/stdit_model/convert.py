@@ -34,6 +34,7 @@ from stdit_model.weights.load import (
     open_sora_weights,
     pixart_weights,
     saved_weights,
+    warn_of_random_null_caption,
 )
 from stdit_model.weights.strict import fit
 
@@ -127,6 +128,7 @@ def write_open_sora(
     if file.exists():
         raise WeightsFileExistsError(f"{file}: already exists: name another file, or remove it")
     model, found = read(source, **options)
+    warn_of_random_null_caption(found)
     config = model.config
     if config.variant != "seq":
         raise WeightsError(f"{source}: Open-Sora v1.0 has only the variant seq, this is {config.variant}")

@@ -17,7 +17,7 @@ from stdit_model.sampling.components import PARTS, load_part, require
 from stdit_model.sampling.schedulers import flow_scheduler, iddpm_scheduler
 from stdit_model.weights.files import read_json
 from stdit_model.weights.hub import HUB_OPTIONS, hub_options, hub_reason, split_hub_id
-from stdit_model.weights.load import Weights
+from stdit_model.weights.load import NULL_CAPTION, Weights
 
 # Hub ids of the components that Open-Sora 1.0 was trained with.
 VAE_ID = "stabilityai/sd-vae-ft-ema"
@@ -87,6 +87,7 @@ def write_pipeline(
         **{name: [None, None] for name in named},
         **{name: list(of) for name, of in classes.items()},
         **clip_size(model, found),
+        **default_negative_prompt(found),
     }
     text = json.dumps(index, indent=2, sort_keys=True) + "\n"
     (folder / INDEX).write_text(text, encoding="utf-8")
@@ -115,6 +116,11 @@ def clip_size(model: STDiT, found: Weights) -> dict[str, int]:
         return {}
     sizes = [tokens * patch for tokens, patch in zip(found.grid, model.config.patch_size, strict=True)]
     return {"num_frames": sizes[0], "height": sizes[1] * VAE_FACTOR, "width": sizes[2] * VAE_FACTOR}
+
+
+def default_negative_prompt(found: Weights) -> dict[str, str]:
+    """Return the empty negative prompt for weights without a null caption, as PixArt's in diffusers' layout."""
+    return {"negative_prompt": ""} if NULL_CAPTION in found.new else {}
 
 
 def find_pipeline(name: str | Path, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

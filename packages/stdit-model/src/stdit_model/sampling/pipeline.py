@@ -49,6 +49,8 @@ class STDiTPipeline(DiffusionPipeline):
             epsilon models.
         num_frames, height, width, fps: of the clips that the checkpoint was trained on; defaults of a call.
         num_inference_steps, guidance_scale: defaults of a call.
+        negative_prompt: default of a call: None for a model that was trained with a null caption, as every STDiT is, ""
+            for one that was not, as PixArt in diffusers' layout.
         resampling_steps: default of a call; 0 for a model that was trained to continue from conditioning frames.
         settling: deprecated name of `resampling_steps`, which saved pipelines may have.
     """
@@ -75,6 +77,7 @@ class STDiTPipeline(DiffusionPipeline):
         num_inference_steps: int = 100,
         guidance_scale: float = 7.0,
         resampling_steps: int = 3,
+        negative_prompt: str | None = None,
         settling: int | None = None,
     ) -> None:
         super().__init__()
@@ -92,6 +95,7 @@ class STDiTPipeline(DiffusionPipeline):
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             resampling_steps=resampling_steps,
+            negative_prompt=negative_prompt,
         )
 
     @classmethod
@@ -189,7 +193,8 @@ class STDiTPipeline(DiffusionPipeline):
 
         Args:
             prompt: one or several.
-            negative_prompt: what guidance moves away from; the null caption by default.
+            negative_prompt: what guidance moves away from; the checkpoint's by default, the null caption if it has
+                none.
             num_frames, height, width: size of the videos in frames and pixels; the checkpoint's by default.
             num_inference_steps: denoising steps; the checkpoint's by default.
             guidance_scale: of classifier-free guidance (arXiv:2207.12598), the checkpoint's by default; 1 turns it
@@ -303,8 +308,8 @@ class STDiTPipeline(DiffusionPipeline):
     ) -> prompts.PromptEmbeds:
         """Encode prompts and what guidance moves away from; arguments are those of a call.
 
-        The null caption, which replaces a missing negative prompt, has the mask of its prompt, as in training with
-        caption dropout. Embeddings that are passed stay as they are.
+        The null caption, which stands in for a negative prompt where neither the call nor the checkpoint has one, has
+        the mask of its prompt, as in training with caption dropout. Embeddings that are passed stay as they are.
 
         Returns:
             prompt_embeds [B, L, Dc], prompt_attention_mask [B, L], negative_prompt_embeds and
@@ -318,7 +323,7 @@ class STDiTPipeline(DiffusionPipeline):
             self.tokenizer,
             self.text_encoder,
             prompt,
-            negative_prompt,
+            self.config.negative_prompt if negative_prompt is None else negative_prompt,
             num_videos_per_prompt,
             do_classifier_free_guidance,
             (prompt_embeds, prompt_attention_mask),

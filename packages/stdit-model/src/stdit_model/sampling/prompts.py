@@ -64,7 +64,7 @@ def encode_prompts(
         if negative_prompt is None:  # the null caption under the prompt's mask, as in training with caption dropout
             return PromptEmbeds(y, mask, transformer.null_caption(len(y), y.shape[1]).to(y), mask)
         negatives = [negative_prompt] if isinstance(negative_prompt, str) else list(negative_prompt)
-        negative_y, negative_mask = _encode(tokenizer, text_encoder, negatives, length)
+        negative_y, negative_mask = _encode(tokenizer, text_encoder, negatives, length, "negative_prompt")
     repeat, rest = divmod(len(y), len(negative_y))
     if rest:
         raise SettingsError(f"{len(negative_y)} negative prompts for {len(y)} videos: pass one, or one for each prompt")
@@ -83,8 +83,12 @@ def cache_text(transformer: STDiT, embeds: PromptEmbeds, device: torch.device) -
 
 
 def _encode(
-    tokenizer: Tokenizer | None, text_encoder: TextEncoder | None, prompts: Sequence[str], length: int
+    tokenizer: Tokenizer | None,
+    text_encoder: TextEncoder | None,
+    prompts: Sequence[str],
+    length: int,
+    kind: str = "prompt",
 ) -> tuple[Tensor, Tensor]:
     if text_encoder is None or tokenizer is None:
-        raise SettingsError("this pipeline has no text encoder: pass prompt_embeds and prompt_attention_mask")
+        raise SettingsError(f"this pipeline has no text encoder: pass {kind}_embeds and {kind}_attention_mask")
     return encode_captions(tokenizer, text_encoder, prompts, length)

@@ -13,9 +13,8 @@ from stdit_model.errors import WeightsError
 from stdit_model.model import STDiT
 from stdit_model.protocols import VAE, Scheduler, TextEncoder, Tokenizer
 from stdit_model.sampling.components import load_part, require
-from stdit_model.sampling.folder import T5_ID, VAE_ID, clip_size
+from stdit_model.sampling.folder import T5_ID, VAE_ID, clip_size, default_negative_prompt
 from stdit_model.sampling.schedulers import flow_scheduler, iddpm_scheduler
-from stdit_model.text import encode_captions
 from stdit_model.video_vae import spatial_stride
 from stdit_model.weights.files import open_checkpoint
 from stdit_model.weights.hub import local_path
@@ -23,7 +22,6 @@ from stdit_model.weights.layouts import recognise
 from stdit_model.weights.load import Weights, build
 
 PIXART_GUIDANCE = 4.5  # PixArt-alpha's default
-TEXT_TOKENS = 120  # of the null caption of every published model
 
 
 def released_components(
@@ -61,7 +59,8 @@ def released_components(
         WeightsError: the file cannot be read; or components are missing, all of which are named before any is loaded.
     """
     path = local_path(path_or_hub_id)
-    found = find(path, num_heads, ema=ema, **overrides)  # a file of another kind is refused before the Hub is asked
+    # A file of another kind is refused before the Hub is asked.
+    found = find(path, num_heads, ema=ema, null_caption=null_caption, **overrides)
     if tokenizer is None:
         tokenizer = text_encoder if isinstance(text_encoder, str | Path) else T5_ID
     sources: dict[str, Any] = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer}
@@ -75,10 +74,6 @@ def released_components(
         part: load_part(part, source, **options[part]) if _is_source(source) else source
         for part, source in sources.items()
     }
-    if null_caption is None and parts["text_encoder"] is not None and _lacks_null_caption(path):
-        null_caption = encode_captions(parts["tokenizer"], parts["text_encoder"], [""], TEXT_TOKENS)[0][0].float()
-    if null_caption is not None:
-        found = find(path, num_heads, ema=ema, null_caption=null_caption, **overrides)
     transformer = build(STDiT, found, dtype=None)
     nn.Module.to(transformer, dtype)  # diffusers' own `to` warns about modules kept in float32, of which there are none
     nn.Module.to(parts["vae"], dtype)
@@ -88,6 +83,7 @@ def released_components(
     clip: dict[str, Any] = dict(clip_size(transformer, found))
     if not clip:
         clip = _image_size(path, transformer, spatial_stride(parts["vae"]))
+    clip |= default_negative_prompt(found)
     return {"transformer": transformer, "scheduler": scheduler, **parts, **clip}
 
 
@@ -100,11 +96,6 @@ def trained_frames(found: Weights) -> int:
 
 def _is_source(part: Any) -> bool:
     return isinstance(part, str | Path)
-
-
-def _lacks_null_caption(path: Path) -> bool:
-    """Whether the file has no null caption, as PixArt in diffusers' layout: the empty prompt takes its place."""
-    return recognise(open_checkpoint(path)) == "pixart-diffusers"
 
 
 def _image_size(path: Path, transformer: STDiT, stride: int) -> dict[str, Any]:

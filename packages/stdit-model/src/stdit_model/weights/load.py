@@ -135,19 +135,14 @@ def from_images(layout: Layout, variant: str) -> tuple[Callable[[str], bool], Ca
 def build(cls: type[M], weights: Weights, dtype: torch.dtype | None = torch.float32) -> M:
     """Build a model with these weights, in evaluation mode.
 
-    Warns if the null caption stays random, or if micro-conditions of the file are not used.
+    Warns if micro-conditions of the file are not used. A null caption that the file lacks stays random; see
+    `warn_of_random_null_caption`.
 
     Args:
         cls: the model's class, `STDiT`.
         weights: all of them are copied, so that the file may go away.
         dtype: of the parameters; None keeps that of each tensor.
     """
-    if NULL_CAPTION in weights.new:
-        warnings.warn(
-            f"{weights.path}: this layout has no null caption, so it stays random and guidance needs training first: "
-            "pass null_caption=, the text encoder's states of the empty prompt",
-            stacklevel=3,
-        )
     if any(MICRO_CONDITIONS.fullmatch(name) for name in weights.unused):
         warnings.warn(
             f"{weights.path}: its micro-conditions on size and aspect ratio are not used; outputs differ from PixArt's",
@@ -160,6 +155,16 @@ def build(cls: type[M], weights: Weights, dtype: torch.dtype | None = torch.floa
     state = {name: tensor.to(dtype or tensor.dtype, copy=True) for name, tensor in weights.read()}
     model.load_state_dict(state, strict=not weights.new, assign=True)
     return model.eval()
+
+
+def warn_of_random_null_caption(weights: Weights) -> None:
+    """Warn if the null caption of a model with these weights is random, and so cannot stand for the empty prompt."""
+    if NULL_CAPTION in weights.new:
+        warnings.warn(
+            f"{weights.path}: this layout has no null caption, so it stays random and guidance needs training first: "
+            "pass null_caption=, the text encoder's states of the empty prompt",
+            stacklevel=3,
+        )
 
 
 def checked_folder(

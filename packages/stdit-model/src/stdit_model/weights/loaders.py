@@ -75,6 +75,7 @@ class WeightLoaders(ModelMixin):
                 contradicts the file.
         """
         weights = load.pixart_weights(cls, path_or_hub_id, num_heads, ema=ema, null_caption=null_caption, **overrides)
+        load.warn_of_random_null_caption(weights)
         return load.build(cls, weights, dtype)
 
     @classmethod

@@ -13,7 +13,7 @@ from stdit_cli.commands.sample.request import Job, SampleRequest, Settings, pars
 from stdit_data.video.read import read_picture, read_video
 from stdit_model import video_vae
 from stdit_model.sampling.schedulers import compat, sampler_name, use_sampler
-from stdit_model.text import dropped_text, unknown_words
+from stdit_model.text import dropped_text, encode_captions, unknown_words
 from stdit_train.errors import ConfigError
 from stdit_train.evaluation.video_metrics import psnr
 from stdit_train.pipeline.find import CheckpointSource
@@ -116,7 +116,7 @@ class VideoGenerator:
         texts = [text for asked in request.prompts for text in (asked.prompt, asked.negative)]
         if request.recorded is not None:  # the videos of its batch are made again with it
             texts += [video[key] for video in request.recorded["batch"]["videos"] for key in ("prompt", "negative")]
-        for text in (*texts, request.negative):
+        for text in (*texts, request.negative, self.pipeline.config.negative_prompt):
             if text is not None:
                 self._encode(text)
         free_text_encoder(self.pipeline)
@@ -124,7 +124,8 @@ class VideoGenerator:
     def _encode(self, text: str) -> tuple[Tensor, Tensor]:
         """Return states [1, L, Dc] and mask [1, L] of a text, encoded once and independently of the other texts."""
         if text not in self._states:
-            y, mask, _, _ = self.pipeline.encode_prompt(text, do_classifier_free_guidance=False)
+            length = self.pipeline.transformer.config.model_max_length
+            y, mask = encode_captions(self.pipeline.tokenizer, self.pipeline.text_encoder, [text], length)
             self._states[text] = y.cpu(), mask.cpu()
         return self._states[text]
 
@@ -143,7 +144,9 @@ class VideoGenerator:
         """
         y, mask = (torch.cat(parts) for parts in zip(*(self._encode(job.prompt) for job in batch), strict=True))
         options: dict[str, Any] = {"prompt_embeds": y, "prompt_attention_mask": mask}
-        negatives = [self._encode(job.negative) for job in batch if job.negative is not None]
+        default = self.pipeline.config.negative_prompt
+        texts = [default if job.negative is None else job.negative for job in batch]
+        negatives = [self._encode(text) for text in texts if text is not None]
         if negatives:
             y, mask = (torch.cat(parts) for parts in zip(*negatives, strict=True))
             options |= {"negative_prompt_embeds": y, "negative_prompt_attention_mask": mask}
