@@ -1,12 +1,9 @@
-"""Run by test_parallelize.py: each case on several processes and on one, and how far apart they are.
+"""Run by test_parallelize.py: each case on several processes and on one, and how far apart they are (see run_cases.py).
 
-`python parallel_cases.py N OUT CASE ...` appends to OUT a line of JSON for each case, {"case": CASE, "ranks": [{name:
-number} of each of the N processes]}. A case is a function below with its arguments, as in "train:seq:fsdp".
+A case is a function below with its arguments, as in "train:seq:fsdp".
 """
 
 import copy
-import json
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from count_traffic import CountTraffic
+from run_cases import run_cases
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -344,22 +342,5 @@ def resume(folder: str, how: str, first: str, last: str) -> dict[str, float]:
     return losses | {"average": sum(float(value.double().norm()) for value in state(ema.model).values())}
 
 
-def work(rank: int, processes: int, out: str, cases: list[str]) -> None:
-    """One process of the group."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{out}.meet", rank=rank, world_size=processes)
-    for case in cases:
-        function, *options = case.split(":")
-        results: list[Any] = [None] * processes
-        dist.all_gather_object(results, globals()[function](*options))
-        if rank == 0:
-            with Path(out).open("a") as file:
-                file.write(json.dumps({"case": case, "ranks": results}) + "\n")
-    dist.destroy_process_group()
-
-
 if __name__ == "__main__":
-    # forked, so that the libraries are imported once
-    torch.multiprocessing.start_processes(
-        work, (int(sys.argv[1]), sys.argv[2], sys.argv[3:]), nprocs=int(sys.argv[1]), start_method="fork"
-    )
+    run_cases(globals())

@@ -3,9 +3,6 @@
 The cases run in a process group of their own (see parallel_cases.py), all of a file's two-process ones in one.
 """
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,22 +15,7 @@ from stdit_train.distributed.mesh import ParallelDims
 LIMIT = 1e-5  # relative
 KEY_BIASES = 2 * 3 * 2e-5  # absolute: Adam moves them by up to its rate a step, in a direction that rounding decides
 Numbers = dict[str, float]
-
-
-@pytest.fixture(scope="module")
-def measure(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, list[str]], dict[str, list[Numbers]]]:
-    """Runs cases on a number of processes; each process's numbers."""
-
-    def run(processes: int, cases: list[str]) -> dict[str, list[Numbers]]:
-        out = tmp_path_factory.mktemp("cases") / "out.jsonl"
-        script = Path(__file__).with_name("parallel_cases.py")
-        command = [sys.executable, str(script), str(processes), str(out), *cases]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=800)
-        assert done.returncode == 0, done.stderr[-4000:]
-        rows = [json.loads(line) for line in out.read_text().splitlines()]
-        return {row["case"]: row["ranks"] for row in rows}
-
-    return run
+Measure = Callable[..., dict[str, list[Numbers]]]
 
 
 def check_training(numbers: Numbers) -> None:
@@ -46,7 +28,7 @@ def check_training(numbers: Numbers) -> None:
         assert numbers[f"counted.{name}"] == numbers[f"paper.{name}"], name
 
 
-def test_two_processes(measure: Callable[[int, list[str]], dict[str, list[Numbers]]]) -> None:
+def test_two_processes(measure: Measure) -> None:
     """Sharded weights and shared clips, neither frames (5) nor positions (9) even; bytes as on paper."""
     results = measure(2, ["train:seq:sp", "blocks:seq:sp", "sample:seq:sp:iddpm", "rest:seq:fsdp"])
     for numbers in results["train:seq:sp"]:
@@ -74,7 +56,7 @@ def check_compiled(numbers: Numbers) -> None:
 
 
 @pytest.mark.slow
-def test_compiled_blocks_in_shards(measure: Callable[[int, list[str]], dict[str, list[Numbers]]]) -> None:
+def test_compiled_blocks_in_shards(measure: Measure) -> None:
     """Losses and weights of three steps with compiled blocks are those without, in shards and with shared clips."""
     ways = ["seq:fsdp:inductor:checkpointing", "seq:sp:inductor", "dit:sp:aot_eager:selective"]
     for ranks in measure(2, [f"compiled:{way}" for way in ways]).values():
@@ -93,7 +75,7 @@ def check_rest(numbers: Numbers) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_two_processes_all_ways(measure: Callable[[int, list[str]], dict[str, list[Numbers]]], variant: str) -> None:
+def test_two_processes_all_ways(measure: Measure, variant: str) -> None:
     ways = ["fsdp", "dp", "sp", "sp:even", "sp:patch2", "sp:checkpointing", "fsdp:checkpointing"]
     cases = [f"train:{variant}:{way}" for way in ways]
     for ranks in measure(2, cases).values():
@@ -103,7 +85,7 @@ def test_two_processes_all_ways(measure: Callable[[int, list[str]], dict[str, li
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_four_processes(measure: Callable[[int, list[str]], dict[str, list[Numbers]]], variant: str) -> None:
+def test_four_processes(measure: Measure, variant: str) -> None:
     training = [f"train:{variant}:{how}" for how in ("fsdp", "dp", "hsdp", "sp", "sp2", "hsdp-sp2")]
     sampling = [f"sample:{variant}:{how}:{sampler}" for how in ("sp", "sp2", "hsdp") for sampler in ("iddpm", "flow")]
     others = [f"rest:{variant}:{how}" for how in ("sp2", "hsdp")]
@@ -124,9 +106,7 @@ def test_four_processes(measure: Callable[[int, list[str]], dict[str, list[Numbe
 
 
 @pytest.mark.slow
-def test_checkpoints_load_on_any_number_of_processes(
-    measure: Callable[[int, list[str]], dict[str, list[Numbers]]], tmp_path: Path
-) -> None:
+def test_checkpoints_load_on_any_number_of_processes(measure: Measure, tmp_path: Path) -> None:
     """1 -> 2 -> 4 -> 1 processes: the losses, and the average, of a run on one."""
     found: Numbers = {}
     for processes, case in ((1, "fsdp:0:2"), (2, "sp:2:4"), (4, "sp2:4:6"), (1, "fsdp:6:8")):
