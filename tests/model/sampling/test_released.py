@@ -1,12 +1,20 @@
 """A bare .pth as released, with VAE and text encoder beside it or on the Hub: all the way to frames, on tiny files."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
+)
 
 pytest.importorskip("transformers", reason="the pipeline is an extra of stdit-model")
 
@@ -75,8 +83,6 @@ def test_open_sora(open_sora: Path, parts: Path) -> None:
 
 def test_open_sora_from_the_hub(open_sora: Path, parts: Path, hub_cache: Callable[[str], Path]) -> None:
     """By the usual ids, from the cache that a download leaves."""
-    import shutil
-
     shutil.copy(open_sora, hub_cache("hpcai-tech/Open-Sora") / "OpenSora-v1-tiny.pth")
     for repo, folder in (("stabilityai/sd-vae-ft-ema", "vae"), ("DeepFloyd/t5-v1_1-xxl", "t5")):
         shutil.copytree(parts / folder, hub_cache(repo), dirs_exist_ok=True)
@@ -110,6 +116,27 @@ def test_parts_of_another_kind_are_refused(open_sora: Path, parts: Path) -> None
     ByT5Tokenizer().save_pretrained(parts / "small")
     with pytest.raises(WeightsError, match="captions 32 wide, this text encoder's are 16"):
         STDiTPipeline.from_released(open_sora, vae=parts / "vae", text_encoder=parts / "small")
+
+
+@pytest.mark.parametrize("by_id", [False, True], ids=["folder", "Hub id"])
+def test_components_by_hub_id_take_the_options_of_a_pipeline(
+    open_sora: Path, parts: Path, hub_cache: Callable[[str], Path], by_id: bool
+) -> None:
+    for repo, folder in (("stabilityai/sd-vae-ft-ema", "vae"), ("DeepFloyd/t5-v1_1-xxl", "t5")):
+        shutil.copytree(parts / folder, hub_cache(repo), dirs_exist_ok=True)
+    write_pipeline(open_sora, parts / "pipeline")
+    source: str | Path = parts / "pipeline"
+    if by_id:
+        shutil.copytree(source, hub_cache("me/pipeline"), dirs_exist_ok=True)
+        source = "me/pipeline"
+    pipeline = STDiTPipeline.from_pretrained(source, dtype=torch.bfloat16)
+    found = {name: getattr(pipeline, name).dtype for name in ("transformer", "vae", "text_encoder")}
+    assert set(found.values()) == {torch.bfloat16}, found
+    types = {"text_encoder": torch.bfloat16, "default": torch.float32}
+    pipeline = STDiTPipeline.from_pretrained(source, torch_dtype=types)
+    assert (pipeline.vae.dtype, pipeline.text_encoder.dtype) == (torch.float32, torch.bfloat16)
+    with pytest.raises(WeightsError, match="text_encoder and tokenizer DeepFloyd/t5-v1_1-xxl: not found"):
+        STDiTPipeline.from_pretrained(parts / "pipeline", cache_dir=parts / "another")
 
 
 @pytest.mark.filterwarnings("ignore:.*position")
@@ -170,3 +197,47 @@ def test_a_default_negative_prompt_is_kept_and_asked_for(pixart_of_diffusers: Pa
         .frames.isfinite()
         .all()
     )
+
+
+@pytest.fixture
+def pixart_pipeline(pixart_of_diffusers: Path, parts: Path) -> Path:
+    """A folder as PixArt-alpha/PixArt-XL-2-512x512 on the Hub."""
+    folder = parts / "PixArt-XL"
+    pipeline = PixArtAlphaPipeline(
+        ByT5Tokenizer.from_pretrained(parts / "t5"),
+        T5EncoderModel.from_pretrained(parts / "t5"),
+        AutoencoderKL.from_pretrained(parts / "vae"),
+        PixArtTransformer2DModel.from_pretrained(pixart_of_diffusers),
+        DPMSolverMultistepScheduler(beta_start=1e-4, beta_end=0.02),
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("by_id", [False, True], ids=["folder", "Hub id"])
+def test_a_pixart_pipeline_brings_its_own_components(
+    pixart_pipeline: Path, hub_cache: Callable[[str], Path], by_id: bool
+) -> None:
+    source: str | Path = pixart_pipeline
+    if by_id:
+        shutil.copytree(pixart_pipeline, hub_cache("PixArt-alpha/PixArt-XL-2-512x512"), dirs_exist_ok=True)
+        source = "PixArt-alpha/PixArt-XL-2-512x512"
+    pipeline = STDiTPipeline.from_released(source)
+    config = pipeline.config
+    assert (config.num_inference_steps, config.guidance_scale, config.negative_prompt) == (20, 4.5, "")
+    assert type(pipeline.scheduler) is DPMSolverMultistepScheduler
+    own = AutoencoderKL.from_pretrained(pixart_pipeline / "vae")
+    assert torch.equal(own.decoder.conv_in.weight, pipeline.vae.decoder.conv_in.weight)
+    assert frames(pipeline).shape == (1, 3, 1, 64, 64)
+
+
+def test_pipelines_of_other_classes_are_refused_by_name(
+    pixart_pipeline: Path, hub_cache: Callable[[str], Path]
+) -> None:
+    with pytest.raises(WeightsError, match=r"a PixArtAlphaPipeline .*, not an STDiTPipeline; .*from_released loads it"):
+        STDiTPipeline.from_pretrained(pixart_pipeline)
+    index = {"_class_name": "LattePipeline", "transformer": ["diffusers", "LatteTransformer3DModel"]}
+    (hub_cache("maxin-cn/Latte-1") / "model_index.json").write_text(json.dumps(index))
+    for load in (STDiTPipeline.from_pretrained, STDiTPipeline.from_released):
+        with pytest.raises(WeightsError, match="maxin-cn/Latte-1: a LattePipeline around a LatteTransformer3DModel"):
+            load("maxin-cn/Latte-1")

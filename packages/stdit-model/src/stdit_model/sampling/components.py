@@ -4,20 +4,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, snapshot_download
 
 from stdit_model.errors import WeightsError, WeightsFileNotFoundError, reason
 from stdit_model.weights.files import read_json
-from stdit_model.weights.hub import hub_options, hub_reason, split_hub_id
+from stdit_model.weights.hub import HUB_OPTIONS, hub_options, hub_reason, split_hub_id
 
 PARTS = ("vae", "text_encoder", "tokenizer", "scheduler")
 
 
-def require(sources: Mapping[str, str | Path]) -> None:
+def require(sources: Mapping[str, str | Path], **options: Any) -> None:
     """Check that components are available, by fetching a small file of each, so that all missing ones are named.
 
     Args:
         sources: a folder or a Hub id ("owner/name" or "owner/name/folder") by component.
+        options: of huggingface_hub's downloads, such as cache_dir and token.
 
     Raises:
         WeightsFileNotFoundError: no such folder.
@@ -27,9 +28,9 @@ def require(sources: Mapping[str, str | Path]) -> None:
     reasons: dict[str, str] = {}
     for part, source in sources.items():
         if _folder(part, source) is None:
-            repo, inside = _hub_id(part, source)
+            repo = _hub_id(part, source)[0]
             try:
-                hf_hub_download(repo, "/".join(filter(None, (inside, _MARKS[part]))), **hub_options())
+                _mark(part, source, **options)
             except (OSError, ValueError) as error:  # which the Hub's errors derive from
                 failures.setdefault(repo, []).append(part)
                 reasons[repo] = hub_reason(error)
@@ -53,18 +54,19 @@ def load_part(part: str, source: str | Path, **options: Any) -> Any:
     import transformers
 
     folder = _folder(part, source)
-    classes: dict[str, Any] = {
-        "text_encoder": transformers.T5EncoderModel,
-        "tokenizer": transformers.AutoTokenizer,
-        "scheduler": diffusers.DDPMScheduler,
-    }
-    if part == "vae":
-        config = read_json(folder / "config.json") if folder and (folder / "config.json").is_file() else {}
-        classes["vae"] = getattr(diffusers, str(config.get("_class_name")), diffusers.AutoencoderKL)
+    classes: dict[str, Any] = {"text_encoder": transformers.T5EncoderModel, "tokenizer": transformers.AutoTokenizer}
     try:
+        if part in ("vae", "scheduler"):
+            mark = _mark(part, source, **{key: options[key] for key in HUB_OPTIONS if key in options})
+            name = str(read_json(mark).get("_class_name")) if mark.is_file() else ""
+            default = diffusers.AutoencoderKL if part == "vae" else diffusers.DDPMScheduler
+            classes[part] = getattr(diffusers, name, default)
         if folder is not None:
             return classes[part].from_pretrained(folder, **options)
         repo, inside = _hub_id(part, source)
+        if part == "tokenizer" and inside:  # AutoTokenizer would look for a config.json, which is not there
+            whole = snapshot_download(repo, allow_patterns=f"{inside}/*", **{**options, **hub_options()})
+            return classes[part].from_pretrained(Path(whole) / inside)
         options = {**options, **hub_options(), **({"subfolder": inside} if inside else {})}
         return classes[part].from_pretrained(repo, **options)
     except (OSError, ValueError) as error:
@@ -81,6 +83,15 @@ _MARKS = {
     "tokenizer": "tokenizer_config.json",
     "scheduler": "scheduler_config.json",
 }
+
+
+def _mark(part: str, source: str | Path, **options: Any) -> Path:
+    """Return the small file of a component, which is downloaded from the Hub if need be."""
+    folder = _folder(part, source)
+    if folder is not None:
+        return folder / _MARKS[part]
+    repo, inside = _hub_id(part, source)
+    return Path(hf_hub_download(repo, "/".join(filter(None, (inside, _MARKS[part]))), **{**options, **hub_options()}))
 
 
 def _folder(part: str, source: str | Path) -> Path | None:

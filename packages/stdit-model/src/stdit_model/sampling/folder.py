@@ -23,6 +23,8 @@ from stdit_model.weights.load import NULL_CAPTION, Weights
 VAE_ID = "stabilityai/sd-vae-ft-ema"
 T5_ID = "DeepFloyd/t5-v1_1-xxl"
 INDEX = "model_index.json"
+BARE = ("STDiT", "PixArtTransformer2DModel")  # classes of transformers that can be loaded
+ONLY = "only pipelines around an STDiT or a PixArt can be loaded"
 HUB_COMPONENTS = "_hub_components"  # key of model_index.json: Hub ids of components that are not in the folder
 
 
@@ -148,6 +150,7 @@ def find_pipeline(name: str | Path, options: Mapping[str, Any]) -> tuple[str, di
     elif bundled is not None:
         folder = bundled
     if folder.is_dir():
+        check_class(folder / INDEX, str(folder))
         options = {**named_parts(folder, options), **options}
         check_parts(folder, options)
         return str(folder), options
@@ -156,7 +159,50 @@ def find_pipeline(name: str | Path, options: Mapping[str, Any]) -> tuple[str, di
     repo = split_hub_id(str(name))
     if repo is None or repo[1] or Path(folder.parts[0]).is_dir():  # a mistyped path: do not wait for the network
         raise WeightsFileNotFoundError(f"{name}: no such folder; expected a pipeline folder, {_known_names(str(name))}")
-    return repo[0], {**named_parts(hub_index(repo[0], options).parent, options), **options, **hub_options()}
+    index = hub_index(repo[0], options)
+    check_class(index, repo[0])
+    return repo[0], {**named_parts(index.parent, options), **options, **hub_options()}
+
+
+def check_class(index: Path, name: str) -> None:
+    """Check that a model_index.json is of an `STDiTPipeline`.
+
+    Raises:
+        WeightsError: it is of another pipeline; the message names it, and what loads it if anything here does.
+    """
+    found = read_json(index) if index.is_file() else {}
+    if found.get("_class_name") not in ("STDiTPipeline", None):
+        transformer = (found.get("transformer") or [None, None])[1]
+        advice = "STDiTPipeline.from_released loads it" if transformer in BARE else ONLY
+        raise WeightsError(f"{name}: a {found['_class_name']} around a {transformer}, not an STDiTPipeline; {advice}")
+
+
+def own_parts(path_or_hub_id: str | Path) -> dict[str, str]:
+    """Return the sources of the components of a pipeline folder or Hub id of any class; {} for weights alone.
+
+    Raises:
+        WeightsError: a pipeline whose transformer is neither an STDiT nor a PixArt; nothing but its model_index.json is
+            downloaded before.
+    """
+    path, hub_id = Path(path_or_hub_id).expanduser(), split_hub_id(str(path_or_hub_id))
+    if path.exists():
+        index = path / INDEX
+    elif hub_id is not None and not hub_id[1] and not Path(path.parts[0]).is_dir():
+        try:
+            index = hub_index(hub_id[0])
+        except WeightsError:  # a repository of weights alone; if it cannot be reached, they cannot either
+            return {}
+    else:
+        return {}
+    if not index.is_file():
+        return {}
+    found = read_json(index)
+    transformer = (found.get("transformer") or [None, None])[1]
+    if transformer not in BARE:
+        raise WeightsError(f"{path_or_hub_id}: a {found.get('_class_name')} around a {transformer}; {ONLY}")
+    named = found.get(HUB_COMPONENTS, {})
+    parts = {part: f"{path_or_hub_id}/{part}" for part in PARTS if (found.get(part) or [None])[0] is not None}
+    return {**parts, **named}
 
 
 def hub_index(repo: str, options: Mapping[str, Any] | None = None) -> Path:
@@ -187,21 +233,37 @@ def _known_names(name: str) -> str:
     return "a Hub id (owner/name)" + (f" or a bundled pipeline ({', '.join(names)})" if names else "")
 
 
-def named_parts(folder: Path, replaced: Mapping[str, Any]) -> dict[str, Any]:
+def named_parts(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     """Load the components that model_index.json records by Hub id, as `stdit weights convert` writes it.
 
     Args:
         folder: of the pipeline.
-        replaced: components by name that the caller passes.
+        options: of `DiffusionPipeline.from_pretrained`: components by name, which replace those of the folder; dtype,
+            quantization_config, and the options of downloads but revision, which is of the pipeline's own repository.
 
     Raises:
         WeightsError: one is not available from the Hub; the message says what to download or pass.
     """
     index = folder / INDEX
     names = read_json(index).get(HUB_COMPONENTS, {}) if index.is_file() else {}
-    wanted = {part: name for part, name in names.items() if part not in replaced}
-    require(wanted)
-    return {part: load_part(part, name) for part, name in wanted.items()}
+    wanted = {part: name for part, name in names.items() if part not in options}
+    require(wanted, **_part_options("", options))
+    return {part: load_part(part, name, **_part_options(part, options)) for part, name in wanted.items()}
+
+
+def _part_options(part: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options for one component among those of a pipeline; those of downloads alone for ""."""
+    found = {key: options[key] for key in HUB_OPTIONS if key in options and key != "revision"}
+    if part not in ("vae", "text_encoder"):
+        return found
+    dtype = options.get("dtype", options.get("torch_dtype"))
+    if isinstance(dtype, Mapping):
+        dtype = dtype.get(part, dtype.get("default"))
+    quantization: Any = options.get("quantization_config")
+    if quantization is not None:  # diffusers has no public function for it
+        quantization = quantization._resolve_quant_config(part == "vae", part)
+    chosen = {"dtype" if part == "text_encoder" else "torch_dtype": dtype, "quantization_config": quantization}
+    return found | {key: value for key, value in chosen.items() if value is not None}
 
 
 def check_parts(folder: Path, replaced: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from stdit_model.errors import WeightsError
 from stdit_model.model import STDiT
 from stdit_model.protocols import VAE, Scheduler, TextEncoder, Tokenizer
 from stdit_model.sampling.components import load_part, require
-from stdit_model.sampling.folder import T5_ID, VAE_ID, clip_size, default_negative_prompt
+from stdit_model.sampling.folder import T5_ID, VAE_ID, clip_size, default_negative_prompt, own_parts
 from stdit_model.sampling.schedulers import flow_scheduler, iddpm_scheduler
 from stdit_model.video_vae import spatial_stride
 from stdit_model.weights.files import open_checkpoint
@@ -21,14 +21,15 @@ from stdit_model.weights.hub import local_path
 from stdit_model.weights.layouts import recognise
 from stdit_model.weights.load import Weights, build
 
-PIXART_GUIDANCE = 4.5  # PixArt-alpha's default
+PIXART_GUIDANCE, PIXART_STEPS = 4.5, 20  # defaults of diffusers' PixArtAlphaPipeline, the latter for its own scheduler
+OWN = "own"
 
 
 def released_components(
     path_or_hub_id: str | Path,
     *,
-    vae: VAE | str | Path = VAE_ID,
-    text_encoder: TextEncoder | str | Path | None = T5_ID,
+    vae: VAE | str | Path | None = None,
+    text_encoder: TextEncoder | str | Path | None = OWN,
     tokenizer: Tokenizer | str | Path | None = None,
     scheduler: Scheduler | None = None,
     dtype: torch.dtype = torch.float32,
@@ -43,10 +44,12 @@ def released_components(
     The clip size is that of the file's position buffers, a single image for PixArt.
 
     Args:
-        path_or_hub_id: the file, or "owner/name/FILE.pth" on the Hub.
-        vae, text_encoder, tokenizer: each a folder, a Hub id, or the loaded component; by default those that Open-Sora
-            1.0 was trained with, and the text encoder's own tokenizer. `text_encoder=None` leaves it out.
-        scheduler: by default iDDPM for a model that predicts its variance, rectified flow for others.
+        path_or_hub_id: the file, or "owner/name/FILE.pth" on the Hub; or a pipeline's folder or Hub id.
+        vae, text_encoder, tokenizer: each a folder, a Hub id, or the loaded component; by default the pipeline's own,
+            or for weights alone those that Open-Sora 1.0 was trained with, and the text encoder's own tokenizer.
+            `text_encoder=None` leaves it out.
+        scheduler: by default the pipeline's own, or for weights alone iDDPM for a model that predicts its variance,
+            rectified flow for others.
         dtype: of all weights.
         text_encoder_options: of its from_pretrained, such as quantization_config.
         num_heads, ema, null_caption, overrides: as in `stdit_model.convert.read`.
@@ -58,11 +61,18 @@ def released_components(
         WeightsFileNotFoundError: no such file.
         WeightsError: the file cannot be read; or components are missing, all of which are named before any is loaded.
     """
+    own = own_parts(path_or_hub_id)
     path = local_path(path_or_hub_id)
     # A file of another kind is refused before the Hub is asked.
     found = find(path, num_heads, ema=ema, null_caption=null_caption, **overrides)
+    if vae is None:
+        vae = own.get("vae", VAE_ID)
     if tokenizer is None:
-        tokenizer = text_encoder if isinstance(text_encoder, str | Path) else T5_ID
+        tokenizer = own.get("tokenizer", own.get("text_encoder", T5_ID))
+        if isinstance(text_encoder, str | Path) and text_encoder != OWN:
+            tokenizer = text_encoder
+    if text_encoder == OWN:
+        text_encoder = own.get("text_encoder", T5_ID)
     sources: dict[str, Any] = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer}
     require({part: source for part, source in sources.items() if _is_source(source)})
     options: dict[str, dict[str, Any]] = {
@@ -78,11 +88,15 @@ def released_components(
     nn.Module.to(transformer, dtype)  # diffusers' own `to` warns about modules kept in float32, of which there are none
     nn.Module.to(parts["vae"], dtype)
     _check_widths(path, transformer, parts["vae"], parts["text_encoder"])
-    if scheduler is None:
+    if scheduler is None and "scheduler" in own:
+        scheduler = load_part("scheduler", own["scheduler"])
+    elif scheduler is None:
         scheduler = iddpm_scheduler() if transformer.config.learn_sigma else flow_scheduler()
     clip: dict[str, Any] = dict(clip_size(transformer, found))
     if not clip:
         clip = _image_size(path, transformer, spatial_stride(parts["vae"]))
+    if clip.get("num_frames") == 1 and "scheduler" in own:
+        clip["num_inference_steps"] = PIXART_STEPS
     clip |= default_negative_prompt(found)
     return {"transformer": transformer, "scheduler": scheduler, **parts, **clip}
 

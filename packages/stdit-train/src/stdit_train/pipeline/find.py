@@ -6,7 +6,7 @@ from typing import Any
 
 from stdit_model import convert
 from stdit_model.sampling.bundled import bundled_names, bundled_pipeline
-from stdit_model.sampling.folder import INDEX, hub_index
+from stdit_model.sampling.folder import INDEX, hub_index, own_parts
 from stdit_model.sampling.released import trained_frames
 from stdit_model.weights.files import read_json
 from stdit_model.weights.hub import local_path, split_hub_id
@@ -67,6 +67,7 @@ def find_checkpoint(checkpoint: str) -> CheckpointSource:
 
     Raises:
         ConfigError: the run has no pipeline yet, or there is no such checkpoint.
+        WeightsError: a pipeline around a model of another kind, or one that is not available from the Hub.
     """
     path = Path(checkpoint).expanduser()
     stages = stage_folders(path)
@@ -75,7 +76,7 @@ def find_checkpoint(checkpoint: str) -> CheckpointSource:
     for folder in (path, path / "pipeline"):
         index = folder / INDEX
         if index.is_file():
-            return CheckpointSource(str(folder), bare=read_json(index).get("_class_name") != "STDiTPipeline")
+            return _whole_or_bare(str(folder), index)
     if (path / "config.json").is_file() and (path / "metrics.jsonl").is_file():
         raise ConfigError(
             f"{path} is a run that has saved no pipeline yet: let it finish, or make one from its newest checkpoint "
@@ -97,4 +98,12 @@ def find_checkpoint(checkpoint: str) -> CheckpointSource:
             f"no checkpoint at {checkpoint}: give a pipeline folder, a run folder, a released file, a Hub id or a "
             f"bundled pipeline ({', '.join(bundled_names())})"
         )
-    return CheckpointSource(checkpoint, bare=bool(hub_id[1]))
+    return CheckpointSource(checkpoint, bare=True) if hub_id[1] else _whole_or_bare(checkpoint, hub_index(checkpoint))
+
+
+def _whole_or_bare(source: str, index: Path) -> CheckpointSource:
+    """Tell an STDiTPipeline from one whose transformer can be read; others are refused before they are downloaded."""
+    bare = read_json(index).get("_class_name") != "STDiTPipeline"
+    if bare:
+        own_parts(source)
+    return CheckpointSource(source, bare)

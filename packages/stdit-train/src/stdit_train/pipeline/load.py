@@ -1,15 +1,13 @@
 """Load a checkpoint, by any name a user may give it, as a pipeline on the best device of this machine."""
 
 import gc
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from stdit_model import STDiTPipeline
 from stdit_model.sampling.components import load_part, require
-from stdit_model.sampling.folder import HUB_COMPONENTS, INDEX, T5_ID
-from stdit_model.weights.files import read_json
+from stdit_model.sampling.folder import T5_ID, own_parts
 from stdit_train.components.load import eight_bit_config, quiet_libraries
 from stdit_train.hardware import find_device
 from stdit_train.pipeline.find import CheckpointSource, find_checkpoint
@@ -52,8 +50,7 @@ def load_pipeline(
         elif text_encoder:
             options["tokenizer"] = load_part("tokenizer", text_encoder)
     if found.bare:
-        whole = Path(found.source) if (Path(found.source) / INDEX).is_file() else None
-        sources = {"vae": vae or whole, "text_encoder": text_encoder or whole}
+        sources = {"vae": vae, "text_encoder": text_encoder}
         options = {**{part: source for part, source in sources.items() if source is not None}, **options}
         pipeline = STDiTPipeline.from_released(found.source, dtype=dtype, **options)
     else:
@@ -98,10 +95,7 @@ def _text_source(found: CheckpointSource, text_encoder: str | None) -> str:
     """Return the source of the text encoder and tokenizer."""
     if text_encoder is not None:
         return text_encoder
-    index = Path(found.source) / INDEX
-    if index.is_file():
-        return read_json(index).get(HUB_COMPONENTS, {}).get("text_encoder", found.source)
-    return T5_ID if found.bare else f"{found.source}/text_encoder"
+    return own_parts(found.source).get("text_encoder", T5_ID)
 
 
 def _load_text_encoder(found: CheckpointSource, text_encoder: str | None, dtype: torch.dtype, text_8bit: bool) -> Any:
