@@ -52,6 +52,22 @@ def test_open_sora_to_a_pipeline_and_back(name, dtype, open_sora, tmp_path) -> N
     assert same(original, load_file(tmp_path / "back.safetensors"))
 
 
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_settings_without_a_place_in_the_layout_are_kept(suffix, tiny, tmp_path) -> None:
+    model = tiny(space_scale=0.5, time_scale=2 / 3)
+    model.save_pretrained(tmp_path / "model")
+    write_open_sora(tmp_path / "model", tmp_path / f"file{suffix}")
+    back = STDiT.from_open_sora(tmp_path / f"file{suffix}")
+    for key in ("num_heads", "space_scale", "time_scale"):
+        assert back.config[key] == model.config[key], key
+    assert f"heads         {model.config.num_heads}" in "\n".join(describe(tmp_path / f"file{suffix}"))
+    with pytest.raises(WeightsError, match="num_heads=1 was requested, but the checkpoint has"):
+        STDiT.from_open_sora(tmp_path / f"file{suffix}", num_heads=1)
+    module = torch.nn.Module()
+    plain = torch.load(tmp_path / "file.pth", weights_only=True) if suffix == ".pth" else {}
+    assert not module.load_state_dict(plain, strict=False).missing_keys  # torch does not mind the metadata
+
+
 def test_open_sora_to_open_sora(open_sora, tmp_path) -> None:
     source, heads = open_sora()
     write_open_sora(source, tmp_path / "copy.safetensors", num_heads=heads)
@@ -215,3 +231,37 @@ def test_describe_a_saved_model(tiny, tmp_path) -> None:
     assert told["heads"] == "4"
     assert told["as latte"] == "every tensor fits"
     assert told["as dit"].startswith("does not fit")
+
+
+def test_a_pipeline_keeps_what_it_records(tiny, tmp_path) -> None:
+    """To another folder: components, scheduler and the defaults of calls."""
+    vae = AutoencoderKL(down_block_types=["DownEncoderBlock2D"], up_block_types=["UpDecoderBlock2D"], norm_num_groups=4)
+    vae.save_pretrained(tmp_path / "vae")
+    tiny(learn_sigma=False).save_pretrained(tmp_path / "model")
+    first = tmp_path / "first"
+    write_pipeline(tmp_path / "model", first, vae=tmp_path / "vae", text_encoder="me/t5")
+    config = first / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text().replace('"shift": 1.0', '"shift": 4.0'))
+    index = json.loads((first / "model_index.json").read_text())
+    index |= {"fps": 12, "guidance_scale": 1.7, "num_inference_steps": 8, "num_frames": 16, "resampling_steps": 0}
+    (first / "model_index.json").write_text(json.dumps(index))
+    write_pipeline(first, tmp_path / "second")
+    assert json.loads((tmp_path / "second" / "model_index.json").read_text()) == index
+    assert (tmp_path / "second" / "scheduler" / "scheduler_config.json").read_text() == config.read_text()
+    assert same(AutoencoderKL.from_pretrained(tmp_path / "second" / "vae").state_dict(), vae.state_dict())
+    write_pipeline(first, tmp_path / "third", scheduler="flow", tokenizer="me/words")
+    third = json.loads((tmp_path / "third" / "model_index.json").read_text())
+    assert third["_hub_components"] == {"text_encoder": "me/t5", "tokenizer": "me/words"}
+    assert '"shift": 1.0' in (tmp_path / "third" / "scheduler" / "scheduler_config.json").read_text()
+
+
+def test_a_text_encoder_is_copied_once(tiny, tmp_path) -> None:
+    """Its folder holds the tokenizer, too."""
+    tiny().save_pretrained(tmp_path / "model")
+    (tmp_path / "t5").mkdir()
+    for name in ("config.json", "tokenizer_config.json", "spiece.model", "model.safetensors", "pytorch_model.bin"):
+        (tmp_path / "t5" / name).write_text('{"tokenizer_class": "T5Tokenizer"}')
+    write_pipeline(tmp_path / "model", tmp_path / "out", text_encoder=tmp_path / "t5")
+    assert (tmp_path / "out" / "text_encoder" / "model.safetensors").is_file()
+    names = {path.name for path in (tmp_path / "out" / "tokenizer").iterdir()}
+    assert names == {"config.json", "tokenizer_config.json", "spiece.model"}

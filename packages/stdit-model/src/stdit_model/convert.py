@@ -1,7 +1,8 @@
 """Read weights of any layout, describe them, and write the Open-Sora v1.0 layout."""
 
+import json
 import math
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from stdit_model.embed import spatial_positions, temporal_positions
 from stdit_model.errors import WeightsError, WeightsFileExistsError, few, reason
 from stdit_model.model import STDiT
 from stdit_model.presets import VARIANTS
-from stdit_model.weights.files import open_checkpoint, read_json
+from stdit_model.weights.files import SETTINGS, open_checkpoint, read_json
 from stdit_model.weights.hub import local_path
 from stdit_model.weights.layouts import (
     LAYOUT_NAMES,
@@ -107,8 +108,9 @@ def write_open_sora(
 ) -> STDiT:
     """Write weights in the layout of the Open-Sora v1.0 release.
 
-    Its position buffers are for one clip size. They are written if it is known from `grid`, the source's buffers or the
-    clip size in a pipeline folder, and left out otherwise.
+    Number of heads and position scales, which the layout has no place for, go into the file's metadata, where this
+    package finds them and others do not look. Its position buffers are for one clip size. They are written if it is
+    known from `grid`, the source's buffers or the clip size in a pipeline folder, and left out otherwise.
 
     Args:
         source: a file, folder or Hub id of any layout.
@@ -140,6 +142,7 @@ def write_open_sora(
         space = spatial_positions(config.hidden_size, rows, columns, config.space_scale)
         time = temporal_positions(config.hidden_size, frames, config.time_scale)
         tensors |= {"pos_embed": space[None].to(dtype), "pos_embed_temporal": time[None].to(dtype)}
+    settings = {key: config[key] for key in ("num_heads", "space_scale", "time_scale")}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -147,9 +150,11 @@ def write_open_sora(
     partial = file.with_name(f".{file.name}.part")
     try:
         if file.suffix == ".safetensors":
-            save_file(tensors, partial)
+            save_file(tensors, partial, {SETTINGS: json.dumps(settings)})
         else:
-            torch.save(tensors, partial)
+            state = OrderedDict(tensors)
+            state._metadata = {SETTINGS: settings}  # type: ignore[attr-defined]  # as torch has it on a state dict
+            torch.save(state, partial)
         partial.replace(file)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise WeightsError(f"{file}: cannot be written ({reason(error)})") from error
@@ -198,7 +203,9 @@ def describe(path_or_hub_id: str | Path, ema: bool = False) -> list[str]:
     if layout == "latte-diffusers":
         return lines
     found = infer_sizes(tensors)
-    width, scales = found["hidden_size"], position_scales(checkpoint.tensors)[0]
+    width = found["hidden_size"]
+    scales = {key: checkpoint.config[key] for key in ("space_scale", "time_scale") if key in checkpoint.config}
+    scales |= position_scales(checkpoint.tensors)[0]
     heads, rest = divmod(width, PUBLISHED_HEAD_WIDTH)
     told = checkpoint.config.get("num_attention_heads", checkpoint.config.get("num_heads"))
     guess = f"{heads} if published" if not rest else "give num_heads"

@@ -47,18 +47,26 @@ def convert(
         float | None, typer.Option(help="Scale of temporal positions.", show_default="the file's")
     ] = None,
     vae: Annotated[
-        str | None, typer.Option(help="VAE: Hub id to record, or folder to copy.", show_default="sd-vae-ft-ema")
+        str | None,
+        typer.Option(
+            help="VAE: Hub id to record, or folder to copy.", show_default="the pipeline's own, or sd-vae-ft-ema"
+        ),
     ] = None,
     text_encoder: Annotated[
-        str | None, typer.Option(help="T5 encoder: Hub id to record, or folder to copy.", show_default="t5-v1_1-xxl")
+        str | None,
+        typer.Option(
+            help="T5 encoder: Hub id to record, or folder to copy.", show_default="the pipeline's own, or t5-v1_1-xxl"
+        ),
     ] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="Tokenizer: Hub id to record, or folder to copy.", show_default="t5-v1_1-xxl")
+        str | None,
+        typer.Option(help="Tokenizer: Hub id to record, or folder to copy.", show_default="that of --text-encoder"),
     ] = None,
     scheduler: Annotated[
         str | None,
         typer.Option(
-            help="iddpm, flow, a Hub id or a folder.", show_default="iddpm if the model predicts variance, else flow"
+            help="iddpm, flow, a Hub id or a folder.",
+            show_default="the pipeline's own, or by whether the model predicts variance",
         ),
     ] = None,
 ) -> None:

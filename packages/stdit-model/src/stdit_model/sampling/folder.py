@@ -25,6 +25,7 @@ T5_ID = "DeepFloyd/t5-v1_1-xxl"
 INDEX = "model_index.json"
 BARE = ("STDiT", "PixArtTransformer2DModel")  # classes of transformers that can be loaded
 ONLY = "only pipelines around an STDiT or a PixArt can be loaded"
+_WEIGHTS = ("*.safetensors", "*.bin", "*.h5", "*.msgpack", "*.index.json")
 HUB_COMPONENTS = "_hub_components"  # key of model_index.json: Hub ids of components that are not in the folder
 
 
@@ -32,22 +33,25 @@ def write_pipeline(
     source: str | Path,
     destination: str | Path,
     *,
-    vae: str | Path = VAE_ID,
-    text_encoder: str | Path = T5_ID,
-    tokenizer: str | Path = T5_ID,
+    vae: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    tokenizer: str | Path | None = None,
     scheduler: str | Path | None = None,
     max_shard_size: str = "10GB",
     **options: Any,
 ) -> STDiT:
     """Convert weights of any layout into a pipeline folder, which `STDiTPipeline.from_pretrained` loads.
 
+    What the source records beside the weights is kept: of a pipeline its components and the defaults of its calls.
+
     Args:
         source: a file, folder or Hub id.
         destination: a new or empty folder.
         vae, text_encoder, tokenizer: each a local folder, which is copied, or a Hub id ("owner/name" or
-            "owner/name/folder"), which is recorded.
-        scheduler: the same, or "iddpm" or "flow"; by default "iddpm" for a model that predicts its variance, "flow" for
-            others.
+            "owner/name/folder"), which is recorded; by default the pipeline's own, or for weights alone the Hub ids of
+            those that Open-Sora 1.0 was trained with. A text encoder's folder may hold its tokenizer.
+        scheduler: the same, or "iddpm" or "flow"; by default the pipeline's own, or for weights alone "iddpm" for a
+            model that predicts its variance, "flow" for others.
         max_shard_size: of the transformer's safetensors files.
         options: of `stdit_model.convert.read`.
 
@@ -61,7 +65,15 @@ def write_pipeline(
     folder = Path(destination)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise WeightsFileExistsError(f"{folder}: already exists and is not empty; name another folder")
-    parts = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer}
+    own = own_parts(source)
+    if tokenizer is None and text_encoder is not None and (Path(text_encoder) / "tokenizer_config.json").is_file():
+        tokenizer = text_encoder
+    parts = {
+        "vae": vae or own.get("vae", VAE_ID),
+        "text_encoder": text_encoder or own.get("text_encoder", T5_ID),
+        "tokenizer": tokenizer or own.get("tokenizer", T5_ID),
+    }
+    scheduler = scheduler or own.get("scheduler")
     schedulers = {"iddpm": iddpm_scheduler, "flow": flow_scheduler}
     if scheduler is not None and scheduler not in schedulers:
         parts["scheduler"] = scheduler
@@ -77,7 +89,8 @@ def write_pipeline(
     model.save_pretrained(folder / "transformer", max_shard_size=max_shard_size)
     classes["transformer"] = ("stdit_model", "STDiT")
     for name, path in copied.items():
-        shutil.copytree(path, folder / name)
+        weights = shutil.ignore_patterns(*_WEIGHTS) if name == "tokenizer" else None  # T5's folder may hold both
+        shutil.copytree(path, folder / name, ignore=weights)
     if "scheduler" not in parts:
         made = schedulers[str(scheduler or ("iddpm" if model.config.learn_sigma else "flow"))]()
         made.save_pretrained(folder / "scheduler")
@@ -90,10 +103,20 @@ def write_pipeline(
         **{name: list(of) for name, of in classes.items()},
         **clip_size(model, found),
         **default_negative_prompt(found),
+        **_call_defaults(source),
     }
     text = json.dumps(index, indent=2, sort_keys=True) + "\n"
     (folder / INDEX).write_text(text, encoding="utf-8")
     return model
+
+
+def _call_defaults(source: str | Path) -> dict[str, Any]:
+    """Return the settings that a pipeline's model_index.json records beside its components."""
+    index = _index(source)
+    found = read_json(index) if index is not None else {}
+    if found.get("_class_name") != "STDiTPipeline":
+        return {}
+    return {key: value for key, value in found.items() if not key.startswith("_") and not isinstance(value, list)}
 
 
 def _component_class(name: str, folder: Path) -> tuple[str, str]:
@@ -184,17 +207,8 @@ def own_parts(path_or_hub_id: str | Path) -> dict[str, str]:
         WeightsError: a pipeline whose transformer is neither an STDiT nor a PixArt; nothing but its model_index.json is
             downloaded before.
     """
-    path, hub_id = Path(path_or_hub_id).expanduser(), split_hub_id(str(path_or_hub_id))
-    if path.exists():
-        index = path / INDEX
-    elif hub_id is not None and not hub_id[1] and not Path(path.parts[0]).is_dir():
-        try:
-            index = hub_index(hub_id[0])
-        except WeightsError:  # a repository of weights alone; if it cannot be reached, they cannot either
-            return {}
-    else:
-        return {}
-    if not index.is_file():
+    index = _index(path_or_hub_id)
+    if index is None:
         return {}
     found = read_json(index)
     transformer = (found.get("transformer") or [None, None])[1]
@@ -203,6 +217,19 @@ def own_parts(path_or_hub_id: str | Path) -> dict[str, str]:
     named = found.get(HUB_COMPONENTS, {})
     parts = {part: f"{path_or_hub_id}/{part}" for part in PARTS if (found.get(part) or [None])[0] is not None}
     return {**parts, **named}
+
+
+def _index(path_or_hub_id: str | Path) -> Path | None:
+    """Return the model_index.json of a folder or Hub id; None for weights alone."""
+    path, hub_id = Path(path_or_hub_id).expanduser(), split_hub_id(str(path_or_hub_id))
+    if path.exists():
+        return path / INDEX if (path / INDEX).is_file() else None
+    if hub_id is None or hub_id[1] or Path(path.parts[0]).is_dir():
+        return None
+    try:
+        return hub_index(hub_id[0])
+    except WeightsError:  # a repository of weights alone; if it cannot be reached, they cannot either
+        return None
 
 
 def hub_index(repo: str, options: Mapping[str, Any] | None = None) -> Path:

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from stdit_model.errors import WeightsError, WeightsFileNotFoundError, few, reason
 
 ENTRIES = ("ema", "state_dict")  # under which Open-Sora v1 and PixArt-alpha save their state dicts
+SETTINGS = "stdit_model"  # of the metadata of a file, for settings that Open-Sora's layout has no place for
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class Checkpoint:
         tensors: memory-mapped tensors by name.
         entry: the torch archive's entry that holds them, such as "state_dict"; None at the top level.
         beside: the other entries of the archive.
-        config: the config.json that diffusers saved beside the file; empty if there is none.
+        config: the config.json that diffusers saved beside the file, or the settings that `write_open_sora` put into
+            its metadata; empty if there is neither.
     """
 
     path: Path
@@ -99,10 +101,10 @@ def open_checkpoint(path: Path, entry: str | None = None) -> Checkpoint:
     if head[:1] == b"{":
         checkpoint = Checkpoint(file, _sharded(file), config=config)
     elif head[8:9] == b"{":
-        checkpoint = Checkpoint(file, _safetensors(file), config=config)
+        checkpoint = Checkpoint(file, _safetensors(file), config=config or _safetensors_settings(file))
     elif zipfile.is_zipfile(file) or head[:1] == b"\x80":
-        tensors, found, beside = _archive(file, entry)
-        checkpoint = Checkpoint(file, tensors, found, beside, config)
+        tensors, found, beside, settings = _archive(file, entry)
+        checkpoint = Checkpoint(file, tensors, found, beside, config or settings)
     else:
         raise WeightsError(f"{file}: neither a safetensors file nor a torch archive")
     if entry is not None and checkpoint.entry != entry:
@@ -155,6 +157,17 @@ def _safetensors(file: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{file}: not a readable safetensors file ({reason(error)})") from error
 
 
+def _safetensors_settings(file: Path) -> dict[str, Any]:
+    """Return the model's settings in a file's metadata, {} if there are none."""
+    with safe_open(file, "pt") as opened:
+        text = (opened.metadata() or {}).get(SETTINGS, "{}")
+    try:
+        settings = json.loads(text)
+    except ValueError as error:
+        raise WeightsError(f"{file}: its metadata {SETTINGS!r} is not valid JSON ({error})") from error
+    return settings if isinstance(settings, dict) else {}
+
+
 def _sharded(index: Path) -> dict[str, Tensor]:
     """Open the shards of an index, which must hold exactly the tensors that the index lists."""
     weight_map = read_json(index).get("weight_map")
@@ -175,8 +188,8 @@ def _sharded(index: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _archive(file: Path, entry: str | None) -> tuple[dict[str, Tensor], str | None, tuple[str, ...]]:
-    """Open a torch archive: its tensors, the entry that holds them, and the names of the other entries."""
+def _archive(file: Path, entry: str | None) -> tuple[dict[str, Tensor], str | None, tuple[str, ...], dict[str, Any]]:
+    """Open a torch archive: its tensors, the entry that holds them, the names of the other entries, and settings."""
     try:
         if zipfile.is_zipfile(file) and file.suffix != ".safetensors":  # by which torch.load would go
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -207,4 +220,5 @@ def _archive(file: Path, entry: str | None) -> tuple[dict[str, Tensor], str | No
     others = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
     if others:
         raise WeightsError(f"{file}: entries of its state dict are not tensors: {few(others)}")
-    return dict(state), found, beside
+    settings = getattr(state, "_metadata", {}).get(SETTINGS, {})  # torch has a dict of metadata on every state dict
+    return dict(state), found, beside, settings

@@ -264,9 +264,9 @@ def _configuration(
         overrides["patch_size"] = tuple(overrides["patch_size"])
     wrong = [f"{key}={value} was requested, but the file has {found[key]}"
              for key, value in overrides.items() if key in found and found[key] != value]  # fmt: skip
-    told = checkpoint.config.get("num_attention_heads")
+    told = checkpoint.config.get("num_attention_heads", checkpoint.config.get("num_heads"))
     if None not in (num_heads, told) and num_heads != told:
-        wrong.append(f"num_heads={num_heads} was requested, but its config.json has {told}")
+        wrong.append(f"num_heads={num_heads} was requested, but the checkpoint has {told}")
     if wrong:
         raise WeightsError(f"{checkpoint.path}: {'; '.join(wrong)}")
     heads = num_heads or told or found["hidden_size"] / PUBLISHED_HEAD_WIDTH
@@ -275,7 +275,8 @@ def _configuration(
             f"{checkpoint.path}: the number of heads cannot be inferred, since the width of "
             f"{found['hidden_size']} is not a multiple of {PUBLISHED_HEAD_WIDTH}: pass num_heads"
         )
-    scales = position_scales(checkpoint.tensors)[0]
+    scales = {key: value for key, value in checkpoint.config.items() if key in ("space_scale", "time_scale")}
+    scales |= position_scales(checkpoint.tensors)[0]
     if checkpoint.config.get("_class_name") == "PixArtTransformer2DModel":
         native = max(checkpoint.config.get("sample_size", 128) // 64, 1)
         scales["space_scale"] = float(checkpoint.config.get("interpolation_scale") or native)
