@@ -72,6 +72,7 @@ FOLDERS_MAY_IMPORT: dict[str, dict[str, set[str]]] = {
         "tracking": {"checkpoint", "config", "hardware"},
         "demo": {"config", "evaluation"},
         "report": {"checkpoint", "config", "errors", "tracking"},
+        "outputs": {"checkpoint", "components", "config", "distributed", "loss", "pipeline", "report", "tracking"},
         "trainer": {
             "callbacks",
             "checkpoint",
@@ -84,8 +85,7 @@ FOLDERS_MAY_IMPORT: dict[str, dict[str, set[str]]] = {
             "interrupts",
             "loss",
             "optim",
-            "pipeline",
-            "report",
+            "outputs",
             "tracking",
         },
         "ablation": {

@@ -86,7 +86,7 @@ def test_train_resume_and_sample(stdit: Callable, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "demo"
     for name in ("config.json", "metrics.jsonl", "loss.png", "tensorboard", "samples", "checkpoints", "pipeline"):
         assert (run / name).exists(), name
-    assert "stdit_train.trainer: step 4: samples in" in (run / "run.log").read_text()
+    assert "stdit_train.outputs: step 4: samples in" in (run / "run.log").read_text()
     assert json.loads((run / "config.json").read_text())["steps"] == 4
     done = stdit("train", "--resume", "--steps", "6")
     assert done.code == 0, done

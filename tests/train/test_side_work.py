@@ -30,8 +30,8 @@ def start(config: TrainConfig, folder: Path) -> Trainer:
 @pytest.mark.parametrize(
     ("target", "what"),
     [
-        ("stdit_train.trainer.plot_losses", "plotting"),
-        ("stdit_train.trainer.draw_samples", "sampling"),
+        ("stdit_train.outputs.plot_losses", "plotting"),
+        ("stdit_train.outputs.draw_samples", "sampling"),
         ("stdit_train.loss.batch.validation_batches", "validation"),
         ("stdit_train.tracking.metrics.Metrics._append", "writing metrics"),
         ("torch.utils.tensorboard.SummaryWriter.add_scalar", "writing metrics"),

@@ -32,7 +32,7 @@ from stdit_train.components.load import Components
 from stdit_train.config.schema import TrainConfig
 from stdit_train.data.datasets import cached_in_memory
 from stdit_train.data.videos import loader_settings
-from stdit_train.distributed.parallelize import apply_ac, apply_compile, build_ema, full_model
+from stdit_train.distributed.parallelize import apply_ac, apply_compile, build_ema
 from stdit_train.distributed.side_work import SideWork
 from stdit_train.distributed.world import PeerFailed, World, is_connection_lost
 from stdit_train.errors import ConfigError, Diverged, RunEnded
@@ -42,11 +42,8 @@ from stdit_train.loss.batch import BatchLoss
 from stdit_train.optim.ema import Ema
 from stdit_train.optim.optimizers import build_optimizers, clip_gradients, learning_rate_factor, set_learning_rate
 from stdit_train.optim.precision import UNSTABLE, Precision
-from stdit_train.pipeline.save import draw_samples, save_pipeline
-from stdit_train.report.plots import plot_losses
+from stdit_train.outputs import Outputs
 from stdit_train.tracking.data_wait import DataWait
-from stdit_train.tracking.interval import StepInterval
-from stdit_train.tracking.metrics import Metrics, NoMetrics, TimestepBins, open_metrics
 from stdit_train.tracking.profiler import Profile
 from stdit_train.tracking.run_log import RunLog
 from stdit_train.tracking.sessions import Session
@@ -105,7 +102,6 @@ class Trainer:
         if encoded:
             dataset = cached_in_memory(dataset, components.vae, device)
             validation = validation and cached_in_memory(validation, components.vae, device)
-        self.validation = validation
         # Clips that are encoded on first use share the device with the step, so reading ahead would halve its speed.
         lazy = isinstance(dataset, InMemoryLatents)
         self.loader = ClipLoader(
@@ -121,8 +117,11 @@ class Trainer:
         )
         asynchronous = device.type == "cuda" if config.checkpoint_async is None else config.checkpoint_async
         self.checkpoints = CheckpointManager(run, config.keep_checkpoints, config.keep_every, asynchronous, world)
-        self.bins, self.interval = TimestepBins(config.timestep_bins), StepInterval()
         self.side_work = SideWork(world)
+        model = self.ema.model
+        self.outputs = Outputs(
+            config, run, model, components, self.batch_loss, validation, prompts, world, self.side_work
+        )
         self.step, self.elapsed, self.skipped = 0, 0.0, 0
         self._session: Session | None = None
         self._position: dict[str, int] | None = None  # of the loader, after the last whole step
@@ -142,9 +141,7 @@ class Trainer:
         state = checkpoint.state
         self.step, self.elapsed = state["step"], state["elapsed"]
         self.skipped = state["skipped"] % self.config.max_skipped  # a run that ended because of them may try again
-        self.bins.load_state_dict(state["bins"])
-        if "interval" in state:  # not in checkpoints of stdit-train before 0.2
-            self.interval.load_state_dict(state["interval"])
+        self.outputs.load_state_dict(state)
         self.precision.load_state_dict(state["precision"])
         try:
             self.loader.load_state_dict(state["loader"])
@@ -197,7 +194,7 @@ class Trainer:
             self._skip(batches, terms["loss"], norm)
             return {"skipped": 1.0} | counts
         self.skipped = 0
-        self.bins.add(*timesteps)
+        self.outputs.bins.add(*timesteps)
         return terms | {"gradient_norm": norm, "lr_factor": factor} | counts
 
     def _accumulate(self, batches: list[Batch]) -> tuple[dict[str, float], Tensor]:
@@ -258,7 +255,7 @@ class Trainer:
             DataError: the clips cannot be used; a checkpoint is written.
         """
         config, values, begun, failure = self.config, {}, self.step, None
-        with self._context() as (metrics, interrupts, profile):
+        with self._context() as (interrupts, profile):
             if config.precision == "fp16":
                 log.warning(UNSTABLE)
             wait = DataWait(self.loader.dataset, config)
@@ -280,9 +277,9 @@ class Trainer:
                 values |= speed(samples, self.batch_loss.shape(batches[0])).figures(seconds, max(waits), memory)
                 if self.world.size > 1:
                     values["data_wait_rank"] = float(waits.index(max(waits)))
-                self.interval.add(values, seconds)
+                self.outputs.interval.add(values, seconds)
                 self.callback.stepped(self.step, self.progress, values)
-                self._periodic(metrics, values, self.progress >= 1.0)
+                self._write(values, self.progress >= 1.0)
                 signal, lost = self._events(interrupts)
                 if lost:  # a checkpoint that was being written in the background
                     self._save(last=True)
@@ -299,7 +296,7 @@ class Trainer:
         return Outcome(self.step, finished, values, signal or None, tuple(self.prompts))
 
     @contextlib.contextmanager
-    def _context(self) -> Iterator[tuple[Metrics | NoMetrics, Interrupts, Profile]]:
+    def _context(self) -> Iterator[tuple[Interrupts, Profile]]:
         """Open the log, metrics, profiler and signal handlers of the loop, and close them and the loader."""
         with contextlib.ExitStack() as stack:
             self.world.broadcast_from_main(lambda: stack.enter_context(lock_folder(self.run.path)))
@@ -307,8 +304,7 @@ class Trainer:
             if self.world.is_main:
                 stack.enter_context(RunLog(self.run))
                 self._session = Session(self.run, self.device, self.world.size)
-            metrics = open_metrics(self.run, self.config, self.step) if self.world.is_main else NoMetrics()
-            stack.callback(lambda: self.side_work.alone("closing the metrics", self.step, metrics.close))
+            stack.enter_context(self.outputs.opened(self.step))
             stack.callback(self.loader.close)
             interrupts = stack.enter_context(Interrupts())
             stack.enter_context(self._rescuing())
@@ -316,11 +312,8 @@ class Trainer:
             def trace(write: Callable[[], None]) -> None:
                 self.side_work.alone("writing the trace", self.step, write)
 
-            yield (
-                metrics,
-                interrupts,
-                stack.enter_context(Profile(self.run.path / "profile", self.config.profile, self.world.rank, trace)),
-            )
+            folder = self.run.path / "profile"
+            yield interrupts, stack.enter_context(Profile(folder, self.config.profile, self.world.rank, trace))
 
     def _fetch(self, steps: Iterator[list[Batch]]) -> tuple[list[Batch], float, DataError | PeerFailed | None]:
         """Return the next step's batches and the seconds spent waiting for them, or why they cannot be read.
@@ -382,26 +375,14 @@ class Trainer:
         signal, lost = self.world.all_max(interrupts.number or 0, float(self.checkpoints.failed))
         return int(signal), bool(lost)
 
-    def _periodic(self, metrics: Metrics | NoMetrics, values: dict[str, float], finished: bool) -> None:
-        """Write metrics, validate, sample and save where the step is a multiple of its interval."""
-        config, step, side_work = self.config, self.step, self.side_work
+    def _write(self, values: dict[str, float], finished: bool) -> None:
+        """Write the outputs and a checkpoint where the step is a multiple of their intervals."""
         if self.world.is_main:
-            side_work.alone("the check of the run folder", step, self._restore_folder)
-        if step % config.log_every == 0 or finished:
-            row = self.interval.take() | self.bins.take()
-            side_work.alone("writing metrics", step, lambda: metrics.write(step, row))
-        validation = self.validation
-        if validation is not None and (step % config.validate_every == 0 or finished):
-            loss = side_work.together("validation", step, lambda: self.validate(validation))
-            if loss is not None:
-                values["validation_loss"] = loss
-                side_work.alone("writing metrics", step, lambda: metrics.write(step, {"validation_loss": loss}))
-                log.info("step %d: validation loss %.4f", step, loss)
-        if step % config.sample_every == 0 or finished:
-            side_work.together("sampling", step, self._sample)
-        if step % config.checkpoint_every == 0 and not finished:
+            self.side_work.alone("the check of the run folder", self.step, self._restore_folder)
+        self.outputs.write(self.step, values, finished)
+        if self.step % self.config.checkpoint_every == 0 and not finished:
             self._save()
-            self._plot()
+            self.outputs.plot(self.step)
 
     def _restore_folder(self) -> None:
         """Create the run's folder again if it was deleted: a checkpoint without its settings could not be resumed."""
@@ -409,23 +390,13 @@ class Trainer:
             self.run.write_anew(self.config)
             log.warning("step %d: %s was deleted; created again without its earlier files", self.step, self.run.path)
 
-    def _sample(self) -> None:
-        folder = self.run.samples if self.world.is_main else None  # all ranks sample, rank 0 writes
-        parts = self.ema.model, self.components, self.config, self.prompts
-        sheet = draw_samples(*parts, folder, self.step, self.world)
-        log.info("step %d: samples in %s", self.step, sheet)
-
-    def validate(self, dataset: ClipDataset) -> float:
-        """Return the mean loss of the average weights over fixed clips, noise and timesteps."""
-        return self.batch_loss.validate(self.ema.model, dataset)
-
     # -- results ---------------------------------------------------------------------------------------------------
 
     def finish(self) -> None:
         """Write the last checkpoint, the pipeline folder and the plot of the losses."""
         self._save(last=True)
-        self._publish()
-        self._plot()
+        self.outputs.publish()
+        self.outputs.plot(self.step)
 
     def _save(self, last: bool = False) -> None:
         tensors = named_tensors(self.model, self.ema.model, self.optimizers) | generators_state()
@@ -434,30 +405,13 @@ class Trainer:
             "elapsed": self.elapsed,
             "skipped": self.skipped,
             "optimizers": [type(optimizer).__name__ for optimizer in self.optimizers],
-            "bins": self.bins.state_dict(),
-            "interval": self.interval.state_dict(),
+            **self.outputs.state_dict(),
             "precision": self.precision.state_dict(),
             "loader": self.loader.state_dict() | (self._position or {}),  # it may be a step ahead after an error
         }
         self.checkpoints.save(self.step, tensors, state, last=last)
         if self._session is not None:
             self.side_work.alone("recording the session", self.step, self._session.save)
-
-    def _publish(self) -> None:
-        """Write the pipeline folder."""
-        average = full_model(self.ema.model, self.world)
-
-        def write() -> None:
-            if average is not None:
-                save_pipeline(self.run.pipeline, average, self.components, self.config)
-
-        self.world.on_all(write)
-
-    def _plot(self) -> None:
-        if self.world.is_main:
-            title = f"{self.config.stage}: {self.config.objective.name} loss"
-            run = self.run
-            self.side_work.alone("plotting", self.step, lambda: plot_losses(run.metrics_file, run.loss_plot, title))
 
     def _speed(self, samples: int, shape: tuple[int, ...]) -> Speed:
         """Return the speed meter of steps with so many samples of latents [C, T, H, W]."""

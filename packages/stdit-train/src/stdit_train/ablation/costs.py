@@ -118,8 +118,8 @@ def _time_steps(trainer: Trainer, batches: list[Batch]) -> list[float]:
 
 def _measure_parts(trainer: Trainer, built: float) -> dict[str, float]:
     def validate() -> None:
-        if trainer.validation is not None:
-            trainer.validate(trainer.validation)
+        if trainer.outputs.validation is not None:
+            trainer.outputs.validate()
 
     first, validation = _seconds(validate), _seconds(validate)  # the first encodes the clips
     samples = trainer.ema.model, trainer.components, trainer.config, trainer.prompts, trainer.run.samples
