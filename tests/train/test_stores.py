@@ -18,7 +18,7 @@ from stdit_train.build import open_trainer
 from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.config.load import ConfigError, from_dict, load_stage, to_dict
 from stdit_train.config.schema import TrainConfig
-from stdit_train.distributed.world import PeerFailed
+from stdit_train.distributed.failures import PeerFailed
 from stdit_train.errors import RunEnded
 from stdit_train.trainer import Trainer
 

@@ -3,6 +3,7 @@
 import logging
 from contextlib import nullcontext
 from dataclasses import replace
+from importlib.metadata import version
 
 from stdit_data.clip import ClipDataset
 from stdit_data.latents.dataset import LatentDataset
@@ -11,12 +12,15 @@ from stdit_model.weights.hub import local_path
 from stdit_train.callbacks import Callback
 from stdit_train.checkpoint.init_weights import load_initial
 from stdit_train.checkpoint.run_folder import RunFolder
+from stdit_train.checkpoint.shared import check_shared
 from stdit_train.checkpoint.verify import Checkpoint
 from stdit_train.components.load import Components, check_components, check_sources, open_components
+from stdit_train.config.load import flatten, to_dict
 from stdit_train.config.resolve import is_cached
 from stdit_train.config.schema import TrainConfig
 from stdit_train.data.datasets import build_datasets
 from stdit_train.data.holdout import ValidationClips, validation_captions
+from stdit_train.distributed.agreement import check_agreement
 from stdit_train.distributed.parallelize import build_model
 from stdit_train.distributed.world import World
 from stdit_train.tracking.run_log import RunLog
@@ -68,7 +72,9 @@ def open_trainer(
         world: processes of the run. [default: this one]
 
     Raises:
-        ConfigError: settings, components, weights or checkpoints do not fit.
+        ConfigError: settings, components, weights or checkpoints do not fit; or the processes do not share the folder,
+            or differ in their settings or clips.
+        FolderInUseError: another run holds the folder.
     """
     world = world or World()
 
@@ -86,6 +92,7 @@ def open_trainer(
         run.update_metadata(micro_batch=fitted.micro_batch)
 
     with RunLog(run) if world.is_main else nullcontext():
+        check_shared(world, run.path)
         begun, micro_batch, checkpoint = world.broadcast_from_main(begin)
         if config.micro_batch is None:
             fitted = replace(fitted, micro_batch=micro_batch)
@@ -97,6 +104,7 @@ def open_trainer(
         elif previous is not None:
             trainer.init_from_run(previous)
             log.info("starting from the weights of %s", previous.path)
+        check_agreement(world, _to_agree_on(config, trainer))
         if begun and checkpoint is None:
             log.info("%s has no checkpoint yet: starting from the beginning", run.path)
         world.broadcast_from_main(record)
@@ -124,7 +132,7 @@ def build_trainer(
     """
     world = (world or World()).with_mesh(config)
     device = world.device()
-    dataset, validation, prompts = build_datasets(config)
+    dataset, validation, prompts = build_datasets(config, world)
     if components is None:
         captions = [*prompts, *validation_captions(validation)]
         components = open_components(config, dataset, captions, device)
@@ -136,6 +144,22 @@ def build_trainer(
     if config.init is not None:
         log.info(load_initial(model, config.init))
     return Trainer(config, run, model, components, dataset, validation, prompts, device, callback, world)
+
+
+def _to_agree_on(config: TrainConfig, trainer: Trainer) -> dict[str, object]:
+    """Return what all processes of a run must agree on before its first step, by a name for people."""
+    settings = {f"the setting {key}": value for key, value in flatten(to_dict(config)).items()}
+    dataset, loader = trainer.loader.dataset, trainer.loader.state_dict()
+    return settings | {
+        "the version of stdit-train": version("stdit-train"),
+        "the number of clips": loader["samples"],
+        "the list of clips (identity)": getattr(dataset, "identity", None),
+        "the order of the clips (fingerprint)": loader["fingerprint"],
+        "the position in the clips": trainer.loader.position,
+        "the list of validation clips (identity)": getattr(trainer.validation, "identity", None),
+        "the step": trainer.step,
+        "the micro-batch": trainer.config.micro_batch,
+    }
 
 
 def _about_validation(validation: ClipDataset | None) -> str:

@@ -32,9 +32,10 @@ from stdit_train.components.load import Components
 from stdit_train.config.schema import TrainConfig
 from stdit_train.data.datasets import cached_in_memory
 from stdit_train.data.videos import loader_settings
+from stdit_train.distributed.failures import PeerFailed, is_connection_lost
 from stdit_train.distributed.parallelize import apply_ac, apply_compile, build_ema
 from stdit_train.distributed.side_work import SideWork
-from stdit_train.distributed.world import PeerFailed, World, is_connection_lost
+from stdit_train.distributed.world import World
 from stdit_train.errors import ConfigError, Diverged, RunEnded
 from stdit_train.hardware import memory_in_use
 from stdit_train.interrupts import Interrupts
@@ -357,8 +358,7 @@ class Trainer:
         try:
             yield
         except (Exception, PeerFailed) as error:
-            alone = isinstance(error, RuntimeError) and is_connection_lost(error)
-            if alone or self.step == 0 or not self.world.all_arrive():
+            if is_connection_lost(error) or self.step == 0 or not self.world.all_arrive():
                 raise
             saved = isinstance(error, RunEnded) or is_full(error)  # the former have saved, or could not
             (useless,) = self.world.all_max(float(saved or self._stepping))

@@ -9,7 +9,7 @@ import math
 import os
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -22,7 +22,7 @@ from stdit_data.buckets import Bucket
 from stdit_data.clip import Clip
 from stdit_data.errors import DataError
 from stdit_data.manifests.format import Entry, Manifest, read_manifest
-from stdit_data.manifests.metadata import complete_metadata, entry_bucket, is_known_short
+from stdit_data.manifests.metadata import Found, complete_metadata, entry_bucket, is_known_short
 from stdit_data.transforms import Fit, may_flip, normalise
 from stdit_data.urls import layers
 from stdit_data.video.frames import Sampling, Short, default_sampling, read_frames
@@ -158,6 +158,7 @@ def open_videos(
     confine: bool = False,
     empty_captions: bool = False,
     workers: int = 8,
+    once: Callable[[Callable[[], Found]], Found] = lambda probe_all: probe_all(),
 ) -> VideoDataset:
     """Open a folder or a manifest for training.
 
@@ -182,6 +183,8 @@ def open_videos(
         confine: refuse paths that lead out of this folder.
         empty_captions: train on clips without captions.
         workers: number of threads that probe.
+        once: calls the function that probes; of several processes that open the same clips, one calls it and hands
+            its result to the others, so that all of them choose the same buckets.
 
     Raises:
         DataError: there are no clips to train on, captions are missing, or a setting is out of range.
@@ -200,9 +203,8 @@ def open_videos(
     manifest = read_manifest(str(source), root=root, confine=confine)
     entries = _captioned(manifest, empty_captions)
     if len(shapes) > 1:
-        entries = complete_metadata(
-            manifest, entries, stream, workers, lengths=len({shape.frames for shape in shapes}) > 1
-        )
+        lengths = len({shape.frames for shape in shapes}) > 1
+        entries = complete_metadata(manifest, entries, stream, workers, lengths=lengths, once=once)
     kept = [entry for entry in entries if short == "hold" or not is_known_short(entry, least)]
     if not kept:
         need = math.ceil(least.span(entries[0].fps or 30))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from stdit_data import stores, urls
@@ -24,8 +24,17 @@ def with_metadata(entry: Entry, metadata: Probe) -> Entry:
     )
 
 
+Found = dict[int, Probe]  # by the number of an entry, from 0
+
+
 def complete_metadata(
-    manifest: Manifest, entries: list[Entry], stream: int | None, workers: int, *, lengths: bool
+    manifest: Manifest,
+    entries: list[Entry],
+    stream: int | None,
+    workers: int,
+    *,
+    lengths: bool,
+    once: Callable[[Callable[[], Found]], Found] = lambda probe_all: probe_all(),
 ) -> list[Entry]:
     """Return the entries with missing metadata filled in by probing their files in threads.
 
@@ -37,22 +46,28 @@ def complete_metadata(
         stream: number of the video stream, from 0; None for FFmpeg's choice.
         workers: number of threads.
         lengths: also fill in num_frames and fps, besides width and height.
+        once: calls a function that probes and returns its result; of several processes one calls it for all.
 
     Raises:
         StoreError: a store does not answer.
     """
 
-    def complete(entry: Entry) -> Entry:
-        known = entry.width and entry.height and (not lengths or (entry.num_frames and entry.fps))
-        if known:
-            return entry
-        try:
-            return with_metadata(entry, probe(manifest.locate(entry), stream=stream))
-        except ClipError:
-            return entry
+    def is_known(entry: Entry) -> bool:
+        return bool(entry.width and entry.height and (not lengths or (entry.num_frames and entry.fps)))
 
-    with stores.threads(workers) as pool:
-        return list(pool.map(complete, entries))
+    def probed(row: int) -> tuple[int, Probe | None]:
+        try:
+            return row, probe(manifest.locate(entries[row]), stream=stream)
+        except ClipError:
+            return row, None
+
+    def probe_all() -> Found:
+        with stores.threads(workers) as pool:
+            rows = (row for row, entry in enumerate(entries) if not is_known(entry))
+            return {row: found for row, found in pool.map(probed, rows) if found is not None}
+
+    found = once(probe_all)
+    return [with_metadata(entry, found[row]) if row in found else entry for row, entry in enumerate(entries)]
 
 
 def known_frames(entry: Entry) -> int | None:

@@ -11,6 +11,7 @@ Loading tensors/ unpickles its index, which can run code, so a run loads only it
 (`--init`).
 """
 
+import errno
 import json
 import os
 import shutil
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.optim import Optimizer
 
-from stdit_train.checkpoint.verify import FORMAT, STATE, TENSORS, Checkpoint, sha256
+from stdit_train.checkpoint.verify import FORMAT, STATE, TENSORS, Checkpoint, sha256, tensor_files
 from stdit_train.errors import ConfigError
 
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # expected with one process
@@ -77,11 +78,17 @@ def finish_write(partial: Path, final: Path, state: Mapping[str, Any]) -> None:
         partial: folder with the tensors.
         final: where to move it; an older checkpoint there is replaced.
         state: values for state.json.
+
+    Raises:
+        FileNotFoundError: a file that some process has written is not in the folder.
+        OSError: the disk fails.
     """
-    files = {
-        str(file.relative_to(partial)): {"bytes": file.stat().st_size, "sha256": sha256(file)}
-        for file in sorted((partial / TENSORS).iterdir())
-    }
+    files = {}
+    for name in sorted(tensor_files(partial)):
+        file = partial / name
+        if not file.is_file():
+            raise FileNotFoundError(errno.ENOENT, f"{name}, which another process wrote, is not there")
+        files[name] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
     with (partial / STATE).open("w") as file:
         json.dump({"format": FORMAT, **state, "files": files}, file, indent=1)
         file.flush()

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -26,7 +27,8 @@ class FolderInUseError(ConfigError):
 def lock_folder(folder: Path) -> Iterator[None]:
     """Hold a folder, which is created if it does not exist; a process may hold one several times.
 
-    The lock ends with the process, however that ends. `run.lock.json` names the holder: host, pid, and when it began.
+    The lock ends with the process, however that ends. `run.lock.json` names the holder: host, pid, and when it began;
+    its token differs each time.
 
     Raises:
         FolderInUseError: another process holds it.
@@ -46,8 +48,9 @@ def lock_folder(folder: Path) -> Iterator[None]:
         ) from error
     _held.add(key)
     try:
-        started = datetime.now(UTC).isoformat(timespec="seconds")
-        replace_text(key / HOLDER, json.dumps({"host": platform.node(), "pid": os.getpid(), "started": started}) + "\n")
+        started, token = datetime.now(UTC).isoformat(timespec="seconds"), secrets.token_hex(6)
+        holder = {"host": platform.node(), "pid": os.getpid(), "started": started, "token": token}
+        replace_text(key / HOLDER, json.dumps(holder) + "\n")
         yield
     finally:
         _held.discard(key)

@@ -16,7 +16,8 @@ from stdit_model.errors import reason
 from stdit_train.checkpoint.format import begin_write, finish_write, root_cause
 from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.checkpoint.verify import CheckpointError, checkpoint_name, list_checkpoints, verify
-from stdit_train.distributed.world import PeerFailed, World
+from stdit_train.distributed.failures import PeerFailed
+from stdit_train.distributed.world import World
 from stdit_train.errors import CheckpointFailed, RunEnded
 
 PAUSES = (1.0, 5.0)  # seconds before a checkpoint is tried again
@@ -152,7 +153,7 @@ class CheckpointManager:
         """Return whether this step is saved already; runs are reproducible, so the checkpoint would be the same."""
         try:
             verify(final, self.run.id)
-        except CheckpointError:
+        except (CheckpointError, OSError):
             return False
         return True
 

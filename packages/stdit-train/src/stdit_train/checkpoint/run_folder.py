@@ -119,7 +119,7 @@ class RunFolder:
     def reached(self) -> tuple[int, float]:
         """Return the steps and the seconds of training at the last readable checkpoint; zeros before the first."""
         for checkpoint in reversed(list_checkpoints(self.checkpoints)):
-            with contextlib.suppress(CheckpointError):  # resuming reports it, and uses the one before
+            with contextlib.suppress(CheckpointError, OSError):  # resuming reports it, and uses the one before
                 state = read_state(checkpoint)
                 return state["step"], state["elapsed"]
         return 0, 0.0

@@ -1,4 +1,4 @@
-"""Find the checkpoints of a run and check that they are whole, without torch and without unpickling anything."""
+"""Find the checkpoints of a run and check that they are whole."""
 
 import hashlib
 import json
@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stdit_train.errors import ConfigError
+from stdit_model.errors import reason
+from stdit_train.errors import ConfigError, RunEnded
 
 FORMAT = 1
 TENSORS, STATE = "tensors", "state.json"
+INDEX = ".metadata"  # of the tensors, by torch.distributed.checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -48,13 +50,14 @@ def read_state(path: Path) -> dict[str, Any]:
     """Read the state.json of a checkpoint.
 
     Raises:
-        CheckpointError: it cannot be read.
+        CheckpointError: it is missing or damaged.
+        OSError: the disk fails.
     """
     try:
         state = json.loads((path / STATE).read_text())
         assert isinstance(state["files"], dict)
         assert {"format", "run"} <= state.keys()
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AssertionError) as error:
         raise CheckpointError(f"checkpoint {path} is damaged: its {STATE} can't be read") from error
     return dict(state)
 
@@ -62,8 +65,11 @@ def read_state(path: Path) -> dict[str, Any]:
 def verify(path: Path, run_id: str) -> Checkpoint:
     """Check that a checkpoint belongs to a run and that every file has the size and SHA-256 that were written.
 
+    Only then is the index of the tensors read, which is pickled; every file that it names must be among them.
+
     Raises:
         CheckpointError: it does not, or a file is missing or changed.
+        OSError: the disk fails, which says nothing of the checkpoint.
     """
     state = read_state(path)
     if (state["format"], state["run"]) != (FORMAT, run_id):
@@ -72,7 +78,19 @@ def verify(path: Path, run_id: str) -> Checkpoint:
         file = path / name
         if not file.is_file() or file.stat().st_size != known["bytes"] or sha256(file) != known["sha256"]:
             raise CheckpointError(f"checkpoint {path} is damaged: {name} is not what was written")
+    if missing := sorted(tensor_files(path) - state["files"].keys()):
+        raise CheckpointError(
+            f"checkpoint {path} lacks {missing[0]}: another process wrote it into a run folder that was not shared"
+        )
     return Checkpoint(path, state)
+
+
+def tensor_files(path: Path) -> set[str]:
+    """Return the files that the tensors of a checkpoint are in, by the index that rank 0 wrote for all processes."""
+    from torch.distributed.checkpoint import FileSystemReader
+
+    index = FileSystemReader(path / TENSORS).read_metadata()
+    return {f"{TENSORS}/{name}" for name in (INDEX, *(data.relative_path for data in index.storage_data.values()))}
 
 
 def newest_whole(folder: Path, run_id: str) -> Checkpoint | None:
@@ -82,6 +100,7 @@ def newest_whole(folder: Path, run_id: str) -> Checkpoint | None:
 
     Raises:
         CheckpointError: there are checkpoints, but none is whole; they stay where they are.
+        RunEnded: the disk fails.
     """
     refused: list[tuple[Path, CheckpointError]] = []
     for path in reversed(list_checkpoints(folder)):
@@ -90,6 +109,8 @@ def newest_whole(folder: Path, run_id: str) -> Checkpoint | None:
         except CheckpointError as error:
             refused.append((path, error))
             continue
+        except OSError as error:
+            raise RunEnded(f"cannot read {path} ({reason(error)}): check the disk, then resume with --resume") from error
         for bad, why in refused:
             aside = bad.with_name(f"refused-{bad.name}")
             shutil.rmtree(aside, ignore_errors=True)

@@ -17,12 +17,20 @@ from stdit_train.config.schema import TrainConfig
 from stdit_train.data.cached import cached_prompts, is_of_shapes, open_cached, validation_of_shapes
 from stdit_train.data.holdout import ValidationClips, train_val_split
 from stdit_train.data.videos import open_clips
+from stdit_train.distributed.world import World
 
 SAMPLED_PROMPTS = 4  # sampled during training
 
 
-def build_datasets(config: TrainConfig) -> tuple[ClipDataset, ShapesDataset | ValidationClips | None, list[str]]:
+def build_datasets(
+    config: TrainConfig, world: World | None = None
+) -> tuple[ClipDataset, ShapesDataset | ValidationClips | None, list[str]]:
     """Open the clips to train on, the clips to validate on (None for none), and choose the prompts to sample.
+
+    Args:
+        config: the run's settings.
+        world: processes that open them, all of them; rank 0 decides what a file's failure could change, such as the
+            buckets of clips, for all. [default: this one]
 
     Raises:
         ConfigError: settings that do not fit the clips.
@@ -34,7 +42,7 @@ def build_datasets(config: TrainConfig) -> tuple[ClipDataset, ShapesDataset | Va
         cached = open_cached(config)
         if is_of_shapes(cached):
             return cached, validation_of_shapes(config), cached_prompts(cached, SAMPLED_PROMPTS)
-        encoded, held = train_val_split(cached, data)
+        encoded, held = train_val_split(cached, data, world)
         return encoded, held, cached_prompts(encoded, SAMPLED_PROMPTS)
     if data.source == "shapes":
         size: dict[str, Any] = {"frames": data.frames, "height": data.height, "width": data.width, "fps": data.fps}
@@ -45,7 +53,7 @@ def build_datasets(config: TrainConfig) -> tuple[ClipDataset, ShapesDataset | Va
         seen, held_out = triples("train"), triples("heldout")
         shown = [seen[0], seen[100], held_out[5], held_out[17]]
         return train, validation, [triple.captions()[0] for triple in shown]
-    videos, held = train_val_split(open_clips(data), data)
+    videos, held = train_val_split(open_clips(data, world), data, world)
     captions = [entry.caption for entry in videos.entries if entry.caption][:SAMPLED_PROMPTS]
     return videos, held, captions or [""]
 

@@ -18,6 +18,7 @@ from stdit_data.latents.format import is_cache
 from stdit_data.manifests.split import split
 from stdit_train.config.schema import DataConfig
 from stdit_train.data.videos import open_clips
+from stdit_train.distributed.world import World
 from stdit_train.errors import ConfigError
 
 VALIDATION_CLIPS = 64  # that the validation loss is the mean of
@@ -41,6 +42,7 @@ class ValidationClips:
         self.dataset, self.moments = dataset, getattr(dataset, "moments", False)
         self.own = range(len(dataset))[:VALIDATION_CLIPS]
         self.spare = range(len(dataset))[VALIDATION_CLIPS : 2 * VALIDATION_CLIPS]
+        self.identity: int = self.dataset.identity
         self._reported: set[int] = set()
 
     def __len__(self) -> int:
@@ -73,18 +75,25 @@ class ValidationClips:
         raise DataError(f"none of the {len(self)} validation clips can be read, the last: {failed}")
 
 
-def train_val_split(dataset: Clips, data: DataConfig) -> tuple[Clips, ValidationClips | None]:
+def train_val_split(
+    dataset: Clips, data: DataConfig, world: World | None = None
+) -> tuple[Clips, ValidationClips | None]:
     """Split clips into those to train on and those to validate on: a share of them, another source, or none.
 
     Validation clips have the run's own shape (`data.frames`, `height` and `width`), also where there are buckets. Of a
     video they are the middle, in time and in the picture, and never mirrored.
+
+    Args:
+        dataset: clips of `data.source`.
+        data: settings.
+        world: processes of the run, see `open_clips`. [default: this one]
 
     Raises:
         ConfigError: the share leaves one side empty, or no clip has that shape.
         DataError: `data.validation_source` does not exist or has no usable clip.
     """
     if data.validation_source is not None:
-        others = _open(data.validation_source, dataset, data)
+        others = _open(data.validation_source, dataset, data, world)
         return dataset, _validation(others, range(len(others)), data)
     if not data.validation:
         return dataset, None
@@ -104,9 +113,11 @@ def validation_captions(validation: ShapesDataset | ValidationClips | None) -> l
     return [validation.caption(index) for index in range(min(VALIDATION_CLIPS, len(validation)))]
 
 
-def _open(source: str, dataset: VideoDataset | LatentDataset, data: DataConfig) -> VideoDataset | LatentDataset:
+def _open(
+    source: str, dataset: VideoDataset | LatentDataset, data: DataConfig, world: World | None
+) -> VideoDataset | LatentDataset:
     if not is_cache(source):
-        return open_clips(replace(data, source=source, buckets=(), tokens=None))
+        return open_clips(replace(data, source=source, buckets=(), tokens=None), world)
     if isinstance(dataset, VideoDataset):
         raise ConfigError(f"data.validation_source {source} is a cache, {data.source} is not: name videos for both")
     return LatentDataset(source)

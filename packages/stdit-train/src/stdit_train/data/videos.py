@@ -5,13 +5,18 @@ from typing import Any
 from stdit_data.buckets import Bucket, batch_sizes, parse_bucket
 from stdit_data.datasets.videos import VideoDataset, open_videos
 from stdit_train.config.schema import DataConfig, TrainConfig
+from stdit_train.distributed.world import World
 from stdit_train.errors import ConfigError
 
 RANKS = 8  # batches from a token budget divide evenly among this many ranks, and among 1, 2 and 4
 
 
-def open_clips(data: DataConfig) -> VideoDataset:
+def open_clips(data: DataConfig, world: World | None = None) -> VideoDataset:
     """Open the videos of `data.source`, a folder or a manifest.
+
+    Args:
+        data: settings.
+        world: processes that open them, all of them; rank 0 probes for all. [default: this one]
 
     Raises:
         DataError: it does not exist or has no usable video.
@@ -35,6 +40,7 @@ def open_clips(data: DataConfig) -> VideoDataset:
         root=data.root,
         confine=data.confine,
         empty_captions=data.empty_captions,
+        once=(world or World()).broadcast_from_main,
     )
 
 

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stdit_train.distributed.world import check_gpus
+from stdit_train.errors import ConfigError
 
 LAUNCHED = "STDIT_LAUNCHED"  # set for processes that `launch` starts, as opposed to torchrun
 
@@ -96,3 +96,16 @@ def _ended(rank: int, code: int, received: list[int]) -> Ended:
         hint = " (out of memory?)" if name == "SIGKILL" else ""
         return Ended(1, f"process {rank} was ended by {name}{hint}, and the others after it")
     return Ended(code)  # it has printed why
+
+
+def check_gpus(processes: int) -> None:
+    """Check that each process of this machine has a GPU of its own, where there are GPUs.
+
+    Raises:
+        ConfigError: there are fewer GPUs than processes.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if 0 < gpus < processes:
+        raise ConfigError(f"{processes} processes on a machine with {gpus} GPUs: use at most {gpus} (--nproc)")

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
+from stdit_train.distributed.failures import GRACE, PeerFailed, is_connection_lost
+from stdit_train.distributed.launch import check_gpus
 from stdit_train.errors import ConfigError, RunEnded
 
 if TYPE_CHECKING:
@@ -20,14 +22,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-GRACE = 10.0  # seconds that a process waits after another one failed, so that the launcher sees that one end first
-
-
 PATIENCE = 20.0  # seconds for the others to come, after an error, for a last checkpoint
-
-
-class PeerFailed(SystemExit):
-    """Another process failed and reports why; this one ends without a message."""
 
 
 class World:
@@ -67,12 +62,12 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, which prints and writes."""
+        """Return whether this is rank 0, which prints and writes."""
         return self.rank == 0
 
     @property
     def sharded(self) -> bool:
-        """Whether the weights of models are sharded over `mesh`."""
+        """Return whether the weights of models are sharded over `mesh`."""
         return self.mesh is not None
 
     # -- set-up ----------------------------------------------------------------------------------------------------
@@ -160,6 +155,8 @@ class DistributedWorld(World):
 
             self.dp_rank, self.dp_size = mesh.dp_rank, mesh.dims.data
             self.checkpoint_group = dist.new_group(backend="gloo")
+            # Creating a group takes all processes within its timeout, which is short here: they have just met in the
+            # one before, however late some of them came.
             self._meeting_group = dist.new_group(timeout=timedelta(seconds=PATIENCE), backend="gloo")
 
     def connect(self, timeout: timedelta | None = None) -> Self:
@@ -181,7 +178,7 @@ class DistributedWorld(World):
             dist.destroy_process_group()
         elif isinstance(error[1], PeerFailed):
             time.sleep(GRACE)
-        elif isinstance(error[1], RuntimeError) and is_connection_lost(error[1]):
+        elif isinstance(error[1], Exception) and is_connection_lost(error[1]):
             time.sleep(GRACE)  # the process that failed reports why, and the launcher then ends this one
             raise RunEnded(
                 f"the connection to another process of the run is lost ({error[1]}): see what that one printed, and "
@@ -292,23 +289,3 @@ class DistributedWorld(World):
         lists: list[Any] | None = [None] * self.size if self.is_main else None
         dist.gather_object(items, lists)
         return lists
-
-
-def is_connection_lost(error: RuntimeError) -> bool:
-    """Whether an error of torch.distributed says that another process has ended or cannot be reached."""
-    from torch.distributed import DistNetworkError
-
-    return isinstance(error, DistNetworkError) or "gloo/transport" in str(error)
-
-
-def check_gpus(processes: int) -> None:
-    """Check that each process of this machine has a GPU of its own, where there are GPUs.
-
-    Raises:
-        ConfigError: there are fewer GPUs than processes.
-    """
-    import torch
-
-    gpus = torch.cuda.device_count()
-    if 0 < gpus < processes:
-        raise ConfigError(f"{processes} processes on a machine with {gpus} GPUs: use at most {gpus} (--nproc)")
