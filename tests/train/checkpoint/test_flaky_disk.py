@@ -1,5 +1,6 @@
 """A disk that fails for a moment costs no checkpoint, and an error out of the loop no step."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from stdit_train.build import open_trainer
 from stdit_train.callbacks import NullCallback
 from stdit_train.checkpoint import manager
 from stdit_train.checkpoint.run_folder import RunFolder
-from stdit_train.checkpoint.verify import list_checkpoints
+from stdit_train.checkpoint.verify import CheckpointError, list_checkpoints, verify
 from stdit_train.config.schema import TrainConfig
-from stdit_train.errors import CheckpointFailed
+from stdit_train.errors import CheckpointFailed, RunEnded
 from stdit_train.trainer import Trainer
 
 
@@ -150,3 +151,47 @@ def test_no_partial_folder_is_left(small: TrainConfig, tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     trainer.train()
     assert not list(folder.parent.glob(".*"))
+
+
+def test_the_files_of_all_processes_are_required(
+    small: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two machines that do not share the folder: rank 0 has its own shard alone. By the index, which names all."""
+    trainer = opened(replace(small, checkpoint_async=False), tmp_path / "run")
+    write = manager.begin_write
+
+    def write_half(partial: Path, *arguments: Any, **options: Any) -> None:
+        write(partial, *arguments, **options)
+        (partial / "tensors" / "__0_0.distcp").unlink()
+        (partial / "tensors" / "stray").touch()
+
+    monkeypatch.setattr(manager, "begin_write", write_half)
+    with pytest.raises(CheckpointFailed, match=r"tensors/__0_0.distcp, which another process wrote, is not there"):
+        trainer.train()
+    monkeypatch.undo()
+    trainer = opened(small, tmp_path / "run")
+    trainer.train()
+    checkpoint = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
+    state = json.loads((checkpoint / "state.json").read_text())
+    assert sorted(state["files"]) == ["tensors/.metadata", "tensors/__0_0.distcp"]
+    del state["files"]["tensors/__0_0.distcp"]  # as before 0.2
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    with pytest.raises(CheckpointError, match=r"lacks tensors/__0_0.distcp: another process wrote it"):
+        verify(checkpoint, trainer.run.id)
+
+
+def test_a_disk_that_cannot_be_read_now_damages_nothing(
+    small: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened(small, tmp_path / "run").train()
+    text = Path.read_text
+
+    def fail(path: Path, *arguments: Any, **options: Any) -> str:
+        if path.name == "state.json":
+            raise OSError(5, "Input/output error")
+        return text(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "read_text", fail)
+    with pytest.raises(RunEnded, match=r"cannot read .*step-000006 \(Input/output error\): check the disk"):
+        RunFolder(tmp_path / "run").latest_checkpoint()
+    assert steps_of(tmp_path / "run") == [3, 6]

@@ -110,7 +110,9 @@ def newest_whole(folder: Path, run_id: str) -> Checkpoint | None:
             refused.append((path, error))
             continue
         except OSError as error:
-            raise RunEnded(f"cannot read {path} ({reason(error)}): check the disk, then resume with --resume") from error
+            raise RunEnded(
+                f"cannot read {path} ({reason(error)}): check the disk, then resume with --resume"
+            ) from error
         for bad, why in refused:
             aside = bad.with_name(f"refused-{bad.name}")
             shutil.rmtree(aside, ignore_errors=True)
