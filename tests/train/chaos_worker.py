@@ -28,8 +28,8 @@ def record(name: str, values: object) -> None:
 
 def is_concerned(path: object) -> bool:
     if isinstance(path, int):
-        path = os.readlink(f"/proc/self/fd/{path}")
-    return isinstance(path, (str, os.PathLike)) and os.path.abspath(path).startswith(CHAOS["folder"] + "/")
+        path = Path(f"/proc/self/fd/{path}").readlink()
+    return isinstance(path, (str, os.PathLike)) and Path.cwd().joinpath(path).is_relative_to(CHAOS["folder"])
 
 
 def flaky(name: str, real: Callable[..., Any]) -> Callable[..., Any]:

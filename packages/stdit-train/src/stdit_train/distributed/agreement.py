@@ -1,4 +1,4 @@
-"""Check that the processes of a run agree before its first step: one with other data or settings would train in vain."""
+"""Check before a run's first step that its processes agree: with other clips or settings they would train in vain."""
 
 import platform
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ def check_agreement(world: World, values: Mapping[str, object]) -> None:
 def _compare(found: list[tuple[str, dict[str, object]]]) -> None:
     (_, expected), *others = found
     for rank, (host, values) in enumerate(others, start=1):
-        for name in (expected | values).keys():
+        for name in expected | values:
             theirs, ours = values.get(name), expected.get(name)
             if theirs != ours:
                 raise ConfigError(
