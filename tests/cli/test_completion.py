@@ -3,17 +3,20 @@
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import get_args
 
 import pytest
+import typer
 
-from stdit_cli import completion
+from stdit_cli import completion, main
 from stdit_model.presets import Variant
-from stdit_model.sampling.schedulers import EPSILON_SAMPLERS, FLOW_SAMPLERS
+from stdit_model.sampling.schedulers import SAMPLERS
 from stdit_train.config.load import curriculum_names, known_keys, stage_names
 from stdit_train.hardware import DEVICES
 
+MOST_OPTIONS = 14  # of a command in one panel of its help
 STDIT = Path(sys.executable).with_name("stdit")
 
 
@@ -52,4 +55,22 @@ def test_the_names_are_those_that_the_commands_take() -> None:
     assert completion.gpus("") == [*DEVICES, "cpu"]
     assert completion.settings("") == [f"{key}=" for key in known_keys()]
     assert completion.variants("") == list(get_args(Variant))
-    assert completion.SAMPLERS == FLOW_SAMPLERS + EPSILON_SAMPLERS
+    assert completion.samplers("") == list(SAMPLERS)
+
+
+def test_help_lists_these_names_and_groups_long_lists() -> None:
+    app = typer.main.get_command(main.app)
+    options = {name: {option.name: option for option in app.commands[name].params} for name in app.commands}
+    for name in SAMPLERS:
+        assert name in options["sample"]["sampler"].help
+    for name in DEVICES:
+        assert name in options["train"]["gpu"].help
+        assert name in options["plan"]["gpu"].help
+    for command, its in options.items():
+        panels = Counter(getattr(o, "rich_help_panel", None) for o in its.values() if not getattr(o, "hidden", False))
+        assert max(panels.values(), default=0) <= MOST_OPTIONS, command
+        if len(panels) > 1:  # all of them are in one
+            assert {o.name for o in its.values() if getattr(o, "rich_help_panel", None) is None} <= {
+                "prompts",
+                "settling",
+            }

@@ -112,7 +112,11 @@ def test_files_of_a_run_are_looked_for_before_anything_is_said(
 
 def test_an_empty_data_folder(stdit: Callable, tmp_path: Path) -> None:
     (tmp_path / "clips").mkdir()
-    check(stdit("train", "--data", "clips"), "clips")
+    (tmp_path / "clips/notes.txt").touch()
+    done = stdit("train", "--data", "clips")
+    check(done, "clips: no videos")
+    assert done.out == ""  # no warning of the demo's VAE first
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_manifest_without_the_columns(stdit: Callable, tmp_path: Path) -> None:

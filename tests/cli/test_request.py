@@ -66,10 +66,10 @@ def files(tmp_path: Path) -> None:
         (["--out", "taken.mp4"], ["taken.mp4.json is a folder"]),
         (["--out", "taken.mp4", "--overwrite"], ["taken.mp4.json is a folder"]),
         (["--out", f"{'x' * 300}.mp4"], ["File name too long"]),
-        (["--sampler", "eulr"], ["--sampler eulr", "euler, ddpm, ddim, dpmsolver++, unipc"]),
-        (["--sampler", "ddim"], ["--sampler ddim", "rectified flow", "euler"]),
+        (["--sampler", "eulr"], ["sampler eulr", "euler, ddpm, ddim, dpmsolver++, unipc"]),
+        (["--sampler", "ddim"], ["sampler ddim", "rectified flow", "euler"]),
         (["--compat", "open-sora-1.0"], ["ddpm", "rectified flow"]),
-        (["--sampler", "euler", "--checkpoint", "stdit.pth"], ["--sampler euler", "epsilon prediction", "unipc"]),
+        (["--sampler", "euler", "--checkpoint", "stdit.pth"], ["sampler euler", "epsilon prediction", "unipc"]),
         (["--steps", "1001"], ["--steps 1001", "1 to 1000"]),
         (["--size", "0x64"], ["--size 0x64", "1 to 8192"]),
         (["--size", "64x9000"], ["--size 64x9000", "1 to 8192"]),
@@ -212,7 +212,15 @@ def test_a_request_to_end_leaves_nothing_half_either(stdit: Callable, tmp_path: 
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-@pytest.mark.parametrize(("errno", "words"), [(13, "Permission denied"), (30, "Read-only file system")])
+@pytest.mark.parametrize(
+    ("errno", "words"),
+    [
+        (13, "Permission denied"),
+        (30, "Read-only file system"),
+        (28, "No space left on device"),
+        (20, "Not a directory"),
+    ],
+)
 def test_what_the_system_refuses_is_one_line(
     stdit: Callable, monkeypatch: pytest.MonkeyPatch, errno: int, words: str
 ) -> None:
@@ -223,6 +231,15 @@ def test_what_the_system_refuses_is_one_line(
     done = stdit("sample", RED)
     assert done.code == 2
     assert done.err.strip() == f"stdit: cannot read or write some/file: {words}; --debug shows where"
+
+
+def test_what_only_a_bug_does_shows_its_traceback(stdit: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forgotten(*_: object) -> None:
+        Path("never/made").read_text()
+
+    monkeypatch.setattr("stdit_cli.commands.sample.command.make_request", forgotten)
+    with pytest.raises(FileNotFoundError):
+        stdit("sample", RED)
 
 
 def test_a_local_folder_called_demo_takes_precedence(stdit: Callable, tmp_path: Path) -> None:

@@ -3,14 +3,6 @@
 from collections.abc import Callable
 from importlib import resources
 
-SAMPLERS = (
-    "euler",
-    "ddpm",
-    "ddim",
-    "dpmsolver++",
-    "unipc",
-)  # of stdit_model.sampling.schedulers, which imports diffusers
-
 
 def choices(*names: str) -> Callable[[str], list[str]]:
     """Return a function that completes one of fixed names."""
@@ -36,6 +28,13 @@ def variants(incomplete: str) -> list[str]:
     from stdit_model.presets import VARIANTS
 
     return choices(*VARIANTS)(incomplete)
+
+
+def samplers(incomplete: str) -> list[str]:
+    """Complete the name of a sampler."""
+    from stdit_model.sampling.schedulers import SAMPLERS
+
+    return choices(*SAMPLERS)(incomplete)
 
 
 def gpus(incomplete: str) -> list[str]:

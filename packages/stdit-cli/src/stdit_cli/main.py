@@ -1,9 +1,11 @@
 """The `stdit` command: one Typer app; each command is in its own file and imports heavy modules when it runs.
 
 An error that a user can cause is one line on stderr, with exit code 2, or 1 for a run that ended; --debug shows its
-traceback. Any other error is a bug, and shows its traceback always.
+traceback. So is what the system refuses for a reason in `REFUSALS`. Any other error is a bug, and shows its traceback
+always.
 """
 
+import errno
 import os
 import sys
 from io import TextIOWrapper
@@ -21,6 +23,12 @@ from stdit_model import errors as model_errors
 from stdit_train import errors as train_errors
 from stdit_train.distributed.world import World
 
+REFUSALS = frozenset((
+    errno.EACCES, errno.EPERM, errno.EROFS,  # permissions
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE,  # the disk
+    errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP,  # the path
+    errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN,  # limits of the system
+))  # fmt: skip
 USER_ERRORS = (model_errors.UserError, data_errors.UserError, train_errors.UserError)
 
 app = typer.Typer(
@@ -104,8 +112,8 @@ def main() -> None:
         if debug:
             raise
         fail(str(error), 1 if isinstance(error, train_errors.RunEnded) else 2, world)
-    except OSError as error:  # what the system refuses: no permission, a full disk, a name too long
-        if debug or error.errno is None:
+    except OSError as error:
+        if debug or error.errno not in REFUSALS:
             raise
         name = f" {error.filename}" if error.filename else ""
         fail(f"cannot read or write{name}: {error.strerror}; --debug shows where", 2, world)

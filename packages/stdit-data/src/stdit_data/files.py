@@ -152,7 +152,7 @@ def walk(folder: str) -> list[str]:
         FileError: the store can't be reached.
     """
     if is_local(folder):
-        return sorted(_walk_local(folder))
+        return sorted(walk_local(folder))
     fs, root = filesystem(folder)
     root = fs._strip_protocol(root).rstrip("/")
     found = []
@@ -349,8 +349,11 @@ def _has_info(fs: Any, path: str) -> bool:
     return True
 
 
-def _walk_local(root: str) -> Iterator[str]:
-    """Find files as relative paths, through linked folders after all others, so that those keep their names."""
+def walk_local(root: str) -> Iterator[str]:
+    """Find the files of `walk` in a local folder one after another, in no order.
+
+    Linked folders come after all others, so that those keep their names.
+    """
     found, links = [""], deque[str]()
     seen: set[tuple[int, int]] = set()
     while found or links:

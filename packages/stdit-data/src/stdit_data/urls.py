@@ -45,6 +45,11 @@ def is_image(url: str) -> bool:
     return suffix(url) in IMAGE_SUFFIXES
 
 
+def is_media(url: str) -> bool:
+    """Return whether a URL has the suffix of a video or an image."""
+    return suffix(url) in VIDEO_SUFFIXES | IMAGE_SUFFIXES
+
+
 def is_local(url: str) -> bool:
     """Return whether a URL is a file or folder of the local file system."""
     return len(layers(url)) == 1 and split_protocol(url)[0] in (None, "file", "local")

@@ -1,10 +1,14 @@
-"""Ctrl-C and SIGTERM: the first one ends a run after its current step, the second one immediately.
+"""Ctrl-C and SIGTERM: the first one ends a run after its current step, a later one immediately.
+
+Those that come within a second are one: `uv run` and other launchers pass on the Ctrl-C that the terminal has sent to
+all its processes, this one among them.
 
 A run that waits for a store of its data ends its waiting too.
 """
 
 import logging
 import signal
+import time
 from threading import Thread
 from typing import Any, Self
 
@@ -12,9 +16,11 @@ from stdit_data import stores
 
 log = logging.getLogger(__name__)
 
+SAME = 1.0  # seconds within which signals are one
+
 
 class Interrupts:
-    """A context in which the first SIGINT or SIGTERM is recorded, and the second one has its usual effect.
+    """A context in which the first SIGINT or SIGTERM is recorded, and a later one has its usual effect.
 
     Attributes:
         number: number of the signal that was received, None for none.
@@ -23,6 +29,7 @@ class Interrupts:
     def __init__(self) -> None:
         self.number: int | None = None
         self._before: dict[int, Any] = {}
+        self._first = 0.0
 
     def __enter__(self) -> Self:
         try:
@@ -37,8 +44,12 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _stop(self, number: int, _frame: object) -> None:
-        self.number = number
+        if self.number is not None:
+            if time.monotonic() - self._first >= SAME:
+                signal.signal(number, self._before[number])
+                signal.raise_signal(number)
+            return
+        self.number, self._first = number, time.monotonic()
         log.info("stopping after this step; press Ctrl-C again to stop immediately")
-        signal.signal(number, self._before[number])
         # Ends the waiting for a store. In a thread, since the signal may have come while this one holds a lock of it.
         Thread(target=stores.release, daemon=True).start()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MINUTES, SEEDS, PROMPTS = 30.0, 3, 24
 QUICK_MINUTES, QUICK_SEEDS, QUICK_PROMPTS = 3.0, 1, 6
+ARMS, LENGTH, OUTPUT = "Arms", "Length and fairness", "Output"
 VARIANTS = "dit,seq,parallel,latte"
 OWN_OPTIONS = {"steps": "--steps", "minutes": "--minutes", "seed": "--seeds", "model.variant": "--variants"}
 
@@ -49,22 +50,38 @@ def ablate(
         typer.Option(
             help="Variants to compare, separated by commas: dit, seq, parallel, latte.",
             show_default="all; with --vary, the stage's own",
+            rich_help_panel=ARMS,
         ),
     ] = None,
     vary: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=A,B", help="Setting and values to compare, e.g. objective.name=iddpm,flow."),
+        typer.Option(
+            metavar="KEY=A,B",
+            help="Setting and values to compare, e.g. objective.name=iddpm,flow.",
+            rich_help_panel=ARMS,
+        ),
     ] = None,
     match: Annotated[
-        str, typer.Option(help="What to hold equal across arms: steps, parameters, flops or time.")
+        str,
+        typer.Option(help="What to hold equal across arms: steps, parameters, flops or time.", rich_help_panel=LENGTH),
     ] = "steps",
     seeds: Annotated[
-        int | None, typer.Option(min=1, help="Runs per arm; arms are paired by seed.", show_default=str(SEEDS))
+        int | None,
+        typer.Option(
+            min=1, help="Runs per arm; arms are paired by seed.", show_default=str(SEEDS), rich_help_panel=LENGTH
+        ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps per run, instead of a time budget.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps per run, instead of a time budget.", rich_help_panel=LENGTH)
+    ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option(min=0.1, help="Time budget of all runs together, in minutes.", show_default=f"{MINUTES:g}"),
+        typer.Option(
+            min=0.1,
+            help="Time budget of all runs together, in minutes.",
+            show_default=f"{MINUTES:g}",
+            rich_help_panel=LENGTH,
+        ),
     ] = None,
     quick: Annotated[
         bool,
@@ -72,21 +89,32 @@ def ablate(
             "--quick",
             help=f"Take a quick look instead of a ranking: {QUICK_MINUTES:g} minutes, {QUICK_SEEDS} seed, "
             f"{QUICK_PROMPTS} prompts, unless given. What these allow here is measured and printed first.",
+            rich_help_panel=LENGTH,
         ),
     ] = False,
     prompts: Annotated[
         int | None,
-        typer.Option(min=0, help="Prompts per split (seen, held-out) for scoring.", show_default=str(PROMPTS)),
+        typer.Option(
+            min=0,
+            help="Prompts per split (seen, held-out) for scoring.",
+            show_default=str(PROMPTS),
+            rich_help_panel=LENGTH,
+        ),
     ] = None,
-    stage: Annotated[str, typer.Option(help="Stage whose settings all arms start from.")] = "demo",
+    stage: Annotated[
+        str, typer.Option(help="Stage whose settings all arms start from.", rich_help_panel=ARMS)
+    ] = "demo",
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the runs; an interrupted ablation in it is resumed.", show_default="runs/ablation"
+            help="Folder of the runs; an interrupted ablation in it is resumed.",
+            show_default="runs/ablation",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     setting: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting of the stage.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any other setting of the stage.", rich_help_panel=ARMS),
     ] = None,
 ) -> None:
     """Train arms with the same data, noise and initial weights, and compare them with paired intervals."""

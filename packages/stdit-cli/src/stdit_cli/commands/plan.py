@@ -36,11 +36,12 @@ def plan(
     """Show parameters, FLOPs, memory and time of a stage, from formulas and stated peak rates; nothing is allocated."""
     import json
 
-    from stdit_cli.console import clock, plain_console
+    from stdit_cli.console import plain_console
     from stdit_train.config.load import load_stage, parse_overrides
     from stdit_train.config.resolve import resolve_config
     from stdit_train.distributed.mesh import nearest_batch
     from stdit_train.errors import ConfigError
+    from stdit_train.estimate.duration import duration
     from stdit_train.estimate.plan import SHARE_OF_PEAK, find_device_kind, plan_stage
     from stdit_train.estimate.training import advice, describe, shortfall
 
@@ -72,9 +73,9 @@ def plan(
                 f"sends        {sent.total / 1e9:.3g} GB per step from each: weights {sent.gathered / 1e9:.3g}, "
                 f"gradients {(sent.scattered + sent.summed) / 1e9:.3g}, clips {sent.exchanged / 1e9:.3g}"
             )
-        total = clock(way.seconds_per_step * config.steps)
         console.print(
-            f"time         {way.seconds_per_step:.3g} s per step, {total} in all, if {SHARE_OF_PEAK:.0%} of "
+            f"time         {duration(way.seconds_per_step)} per step, "
+            f"{duration(way.seconds_per_step * config.steps)} in all, if {SHARE_OF_PEAK:.0%} of "
             f"{way.peak / 1e12:.3g} TFLOP/s are reached; without VAE and text encoder"
         )
         console.print(shortfall(way.estimate, device.memory) or "fits")

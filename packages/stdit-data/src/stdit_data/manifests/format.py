@@ -128,10 +128,10 @@ def _read(url: str, root: str | None) -> Manifest:
 
 
 def check_manifest(url: str) -> None:
-    """Check that a manifest file or a folder of clips exists, without reading it.
+    """Check that a manifest file or a folder of clips exists, without reading it; of a local folder that it has clips.
 
     Raises:
-        DataError: it does not exist, or is a file of an unknown kind.
+        DataError: it does not exist, is a folder without clips, or a file of an unknown kind.
     """
     kind = urls.suffix(url)
     if kind in MANIFEST_SUFFIXES:
@@ -144,6 +144,8 @@ def check_manifest(url: str) -> None:
         raise DataError(
             f"{url}: expected a folder or a manifest ({', '.join(MANIFEST_SUFFIXES)}), found {kind or 'a file'}{inside}"
         )
+    elif urls.is_local(url) and not any(map(urls.is_media, files.walk_local(url))):
+        raise _no_media(url)
 
 
 def write_manifest(url: str, entries: Iterable[Entry]) -> int:
@@ -259,7 +261,7 @@ def _csv(url: str) -> Iterator[Entry]:
         return
     header = rows[0][1]
     columns = ["path", "caption", "num_frames"]  # Open-Sora 1.0's
-    headerless = urls.suffix(header[0].strip()) in urls.VIDEO_SUFFIXES | urls.IMAGE_SUFFIXES
+    headerless = urls.is_media(header[0].strip())
     if not headerless:
         if not all(urls.is_utf8(name) for name in header):
             files.read_text(url)  # raises: UTF-16, for example
@@ -300,11 +302,9 @@ def _parquet(url: str) -> Iterator[Entry]:
 
 def _folder(url: str) -> list[Entry]:
     found = files.walk(url)
-    media = [path for path in found if urls.suffix(path) in urls.VIDEO_SUFFIXES | urls.IMAGE_SUFFIXES]
+    media = [path for path in found if urls.is_media(path)]
     if not media:
-        raise DataError(
-            f"{url}: no videos (.mp4, .mkv, .webm, ...) or images (.jpg, .png, ...) in this folder or below"
-        )
+        raise _no_media(url)
     texts = {path for path in found if path.endswith(".txt")}
     entries = []
     for path in media:
@@ -312,6 +312,10 @@ def _folder(url: str) -> list[Entry]:
         caption = files.read_text(urls.join(url, beside), limit=MAX_CAPTION) if beside in texts else ""
         entries.append(Entry(path, _caption(urls.join(url, beside), caption)))
     return entries
+
+
+def _no_media(url: str) -> DataError:
+    return DataError(f"{url}: no videos (.mp4, .mkv, .webm, ...) or images (.jpg, .png, ...) in this folder or below")
 
 
 def _caption(where: str, caption: str) -> str:

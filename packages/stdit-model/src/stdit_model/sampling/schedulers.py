@@ -30,7 +30,7 @@ def compat(name: str) -> dict[str, Any]:
         SettingsError: no such release.
     """
     if name not in COMPAT:
-        raise SettingsError(f"--compat {name}: choose {', '.join(COMPAT)}")
+        raise SettingsError(f"compat {name}: choose {', '.join(COMPAT)}")
     return dict(COMPAT[name])
 
 
@@ -57,11 +57,11 @@ def check_sampler(name: str, flow: bool | None = None) -> None:
         SettingsError: no such sampler, or one for the other objective.
     """
     if name not in SAMPLERS:
-        raise SettingsError(f"--sampler {name}: choose {', '.join(SAMPLERS)}")
+        raise SettingsError(f"sampler {name}: choose {', '.join(SAMPLERS)}")
     fitting = SAMPLERS if flow is None else FLOW_SAMPLERS if flow else EPSILON_SAMPLERS
     if name not in fitting:
         kind = "rectified flow" if flow else "epsilon prediction"
-        raise SettingsError(f"--sampler {name}: this checkpoint was trained with {kind}; choose {', '.join(fitting)}")
+        raise SettingsError(f"sampler {name}: this checkpoint was trained with {kind}; choose {', '.join(fitting)}")
 
 
 def use_sampler(pipeline: Any, name: str) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from stdit_train.ablation.arms import loss_is_comparable
 from stdit_train.ablation.results import HELD_OUT, LOSS, SEEN, Ranking, Result, rank
 from stdit_train.ablation.runner import Ablation
+from stdit_train.estimate.duration import duration
 
 QUICK = "a quick look, not a ranking"
 RANKING_SEEDS = 3  # the fewest that tell arms apart, as a rule
@@ -58,7 +59,7 @@ def forecast(ablation: Ablation, quick: bool) -> list[str]:
     costs = ", ".join(f"{arm.name} {ablation.costs[arm.name].step:.3f}" for arm in ablation.arms)
     steps = _steps(ablation)
     lines = [f"seconds per step on this machine, measured in turns: {costs}"]
-    lines += [f"{len(ablation.arms) * study.seeds} runs of {_range(steps)} steps: about {minutes(remaining)} from here"]
+    lines += [f"{len(ablation.arms) * study.seeds} runs of {_range(steps)} steps: about {duration(remaining)} left"]
     if study.minutes and remaining > 60 * study.minutes:
         lines.append(
             f"that is more than the {study.minutes:g} minutes asked for, but {min(steps)} steps are the fewest of a "
@@ -73,17 +74,10 @@ def forecast(ablation: Ablation, quick: bool) -> list[str]:
     return lines
 
 
-def minutes(seconds: float) -> str:
-    """Format seconds for people: "40 seconds", "2.8 minutes", "3.1 hours"."""
-    if seconds < 60:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.1f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
-
-
 def time_taken(ablation: Ablation) -> str | None:
     """Return how long an ablation has taken and how long it was estimated to; None if that was not recorded."""
     estimated, seconds = ablation.estimated, ablation.seconds
-    return f"{minutes(seconds)} (estimated: {minutes(estimated)})" if estimated and seconds else None
+    return f"{duration(seconds)} (estimated: {duration(estimated)})" if estimated and seconds else None
 
 
 def _too_few_steps(ablation: Ablation, results: Sequence[Result], ranked: bool) -> str:
@@ -100,7 +94,7 @@ def _whole(ablation: Ablation) -> str:
     study = ablation.study
     seeds, steps = max(study.seeds, RANKING_SEEDS), study.base.steps
     seconds = ablation.seconds_of({arm.name: steps for arm in ablation.arms}, seeds)
-    takes = f", about {minutes(seconds)} here" if seconds else ""
+    takes = f", about {duration(seconds)} here" if seconds else ""
     return f"For a ranking: --seeds {seeds} --steps {steps} in another --out folder{takes}."
 
 

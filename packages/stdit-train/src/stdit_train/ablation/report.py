@@ -145,11 +145,8 @@ def plot_final(results: Sequence[Result], rankings: Sequence[Ranking], output: P
 
 def _facts(ablation: Ablation, results: Sequence[Result], command: str) -> str:
     facts = {"command": command, "matched": ablation.study.match, "seeds": f"{len({r.seed for r in results})}"}
-    sessions = [sessions_facts(ablation.run_folder(arm, 0)) for arm in _begun(ablation)]
-    known = [each for each in sessions if each]
-    if known:
-        facts["date"] = f"{known[0]['date'].split(' to ')[0]} to {known[-1]['date'].split(' to ')[1]}"
-        facts |= {key: known[0][key] for key in ("machine", "versions")}
+    trained = sessions_facts(ablation.run_folder(arm, 0) for arm in _begun(ablation))
+    facts |= {key: trained[key] for key in ("date", "machine", "versions") if key in trained}
     if took := time_taken(ablation):
         facts["duration"] = took
     return table(["ablation", ablation.folder.name], "".join(row([title, text]) for title, text in facts.items()))

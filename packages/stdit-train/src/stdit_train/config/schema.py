@@ -70,9 +70,7 @@ class DataConfig:
     tokens: Count | None = None  # tokens per step; sets the batch of each bucket, in place of global_batch
     fps: Positive = 8.0  # frame rate of samples
     clips: Count = 8192  # of `shapes`, per epoch
-    spread: Annotated[float, Field(ge=0, le=0.5)] = (
-        0.15  # of `shapes`: largest distance of the start from the middle; 0.5 anywhere
-    )
+    spread: Annotated[float, Field(ge=0, le=0.5)] = 0.15  # of `shapes`: farthest start from the middle; 0.5 anywhere
     later: Share = 0.0  # of `shapes`: share of clips cut from a longer video, where the shape is anywhere
     single_frames: Share = 0.0  # of `shapes`: share of clips that are a single frame
     caption_noise: Share = 0.0  # share of clips with the caption of another clip

@@ -4,7 +4,6 @@ import os
 import platform
 import shutil
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,8 +12,7 @@ import torch
 from stdit_train.config.schema import TrainConfig
 from stdit_train.estimate.training import Estimate, estimate_run
 from stdit_train.hardware import GIB, available_memory, find_device
-
-PACKAGES = ("torch", "diffusers", "transformers", "torchdata", "av", "safetensors", "huggingface-hub")
+from stdit_train.versions import package_versions
 
 
 def examine(folder: Path) -> dict[str, str]:
@@ -30,7 +28,7 @@ def examine(folder: Path) -> dict[str, str]:
         "memory": f"{available_memory() / GIB:.1f} GiB free",
         "bfloat16": _bfloat16(device),
         "compile": _compiles(device),
-        "versions": ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
+        "versions": ", ".join(f"{name} {found}" for name, found in package_versions().items() if name != "python"),
         "disk": f"{shutil.disk_usage(folder).free / GIB:.1f} GiB free in {folder.resolve()}",
         "hub": _hub(),
     }
@@ -71,13 +69,6 @@ def _compiles(device: torch.device) -> str:
         return f"yes, with {get_cpp_compiler()}"
     except Exception as error:  # torch raises errors of its own and of the search
         return f"no: {str(error).strip().splitlines()[0] or type(error).__name__}"
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "missing"
 
 
 def _hub() -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from stdit_train.config.load import did_you_mean
 from stdit_train.config.schema import TrainConfig, model_arguments
 from stdit_train.errors import ConfigError
+from stdit_train.estimate.duration import duration
 from stdit_train.estimate.training import Estimate, estimate_run, refusal, to_dict
 from stdit_train.hardware import DEVICES, GIB, Device, find_device, measured_peak, this_device
 
@@ -146,10 +147,9 @@ class DryRun:
         if self.seconds_per_step is None:
             time = f"unknown: no peak rate of {self.device.title} (--gpu names another device)"
         else:
-            total = self.seconds_per_step * config.steps / 3600
             time = (
-                f"{self.seconds_per_step:.3g} s per step, {total:,.3g} hours for {config.steps:,} steps, at "
-                f"{SHARE_OF_PEAK:.0%} of the peak rate; without VAE and text encoder"
+                f"about {duration(self.seconds_per_step)} per step, {duration(self.seconds_per_step * config.steps)} "
+                f"for {config.steps:,} steps, at {SHARE_OF_PEAK:.0%} of the peak rate; without VAE and text encoder"
             )
         return {
             "stage": config.stage,

@@ -69,7 +69,7 @@ def video(file: Path, caption: str = "") -> str:
     """
     width = probe(str(file)).width
     factor = max(math.ceil(SHOWN / width), 1)
-    shown, kind = min(factor * width, max(WIDEST, SHOWN)), ' class="small"' if factor > 1 else ""
+    shown, kind = min(factor * width, WIDEST), ' class="small"' if factor > 1 else ""
     player = f'<video{kind} autoplay loop muted playsinline tabindex="0" src="{_inline(file, "video/mp4")}"></video>'
     return f'<figure style="width: {shown}px">{player}<figcaption>{escape(caption)}</figcaption></figure>'
 

@@ -79,9 +79,9 @@ def settings_section(configs: dict[str, dict[str, Any]]) -> str:
     return html + "".join(listing(to_toml(values), name, len(configs) == 1) for name, values in configs.items())
 
 
-def sessions_facts(run: RunFolder) -> dict[str, str]:
-    """Return when and with what a run was trained, by the name of the fact; empty for a run of an older version."""
-    sessions = read_sessions(run)
+def sessions_facts(runs: Iterable[RunFolder]) -> dict[str, str]:
+    """Return when and with what runs were trained, by the name of the fact; empty for runs of an older version."""
+    sessions = sorted((s for run in runs for s in read_sessions(run)), key=lambda session: session["started"])
     if not sessions:
         return {}
     times = [[datetime.fromisoformat(session[key]) for key in ("started", "ended")] for session in sessions]
@@ -89,7 +89,7 @@ def sessions_facts(run: RunFolder) -> dict[str, str]:
     resumed = f", in {len(sessions)} sessions" if len(sessions) > 1 else ""
     versions = [", ".join(f"{name} {number}" for name, number in s["versions"].items()) for s in sessions]
     return {
-        "date": f"{times[0][0]:%Y-%m-%d %H:%M} to {times[-1][1]:%Y-%m-%d %H:%M} UTC",
+        "date": f"{times[0][0]:%Y-%m-%d %H:%M} to {max(ended for _, ended in times):%Y-%m-%d %H:%M} UTC",
         "duration": f"{timedelta(seconds=round(seconds))}{resumed}",
         "machine": "; ".join(dict.fromkeys(session["machine"] for session in sessions)),
         "versions": "; ".join(dict.fromkeys(versions)),
@@ -137,7 +137,7 @@ def _facts(folders: dict[str, RunFolder], metrics: dict[str, list[dict[str, floa
         for column, title in LAST.items():
             values = [each[column] for each in rows if column in each]
             facts[name] |= {title: f"{values[-1]:.4g}"} if values else {}
-        facts[name] |= sessions_facts(run) or {"date": "not recorded: trained with an older version"}
+        facts[name] |= sessions_facts([run]) or {"date": "not recorded: trained with an older version"}
     titles = dict.fromkeys(title for each in facts.values() for title in each)
     body = "".join(row([title, *(each.get(title, "") for each in facts.values())]) for title in titles)
     return table(["run", *facts], body)

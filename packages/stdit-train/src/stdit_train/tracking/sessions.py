@@ -5,15 +5,13 @@ import platform
 import shlex
 import sys
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from stdit_train.checkpoint.run_folder import RunFolder
-
-PACKAGES = ("stdit-train", "stdit-model", "stdit-data", "torch", "diffusers", "transformers", "av")
+from stdit_train.versions import package_versions
 
 
 class Session:
@@ -31,7 +29,7 @@ class Session:
             "started": _now(),
             "command": command_line(),
             "machine": describe_machine(device, processes),
-            "versions": {"python": platform.python_version(), **package_versions()},
+            "versions": package_versions(),
         }
         self.save()
 
@@ -67,17 +65,6 @@ def describe_machine(device: torch.device, processes: int) -> str:
         name = f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
     shared = f"{processes} processes, each on " if processes > 1 else ""
     return f"{shared}{name}, {platform.system()} {platform.machine()}"
-
-
-def package_versions() -> dict[str, str]:
-    """Return the versions of our packages and of those that decide on a run's numbers."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def _now() -> str:

@@ -12,95 +12,121 @@ from stdit_cli.commands.sample.request import FORMATS, LONG, SEED_MAX, PromptReq
 from stdit_train.assets import named_source
 from stdit_train.errors import ConfigError
 
-OUTPUT = {"out", "format", "overwrite"}  # options that do not change the video
+PROMPTS, MODEL, VIDEO, START = "Prompts", "Model", "Video", "Start from an image or a video"
+SAMPLING, OUTPUT = "Sampling", "Output"
+OUTPUT_OPTIONS = {"out", "format", "overwrite"}  # options that do not change the video
 
 
 def sample(
-    prompts: Annotated[
-        list[str] | None, typer.Argument(metavar="[PROMPT...]", help="What the videos should show.")
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="What the videos should show.")] = None,
+    prompts_files: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--prompts",
+            help="File of prompts, .txt, .csv or .jsonl; may be repeated. See docs/sampling.md.",
+            rich_help_panel=PROMPTS,
+        ),
+    ] = None,
+    negative: Annotated[
+        str | None, typer.Option(help="Negative prompt, which guidance moves away from.", rich_help_panel=PROMPTS)
+    ] = None,
+    num: Annotated[
+        int | None, typer.Option(min=1, help="Videos per prompt.", show_default="1", rich_help_panel=PROMPTS)
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=SEED_MAX,
+            help="Seed of the first video per prompt; later ones add 1.",
+            show_default="0",
+            rich_help_panel=PROMPTS,
+        ),
+    ] = None,
+    from_: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="Repeat the video whose JSON file this is; other options override its settings.",
+            rich_help_panel=PROMPTS,
+        ),
     ] = None,
     checkpoint: Annotated[
         str | None,
         typer.Option(
-            help="Pipeline folder, run folder, released .pth file or Hub id.", show_default="the bundled demo"
+            help="Pipeline folder, run folder, released .pth file or Hub id.",
+            show_default="the bundled demo",
+            rich_help_panel=MODEL,
         ),
     ] = None,
-    prompts_files: Annotated[
-        list[Path] | None,
-        typer.Option("--prompts", help="File of prompts, .txt, .csv or .jsonl; may be repeated. See docs/sampling.md."),
-    ] = None,
-    from_: Annotated[
-        Path | None,
-        typer.Option("--from", help="Repeat the video whose JSON file this is; other options override its settings."),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the videos, or FILE.mp4 for a single one.", show_default="videos")
-    ] = None,
-    format: Annotated[
+    vae: Annotated[
         str | None,
+        typer.Option(help="VAE: a folder or Hub id.", show_default="the checkpoint's", rich_help_panel=MODEL),
+    ] = None,
+    text_encoder: Annotated[
+        str | None,
+        typer.Option(help="T5 encoder: a folder or Hub id.", show_default="the checkpoint's", rich_help_panel=MODEL),
+    ] = None,
+    low_memory: Annotated[
+        bool | None,
         typer.Option(
-            help="mp4, gif, webp, png (one frame) or frames (a folder of PNGs).",
-            show_default="from --out; otherwise mp4, or png for one frame",
-            autocompletion=completion.choices(*FORMATS),
+            "--low-memory",
+            help="Encode the text, free the text encoder, sample, then decode frame by frame.",
+            rich_help_panel=MODEL,
         ),
     ] = None,
-    num: Annotated[int | None, typer.Option(min=1, help="Videos per prompt.", show_default="1")] = None,
-    seed: Annotated[
-        int | None,
+    text_8bit: Annotated[
+        bool | None,
         typer.Option(
-            min=0, max=SEED_MAX, help="Seed of the first video per prompt; later ones add 1.", show_default="0"
+            "--text-8bit", help="Load the text encoder in 8 bits (needs bitsandbytes).", rich_help_panel=MODEL
         ),
     ] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Videos made at once.", show_default="1")] = None,
     frames: Annotated[
-        int | None, typer.Option(min=1, help="Frames per video.", show_default="the checkpoint's")
+        int | None,
+        typer.Option(min=1, help="Frames per video.", show_default="the checkpoint's", rich_help_panel=VIDEO),
     ] = None,
     size: Annotated[
         str | None,
-        typer.Option(help="HEIGHTxWIDTH in pixels, or one number for both.", show_default="the checkpoint's"),
+        typer.Option(
+            help="HEIGHTxWIDTH in pixels, or one number for both.",
+            show_default="the checkpoint's",
+            rich_help_panel=VIDEO,
+        ),
     ] = None,
     fps: Annotated[
         float | None,
-        typer.Option(min=0.1, max=1000, help="Frames per second of the video.", show_default="the checkpoint's"),
-    ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.", show_default="the checkpoint's")] = None,
-    sampler: Annotated[
-        str | None,
         typer.Option(
-            help="euler, ddpm, ddim, dpmsolver++ or unipc.",
+            min=0.1,
+            max=1000,
+            help="Frames per second of the video.",
             show_default="the checkpoint's",
-            autocompletion=completion.choices(*completion.SAMPLERS),
+            rich_help_panel=VIDEO,
         ),
     ] = None,
-    compat: Annotated[
-        str | None, typer.Option(help="Reference whose sampler and guidance to use: open-sora-1.0.")
-    ] = None,
-    guidance: Annotated[
-        float | None, typer.Option(help="Scale of classifier-free guidance.", show_default="the checkpoint's")
-    ] = None,
-    guidance_rescale: Annotated[
-        float | None, typer.Option(help="Guidance rescale, 0 to 1, against over-exposure.", show_default="0")
-    ] = None,
-    guidance_interval: Annotated[
-        str | None, typer.Option(help="Share of the steps to guide, e.g. 0.1,0.7.", show_default="0,1")
-    ] = None,
-    negative: Annotated[str | None, typer.Option(help="Negative prompt, which guidance moves away from.")] = None,
     long: Annotated[
         str | None,
         typer.Option(
             help="Method for videos longer than the training clips: windows, stretch or whole.",
             show_default="windows",
             autocompletion=completion.choices(*LONG),
+            rich_help_panel=VIDEO,
         ),
     ] = None,
     overlap: Annotated[
         int | None,
-        typer.Option(min=1, help="Frames shared by consecutive windows.", show_default="half a window"),
+        typer.Option(
+            min=1, help="Frames shared by consecutive windows.", show_default="half a window", rich_help_panel=VIDEO
+        ),
     ] = None,
-    image: Annotated[str | None, typer.Option(help="Image to start from, as the first frame.")] = None,
-    video: Annotated[str | None, typer.Option(help="Video to continue.")] = None,
+    image: Annotated[
+        str | None, typer.Option(help="Image to start from, as the first frame.", rich_help_panel=START)
+    ] = None,
+    video: Annotated[str | None, typer.Option(help="Video to continue.", rich_help_panel=START)] = None,
     extend: Annotated[
-        int | None, typer.Option(min=1, help="Frames to add to --video.", show_default="the training length")
+        int | None,
+        typer.Option(
+            min=1, help="Frames to add to --video.", show_default="the training length", rich_help_panel=START
+        ),
     ] = None,
     resampling_steps: Annotated[
         int | None,
@@ -108,23 +134,64 @@ def sample(
             min=0,
             help="Resampling passes per denoising step, to fit new frames to the given ones.",
             show_default="the checkpoint's",
+            rich_help_panel=START,
         ),
     ] = None,
     settling: Annotated[int | None, typer.Option(min=0, hidden=True)] = None,
-    vae: Annotated[str | None, typer.Option(help="VAE: a folder or Hub id.", show_default="the checkpoint's")] = None,
-    text_encoder: Annotated[
-        str | None, typer.Option(help="T5 encoder: a folder or Hub id.", show_default="the checkpoint's")
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Denoising steps.", show_default="the checkpoint's", rich_help_panel=SAMPLING),
     ] = None,
-    low_memory: Annotated[
-        bool | None,
+    sampler: Annotated[
+        str | None,
         typer.Option(
-            "--low-memory", help="Encode the text, free the text encoder, sample, then decode frame by frame."
+            help="euler, ddpm, ddim, dpmsolver++ or unipc.",
+            show_default="the checkpoint's",
+            autocompletion=completion.samplers,
+            rich_help_panel=SAMPLING,
         ),
     ] = None,
-    text_8bit: Annotated[
-        bool | None, typer.Option("--text-8bit", help="Load the text encoder in 8 bits (needs bitsandbytes).")
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            help="Scale of classifier-free guidance.", show_default="the checkpoint's", rich_help_panel=SAMPLING
+        ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files of the same name.")] = False,
+    guidance_rescale: Annotated[
+        float | None,
+        typer.Option(
+            help="Guidance rescale, 0 to 1, against over-exposure.", show_default="0", rich_help_panel=SAMPLING
+        ),
+    ] = None,
+    guidance_interval: Annotated[
+        str | None,
+        typer.Option(help="Share of the steps to guide, e.g. 0.1,0.7.", show_default="0,1", rich_help_panel=SAMPLING),
+    ] = None,
+    compat: Annotated[
+        str | None,
+        typer.Option(help="Reference whose sampler and guidance to use: open-sora-1.0.", rich_help_panel=SAMPLING),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Videos made at once.", show_default="1", rich_help_panel=SAMPLING)
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the videos, or FILE.mp4 for a single one.", show_default="videos", rich_help_panel=OUTPUT
+        ),
+    ] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            help="mp4, gif, webp, png (one frame) or frames (a folder of PNGs).",
+            show_default="from --out; otherwise mp4, or png for one frame",
+            autocompletion=completion.choices(*FORMATS),
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files of the same name.", rich_help_panel=OUTPUT)
+    ] = False,
 ) -> None:
     """Make videos from prompts."""
     if settling is not None:
@@ -201,7 +268,7 @@ def make_request(
         from stdit_cli.commands.sample import sidecar
 
         recorded = sidecar.read(recorded_file)
-        changed = bool(requests or settings or options.keys() - OUTPUT)
+        changed = bool(requests or settings or options.keys() - OUTPUT_OPTIONS)
         request = SampleRequest(
             requests or [PromptRequest(recorded["prompt"])],
             replace(Settings(**recorded["settings"]), **settings),

@@ -132,4 +132,4 @@ def format_remarks(kind: str, height: int, width: int, fps: float) -> Iterator[s
             f"--format webp or frames keeps {height}x{width}"
         )
     if kind == "gif" and fps > 50:
-        yield f"gif plays at most 50 frames a second, not {fps:g}; --format mp4 or webp does"
+        yield f"gif plays at most 50 frames per second; --format mp4 or webp plays {fps:g}"

@@ -5,13 +5,13 @@ import json
 import platform
 from collections.abc import Iterable
 from dataclasses import asdict, fields
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from stdit_cli.commands.sample.request import Job, Settings
 from stdit_data.files import replace_text, wrap_errors
 from stdit_train.errors import ConfigError
+from stdit_train.versions import package_versions
 
 VIDEO: dict[str, Any] = {"prompt": str, "negative": str | None, "seed": int}
 # Keys of a sidecar that are read back, with their types.
@@ -25,7 +25,6 @@ SHAPE: dict[str, Any] = {
     "versions": dict,
 }
 RENAMED = {"settling": "resampling_steps"}  # settings of older versions
-PACKAGES = ("stdit-cli", "stdit-model", "stdit-data", "diffusers", "transformers", "av")
 
 
 def build(
@@ -56,11 +55,7 @@ def build(
         "checkpoint": weights,
         "used": used,
         "made_on": {"device": device, "threads": torch.get_num_threads(), "machine": platform.machine()},
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            **{name: version(name) for name in PACKAGES},
-        },
+        "versions": package_versions(),
     }
 
 

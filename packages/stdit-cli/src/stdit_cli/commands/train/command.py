@@ -8,13 +8,17 @@ import typer
 from stdit_cli import completion
 
 PROFILED_STEPS = 3
+RUN, DATA, SETTINGS, MACHINE, DRY_RUN = "Run", "Data", "Settings", "Machine and logging", "Dry run"
 
 
 def train(
     stage: Annotated[
         str | None,
         typer.Option(
-            help="Stage to train; `stdit stages` lists them.", show_default="demo", autocompletion=completion.stages
+            help="Stage to train; `stdit stages` lists them.",
+            show_default="demo",
+            autocompletion=completion.stages,
+            rich_help_panel=RUN,
         ),
     ] = None,
     curriculum: Annotated[
@@ -24,6 +28,7 @@ def train(
             "--schedule",
             help="Curriculum: stages in order, each from the weights of the one before; `stdit stages` lists them.",
             autocompletion=completion.curricula,
+            rich_help_panel=RUN,
         ),
     ] = None,
     config: Annotated[
@@ -31,25 +36,34 @@ def train(
         typer.Option(
             metavar="FILE.toml",
             help="TOML file of settings that override the stage's; other options override the file's.",
+            rich_help_panel=RUN,
         ),
     ] = None,
     data: Annotated[
         str | None,
         typer.Option(
-            help="Folder of videos with captions, manifest, or latent cache.", show_default="the embedded set `shapes`"
+            help="Folder of videos with captions, manifest, or latent cache.",
+            show_default="the embedded set `shapes`",
+            rich_help_panel=DATA,
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/STAGE or runs/CURRICULUM")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder.", show_default="runs/STAGE or runs/CURRICULUM", rich_help_panel=RUN)
+    ] = None,
     resume: Annotated[
         str | None,
         typer.Option(
             metavar="[RUN|auto]",
             help="Resume the run in this folder; without RUN, the newest run of the stage. `auto` resumes the run in "
             "--out if there is one, and starts it otherwise.",
+            rich_help_panel=RUN,
         ),
     ] = None,
     init: Annotated[
-        str | None, typer.Option(help="Weights to start from: a pipeline, run or model folder, .pth file or Hub id.")
+        str | None,
+        typer.Option(
+            help="Weights to start from: a pipeline, run or model folder, .pth file or Hub id.", rich_help_panel=RUN
+        ),
     ] = None,
     variant: Annotated[
         str | None,
@@ -57,31 +71,55 @@ def train(
             help="Attention variant: seq, parallel, dit or latte.",
             show_default="the stage's",
             autocompletion=completion.variants,
+            rich_help_panel=SETTINGS,
         ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps.", show_default="the stage's")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimizer steps.", show_default="the stage's", rich_help_panel=RUN)
+    ] = None,
     minutes: Annotated[
-        float | None, typer.Option(help="Time budget in minutes; the learning-rate schedule is fitted to it.")
+        float | None,
+        typer.Option(help="Time budget in minutes; the learning-rate schedule is fitted to it.", rich_help_panel=RUN),
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(help="Samples per step, over all processes.", show_default="the stage's")
+        int | None,
+        typer.Option(help="Samples per step, over all processes.", show_default="the stage's", rich_help_panel=DATA),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Seed for weights, data order and noise.", show_default="the stage's")
+        int | None,
+        typer.Option(
+            help="Seed for weights, data order and noise.", show_default="the stage's", rich_help_panel=SETTINGS
+        ),
     ] = None,
     vae: Annotated[
-        str | None, typer.Option(help="VAE: a folder, Hub id or `demo`.", show_default="as data and stage need")
+        str | None,
+        typer.Option(
+            help="VAE: a folder, Hub id or `demo`.", show_default="as data and stage need", rich_help_panel=DATA
+        ),
     ] = None,
     text_encoder: Annotated[
-        str | None, typer.Option(help="T5 encoder: a folder, Hub id or `demo`.", show_default="as data and stage need")
+        str | None,
+        typer.Option(
+            help="T5 encoder: a folder, Hub id or `demo`.", show_default="as data and stage need", rich_help_panel=DATA
+        ),
     ] = None,
     nproc: Annotated[
-        int, typer.Option(min=1, help="Processes on this machine, one per GPU. Several machines need torchrun.")
+        int,
+        typer.Option(
+            min=1,
+            help="Processes on this machine, one per GPU. Several machines need torchrun.",
+            rich_help_panel=MACHINE,
+        ),
     ] = 1,
     profile: Annotated[
-        bool, typer.Option("--profile", help=f"Trace {PROFILED_STEPS} steps into profile/ of the run folder.")
+        bool,
+        typer.Option(
+            "--profile", help=f"Trace {PROFILED_STEPS} steps into profile/ of the run folder.", rich_help_panel=MACHINE
+        ),
     ] = False,
-    wandb: Annotated[str | None, typer.Option(metavar="PROJECT", help="Weights & Biases project to log to.")] = None,
+    wandb: Annotated[
+        str | None, typer.Option(metavar="PROJECT", help="Weights & Biases project to log to.", rich_help_panel=MACHINE)
+    ] = None,
     setting: Annotated[
         list[str] | None,
         typer.Option(
@@ -89,10 +127,14 @@ def train(
             metavar="KEY=VALUE",
             help="Any other setting, e.g. optimizer.lr=1e-4; STAGE/KEY=VALUE for one stage of a curriculum.",
             autocompletion=completion.settings,
+            rich_help_panel=SETTINGS,
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the model, its memory, FLOPs and time, and train nothing.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Show the model, its memory, FLOPs and time, and train nothing.", rich_help_panel=DRY_RUN
+        ),
     ] = False,
     gpu: Annotated[
         str | None,
@@ -100,13 +142,19 @@ def train(
             help="With --dry-run: h200, h100, a100, 4090, cpu for this machine, or any card as 24GB,80TFLOPS.",
             show_default="this machine",
             autocompletion=completion.gpus,
+            rich_help_panel=DRY_RUN,
         ),
     ] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", help="With --dry-run: show all settings as well.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="With --dry-run: print estimate and settings as JSON.")
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="With --dry-run: show all settings as well.", rich_help_panel=DRY_RUN)
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Start even if the run does not fit into memory.")] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="With --dry-run: print estimate and settings as JSON.", rich_help_panel=DRY_RUN),
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Start even if the run does not fit into memory.", rich_help_panel=MACHINE)
+    ] = False,
 ) -> None:
     """Train a stage or a curriculum into a run folder: settings, losses, samples, checkpoints and the pipeline."""
     from stdit_train.config.load import parse_overrides, read_own_settings
