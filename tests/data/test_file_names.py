@@ -86,7 +86,7 @@ def test_curated(folder: Path, tmp_path: Path, source: str) -> None:
     pytest.importorskip("cv2")
     from stdit_data.curation.engine import rejects_path, run
     from stdit_data.curation.executors import Inline
-    from stdit_data.curation.filter import open_filter
+    from stdit_data.curation.filtering.filter import open_filter
     from stdit_data.curation.score import ScoreStep
     from stdit_data.curation.tables import open_rows
 

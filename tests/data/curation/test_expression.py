@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from stdit_data.curation.expression import Condition, Rule, find_quantiles
+from stdit_data.curation.filtering.expression import Condition, Rule, find_quantiles
 from stdit_data.errors import DataError
 
 COMPARE: dict[str, Callable[[Any, Any], bool]] = {

@@ -12,8 +12,8 @@ import pytest
 
 from stdit_data.curation.engine import rejects_path, run
 from stdit_data.curation.executors import Inline
-from stdit_data.curation.filter import open_filter
-from stdit_data.curation.presets import load_preset, preset_names
+from stdit_data.curation.filtering.filter import open_filter
+from stdit_data.curation.filtering.presets import load_preset, preset_names
 from stdit_data.curation.tables import open_rows
 from stdit_data.errors import DataError
 
@@ -99,7 +99,7 @@ def test_wrong_conditions_are_found_before_a_row_is_read(scored: str, keep: str,
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_has_sources_and_conditions(name: str) -> None:
     from stdit_data.curation.cut import CutStep
-    from stdit_data.curation.expression import Condition
+    from stdit_data.curation.filtering.expression import Condition
 
     preset = load_preset(name)
     assert preset.description

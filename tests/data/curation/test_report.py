@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stdit_data.curation.report import write_report
+from stdit_data.curation.filtering.report import write_report
 from stdit_data.curation.tables import open_rows
 
 

@@ -62,6 +62,7 @@ PASSING = {
     "botocore.ConnectionError",
     "botocore.HTTPClientError",
     "google.TransportError",
+    "http.IncompleteRead",
     "httpx.TransportError",
     "requests.ChunkedEncodingError",
     "requests.ConnectionError",

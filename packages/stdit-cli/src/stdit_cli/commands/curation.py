@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from stdit_data.curation.executors import Executor
 
 app = typer.Typer()
+FLAGGED_SHOWN = 5
 
 
 class Detector(StrEnum):
@@ -108,10 +109,10 @@ def filter_rows(
     ray: Ray = None,
 ) -> None:
     """Keep the rows that fulfil a condition or preset; record every other row with its column, value and limit."""
-    from stdit_data.curation.expression import Condition
-    from stdit_data.curation.filter import open_filter
-    from stdit_data.curation.presets import load_preset
-    from stdit_data.curation.report import write_report
+    from stdit_data.curation.filtering.expression import Condition
+    from stdit_data.curation.filtering.filter import open_filter
+    from stdit_data.curation.filtering.presets import load_preset
+    from stdit_data.curation.filtering.report import write_report
     from stdit_data.curation.tables import open_rows
     from stdit_data.errors import DataError
 
@@ -164,8 +165,46 @@ def dedup(
     _tell(outcome)
 
 
-def _run(step: Any, source: str, out: str, root: str | None, workers: int | None, ray: str | None) -> None:
-    """Run a step with a progress bar, and print its result."""
+@app.command()
+def caption(
+    source: Source,
+    out: Out,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Captioner (folder or Hub id): LLaVA, LLaVA-OneVision, Qwen-VL; or a server's model."),
+    ] = None,
+    server: Annotated[
+        str | None, typer.Option(help="URL of a server with OpenAI's API (vLLM, SGLang), in place of a local model.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="What to ask after the images; {count} is their number.", show_default="built in")
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")] = 0.2,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 320,
+    size: Annotated[int, typer.Option(min=32, help="Longer side of the frames in pixels.")] = 768,
+    seed: Annotated[int, typer.Option(help="Seed for sampling; each clip derives its own.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing captions.")] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Clips per batch, or concurrent requests to the server.")] = 8,
+    root: Root = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes, each with the model.", show_default="one per GPU, at least 1")
+    ] = None,
+    ray: Ray = None,
+    gpus: Gpus = 0.0,
+) -> None:
+    """Describe clips and images that have no caption from three frames; flag answers that are no good captions."""
+    from stdit_data.curation.caption import CaptionStep, checked
+
+    workers = workers or (None if ray else _gpus(server))
+    options = {"temperature": temperature, "max_tokens": max_tokens, "size": size, "seed": seed, "batch": batch}
+    threads = _threads(workers)
+    step = CaptionStep(model, server, prompt, **options, overwrite=overwrite, threads=threads, gpus=gpus)
+    if _run(checked(step), source, out, root, workers, ray):
+        _tell_flags(out)
+
+
+def _run(step: Any, source: str, out: str, root: str | None, workers: int | None, ray: str | None) -> bool:
+    """Run a step with a progress bar, print its result, and return whether the output is complete."""
     from stdit_data.curation.engine import find_share, run
     from stdit_data.curation.tables import open_rows
 
@@ -174,6 +213,7 @@ def _run(step: Any, source: str, out: str, root: str | None, workers: int | None
             step, open_rows(source, root=root), out, _executor(workers, ray), share=find_share(), progress=progress
         )
     _tell(outcome)
+    return outcome.complete
 
 
 def _executor(workers: int | None, ray: str | None) -> Executor:
@@ -189,6 +229,15 @@ def _cpus() -> int:
     import os
 
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _gpus(server: str | None) -> int:
+    """Return the number of processes for a captioner: one for each GPU; for a server, or without a GPU, one."""
+    if server is not None:
+        return 1
+    import torch
+
+    return max(1, torch.cuda.device_count())
 
 
 def _threads(workers: int | None) -> int:
@@ -236,8 +285,28 @@ def _tell(outcome: Outcome) -> None:
     typer.echo(f"{outcome.out}: {outcome.rows} rows{rejects}{kept}")
 
 
+def _tell_flags(out: str) -> None:
+    """Print how many captions are flagged, the first of them, and how to drop them all."""
+    from collections import Counter
+
+    from stdit_data.curation.caption import flagged
+
+    counts: Counter[str] = Counter()
+    for row in flagged(out):
+        counts[row["caption_flag"]] += 1
+        if counts.total() <= FLAGGED_SHOWN:
+            span = "" if row.get("start") is None else f" {row['start']:g} s"
+            typer.echo(f"  {row['caption_flag']}: {row['path']}{span}: {(row['caption'] or '')[:80]}")
+    if counts:
+        listed = ", ".join(f"{count} {flag}" for flag, count in counts.most_common())
+        typer.echo(
+            f"{counts.total()} captions are flagged ({listed}): caption {out} again with another --model or --seed, or "
+            "drop them by `stdit data filter --keep 'caption_flag is None'`, which lists each"
+        )
+
+
 def _list_presets() -> None:
-    from stdit_data.curation.presets import load_preset, preset_names
+    from stdit_data.curation.filtering.presets import load_preset, preset_names
 
     for name in preset_names():
         preset = load_preset(name)

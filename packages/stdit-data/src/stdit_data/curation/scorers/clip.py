@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from stdit_data.curation.hub import loading, pick_device
 from stdit_data.curation.sampling import ClipFrames
 from stdit_data.errors import DataError
 
@@ -29,17 +30,15 @@ class ClipScores:
     """
 
     def __init__(self, model: str, head: str | None = None) -> None:
-        from transformers import AutoConfig, CLIPModel, CLIPProcessor
+        with loading(model, "CLIP model"):
+            from transformers import AutoConfig, CLIPModel, CLIPProcessor
 
-        try:
             kind = AutoConfig.from_pretrained(model).model_type
             if kind != "clip":
                 raise DataError(f"{model}: a model of kind {kind!r}; expected CLIP")
-            self.device = "cuda" if torch.cuda.is_available() else "cpu"
+            self.device = pick_device()
             self.model = CLIPModel.from_pretrained(model).eval().to(self.device)
             self.processor = CLIPProcessor.from_pretrained(model)
-        except OSError as error:
-            raise DataError(f"{model}: no CLIP model ({' '.join(str(error).split())[:200]})") from None
         self.head = _read_head(head, self.model.config.projection_dim) if head else []
 
     @torch.inference_mode()

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from stdit_data.curation.executors import Result
-from stdit_data.curation.expression import Condition, column_values, find_quantiles
+from stdit_data.curation.filtering.expression import Condition, column_values, find_quantiles
 from stdit_data.curation.tables import Rows, to_dicts
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
-from stdit_data.curation.expression import Condition
+from stdit_data.curation.filtering.expression import Condition
 from stdit_data.errors import DataError
 
 
@@ -63,7 +63,7 @@ class Preset:
 
 def preset_names() -> list[str]:
     """Return the names of all presets."""
-    folder = resources.files("stdit_data.curation") / "presets"
+    folder = resources.files("stdit_data.curation.filtering") / "presets"
     return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
 
 
@@ -74,7 +74,7 @@ def load_preset(name: str) -> Preset:
     """
     if name not in preset_names():
         raise DataError(f"no preset {name!r}; there are {', '.join(preset_names())}")
-    text = (resources.files("stdit_data.curation") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
+    text = (resources.files("stdit_data.curation.filtering") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
     data = tomllib.loads(text)
     rules = tuple(PresetRule(**rule) for rule in data.get("rules", []))
     return Preset(name, data["description"], data.get("cut", {}), rules)

@@ -15,7 +15,7 @@ import pyarrow as pa
 from PIL import Image
 
 from stdit_data import files, stores
-from stdit_data.curation.expression import Condition, Rule, column_values
+from stdit_data.curation.filtering.expression import Condition, Rule, column_values
 from stdit_data.curation.sampling import frames_at
 from stdit_data.curation.tables import Rows, segment_of, to_dicts
 from stdit_data.errors import ClipError
