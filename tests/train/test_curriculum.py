@@ -1,10 +1,12 @@
 """Schedules: what they hold, what is handed on, and going on from anywhere."""
 
+import json
 import math
 import os
 import re
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,17 @@ import torch
 
 from stdit_train.checkpoint.format import named_tensors
 from stdit_train.checkpoint.run_folder import RunFolder
-from stdit_train.config.load import ConfigError, curriculum_names, load_curriculum, read_curriculum, write_curriculum
-from stdit_train.curriculum import Stage, stage_folder, train_stages
+from stdit_train.config.load import (
+    CURRICULUM_FILE,
+    ConfigError,
+    curriculum_names,
+    load_curriculum,
+    load_stage,
+    read_curriculum,
+    to_dict,
+    write_curriculum,
+)
+from stdit_train.curriculum import Stage, TrainOptions, find_run, stage_folder, train_stages
 from stdit_train.pipeline.export import export_run
 from stdit_train.pipeline.find import find_checkpoint
 from stdit_train.report import run_report as report_page
@@ -192,3 +203,35 @@ def test_a_damaged_file_is_named(tmp_path: Path, file: str, text: str, said: str
     with pytest.raises(ConfigError, match=said):
         run.read_config()
         run.metadata()
+
+
+@pytest.mark.parametrize("resume", ["auto", "by name"])
+def test_a_run_of_an_older_version_goes_on_as_it_was(tmp_path: Path, resume: str) -> None:
+    """Its gradients were summed in every micro-batch, its weights shared by all processes; unless set."""
+    old = to_dict(load_stage("demo", {"steps": 5, "replicate": 1}))
+    del old["reduce_once"]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    RunFolder(tmp_path).update_metadata(id="0")
+    options = TrainOptions(resume=str(tmp_path))
+    if resume == "auto":
+        options = TrainOptions(stage="demo", overrides={"steps": 5}, out=tmp_path, resume="auto")
+    (config,) = find_run(options).configs
+    assert (config.replicate, config.reduce_once) == (1, False)
+    assert load_stage("demo").reduce_once is None
+    options = replace(options, overrides={**(options.overrides or {}), "reduce_once": True, "replicate": 2})
+    if resume == "auto":
+        with pytest.raises(ConfigError, match=r"other settings \((replicate|reduce_once): (1|False), now (2|True)\)"):
+            find_run(options)
+    else:
+        (config,) = find_run(options).configs
+        assert (config.replicate, config.reduce_once) == (2, True)
+
+
+def test_a_curriculum_of_an_older_version_goes_on_as_it_was(tmp_path: Path) -> None:
+    write_curriculum(tmp_path, "demo", load_curriculum("demo", {"replicate": 1}))
+    saved = json.loads((tmp_path / CURRICULUM_FILE).read_text())
+    for stage in saved["stages"]:
+        del stage["reduce_once"]
+    (tmp_path / CURRICULUM_FILE).write_text(json.dumps(saved))
+    _, configs = read_curriculum(tmp_path, {})
+    assert {(config.replicate, config.reduce_once) for config in configs} == {(1, False)}

@@ -1,20 +1,24 @@
 """Run by test_step.py: what an optimizer step sends, and whether its results are those of one process."""
 
 from collections import Counter
+from dataclasses import fields
 from functools import partial
 
 import torch
 import torch.distributed as dist
-from parallel_cases import CPU, apart, arguments, batch, dims, loss_of, share, state, weights
+from count_traffic import CountTraffic
+from parallel_cases import CPU, apart, arguments, batch, dims, loss_of, share, state, weights, whole
 from run_cases import run_cases
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor.debug import CommDebugMode
 
 from stdit_model import STDiT
 from stdit_train.config.schema import OptimizerConfig
 from stdit_train.distributed.mesh import build_mesh
-from stdit_train.distributed.parallelize import build_sharded_model
+from stdit_train.distributed.parallelize import build_sharded_model, set_gradient_reduction
 from stdit_train.distributed.sharded_weights import load_full_state_dict
+from stdit_train.estimate.parallel import sharded_memory, traffic
 from stdit_train.optim.muon import orthogonalised
 from stdit_train.optim.optimizers import build_optimizers
 from stdit_train.optim.whole_matrices import map_whole_matrices
@@ -70,6 +74,47 @@ def muon(how: str) -> dict[str, float]:
         "moved": apart(expected, {n: start[n] for n in matrices}),
         **sent,
     }
+
+
+def accumulated(how: str, micro_batches: str, when: str) -> dict[str, float]:
+    """Gradients of a step of so many micro-batches, summed `once` or in `each`, against one process; what is sent."""
+    settings, mesh, number = arguments("seq"), build_mesh(dims(how), CPU), int(micro_batches)
+    halves = [batch(seed=seed) for seed in (7, 8)]
+    samples = {name: torch.cat([half[name] for half in halves]) for name in halves[0]}
+    many, one = build_sharded_model(settings, mesh, CPU), STDiT(**settings)
+    for model in (many, one):
+        load_full_state_dict(model, weights(settings).items())
+    ours = share(samples, mesh.dp_rank, mesh.dims.data)
+    with CommDebugMode() as count, CountTraffic() as bytes_sent:
+        for i in range(number):
+            set_gradient_reduction(many, last=i == number - 1, once=when == "once")
+            (loss_of(many, share(ours, i, number)) / number).backward()
+            if i == 0:
+                unreduced = _unreduced_bytes(many)
+    loss_of(one, samples).backward()
+    gradients = [{n: whole(p.grad) for n, p in model.named_parameters()} for model in (many, one)]
+    shape = tuple(share(ours, 0, number)["x0"].shape)
+    paper = traffic(one.config, mesh.dims, shape, itemsize=4).of_step(number, when == "once")
+    held = sharded_memory(one.config, mesh.dims, shape, itemsize=4, unreduced=True)["gradients"]
+    bytes_match = all(bytes_sent.by_kind[field.name] == getattr(paper, field.name) for field in fields(paper))
+    return {
+        "gradients": apart(*gradients),
+        "unreduced": unreduced / held,
+        "as_on_paper": float(bytes_match),
+        **messages(count),
+    }
+
+
+def _unreduced_bytes(model: FSDPModule) -> int:
+    """The bytes of the gradients that are whole on this process."""
+    states = [module._get_fsdp_state() for module in model.modules() if isinstance(module, FSDPModule)]
+    groups = {id(state._fsdp_param_group): state._fsdp_param_group for state in states if state._fsdp_param_group}
+    found = 0
+    for parameter in (parameter for group in groups.values() for parameter in group.fsdp_params):
+        gradient = parameter.unsharded_accumulated_grad
+        gradient = parameter._unsharded_param.grad if gradient is None else gradient
+        found += 0 if gradient is None else gradient.nbytes
+    return found
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from stdit_train.distributed.mesh import parallel_dims
 from stdit_train.distributed.sharded_weights import init_weights
 from stdit_train.distributed.world import World
 from stdit_train.tracking.metrics import read_metrics
+from stdit_train.tracking.sessions import read_sessions
 
 LIMIT = 1e-5  # relative
 
@@ -96,6 +97,10 @@ def test_from_one_process_to_two_and_back(config: TrainConfig, tmp_path: Path) -
     assert reports[1][0]["held"] * 2 == pytest.approx(expected[0]["held"], rel=0.02)
     assert reports[1][1]["losses"] == {}  # the callback is called on rank 0
     run, whole = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "whole")
+    sessions = read_sessions(run)
+    assert [session.get("parallel") for session in sessions] == [
+        None, {"world_size": 2, "replicate": 1, "sequence": 2}, None,
+    ]  # fmt: skip
     assert run.log_file.read_text().count("resuming from") == 2
     for file in ("step-000003-0.mp4", "step-000003-3.mp4", "step-000003.png"):
         assert (run.samples / file).is_file()

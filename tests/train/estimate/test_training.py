@@ -13,7 +13,7 @@ from stdit_train.config.load import ConfigError, from_dict, load_stage, set_valu
 from stdit_train.config.schema import TrainConfig
 from stdit_train.distributed.mesh import ParallelDims
 from stdit_train.estimate.plan import SHARE_OF_PEAK, find_device_kind, plan_stage
-from stdit_train.estimate.training import estimate_run, refusal
+from stdit_train.estimate.training import advice, describe, estimate_run, refusal
 from stdit_train.hardware import DEVICES, known_device
 
 # Two steps under the profiler, in a process of their own: prints the most that the CPU's allocator had given out.
@@ -98,17 +98,36 @@ def test_a_plan_is_flops_over_peak() -> None:
     assert plan.seconds_per_step == pytest.approx(plan.estimate.step_flops / (989e12 * SHARE_OF_PEAK))
     ways = {way.how: way for way in plan_stage(config, DEVICES["a100"], 16)}
     assert list(ways) == [
-        "a copy on each", "sharded (FSDP2)", "a sharded copy on each node (HSDP)", "sharded, 2 to a clip",
+        "a copy on each", "sharded (FSDP2)", "a sharded copy on each node (HSDP)",
+        "sharded on each node, 2 to a clip",
     ]  # fmt: skip
     copies, shards, nodes, clips = ways.values()
     assert (copies.sent.gathered, copies.sent.exchanged, shards.sent.summed) == (0, 0, 0)
     assert nodes.sent.summed > 0 < nodes.sent.gathered
     assert clips.sent.exchanged > 0
     assert copies.estimate.total_memory > nodes.estimate.total_memory > shards.estimate.total_memory
+    assert [way.how for way in ways.values() if way.default] == ["a sharded copy on each node (HSDP)"]
     with pytest.raises(ConfigError, match="512 is not a multiple of the 7"):
         plan_stage(config, DEVICES["a100"], 7)
     with pytest.raises(ConfigError, match=r"unknown device 'h10'.*h100"):
         find_device_kind("h10")
+
+
+def test_unreduced_gradients_are_in_the_plan() -> None:
+    """With accumulation: whole on each device until the last micro-batch, and sent once."""
+    config = replace(load_stage("16x256"), micro_batch=8)
+    plans = {once: plan_stage(replace(config, reduce_once=once), DEVICES["a100"], 8)[1] for once in (None, False)}
+    late, early = plans.values()
+    assert late.estimate.accumulation == early.estimate.accumulation == 8
+    assert late.estimate.memory["gradients"] == 4 * late.estimate.parameters
+    assert early.estimate.memory["gradients"] == pytest.approx(4 * early.estimate.parameters / 8, rel=1e-3)
+    assert early.sent.scattered == 8 * late.sent.scattered
+    assert (early.sent.gathered, early.sent.exchanged) == (late.sent.gathered, late.sent.exchanged)
+    assert any("reduce_once=false" in line for line in describe(late.estimate))
+    assert "--set reduce_once=false" in advice(late.estimate, 2**30)
+    assert not any("reduce_once" in line for line in [*describe(early.estimate), advice(early.estimate, 2**30)])
+    whole = plan_stage(replace(config, micro_batch=64), DEVICES["a100"], 8)[1]  # one micro-batch
+    assert whole.estimate.memory["gradients"] == early.estimate.memory["gradients"]
 
 
 def test_devices_by_the_name_that_torch_gives() -> None:

@@ -162,16 +162,26 @@ def _same_run(new: RunPlan, saved: RunPlan) -> RunPlan:
     hint = "choose another folder with --out, or resume it as it is with --resume"
     if new.curriculum != saved.curriculum or len(new.configs) != len(saved.configs):
         raise ConfigError(f"{saved.folder} holds a run of other stages: {hint}")
-    for theirs, ours in zip(saved.configs, new.configs, strict=True):
+    configs = [
+        replace(
+            ours,
+            # what an older version chose for a setting that is left to us stays
+            replicate=theirs.replicate if ours.replicate is None else ours.replicate,
+            reduce_once=theirs.reduce_once if ours.reduce_once is None else ours.reduce_once,
+        )
+        for theirs, ours in zip(saved.configs, new.configs, strict=True)
+    ]
+    for theirs, ours in zip(saved.configs, configs, strict=True):
         if theirs != replace(ours, steps=theirs.steps, minutes=theirs.minutes):
             left, right = flatten(to_dict(theirs)), flatten(to_dict(ours))
             key = next(key for key in right if left.get(key) != right[key] and key not in ("steps", "minutes"))
             raise ConfigError(
                 f"{saved.folder} holds a run with other settings ({key}: {left.get(key)}, now {right[key]}): {hint}"
             )
+    new = new._replace(configs=configs, resumed=True)
     for config, run in zip(new.configs, new.runs, strict=True):
         _check_budget(config, run)
-    return new._replace(resumed=True)
+    return new
 
 
 def _check_budget(config: TrainConfig, run: "RunFolder") -> None:

@@ -33,7 +33,7 @@ from stdit_train.config.schema import TrainConfig
 from stdit_train.data.datasets import cached_in_memory
 from stdit_train.data.videos import loader_settings
 from stdit_train.distributed.failures import PeerFailed, is_connection_lost
-from stdit_train.distributed.parallelize import apply_ac, apply_compile, build_ema
+from stdit_train.distributed.parallelize import apply_ac, apply_compile, build_ema, set_gradient_reduction
 from stdit_train.distributed.side_work import SideWork
 from stdit_train.distributed.world import World
 from stdit_train.errors import ConfigError, Diverged, RunEnded
@@ -210,6 +210,7 @@ class Trainer:
         for batch in batches:
             timestep, terms = self.batch_loss.loss(batch)
             share = len(batch.indices) / samples
+            set_gradient_reduction(self.model, last=batch is batches[-1], once=self.config.reduce_once is not False)
             self.precision.backward(terms["loss"].mean() * share)
             for name, term in terms.items():
                 totals[name] = totals.get(name, torch.zeros((), device=self.device)) + term.detach().mean() * share
@@ -304,7 +305,7 @@ class Trainer:
             stack.enter_context(self.checkpoints.explaining())
             if self.world.is_main:
                 stack.enter_context(RunLog(self.run))
-                self._session = Session(self.run, self.device, self.world.size)
+                self._session = Session(self.run, self.device, self.world.size, self.world.parallel)
             stack.enter_context(self.outputs.opened(self.step))
             stack.callback(self.loader.close)
             interrupts = stack.enter_context(Interrupts())

@@ -64,7 +64,7 @@ def plan(
         )
     for way in ways:
         if gpus > 1:
-            console.print(f"\n{way.how}:")
+            console.print(f"\n{way.how}{', the default' if way.default else ''}:")
         for line in describe(way.estimate):
             console.print(line)
         if gpus > 1:

@@ -12,7 +12,7 @@ from typing import Any
 from stdit_data.files import replace_text
 from stdit_train.checkpoint.lock import HOLDER, LOCK
 from stdit_train.checkpoint.verify import Checkpoint, CheckpointError, list_checkpoints, newest_whole, read_state
-from stdit_train.config.load import CURRICULUM_FILE, ConfigError, from_dict, read_settings, to_dict
+from stdit_train.config.load import BEFORE, CURRICULUM_FILE, ConfigError, from_dict, read_settings, to_dict
 from stdit_train.config.schema import TrainConfig
 
 
@@ -96,7 +96,7 @@ class RunFolder:
         if not self.config_file.is_file():
             what = "has no config.json" if self.path.exists() else "does not exist"
             raise ConfigError(f"{self.path} is not a run folder: it {what}")
-        values = read_settings(self.config_file)
+        values = BEFORE | read_settings(self.config_file)
         try:
             from_dict(values)
         except ConfigError as error:

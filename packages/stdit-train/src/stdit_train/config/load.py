@@ -26,6 +26,7 @@ RENAMED = {  # since 0.2.0; the old keys are read until 0.3
     "data.remember_latents": "data.cache_latents",
 }
 ALSO_CALLED = {"learning_rate": "optimizer.lr", "batch_size": "global_batch", "dropout": "objective.caption_dropout"}
+BEFORE = {"reduce_once": False}  # what runs did whose saved settings are older than a setting, where it is no default
 _STAGE_ORDER = ("16x256", "16x256-hq", "16x512", "64x512", "360x512", "demo")
 
 logger = logging.getLogger(__name__)
@@ -120,7 +121,7 @@ def read_curriculum(folder: Path, overrides: Mapping[str, Any]) -> tuple[str, li
     if not isinstance(name, str) or not isinstance(stages, list):
         raise ConfigError(f"{folder / CURRICULUM_FILE} is damaged: expected `schedule` and `stages`")
     _check_stages(name, [values["stage"] for values in stages], overrides)
-    return name, [from_dict(set_values(values, _of_stage(overrides, values["stage"]))) for values in stages]
+    return name, [from_dict(set_values(BEFORE | values, _of_stage(overrides, values["stage"]))) for values in stages]
 
 
 # -- values ------------------------------------------------------------------------------------------------------------

@@ -166,7 +166,10 @@ class TrainConfig:
     precision: PrecisionName = "bf16"  # see stdit_train.optim.precision
     activation_checkpointing: Checkpointing = False  # see stdit_train.distributed.parallelize.apply_ac
     compile: bool = False  # torch.compile each block
-    replicate: WholeNumber = 1  # replicas of the weights, each sharded; 0 for a full copy on each process
+    replicate: WholeNumber | None = None  # replicas of the weights, each sharded; 0 for a full copy on each process
+    # [default: 1 up to 8 processes, else one on each node]
+    reduce_once: bool | None = None  # sum gradients over the processes once a step, not in every micro-batch, for 4
+    # bytes of memory per parameter [default: true]
     sequence: Count = 1  # processes that share each clip
     profile: WholeNumber = 0  # steps to trace, after two to warm up, into profile/ of the run's folder
     log_every: Count = 10

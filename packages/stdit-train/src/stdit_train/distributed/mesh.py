@@ -6,6 +6,7 @@ all W processes however the weights are sharded. Processes that share a clip or 
 that they are on one node where possible.
 """
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,8 @@ from stdit_data.buckets import parse_bucket
 from stdit_model.presets import Variant
 from stdit_train.config.schema import TrainConfig, model_arguments
 from stdit_train.errors import ConfigError
+
+NODE = 8  # processes up to which all hold the weights together by default; also the GPUs that a plan gives a node
 
 
 @dataclass(frozen=True)
@@ -123,15 +126,42 @@ def build_mesh(dims: ParallelDims, device: torch.device) -> ParallelMesh:
     return ParallelMesh(dims, weights, clips.get_local_rank("data"), clips.get_group("sequence"))
 
 
-def parallel_dims(config: TrainConfig, world_size: int) -> ParallelDims:
+def node_size() -> int | None:
+    """Return the number of processes on this node, as torchrun sets it; None without torchrun."""
+    text = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return int(text) if text.isdigit() else None
+
+
+def default_replicas(world_size: int, node: int) -> int:
+    """Return the replicas of the weights of a run that does not set `replicate`.
+
+    Above 8 processes each node has a replica, sharded among its processes (HSDP): weights are gathered in every
+    micro-batch, and the network between nodes is several times slower than the one within.
+
+    Args:
+        world_size: all processes.
+        node: processes on each node.
+    """
+    return world_size // node if world_size > NODE and node > 1 and world_size % node == 0 else 1
+
+
+def parallel_dims(config: TrainConfig, world_size: int, node: int | None = None) -> ParallelDims:
     """Return the parallel dimensions of a run.
+
+    Args:
+        config: of the run.
+        world_size: number of processes.
+        node: processes on each node, for the default of `replicate`. [default: as here under torchrun, else 8]
 
     Raises:
         ConfigError: the processes do not fit the run; the message says why and what would.
     """
     if world_size == 1:
         return ParallelDims(1)
-    dims = ParallelDims(world_size, config.replicate or world_size, config.sequence)
+    replicate = config.replicate
+    if replicate is None:
+        replicate = default_replicas(world_size, node or node_size() or NODE)
+    dims = ParallelDims(world_size, replicate or world_size, config.sequence)
     if config.precision == "fp16":
         raise ConfigError("precision=fp16 is for one process; on several use bf16: --set precision=bf16")
     sizes = model_arguments(config, latent_channels=4, caption_channels=1)

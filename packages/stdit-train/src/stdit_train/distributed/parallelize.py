@@ -10,8 +10,8 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import Tensor
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from stdit_model import STDiT
@@ -173,6 +173,20 @@ def apply_fsdp(model: STDiT, mesh: ParallelMesh, dtype: torch.dtype | None = Non
     encode_text = model.encode_text
     model.forward = partial(_forward, encode_text, model.forward)  # type: ignore[method-assign]
     register_fsdp_forward_method(model, "encode_text")  # samplers call it on its own
+
+
+def set_gradient_reduction(model: nn.Module, *, last: bool, once: bool) -> None:
+    """Set whether the next backward of a sharded model sums the gradients over the processes.
+
+    Args:
+        model: a model as `apply_fsdp` leaves it; any other is not changed.
+        last: whether the next micro-batch is the last one of its step, in which the gradients are always summed.
+        once: whether the gradients of the others stay unsummed, 4 bytes a parameter on each process. Otherwise they are
+            summed among the shards in every micro-batch; among the replicas, in the last one either way.
+    """
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last or not once)
+        model.set_requires_all_reduce(last)
 
 
 def _forward(

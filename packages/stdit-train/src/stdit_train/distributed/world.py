@@ -6,6 +6,7 @@
 import os
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
@@ -69,6 +70,11 @@ class World:
     def sharded(self) -> bool:
         """Return whether the weights of models are sharded over `mesh`."""
         return self.mesh is not None
+
+    @property
+    def parallel(self) -> dict[str, int] | None:
+        """The parallel dimensions of the run by name: world_size, replicate and sequence; None without a mesh."""
+        return asdict(self.mesh.dims) if self.mesh is not None else None
 
     # -- set-up ----------------------------------------------------------------------------------------------------
 
@@ -187,9 +193,11 @@ class DistributedWorld(World):
 
     def with_mesh(self, config: "TrainConfig") -> World:
         """Return this world with the process groups of a run; every process must call this."""
-        from stdit_train.distributed.mesh import build_mesh, parallel_dims
+        from stdit_train.distributed.mesh import build_mesh, node_size, parallel_dims
 
-        mesh = build_mesh(parallel_dims(config, self.size), self.device())
+        node = node_size() or 0
+        least, most = self.all_max(-node, node)
+        mesh = build_mesh(parallel_dims(config, self.size, node if -least == most else 1), self.device())
         return DistributedWorld(self.rank, self.size, self.local_rank, mesh)
 
     def device(self) -> "torch.device":

@@ -18,6 +18,7 @@ def sharded_memory(
     *,
     itemsize: int = 2,
     checkpointing: bool = False,
+    unreduced: bool = False,
 ) -> dict[str, int]:
     """Return the bytes that a process holds at the peak of a step, with AdamW and the EMA in float32.
 
@@ -29,6 +30,7 @@ def sharded_memory(
         shape: of a micro-batch's latents [B, C, T, H, W].
         itemsize: bytes of a gathered weight and of an activation.
         checkpointing: whether only the blocks' inputs are kept for the backward pass.
+        unreduced: whether gradients of several micro-batches are added up before they are summed over the processes.
     """
     arguments = STDiT.arguments(arguments)
     parts = _parameter_shapes(arguments)
@@ -46,7 +48,7 @@ def sharded_memory(
     kept = flops.activation_bytes(arguments, (batch, channels, own, height, width), None, itemsize, checkpointing)
     return {
         "weights": 4 * held,
-        "gradients": 4 * held,
+        "gradients": 4 * (sum(sizes.values()) if unreduced else held),  # a shard is made as its whole is freed
         "optimizer": 8 * held,
         "average": 4 * held,
         # two blocks, one computed and one being gathered; the largest block's gradients before they are scattered
@@ -69,9 +71,19 @@ class Traffic:
         """All bytes."""
         return sum(getattr(self, field.name) for field in fields(self))
 
-    def times(self, count: int) -> "Traffic":
-        """Return the bytes of several micro-batches."""
-        return Traffic(*(count * getattr(self, field.name) for field in fields(self)))
+    def of_step(self, micro_batches: int, reduce_once: bool = True) -> "Traffic":
+        """Return the bytes of a step.
+
+        Args:
+            micro_batches: of the step.
+            reduce_once: whether gradients are summed among the shards once; among the replicas they always are.
+        """
+        return Traffic(
+            gathered=micro_batches * self.gathered,
+            scattered=self.scattered if reduce_once else micro_batches * self.scattered,
+            summed=self.summed,
+            exchanged=micro_batches * self.exchanged,
+        )
 
 
 def traffic(

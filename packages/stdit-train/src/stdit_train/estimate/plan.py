@@ -14,7 +14,6 @@ from stdit_train.hardware import DEVICES, GIB, Device, find_device, measured_pea
 if TYPE_CHECKING:
     from stdit_train.estimate.parallel import Traffic
 
-NODE = 8  # devices of one machine
 SHARE_OF_PEAK = 0.4  # assumed model FLOPs utilisation
 CONTEXT = GIB  # of a card's memory that the driver and a CUDA context take
 _CARD = re.compile(r"(\d+(?:\.\d+)?) ?gi?b? ?, ?(\d+(?:\.\d+)?) ?t(?:flops?|flop/s)?", re.IGNORECASE)
@@ -30,11 +29,13 @@ class Plan:
     peak: float  # FLOP/s of a device
     seconds_per_step: float  # at SHARE_OF_PEAK
     sent: "Traffic"  # bytes that a device sends in a step
+    default: bool  # whether `stdit train` takes this way
 
     def to_dict(self, device: Device) -> dict[str, Any]:
         """Return the numbers for JSON: bytes, FLOPs and seconds."""
         return {
             "how": self.how,
+            "default": self.default,
             "device": device.title,
             **to_dict(self.estimate, device.memory),
             "peak_flops_per_second": self.peak,
@@ -86,7 +87,7 @@ def plan_stage(config: TrainConfig, device: Device, count: int) -> list[Plan]:
     Raises:
         ConfigError: the devices don't divide the global batch, or have no stated peak.
     """
-    from stdit_train.distributed.mesh import parallel_dims
+    from stdit_train.distributed.mesh import NODE, default_replicas, parallel_dims
     from stdit_train.estimate.parallel import traffic
 
     peak = device.peak(config.precision)
@@ -99,11 +100,15 @@ def plan_stage(config: TrainConfig, device: Device, count: int) -> list[Plan]:
         ways = {"a copy on each": replace(alone, replicate=0), "sharded (FSDP2)": replace(alone, replicate=1)}
         if count > NODE and count % NODE == 0:
             ways["a sharded copy on each node (HSDP)"] = replace(alone, replicate=count // NODE)
-        ways[f"sharded, {shared} to a clip"] = replace(config, replicate=1, sequence=shared)
+        replicas = default_replicas(count, NODE)
+        ways[f"sharded{' on each node' if replicas > 1 else ''}, {shared} to a clip"] = replace(
+            config, replicate=replicas, sequence=shared
+        )
+    chosen = default_replicas(count, NODE) if config.replicate is None else config.replicate
     plans, refused = [], None
     for how, way in ways.items():
         try:
-            dims = parallel_dims(way, count)
+            dims = parallel_dims(way, count, NODE)
         except ConfigError as error:
             refused = refused or error  # the first: the later ways were not asked for
             continue
@@ -115,9 +120,11 @@ def plan_stage(config: TrainConfig, device: Device, count: int) -> list[Plan]:
             (estimate.micro_batch, *estimate.latent),
             itemsize=4 if way.precision == "fp32" else 2,
             checkpointing=way.activation_checkpointing is True,
-        ).times(estimate.accumulation)
+        ).of_step(estimate.accumulation, way.reduce_once is not False)
         seconds = estimate.step_flops / (count * peak * SHARE_OF_PEAK)
-        plans.append(Plan(how, estimate, estimate.total_memory <= device.memory, peak, seconds, sent))
+        fits = estimate.total_memory <= device.memory
+        default = count == 1 or (way.replicate, way.sequence) == (chosen, config.sequence)
+        plans.append(Plan(how, estimate, fits, peak, seconds, sent, default))
     if refused is not None and not plans:
         raise refused
     return plans

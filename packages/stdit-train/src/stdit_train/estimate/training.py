@@ -33,11 +33,17 @@ class Estimate:
     caption_channels: int = 0
     processes: int = 1
     data_ranks: int = 1  # that the global batch is divided by
+    replicas: int = 1  # of the weights
 
     @property
     def accumulation(self) -> int:
         """Return the number of micro-batches per step on each process."""
         return self.config.global_batch // self.data_ranks // self.micro_batch
+
+    @property
+    def reduce_once(self) -> bool:
+        """Return whether gradients are summed over the processes once a step, and are whole on each until then."""
+        return self.processes > 1 and self.accumulation > 1 and self.config.reduce_once is not False
 
     @property
     def total_memory(self) -> int:
@@ -114,7 +120,8 @@ def _estimate(config: TrainConfig, micro_batch: int, dims: "ParallelDims | None"
     else:
         from stdit_train.estimate.parallel import sharded_memory
 
-        part = sharded_memory(model, dims, shape, itemsize=itemsize, checkpointing=checkpointing)
+        unreduced = micro_batch * dims.data < config.global_batch and config.reduce_once is not False
+        part = sharded_memory(model, dims, shape, itemsize=itemsize, checkpointing=checkpointing, unreduced=unreduced)
         memory = {
             "weights": part["weights"] + part["gathered"],
             "gradients": part["gradients"],
@@ -136,6 +143,7 @@ def _estimate(config: TrainConfig, micro_batch: int, dims: "ParallelDims | None"
         caption_channels=caption_channels,
         processes=dims.world_size if dims is not None else 1,
         data_ranks=dims.data if dims is not None else 1,
+        replicas=dims.replicate if dims is not None else 1,
     )
 
 
@@ -177,6 +185,11 @@ def fit_to_memory(
             f"{processes} processes: {dims.replicate} x the weights in {dims.shard} shards, "
             f"{dims.sequence} to a clip; batch {config.global_batch} shared by {dims.data}"
         )
+    if estimate.reduce_once:
+        notes.append(
+            f"gradients are summed once per step, {estimate.memory['gradients'] / GIB:.2f} GiB on each until then "
+            "(--set reduce_once=false sums them in every micro-batch)"
+        )
     if estimate.accumulation > 1:
         parts = config.global_batch // estimate.micro_batch
         notes.append(
@@ -207,6 +220,10 @@ def advice(estimate: Estimate, available: int) -> str:
     fixed = sum(estimate.memory.values()) - estimate.memory["activations"]
     config = estimate.config
     ways = []
+    if estimate.reduce_once:
+        ways.append("--set reduce_once=false")
+    if estimate.replicas > 1:
+        ways.append("--set replicate=1")
     if fixed > available:
         ways.append("a smaller preset (--set model.preset=S/2)")
     else:
@@ -232,6 +249,7 @@ def to_dict(estimate: Estimate, available: int) -> dict[str, Any]:
         "global_batch": estimate.config.global_batch,
         "micro_batch": estimate.micro_batch,
         "accumulation": estimate.accumulation,
+        "reduce_once": estimate.reduce_once,
         "flops_per_step": estimate.step_flops,
         "processes": estimate.processes,
         "memory": estimate.memory,
@@ -259,5 +277,10 @@ def describe(estimate: Estimate) -> list[str]:
         f"memory       about {estimate.total_memory / GIB:.2f} GiB at the peak: "
         + ", ".join(f"{name} {size / GIB:.2f}" for name, size in estimate.memory.items()),
     ]
+    if estimate.reduce_once:
+        lines.append(
+            f"gradients    summed once per step, {estimate.memory['gradients'] / GIB:.2f} GiB on each until then; "
+            "--set reduce_once=false sums them in every micro-batch"
+        )
     lines += [f"assumed      {note}" for note in estimate.assumed]
     return lines

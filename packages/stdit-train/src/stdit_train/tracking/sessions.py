@@ -21,14 +21,18 @@ class Session:
         run: folder of the run.
         device: of this process.
         processes: that train together.
+        parallel: the parallel dimensions of several processes, by name.
     """
 
-    def __init__(self, run: RunFolder, device: torch.device, processes: int) -> None:
+    def __init__(
+        self, run: RunFolder, device: torch.device, processes: int, parallel: dict[str, int] | None = None
+    ) -> None:
         self.run = run
         self.facts: dict[str, Any] = {
             "started": _now(),
             "command": command_line(),
             "machine": describe_machine(device, processes),
+            **({} if parallel is None else {"parallel": parallel}),
             "versions": package_versions(),
         }
         self.save()
@@ -42,7 +46,8 @@ class Session:
 def read_sessions(run: RunFolder) -> list[dict[str, Any]]:
     """Return the sessions of a run in order: started, ended (UTC, ISO 8601), command, machine, versions.
 
-    Empty for a run of an older version.
+    Those on several processes have `parallel` too: world_size, replicate, sequence. Empty for a run of an older
+    version.
     """
     sessions: list[dict[str, Any]] = run.metadata().get("sessions", [])
     return sessions
