@@ -204,8 +204,10 @@ def describe(path_or_hub_id: str | Path, ema: bool = False) -> list[str]:
         return lines
     found = infer_sizes(tensors)
     width = found["hidden_size"]
-    kept = {key: checkpoint.config[key] for key in ("space_scale", "time_scale") if key in checkpoint.config}
-    scales = {**kept, **position_scales(checkpoint.tensors)[0]}
+    scales: dict[str, float] = {
+        key: checkpoint.config[key] for key in ("space_scale", "time_scale") if key in checkpoint.config
+    }
+    scales |= position_scales(checkpoint.tensors)[0]
     heads, rest = divmod(width, PUBLISHED_HEAD_WIDTH)
     told = checkpoint.config.get("num_attention_heads", checkpoint.config.get("num_heads"))
     guess = f"{heads} if published" if not rest else "give num_heads"
