@@ -1,5 +1,6 @@
 """Weights in: every layout, and nothing that doesn't fit."""
 
+import json
 import os
 import re
 import warnings
@@ -17,7 +18,8 @@ from stdit_model.errors import WeightsError
 from stdit_model.weights.layouts import position_scales
 from stdit_model.weights.load import open_sora_weights, pixart_weights
 
-LAYOUTS = ["top.pth", "ema.pth", "state_dict.pth", "legacy.pth", "plain.safetensors", "sharded"]
+LAYOUTS = ["top.pth", "ema.pth", "state_dict.pth", "model.pth", "model_state_dict.pth", "module.pth", "legacy.pth"]
+LAYOUTS += ["plain.safetensors", "sharded", "sharded.bin"]
 
 
 def write(folder, layout, tensors):
@@ -33,6 +35,14 @@ def write(folder, layout, tensors):
             save_file({name: tensors[name] for name in members}, file / shard)
         weight_map = {name: shard for shard, members in shards.items() for name in members}
         (file / "model.safetensors.index.json").write_text(f'{{"weight_map": {weight_map}}}'.replace("'", '"'))
+    elif layout == "sharded.bin":
+        file.mkdir()
+        names = sorted(tensors)
+        shards = {"pytorch_model-1.bin": names[::2], "pytorch_model-2.bin": names[1::2]}
+        for shard, members in shards.items():
+            torch.save({name: tensors[name] for name in members}, file / shard)
+        weight_map = {name: shard for shard, members in shards.items() for name in members}
+        (file / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
     elif layout == "legacy.pth":
         torch.save(tensors, file, _use_new_zipfile_serialization=False)
     elif layout == "top.pth":
@@ -224,7 +234,7 @@ def test_not_a_checkpoint(tmp_path) -> None:
     torch.save([torch.zeros(1)], tmp_path / "list")
     refuses(WeightsError, "expected a state dict, not list", name="list")
     torch.save({"optimizer": {"lr": 1}}, tmp_path / "optimizer")
-    refuses(WeightsError, "none of the entries ema, state_dict; it holds optimizer", name="optimizer")
+    refuses(WeightsError, "none of the entries ema, state_dict, model, .*; it holds optimizer", name="optimizer")
     (tmp_path / "folder").mkdir()
     refuses(WeightsError, "folder: is an empty folder", name="folder")
 
@@ -254,6 +264,40 @@ def test_shards_must_be_whole(open_sora, tmp_path) -> None:
     save_file({"x": torch.zeros(1)}, folder / "b.safetensors")
     with pytest.raises(WeightsError, match="the index and its shards differ by"):
         STDiT.from_open_sora(folder, num_heads=2)
+
+
+@pytest.mark.parametrize("wrap", ["module.{}", "_orig_mod.{}", "module._orig_mod.{}"])
+def test_names_of_wrappers_are_removed(wrap, open_sora, tmp_path) -> None:
+    file = write(tmp_path, "top.pth", {wrap.format(name): tensor for name, tensor in open_sora.items()})
+    model = STDiT.from_open_sora(file, num_heads=2)
+    assert torch.equal(model.t_block[1].weight, open_sora["t_block.1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("t_block_temp.1.weight", r"STDiT2 \(Open-Sora 1.1\)"),
+        ("spatial_blocks.0.attn.qkv.weight", "STDiT3"),
+        ("y_embedder.embedding_table.weight", "DiT or Latte"),
+        ("temp_embed", "Latte, original release"),
+    ],
+)
+def test_other_models_are_named(key, said, open_sora, tmp_path) -> None:
+    file = write(tmp_path, "top.pth", {**open_sora, key: torch.zeros(1)})
+    with pytest.raises(WeightsError, match=f"the weights of {said}"):
+        STDiT.from_open_sora(file, num_heads=2)
+
+
+def test_weights_that_are_not_finite_are_refused(open_sora, tiny, tmp_path) -> None:
+    spoiled = {**open_sora, "t_block.1.bias": open_sora["t_block.1.bias"].clone()}
+    spoiled["t_block.1.bias"][3] = float("nan")
+    with pytest.raises(WeightsError, match=r"t_block.1.bias has values that are not finite"):
+        STDiT.from_open_sora(write(tmp_path, "top.pth", spoiled), num_heads=2)
+    model = tiny()
+    model.blocks[1].attn.qkv.weight.data[0, 0] = float("inf")
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(WeightsError, match=r"blocks.1.attn.qkv.weight has values that are not finite"):
+        STDiT.from_pretrained(tmp_path / "model")
 
 
 def test_the_other_layout(open_sora, pixart, tmp_path) -> None:

@@ -9,7 +9,7 @@ import json
 import pickle
 import re
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,7 +20,11 @@ from torch import Tensor
 
 from stdit_model.errors import WeightsError, WeightsFileNotFoundError, few, reason
 
-ENTRIES = ("ema", "state_dict")  # under which Open-Sora v1 and PixArt-alpha save their state dicts
+# Under which state dicts are saved: by Open-Sora v1, PixArt-alpha and Lightning, other trainers, and DeepSpeed.
+ENTRIES = ("ema", "state_dict", "model", "model_state_dict", "module")
+WRAPPERS = re.compile(
+    r"_orig_mod\.|_checkpoint_wrapped_module\.|_fsdp_wrapped_module\."
+)  # of torch, anywhere in a name
 SETTINGS = "stdit_model"  # of the metadata of a file, for settings that Open-Sora's layout has no place for
 
 
@@ -111,7 +115,14 @@ def open_checkpoint(path: Path, entry: str | None = None) -> Checkpoint:
         raise WeightsError(f"{file}: has no entry {entry!r}, its tensors are at the top level")
     if not checkpoint.tensors:
         raise WeightsError(f"{file}: holds no tensors")
-    return checkpoint
+    return checkpoint if paired else replace(checkpoint, tensors=_unwrapped(checkpoint.tensors))
+
+
+def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Remove the names of DistributedDataParallel, torch.compile and other wrappers around a module from its names."""
+    while all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return {WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -138,7 +149,7 @@ def _weights_in(folder: Path) -> Path:
             return folder / name
     if (folder / "transformer").is_dir():
         return _weights_in(folder / "transformer")
-    for pattern in ("*.index.json", "*.safetensors", "*.pth"):
+    for pattern in ("*.index*.json", "*.safetensors", "*.bin", "*.pth"):
         files = sorted(folder.glob(pattern))
         if len(files) == 1:
             return files[0]
@@ -181,7 +192,8 @@ def _sharded(index: Path) -> dict[str, Tensor]:
             raise WeightsFileNotFoundError(
                 f"{index.parent / shard}: no such file, though {index.name} lists it as a shard"
             )
-        tensors |= _safetensors(index.parent / shard)
+        file = index.parent / shard
+        tensors |= _archive(file, None)[0] if file.suffix == ".bin" else _safetensors(file)
     astray = sorted(weight_map.keys() ^ tensors.keys())
     if astray:
         raise WeightsError(f"{index}: the index and its shards differ by {few(astray)}; write or fetch them again")

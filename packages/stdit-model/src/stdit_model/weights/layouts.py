@@ -30,6 +30,16 @@ LAYOUT_NAMES: dict[Layout, str] = {
     "latte-diffusers": "Latte, diffusers' LatteTransformer3DModel (not readable here)",
 }
 
+# Models that are taken for an STDiT, by the beginning of a name that only they have.
+OTHER_MODELS = {
+    "t_block_temp.": "STDiT2 (Open-Sora 1.1)",
+    "spatial_blocks.": "STDiT3 (Open-Sora 1.2 and 1.3)",
+    "y_embedder.embedding_table.": "DiT or Latte for classes",
+    "temp_embed": "Latte, original release",
+    "double_blocks.": "a double-stream model (Flux, HunyuanVideo or Open-Sora 2.0)",
+    "joint_blocks.": "an MMDiT (Stable Diffusion 3)",
+}
+
 # Computed in forward for each size, so never read.
 POSITIONS = ("pos_embed", "pos_embed_temporal", "pos_embed.pos_embed")
 # Embedders of an image's size and aspect ratio, which only PixArt's 1024-MS models have.
@@ -43,6 +53,9 @@ def recognise(checkpoint: Checkpoint) -> Layout:
         WeightsError: it has none of the known layouts.
     """
     tensors = checkpoint.tensors
+    other = next((name for mark, name in OTHER_MODELS.items() if any(key.startswith(mark) for key in tensors)), None)
+    if other is not None:
+        raise WeightsError(f"{checkpoint.path}: the weights of {other}, which is another architecture than STDiT")
     if "adaln_single.linear.weight" in tensors:
         temporal = any(name.startswith("temporal_transformer_blocks.") for name in tensors)
         return "latte-diffusers" if temporal else "pixart-diffusers"

@@ -142,6 +142,9 @@ def build(cls: type[M], weights: Weights, dtype: torch.dtype | None = torch.floa
         cls: the model's class, `STDiT`.
         weights: all of them are copied, so that the file may go away.
         dtype: of the parameters; None keeps that of each tensor.
+
+    Raises:
+        WeightsError: a tensor has values that are not finite.
     """
     if any(MICRO_CONDITIONS.fullmatch(name) for name in weights.unused):
         warnings.warn(
@@ -152,9 +155,25 @@ def build(cls: type[M], weights: Weights, dtype: torch.dtype | None = torch.floa
     with torch.device("cpu" if weights.new else "meta"):
         model = cls(**weights.config)
     nn.Module.to(model, dtype or weights.tensors["x_embedder.proj.weight"].dtype)
-    state = {name: tensor.to(dtype or tensor.dtype, copy=True) for name, tensor in weights.read()}
+    state = {}
+    for name, tensor in weights.read():
+        if not tensor.isfinite().all():
+            raise WeightsError(f"{weights.path}: {name} has values that are not finite: the training had diverged")
+        state[name] = tensor.to(dtype or tensor.dtype, copy=True)
     model.load_state_dict(state, strict=not weights.new, assign=True)
     return model.eval()
+
+
+def check_finite(model: nn.Module, path: Path) -> None:
+    """Check the floating-point weights of a loaded model, which may be quantised or sharded.
+
+    Raises:
+        WeightsError: some are not finite.
+    """
+    for name, tensor in model.named_parameters():
+        plain = type(tensor) is nn.Parameter and tensor.dtype.itemsize > 1 and not tensor.is_meta
+        if plain and not tensor.isfinite().all():
+            raise WeightsError(f"{path}: {name} has values that are not finite: the training had diverged")
 
 
 def warn_of_random_null_caption(weights: Weights) -> None:

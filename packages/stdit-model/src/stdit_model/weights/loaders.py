@@ -91,4 +91,6 @@ class WeightLoaders(ModelMixin):
             WeightsError: tensors missing, unexpected or of another shape; or the download from the Hub failed.
         """
         folder, options = load.checked_folder(cls, pretrained_model_name_or_path, options)
-        return super().from_pretrained(folder, **options)
+        loaded = super().from_pretrained(folder, **options)
+        load.check_finite(loaded[0] if isinstance(loaded, tuple) else loaded, folder)  # with output_loading_info
+        return loaded
