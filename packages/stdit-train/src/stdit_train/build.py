@@ -156,7 +156,7 @@ def _to_agree_on(config: TrainConfig, trainer: Trainer) -> dict[str, object]:
         "the list of clips (identity)": getattr(dataset, "identity", None),
         "the order of the clips (fingerprint)": loader["fingerprint"],
         "the position in the clips": trainer.loader.position,
-        "the list of validation clips (identity)": getattr(trainer.validation, "identity", None),
+        "the list of validation clips (identity)": getattr(trainer.outputs.validation, "identity", None),
         "the step": trainer.step,
         "the micro-batch": trainer.config.micro_batch,
     }
