@@ -33,7 +33,13 @@ from stdit_train.config.schema import TrainConfig
 from stdit_train.data.datasets import cached_in_memory
 from stdit_train.data.videos import loader_settings
 from stdit_train.distributed.failures import PeerFailed, is_connection_lost
-from stdit_train.distributed.parallelize import apply_ac, apply_compile, build_ema, set_gradient_reduction
+from stdit_train.distributed.parallelize import (
+    apply_ac,
+    apply_compile,
+    build_ema,
+    clip_shapes,
+    set_gradient_reduction,
+)
 from stdit_train.distributed.side_work import SideWork
 from stdit_train.distributed.world import World
 from stdit_train.errors import ConfigError, Diverged, RunEnded
@@ -97,7 +103,7 @@ class Trainer:
         if not world.sharded:  # else `build_model` has done it
             apply_ac(self.precision.module, config.activation_checkpointing)
             if config.compile:
-                apply_compile(self.precision.module)
+                apply_compile(self.precision.module, clip_shapes(config))
         encoded = getattr(dataset, "moments", False) or config.data.cache_latents
         self.batch_loss = BatchLoss(config, components, self.precision, device, encoded, world)
         if encoded:

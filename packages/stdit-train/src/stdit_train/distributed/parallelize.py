@@ -5,12 +5,14 @@ compilation, block by block; then sharding (FSDP2), whose hooks surround each bl
 """
 
 import copy
+import logging
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
@@ -22,6 +24,9 @@ from stdit_train.distributed.sequence_parallel import share_clips
 from stdit_train.distributed.sharded_weights import copy_shards, full_state_dict, init_weights, load_full_state_dict
 from stdit_train.distributed.world import World
 
+log = logging.getLogger(__name__)
+
+GRAPHS = 8  # most graphs for each shape; two kinds of blocks, the first with its positions, make two to four
 _aten = torch.ops.aten
 
 # Results that selective checkpointing keeps: expensive to compute, and no larger than their inputs.
@@ -60,9 +65,15 @@ def build_model(config: TrainConfig, latent_channels: int, caption_channels: int
         dtype=None if config.precision == "fp32" else torch.bfloat16,
         checkpointing=config.activation_checkpointing,
         compiled=config.compile,
+        shapes=clip_shapes(config),
     )
     load_full_state_dict(model, init_weights(arguments, config.seed))
     return model
+
+
+def clip_shapes(config: TrainConfig) -> int:
+    """Return the number of shapes that the clips of a run have; micro-batches of one shape have one size."""
+    return max(1, len(config.data.buckets))
 
 
 def build_ema(model: STDiT, world: World) -> STDiT:
@@ -98,6 +109,7 @@ def build_sharded_model(
     dtype: torch.dtype | None = None,
     checkpointing: Checkpointing = False,
     compiled: bool = False,
+    shapes: int = 1,
 ) -> STDiT:
     """Build an STDiT over the processes of a mesh; no process ever holds all of its weights.
 
@@ -113,6 +125,7 @@ def build_sharded_model(
             [default: float32]
         checkpointing: see `apply_ac`.
         compiled: whether to compile the blocks.
+        shapes: see `apply_compile`.
     """
     with torch.device("meta"):
         model: STDiT = STDiT(**arguments)
@@ -120,7 +133,7 @@ def build_sharded_model(
         share_clips(model, mesh.sequence)
     apply_ac(model, checkpointing)
     if compiled:
-        apply_compile(model)
+        apply_compile(model, shapes)
     apply_fsdp(model, mesh, dtype)
     model.to_empty(device=device)
     return model
@@ -147,10 +160,40 @@ def _selective_contexts() -> Any:
     )
 
 
-def apply_compile(model: STDiT) -> None:
-    """Compile each block by itself with torch.compile, after `apply_ac`."""
+def apply_compile(model: STDiT, shapes: int = 1) -> None:
+    """Compile each block by itself with torch.compile, after `apply_ac`: for each shape of clips anew, for speed.
+
+    torch's limits of such graphs, which hold for the whole process, are raised to what the shapes need. A block is not
+    compiled for shapes beyond the limits, which are a warning: torch itself would go on more slowly.
+
+    Args:
+        model: changed in place.
+        shapes: number of shapes of clips: the buckets of the run.
+    """
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, GRAPHS * shapes)
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, limits.recompile_limit)
+    limits.fail_on_recompile_limit_hit = True
     for block in model.blocks:
-        block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
+        compiled = torch.compile(block.forward, dynamic=False)
+        block.forward = partial(_compiled_or_eager, compiled, block.forward)  # type: ignore[method-assign]
+
+
+def _compiled_or_eager(compiled: Callable[..., Tensor], eager: Callable[..., Tensor], *args: Any) -> Tensor:
+    try:
+        return compiled(*args)
+    except FailOnRecompileLimitHit:
+        _warn_of_limit(torch._dynamo.config.recompile_limit)
+        return eager(*args)
+
+
+@cache
+def _warn_of_limit(limit: int) -> None:
+    log.warning(
+        "compile: the blocks have been compiled %d times, the limit; other shapes of clips are computed without "
+        "compilation, more slowly. Use fewer data.buckets, or --set compile=false",
+        limit,
+    )
 
 
 def apply_fsdp(model: STDiT, mesh: ParallelMesh, dtype: torch.dtype | None = None) -> None:
