@@ -21,11 +21,12 @@ PACKAGES_MAY_IMPORT = {
 # A line may name only what stands above it.
 FOLDERS_MAY_IMPORT: dict[str, dict[str, set[str]]] = {
     "stdit_model": {
-        "diffusion": set(),
         "errors": set(),
         "layers": set(),
         "protocols": set(),
-        "embed": {"layers"},
+        "tables": set(),
+        "diffusion": {"tables"},
+        "embed": {"layers", "tables"},
         "presets": {"errors"},
         "text": {"protocols"},
         "video_vae": {"errors", "protocols"},

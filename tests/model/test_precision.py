@@ -4,6 +4,8 @@ import shutil
 
 import pytest
 import torch
+from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.backends.debugging import boxed_nop
 
 from stdit_model import VARIANTS
 
@@ -83,3 +85,53 @@ def test_compiled_training(variant, tiny, inputs, relative) -> None:
         output.square().mean().backward()
     for (name, plain), other in zip(model.named_parameters(), compiled.parameters(), strict=True):
         assert torch.allclose(plain.grad, other.grad, rtol=1e-4, atol=1e-5 * plain.grad.abs().max()), name
+
+
+@pytest.mark.parametrize(
+    "variant", ["seq", *(pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS if name != "seq")]
+)
+def test_the_whole_model_is_one_graph(variant, tiny, inputs, relative) -> None:
+    """Under autocast to bfloat16, gradients included; positions are looked up, not computed in the graph."""
+    graphs = []
+
+    def backend(graph, example):
+        graphs.append(graph)
+        return aot_autograd(fw_compiler=boxed_nop)(graph, example)
+
+    model, plain = tiny(variant, depth=1), tiny(variant, depth=1)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    x, t, y, mask = inputs()
+    outputs = []
+    for run in (plain, compiled):
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs.append(run(x, t, y, mask))
+        outputs[-1].float().square().mean().backward()
+    assert outputs[1].dtype == torch.bfloat16
+    assert relative(outputs[1].detach(), outputs[0].detach()) == 0
+    for parameter, expected in zip(model.parameters(), plain.parameters(), strict=True):
+        assert relative(parameter.grad, expected.grad) < 0.02
+    targets = {str(node.target) for graph in graphs for node in graph.graph.nodes}
+    for table in ("spatial_positions", "temporal_positions"):
+        assert any(f"stdit_model.{table}" in name for name in targets)
+    assert not {name for name in targets if "numpy" in name or "float64" in name}
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_the_whole_model_compiled_in_bfloat16(tiny, inputs, relative) -> None:
+    model, compiled = tiny(), torch.compile(tiny(), fullgraph=True)
+    for size in ((2, 4, 3, 8, 8), (2, 4, 2, 8, 12)):
+        x, t, y, mask = inputs(size)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            assert relative(compiled(x, t, y, mask), model(x, t, y, mask)) < 0.05
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_block_compiled_in_bfloat16(tiny, inputs, relative) -> None:
+    model, compiled = tiny(), tiny()
+    compiled.compile_repeated_blocks(fullgraph=True)
+    x, t, y, mask = inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert relative(compiled(x, t, y, mask).detach(), model(x, t, y, mask).detach()) < 0.05

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL, DDPMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -349,3 +349,35 @@ def test_the_first_frame_may_be_a_pil_image(pipeline: STDiTPipeline) -> None:
         pipeline("x", first_frames=["first.png"])
     [single] = pipeline("x", generator=seeds(1), num_frames=1, output_type="pil").frames
     assert [image.size for image in single] == [(32, 32)]
+
+
+def test_first_frames_need_known_noise_levels(pipeline: STDiTPipeline) -> None:
+    components = {**pipeline.components, "scheduler": EulerDiscreteScheduler()}
+    other = STDiTPipeline(**components, num_frames=4, height=32, width=32, num_inference_steps=1)
+    for options in ({"first_frames": torch.zeros(3, 1, 32, 32)}, {"num_frames": 8, "window": 4}):
+        with pytest.raises(SettingsError, match=r"EulerDiscreteScheduler.*cannot continue"):
+            other("x", **options)
+
+
+def test_an_interrupted_step_counts(pipeline: STDiTPipeline) -> None:
+    def stop(pipe: Any, _i: int, _t: Any, values: dict[str, Any]) -> dict[str, Any]:
+        pipe._interrupt = True
+        return values
+
+    noise = torch.randn(1, 4, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    made = pipeline("x", latents=noise, callback_on_step_end=stop, output_type="latent").frames
+    assert not torch.equal(made, noise)
+
+
+def test_decoding_makes_one_video_at_a_time(pipeline: STDiTPipeline) -> None:
+    """The frames are decoded into one buffer: besides it, only a chunk's frames and layers."""
+    latents = torch.zeros(1, 4, 160, 4, 4)
+    size = 160 * 3 * 32 * 32 * 4
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        video_vae.decode(pipeline.vae, latents, chunk=1)
+    held = most = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    assert size <= most < 1.5 * size

@@ -24,7 +24,7 @@ from stdit_model.layers import (
     SelfAttention,
     SpatialAttention,
     TemporalAttention,
-    gated,
+    add_gated,
     modulate,
 )
 from stdit_model.presets import VARIANTS, Variant
@@ -86,18 +86,18 @@ class Block(nn.Module):
             position_TD: positions that temporal attention adds (in block 0 of seq and parallel).
         """
         x = x_BTSD
-        vectors = (self.scale_shift_table.float() + t0_B6D)[:, :, None, None]  # [B, 6, 1, 1, D]
-        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = vectors.unbind(1)
+        vectors = (self.scale_shift_table.float() + t0_B6D).to(x.dtype)  # summed in float32: timesteps differ by little
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = vectors[:, :, None, None].unbind(1)
 
         h = modulate(self.norm1(x), shift_msa, scale_msa)
         if self.mixing == "sequential":
-            x = x + gated(gate_msa, self.attn(h))
-            x = x + gated(gate_msa, self.attn_temp(x, position_TD))  # neither normalised nor modulated
+            x = add_gated(x, gate_msa, self.attn(h))
+            x = add_gated(x, gate_msa, self.attn_temp(x, position_TD))  # neither normalised nor modulated
         elif self.mixing == "parallel":
-            x = x + gated(gate_msa, self.attn(h) + self.attn_temp(h, position_TD))
+            x = add_gated(x, gate_msa, self.attn(h) + self.attn_temp(h, position_TD))
         elif self.mixing == "temporal":
-            x = x + gated(gate_msa, self.attn_temp(h))
+            x = add_gated(x, gate_msa, self.attn_temp(h))
         else:
-            x = x + gated(gate_msa, self.attn(h))
+            x = add_gated(x, gate_msa, self.attn(h))
         x = x + self.cross_attn(x, text, mask_BL)
-        return x + gated(gate_mlp, self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp)))
+        return add_gated(x, gate_mlp, self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp)))

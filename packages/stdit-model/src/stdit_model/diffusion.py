@@ -7,12 +7,13 @@ the timestep shift, arXiv:2403.03206 (section 5.3.2).
 """
 
 import math
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from stdit_model.tables import device_table
 
 NUM_TIMESTEPS = 1000
 RESAMPLING_SHARE = 0.2  # share of a step's noise that conditioning frames are shown under
@@ -20,34 +21,44 @@ _CLAMP = 1e-12  # smallest probability in the decoder's likelihood
 
 
 class _Schedule(NamedTuple):
-    """Constants of the forward process at the 1000 timesteps, float64."""
+    """Constants of the forward process: in rows over the 1000 timesteps, or at those of a batch, [B, 1, 1, 1, 1]."""
 
-    alpha_bar: np.ndarray
-    log_beta: np.ndarray
-    posterior_log_variance: np.ndarray  # log beta~, with its t=0 value (log 0) replaced by that of t=1
-    posterior_x0: np.ndarray  # coefficient of x0 in the posterior mean
-    posterior_xt: np.ndarray  # coefficient of x_t in the posterior mean
+    signal: Tensor  # sqrt(alpha_bar)
+    sigma: Tensor  # sqrt(1 - alpha_bar)
+    inverse_signal: Tensor  # 1 / signal
+    inverse_ratio: Tensor  # sigma / signal
+    log_beta: Tensor
+    posterior_log_variance: Tensor  # log beta~, with its t=0 value (log 0) replaced by that of t=1
+    posterior_x0: Tensor  # coefficient of x0 in the posterior mean
+    posterior_xt: Tensor  # coefficient of x_t in the posterior mean
 
 
-@lru_cache(maxsize=1)
-def _schedule() -> _Schedule:
+def _make_schedule(_scale: float) -> np.ndarray:
+    """Compute the constants, [8, 1000] float32, a row for each field of `_Schedule`; in float64."""
     beta = np.linspace(1e-4, 0.02, NUM_TIMESTEPS, dtype=np.float64)
     alpha_bar = np.cumprod(1.0 - beta)
     previous = np.append(1.0, alpha_bar[:-1])
     posterior_variance = beta * (1.0 - previous) / (1.0 - alpha_bar)
-    return _Schedule(
-        alpha_bar=alpha_bar,
-        log_beta=np.log(beta),
-        posterior_log_variance=np.log(np.append(posterior_variance[1], posterior_variance[1:])),
-        posterior_x0=beta * np.sqrt(previous) / (1.0 - alpha_bar),
-        posterior_xt=(1.0 - previous) * np.sqrt(1.0 - beta) / (1.0 - alpha_bar),
+    rows = (
+        np.sqrt(alpha_bar),
+        np.sqrt(1.0 - alpha_bar),
+        np.sqrt(1.0 / alpha_bar),
+        np.sqrt(1.0 / alpha_bar - 1.0),
+        np.log(beta),
+        np.log(np.append(posterior_variance[1], posterior_variance[1:])),
+        beta * np.sqrt(previous) / (1.0 - alpha_bar),
+        (1.0 - previous) * np.sqrt(1.0 - beta) / (1.0 - alpha_bar),
     )
+    return np.stack(rows).astype(np.float32)
 
 
-def _at(table: np.ndarray, timestep_B: Tensor) -> Tensor:
-    """table[timestep] as float32 [B, 1, 1, 1, 1]."""
-    values = torch.from_numpy(table).to(timestep_B.device)[timestep_B.long()].float()
-    return values[:, None, None, None, None]
+_schedule_table = device_table("diffusion_schedule", _make_schedule, lambda: (len(_Schedule._fields), NUM_TIMESTEPS))
+
+
+def _schedule(timestep_B: Tensor) -> _Schedule:
+    """Return the constants at the timesteps of a batch."""
+    table = _schedule_table((), 1.0, timestep_B.device, torch.float32)
+    return _Schedule(*table[:, timestep_B.long(), None, None, None, None])
 
 
 def _mean(x: Tensor, loss_mask: Tensor | None = None) -> Tensor:
@@ -65,9 +76,8 @@ def add_noise(x0: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
         x0, noise: [B, C, T, H, W].
         timestep: [B] integers in 0..999.
     """
-    schedule = _schedule()
-    signal, sigma = _at(np.sqrt(schedule.alpha_bar), timestep), _at(np.sqrt(1.0 - schedule.alpha_bar), timestep)
-    return signal * x0 + sigma * noise
+    schedule = _schedule(timestep)
+    return schedule.signal * x0 + schedule.sigma * noise
 
 
 def iddpm_loss(
@@ -105,26 +115,19 @@ def _variational_bound(
     epsilon: Tensor, v: Tensor, x0: Tensor, x_t: Tensor, timestep: Tensor, loss_mask: Tensor | None
 ) -> Tensor:
     """One term of the bound in bits per dimension, [B]: KL(q || p) for t > 0, the decoder's NLL at t = 0."""
-    schedule = _schedule()
+    at = _schedule(timestep)
     fraction = (v + 1) / 2
-    log_beta, posterior_log_variance = (
-        _at(schedule.log_beta, timestep),
-        _at(schedule.posterior_log_variance, timestep),
-    )
-    log_variance = fraction * log_beta + (1 - fraction) * posterior_log_variance
+    log_variance = fraction * at.log_beta + (1 - fraction) * at.posterior_log_variance
 
-    x0_predicted = _at(np.sqrt(1.0 / schedule.alpha_bar), timestep) * x_t - (
-        _at(np.sqrt(1.0 / schedule.alpha_bar - 1.0), timestep) * epsilon
-    )
-    coefficient_x0, coefficient_xt = _at(schedule.posterior_x0, timestep), _at(schedule.posterior_xt, timestep)
-    mean_true = coefficient_x0 * x0 + coefficient_xt * x_t
-    mean_predicted = coefficient_x0 * x0_predicted + coefficient_xt * x_t
+    x0_predicted = at.inverse_signal * x_t - at.inverse_ratio * epsilon
+    mean_true = at.posterior_x0 * x0 + at.posterior_xt * x_t
+    mean_predicted = at.posterior_x0 * x0_predicted + at.posterior_xt * x_t
 
     kl = 0.5 * (
         -1.0
         + log_variance
-        - posterior_log_variance
-        + torch.exp(posterior_log_variance - log_variance)
+        - at.posterior_log_variance
+        + torch.exp(at.posterior_log_variance - log_variance)
         + (mean_true - mean_predicted) ** 2 * torch.exp(-log_variance)
     )
     nll = -discretized_gaussian_log_likelihood(x0, mean_predicted, 0.5 * log_variance)
@@ -185,15 +188,6 @@ class NoiseLevel(NamedTuple):
     signal: float | Tensor
     noise: float | Tensor
     flow: bool  # the model predicts epsilon - clean and signal = 1 - noise; else epsilon and signal^2 + noise^2 = 1
-
-    @classmethod
-    def of(cls, scheduler: Any, step: int) -> "NoiseLevel":
-        """Return the noise level of a step of a diffusers scheduler whose timesteps are set."""
-        if "FlowMatch" in type(scheduler).__name__:
-            sigma = float(scheduler.sigmas[step])
-            return cls(1.0 - sigma, sigma, True)
-        alpha_bar = float(scheduler.alphas_cumprod[int(scheduler.timesteps[step])])
-        return cls(alpha_bar**0.5, (1.0 - alpha_bar) ** 0.5, False)
 
     @classmethod
     def of_flow(cls, sigma: Tensor) -> "NoiseLevel":

@@ -5,7 +5,6 @@ L text tokens, D width.
 """
 
 import math
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -14,7 +13,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from stdit_model.layers import Mlp
+from stdit_model.tables import device_table
 
+CPU = torch.device("cpu")
 FREQUENCY_CHANNELS = 256  # width of the sinusoidal timestep embedding (Dhariwal & Nichol 2021)
 
 
@@ -36,30 +37,51 @@ def _sincos(channels: int, position: np.ndarray) -> np.ndarray:
     return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
 
 
-@lru_cache(maxsize=32)
 def _spatial_table(channels: int, height: int, width: int, space_scale: float) -> np.ndarray:
     row, column = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
     halves = [_sincos(channels // 2, axis / space_scale) for axis in (column, row)]
     return np.concatenate(halves, axis=1).astype(np.float32)
 
 
-@lru_cache(maxsize=32)
 def _temporal_table(channels: int, frames: int, time_scale: float) -> np.ndarray:
     return _sincos(channels, np.arange(frames) / time_scale).astype(np.float32)
 
 
-def spatial_positions(channels: int, height: int, width: int, space_scale: float = 1.0) -> Tensor:
-    """Embed the positions of a token grid by fixed 2-D sinusoids, [S, D] float32, row by row.
+_spatial = device_table("spatial_positions", _spatial_table, lambda channels, height, width: (height * width, channels))
+_temporal = device_table("temporal_positions", _temporal_table, lambda channels, frames: (frames, channels))
+
+
+def spatial_positions(
+    channels: int,
+    height: int,
+    width: int,
+    space_scale: float = 1.0,
+    *,
+    device: torch.device = CPU,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Embed the positions of a token grid by fixed 2-D sinusoids, [S, D], row by row.
 
     Positions are index / space_scale (Open-Sora 1.0: 0.5 at 256 pixels, 1 at 512), so that one set of weights
-    serves any grid. The first half of D encodes the column, the second the row; computed in float64.
+    serves any grid. The first half of D encodes the column, the second the row; computed in float64, rounded to
+    float32. The table is kept on the device, and is not to be changed.
     """
-    return torch.from_numpy(_spatial_table(channels, height, width, float(space_scale)).copy())
+    return _spatial((channels, height, width), float(space_scale), device, dtype)
 
 
-def temporal_positions(channels: int, frames: int, time_scale: float = 1.0) -> Tensor:
-    """Embed the positions of frames by fixed 1-D sinusoids, [T, D] float32; positions are index / time_scale."""
-    return torch.from_numpy(_temporal_table(channels, frames, float(time_scale)).copy())
+def temporal_positions(
+    channels: int,
+    frames: int,
+    time_scale: float = 1.0,
+    *,
+    device: torch.device = CPU,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Embed the positions of frames by fixed 1-D sinusoids, [T, D]; positions are index / time_scale.
+
+    Like `spatial_positions`, the table is kept on the device, and is not to be changed.
+    """
+    return _temporal((channels, frames), float(time_scale), device, dtype)
 
 
 class Float32Linear(nn.Linear):

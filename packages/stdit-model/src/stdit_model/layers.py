@@ -10,23 +10,37 @@ from torch import Tensor, nn
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Modulate x by adaLN (DiT, section 3.2): x * (1 + scale) + shift, computed in the wider dtype, returned in x's."""
-    return (x * (1 + scale) + shift).to(x.dtype)
+    """Modulate x by adaLN (DiT, section 3.2): x * (1 + scale) + shift, all in x's dtype."""
+    return torch.addcmul(shift, x, 1 + scale)
 
 
-def gated(gate: Tensor, x: Tensor) -> Tensor:
-    """Compute gate * x in the wider dtype, returned in x's, so that a float32 gate does not widen the residual."""
-    return (gate * x).to(x.dtype)
+def add_gated(x: Tensor, gate: Tensor, update: Tensor) -> Tensor:
+    """Add a gated update to the residual stream: x + gate * update, all in x's dtype."""
+    return torch.addcmul(x, gate, update)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Compute scaled dot-product attention, with torch's kernels: q [B, N, L, K], k and v [B, N, M, K] -> [B, N, L, K].
+
+    Args:
+        q, k, v: queries, keys and values.
+        mask: bool, broadcast to [B, N, L, M], True for what is attended to; None for all.
+    """
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm without affine parameters (eps 1e-6): adaLN supplies shift and scale. Keeps its input's dtype."""
+    """Layer norm without affine parameters (eps 1e-6): adaLN supplies shift and scale. Keeps its input's dtype.
+
+    Statistics are float32 in any dtype. Autocast would convert input and output to float32, too, so the operator
+    that it does not know is called.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__(width, eps=1e-6, elementwise_affine=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).to(x.dtype)  # autocast would hand back float32
+        return torch.native_layer_norm(x, self.normalized_shape, None, None, self.eps)[0]
 
 
 class SelfAttention(nn.Module):
@@ -40,7 +54,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         q, k, v = rearrange(self.qkv(x_BLD), "b l (three n k) -> three b n l k", three=3, n=self.num_heads)
-        x_BNLK = F.scaled_dot_product_attention(q, k, v)
+        x_BNLK = attention(q, k, v)
         return self.proj(rearrange(x_BNLK, "b n l k -> b l (n k)"))
 
 
@@ -96,7 +110,7 @@ class CrossAttention(nn.Module):
         frames = x_BTSD.shape[1]
         q = rearrange(self.q_linear(x_BTSD), "b t s (n k) -> b n (t s) k", n=self.num_heads)
         mask = None if mask_BL is None else mask_BL[:, None, None, :]
-        x_BNLK = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        x_BNLK = attention(q, k, v, mask)
         return self.proj(rearrange(x_BNLK, "b n (t s) k -> b t s (n k)", t=frames))
 
 
@@ -122,6 +136,6 @@ class FinalLayer(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
 
     def forward(self, x_BTSD: Tensor, t_BD: Tensor) -> Tensor:
-        vectors = self.scale_shift_table.float() + t_BD[:, None]
-        shift, scale = vectors[:, :, None, None].unbind(1)
+        vectors = (self.scale_shift_table.float() + t_BD[:, None]).to(x_BTSD.dtype)
+        shift, scale = vectors[:, :, None, None].unbind(1)  # [B, 1, 1, D] each
         return self.linear(modulate(self.norm_final(x_BTSD), shift, scale))

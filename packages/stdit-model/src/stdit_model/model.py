@@ -222,20 +222,20 @@ class STDiT(WeightLoaders, ConfigMixin):
         width, start = self.config.hidden_size, first_frame // self.config.patch_size[0]
         space_scale = self.config.space_scale if space_scale is None else space_scale
         time_scale = self.config.time_scale if time_scale is None else time_scale
-        space_SD = spatial_positions(width, grid_h, grid_w, space_scale).to(x.device)
-        time_TD = temporal_positions(width, start + grid_t, time_scale)[start:].to(x.device)
         text = y if isinstance(y, TextCache) else self.encode_text(y, mask)
 
         h = self.x_embedder(x)  # [B, T, S, D]
-        h = h + space_SD.to(h.dtype)
+        like: dict[str, Any] = {"device": h.device, "dtype": h.dtype}
+        time_TD = temporal_positions(width, start + grid_t, time_scale, **like)[start:]
+        h = h + spatial_positions(width, grid_h, grid_w, space_scale, **like)
         if self.config.variant == "dit":
-            h = h + time_TD[:, None].to(h.dtype)
+            h = h + time_TD[:, None]
         t_BD = self.t_embedder(timestep)  # float32
         t0_B6D = rearrange(self.t_block(t_BD), "b (six d) -> b six d", six=6)
 
         for i, block in enumerate(self.blocks):
             if self.config.variant == "latte" and i == 1:
-                h = h + time_TD[:, None].to(h.dtype)
+                h = h + time_TD[:, None]
             position_TD = time_TD if block.mixing in ("sequential", "parallel") and i == 0 else None
             h = block(h, t0_B6D, text.keys_values[i], text.mask_BL, position_TD)  # [B, T, S, D]
 

@@ -75,17 +75,24 @@ def sample_latents(vae: VAE, moments: Tensor, noise: Tensor | None = None) -> Te
 
 
 def decode(vae: VAE, latents: Tensor, chunk: int = 16) -> Tensor:
-    """Decode normalised latents [B, C, T, H, W] to video [B, 3, T, H, W] in [-1, 1], float32."""
+    """Decode normalised latents [B, C, T, H, W] to video [B, 3, T, H, W] in [-1, 1], float32.
+
+    An image VAE decodes `chunk` frames at once, in channels-last layout, into one buffer for all of them.
+    """
     shift, scale = _normalisation(vae, latents)
     latents = (latents / scale + shift).to(vae.dtype)
     with torch.no_grad():
         if is_temporal(vae):
-            video = vae.decode(latents).sample
-        else:
-            frames = rearrange(latents, "b c t h w -> (b t) c h w")
-            parts = [vae.decode(part).sample for part in frames.split(chunk)]
-            video = rearrange(torch.cat(parts), "(b t) c h w -> b c t h w", b=len(latents))
-    return video.float().clamp(-1.0, 1.0)
+            return vae.decode(latents).sample.float().clamp(-1.0, 1.0)
+        frames = rearrange(latents, "b c t h w -> (b t) c h w").contiguous(memory_format=torch.channels_last)
+        video: Tensor | None = None
+        for start in range(0, len(frames), chunk):
+            part = vae.decode(frames[start : start + chunk]).sample
+            if video is None:
+                video = part.new_empty(len(frames), *part.shape[1:], dtype=torch.float32)
+            video[start : start + chunk] = part
+    assert video is not None  # there is at least one frame
+    return rearrange(video.clamp_(-1.0, 1.0), "(b t) c h w -> b c t h w", b=len(latents))
 
 
 def _normalisation(vae: VAE, latents: Tensor) -> tuple[Tensor, Tensor]:

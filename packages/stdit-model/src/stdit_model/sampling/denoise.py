@@ -6,16 +6,17 @@ Legend: B videos, C latent channels, T frames, K known frames, H W height and wi
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from diffusers import DDPMScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from stdit_model.diffusion import NoiseLevel
 from stdit_model.model import STDiT, TextCache
 from stdit_model.protocols import Scheduler
 from stdit_model.sampling.continuation import RESAMPLING_FROM, ConditioningFrames, anderson_step
+from stdit_model.sampling.schedulers import check_continuation, model_timestep, noise_level, set_timesteps
 
 OnStepEnd = Callable[[Tensor, Tensor], Tensor | None]  # (timestep, latents) -> latents to continue with; None to stop
 
@@ -78,11 +79,15 @@ class Denoiser:
 
         Returns:
             Clean latents [B, C, T, H, W], the first frames unchanged.
+
+        Raises:
+            SettingsError: first frames, and a scheduler whose noise levels are not known.
         """
         # 1. Choose the timesteps; known frames keep the starting noise of their place.
-        self.scheduler.set_timesteps(self.num_inference_steps, device=x.device)
+        set_timesteps(self.scheduler, self.num_inference_steps)
         conditioning = None
         if first_frames is not None:
+            check_continuation(self.scheduler)
             conditioning = ConditioningFrames(first_frames, x[:, :, : first_frames.shape[2]])
 
         for step, t in enumerate(self.scheduler.timesteps):
@@ -94,14 +99,20 @@ class Denoiser:
             if not learns_variance(self.scheduler):
                 output = output[:, : x.shape[1]]
             # 4. Take one step towards the data.
-            x_next = self._scheduler_step(output, t, x)
+            x = self._scheduler_step(output, t, x)
             # 5. Let the caller see the latents, replace them, or stop.
-            replaced = on_step_end(t, x_next) if on_step_end is not None else x_next
-            if replaced is None:
-                break
-            x = replaced
+            if on_step_end is not None:
+                replaced = on_step_end(t, x)
+                if replaced is None:
+                    break
+                x = replaced
 
         return x if conditioning is None else torch.cat([conditioning.frames, conditioning.unknown(x)], dim=2)
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the model's inputs; diffusers goes through all weights to find it."""
+        return self.transformer.dtype
 
     def unguided(self, batch: int) -> "Denoiser":
         """Return a denoiser of the same `batch` videos without guidance."""
@@ -116,7 +127,7 @@ class Denoiser:
             step: index of the step.
             t: its timestep.
         """
-        level = NoiseLevel.of(self.scheduler, step)
+        level = noise_level(self.scheduler, step)
         tried: list[tuple[Tensor, Tensor]] = []
         for _ in range(self.resampling_steps):
             x = conditioning.insert(x, level)
@@ -138,10 +149,11 @@ class Denoiser:
         batch, channels = x.shape[:2]
         guided = self.guidance.enabled(step, self.num_inference_steps)
         scale_input = getattr(self.scheduler, "scale_model_input", lambda x, _: x)
-        x = scale_input(x, t).to(self.transformer.dtype)
+        x = scale_input(x, t).to(self.dtype)
         x = torch.cat([x, x]) if guided else x
         text = self.text if guided else _first_half(self.text, batch)
-        timestep = t.expand(len(x)).to(x.device)
+        # filled, not copied: a copy from the host would wait for the device
+        timestep = torch.full((len(x),), model_timestep(self.scheduler, step), device=x.device, dtype=torch.float32)
         output = self.transformer(x, timestep, text, space_scale=self.space_scale, time_scale=self.time_scale).float()
         if not guided:
             return output

@@ -26,6 +26,7 @@ from stdit_model.sampling.denoise import Denoiser, Guidance
 from stdit_model.sampling.folder import find_pipeline
 from stdit_model.sampling.images import Frames, from_pil, to_output
 from stdit_model.sampling.released import released_components
+from stdit_model.sampling.schedulers import check_continuation
 from stdit_model.weights.hub import hub_reason
 
 Callback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
@@ -45,8 +46,8 @@ class STDiTPipeline(DiffusionPipeline):
         transformer: the denoiser.
         vae: a diffusers image VAE (used frame by frame) or video VAE.
         text_encoder, tokenizer: T5EncoderModel and its tokenizer; None if calls pass `prompt_embeds`.
-        scheduler: FlowMatchEulerDiscreteScheduler for rectified-flow models; DDPM, DDIM, DPM-Solver++ or UniPC for
-            epsilon models.
+        scheduler: FlowMatchEulerDiscreteScheduler, or DPM-Solver++ or UniPC with flow sigmas, for rectified-flow
+            models; DDPM, DDIM, DPM-Solver++ or UniPC for epsilon models.
         num_frames, height, width, fps: of the clips that the checkpoint was trained on; defaults of a call.
         num_inference_steps, guidance_scale: defaults of a call.
         negative_prompt: default of a call: None for a model that was trained with a null caption, as every STDiT is, ""
@@ -232,12 +233,14 @@ class STDiTPipeline(DiffusionPipeline):
 
         Raises:
             SettingsError: an empty prompt, a size that is no multiple of VAE stride and patch, an unknown output type,
-                or first frames of another size.
+                first frames of another size, or a scheduler that cannot continue them.
         """
         # 1. Check the arguments; take defaults from the checkpoint.
         _check(output_type, guidance_start, guidance_stop, guidance_rescale)
         config = self.config
         clip = (num_frames or config.num_frames, height or config.height, width or config.width)
+        if first_frames is not None or (window is not None and window < clip[0]):
+            check_continuation(self.scheduler)
         shape = video_vae.latent_shape(self.vae, *clip)
         steps = num_inference_steps or config.num_inference_steps
         scale = config.guidance_scale if guidance_scale is None else guidance_scale

@@ -108,7 +108,7 @@ def _by_heads(attention: SelfAttention, clip: _Clip, x_BtSD: Tensor) -> Tensor:
     )
     padded, tokens = qkv.shape[3], clip.frames * x_BtSD.shape[2]
     q, k, v = qkv[:, :, :, :tokens]
-    x_BnLK = _pad(F.scaled_dot_product_attention(q, k, v), 2, padded)
+    x_BnLK = _pad(attention(q, k, v), 2, padded)
     x = clip.exchange(rearrange(x_BnLK, "b n (p l) k -> p b l (n k)", p=clip.size))
     output: Tensor = attention.proj(rearrange(x, "p b (t s) d -> b t s (p d)", t=frames))
     return output

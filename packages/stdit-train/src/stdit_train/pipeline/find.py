@@ -8,6 +8,7 @@ from stdit_model import convert
 from stdit_model.sampling.bundled import bundled_names, bundled_pipeline
 from stdit_model.sampling.folder import INDEX, hub_index, own_parts
 from stdit_model.sampling.released import trained_frames
+from stdit_model.sampling.schedulers import recorded_objective
 from stdit_model.weights.files import read_json
 from stdit_model.weights.hub import local_path, split_hub_id
 from stdit_train.checkpoint.run_folder import stage_folders
@@ -53,8 +54,10 @@ class CheckpointSource:
         index = read_json(folder / INDEX if folder.is_dir() else hub_index(self.source))
         scheduler = index.get("scheduler")
         name = scheduler[1] if isinstance(scheduler, list) and len(scheduler) == 2 else None
+        file = folder / "scheduler" / "scheduler_config.json"
+        flow = None if name is None else recorded_objective(name, read_json(file) if file.is_file() else None)
         frames: Any = index.get("num_frames")
-        return Trained(frames if isinstance(frames, int) else 16, None if name is None else "FlowMatch" in name)
+        return Trained(frames if isinstance(frames, int) else 16, flow)
 
 
 def find_checkpoint(checkpoint: str) -> CheckpointSource:
