@@ -19,6 +19,8 @@ from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.config.load import ConfigError, from_dict, load_stage, to_dict
 from stdit_train.config.schema import TrainConfig
 from stdit_train.distributed.failures import PeerFailed
+from stdit_train.distributed.step_message import StepReport, StepSummary, exchange
+from stdit_train.distributed.world import World
 from stdit_train.errors import RunEnded
 from stdit_train.trainer import Trainer
 
@@ -112,15 +114,19 @@ def test_a_signal_ends_the_waiting(
 def test_a_rank_whose_data_came_saves_the_position_before_them(
     config: TrainConfig, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """As told by the message of the second step; the third one's batches are here and are not trained on."""
     trainer = opened(config, clips, tmp_path / "run", Watcher())
-    steps = iter(trainer.loader)
-    assert trainer._fetch(steps)[2] is None
-    position = trainer.loader.state_dict()
-    monkeypatch.setattr(trainer.world, "all_max", lambda *numbers: (1.0,))
-    batches, _, failure = trainer._fetch(steps)
-    assert batches == []
-    assert isinstance(failure, PeerFailed)
-    assert trainer.loader.state_dict() == position
+
+    def told(world: World, own: StepReport) -> StepSummary:
+        return replace(exchange(world, own), failed=trainer.step == 1)
+
+    monkeypatch.setattr("stdit_train.trainer.exchange", told)
+    with pytest.raises(PeerFailed):
+        trainer.train()
+    assert trainer.loader.position["step"] == 3
+    checkpoint = RunFolder(tmp_path / "run").latest_checkpoint()
+    assert checkpoint is not None
+    assert checkpoint.state["step"] == checkpoint.state["loader"]["step"] == 2
 
 
 def test_patience_is_bounded_and_unknown_to_older_runs(small: TrainConfig) -> None:

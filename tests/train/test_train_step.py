@@ -65,7 +65,8 @@ def test_min_snr_is_for_epsilon(small: TrainConfig) -> None:
 
 def test_losses_by_timestep() -> None:
     bins = TimestepBins(4)
-    bins.add(timestep_of(torch.tensor([0.1, 0.2, 0.999, 1.0]), ObjectiveConfig()), torch.tensor([1.0, 2.0, 3.0, 5.0]))
+    timesteps = timestep_of(torch.tensor([0.1, 0.2, 0.999, 1.0]), ObjectiveConfig())
+    bins.add(timesteps.tolist(), [1.0, 2.0, 3.0, 5.0])
     saved = bins.state_dict()
     assert bins.take() == {"loss_t0-250": 1.5, "loss_t750-1000": 4.0}
     assert bins.take() == {}

@@ -61,14 +61,14 @@ def test_one_lost_in_the_background_is_made_up_for_at_the_next_step(
     """Not at the next checkpoint, a thousand steps later; and in the foreground."""
     tried = failing(monkeypatch, 1)
     trainer = opened(replace(small, checkpoint_async=True, checkpoint_every=3, steps=8), tmp_path / "run")
-    events = trainer._events
+    step = trainer.train_step
 
-    def after_the_write(interrupts: Any) -> tuple[int, bool]:
+    def slower_than_the_write(batches: Any) -> Any:
         if trainer.checkpoints._pending is not None:
-            trainer.checkpoints._pending.exception()  # the step takes longer than the write
-        return events(interrupts)
+            trainer.checkpoints._pending.exception()
+        return step(batches)
 
-    monkeypatch.setattr(trainer, "_events", after_the_write)
+    monkeypatch.setattr(trainer, "train_step", slower_than_the_write)
     saves: list[tuple[int, bool]] = []
     save = trainer.checkpoints.save
 
@@ -78,8 +78,8 @@ def test_one_lost_in_the_background_is_made_up_for_at_the_next_step(
 
     monkeypatch.setattr(trainer.checkpoints, "save", recorded)
     assert trainer.train().finished
-    assert saves == [(3, False), (3, True), (6, False), (8, True)]
-    assert tried == ["step-000003", "step-000003", "step-000006", "step-000008"]
+    assert saves == [(3, False), (4, True), (6, False), (8, True)]
+    assert tried == ["step-000003", "step-000004", "step-000006", "step-000008"]
     log = trainer.run.log_file.read_text()
     assert "a checkpoint could not be written in the background (Input/output error); saving again" in log
 

@@ -275,7 +275,7 @@ def rest(variant: str, how: str) -> dict[str, float]:
     for model, ema, part in zip((many, one), emas, (ours, samples), strict=True):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         loss_of(model, part).backward()
-        norms.append(clip_gradients(model, 0.5))
+        norms.append(clip_gradients(model, 0.5).item())
         optimizer.step()
         ema.update(model)
     results["norm"] = abs(norms[0] / norms[1] - 1)
@@ -333,7 +333,7 @@ def resume(folder: str, how: str, first: str, last: str) -> dict[str, float]:
         loss.backward()
         optimizer.step()
         ema.update(model)
-        losses |= world.all_mean({f"loss.{step}": loss.item()})
+        losses[f"loss.{step}"] = sum(row[0] for row in world.gather_numbers([loss.item()])) / world.size
     final = Path(folder) / checkpoint_name(int(last))
     dcp.save(named_tensors(model, ema.model, [optimizer]), checkpoint_id=final.with_suffix(".partial") / "tensors")
     if dist.get_rank() == 0:

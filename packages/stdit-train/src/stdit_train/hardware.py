@@ -100,3 +100,10 @@ def measured_peak(seconds: float = 0.3) -> float:
     finally:
         torch.set_num_threads(threads)
     return threads * 2 * size**3 / best
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor on a device; this process does not wait for a copy to a GPU, which is made from pinned memory."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

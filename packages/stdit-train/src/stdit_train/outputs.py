@@ -82,6 +82,11 @@ class Outputs:
 
     # -- along the way ---------------------------------------------------------------------------------------------
 
+    def due(self, step: int) -> bool:
+        """Whether something is to be written after a step."""
+        config = self.config
+        return any(step % every == 0 for every in (config.log_every, config.validate_every, config.sample_every))
+
     def write(self, step: int, values: dict[str, float], finished: bool) -> None:
         """Write metrics, validate and sample where the step is a multiple of their intervals, or the last one.
 

@@ -30,6 +30,7 @@ from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.checkpoint.verify import Checkpoint, CheckpointError
 from stdit_train.components.load import Components
 from stdit_train.config.schema import TrainConfig
+from stdit_train.data.ahead import NextStep
 from stdit_train.data.datasets import cached_in_memory
 from stdit_train.data.videos import loader_settings
 from stdit_train.distributed.failures import PeerFailed, is_connection_lost
@@ -41,8 +42,10 @@ from stdit_train.distributed.parallelize import (
     set_gradient_reduction,
 )
 from stdit_train.distributed.side_work import SideWork
+from stdit_train.distributed.step_message import StepReport, StepSummary, exchange
 from stdit_train.distributed.world import World
 from stdit_train.errors import ConfigError, Diverged, RunEnded
+from stdit_train.garbage import GarbageCollection
 from stdit_train.hardware import memory_in_use
 from stdit_train.interrupts import Interrupts
 from stdit_train.loss.batch import BatchLoss
@@ -78,6 +81,7 @@ class Trainer:
         step: optimizer steps done.
         elapsed: seconds of training, over all resumptions.
         skipped: consecutive steps, up to the last one, whose loss or gradient was not finite.
+        told: what all processes said of the last step.
     """
 
     def __init__(
@@ -130,9 +134,13 @@ class Trainer:
             config, run, model, components, self.batch_loss, validation, prompts, world, self.side_work
         )
         self.step, self.elapsed, self.skipped = 0, 0.0, 0
+        self.told: StepSummary
         self._session: Session | None = None
         self._position: dict[str, int] | None = None  # of the loader, after the last whole step
         self._stepping = False  # whether the weights are changing
+        self._ahead: NextStep | None = None
+        self._interrupts = Interrupts()
+        self._since, self._waited = time.perf_counter(), 0.0  # begin of the step, and its waiting for data so far
 
     # -- start -----------------------------------------------------------------------------------------------------
 
@@ -177,17 +185,17 @@ class Trainer:
         A step whose loss or gradient norm is not finite is skipped: weights and optimizers keep their values, and
         {"skipped": 1.0} is returned. "repeats", if there were any, counts samples that stood in for unreadable ones.
         """
+        position = self.loader.position
         factor = learning_rate_factor(self.step, self.progress, self.config.optimizer)
         set_learning_rate(self.optimizers, factor)
-        terms, timesteps = self._accumulate(batches)
-        repeats = float(sum(batch.repeats for batch in batches))
-        terms = self.world.all_mean({**terms, "repeats": repeats})
-        count = round(terms.pop("repeats") * self.world.dp_size)
-        counts = {"repeats": float(count)} if count else {}
+        terms, losses, timesteps = self._accumulate(batches)
         self.precision.unscale(self.optimizers)
         norm = clip_gradients(self.model, self.config.optimizer.clip)
-        finite = math.isfinite(terms["loss"]) and math.isfinite(norm)
+        numbers = torch.cat([torch.stack([*terms.values(), norm]).float(), losses]).tolist()  # waits for the device
+        gradient_norm = numbers[len(terms)]
+        told = self._exchange(batches, dict(zip(terms, numbers, strict=False)), timesteps, numbers[len(terms) + 1 :])
         self._stepping = True
+        finite = math.isfinite(told.terms["loss"]) and math.isfinite(gradient_norm)
         if finite:
             for optimizer in self.optimizers:
                 optimizer.step()
@@ -196,33 +204,58 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         self.precision.finish_step(finite)
         self.step += 1
-        self._position, self._stepping = self.loader.position, False
+        self._position, self._stepping = position, False
+        counts = {"repeats": float(told.repeats)} if told.repeats else {}
         if not finite:
-            self._skip(batches, terms["loss"], norm)
+            self._skip(batches, told.terms["loss"], gradient_norm)
             return {"skipped": 1.0} | counts
         self.skipped = 0
-        self.outputs.bins.add(*timesteps)
-        return terms | {"gradient_norm": norm, "lr_factor": factor} | counts
+        self.outputs.bins.add(told.timesteps, told.losses)
+        return told.terms | {"gradient_norm": gradient_norm, "lr_factor": factor} | counts
 
-    def _accumulate(self, batches: list[Batch]) -> tuple[dict[str, float], Tensor]:
-        """Run forward and backward of every micro-batch.
+    def _accumulate(self, batches: list[Batch]) -> tuple[dict[str, Tensor], Tensor, list[float]]:
+        """Run forward and backward of every micro-batch, without waiting for the device.
 
         Returns:
-            The mean loss terms of this process's samples, and timesteps and losses of all samples, [2, b].
+            The mean loss terms of this process's samples, and their losses [b], on the device; their timesteps.
         """
-        totals: dict[str, Tensor] = {}
-        losses = []
+        terms: dict[str, Tensor] = {}
+        losses, timesteps = [], []
         samples = sum(len(batch.indices) for batch in batches)
         for batch in batches:
-            timestep, terms = self.batch_loss.loss(batch)
+            timestep, found = self.batch_loss.loss(batch)
             share = len(batch.indices) / samples
             set_gradient_reduction(self.model, last=batch is batches[-1], once=self.config.reduce_once is not False)
-            self.precision.backward(terms["loss"].mean() * share)
-            for name, term in terms.items():
-                totals[name] = totals.get(name, torch.zeros((), device=self.device)) + term.detach().mean() * share
-            losses.append(torch.stack([timestep, terms["loss"].detach().cpu()]))
-        timesteps = self.world.all_gather(torch.cat(losses, dim=1))
-        return {name: total.item() for name, total in totals.items()}, timesteps
+            self.precision.backward(found["loss"].mean() * share)
+            for name, term in found.items():
+                part = term.detach().mean() * share
+                terms[name] = terms[name] + part if name in terms else part
+            losses.append(found["loss"].detach())
+            timesteps.append(timestep)
+        return terms, torch.cat(losses).float(), torch.cat(timesteps).tolist()
+
+    def _exchange(
+        self, batches: list[Batch], terms: dict[str, float], timesteps: list[float], losses: list[float]
+    ) -> StepSummary:
+        """Fetch the next step's batches, if there is one, and exchange the message of this step."""
+        if self._ahead is not None and self.step + 1 < self.config.steps:
+            self._waited += self._ahead.fetch()
+        now = time.perf_counter()
+        own = StepReport(
+            terms,
+            timesteps,
+            losses,
+            repeats=sum(batch.repeats for batch in batches),
+            seconds=now - self._since,
+            waited=self._waited,
+            memory=memory_in_use(self.device),
+            signal=self._interrupts.number or 0,
+            lost=self.checkpoints.failed,
+            failed=self._ahead is not None and self._ahead.failure is not None,
+        )
+        self.told = exchange(self.world, own)
+        self._since, self._waited = now, 0.0
+        return self.told
 
     def _skip(self, batches: list[Batch], loss: float, norm: float) -> None:
         """Report why a step was skipped, and end the run after `max_skipped` of them in a row."""
@@ -262,35 +295,35 @@ class Trainer:
                 the last checkpoint is whole.
             DataError: the clips cannot be used; a checkpoint is written.
         """
-        config, values, begun, failure = self.config, {}, self.step, None
-        with self._context() as (interrupts, profile):
+        config, values, begun = self.config, {}, self.step
+        with self._context() as (profile, garbage):
             if config.precision == "fp16":
                 log.warning(UNSTABLE)
             wait = DataWait(self.loader.dataset, config)
             self.callback.started(self.step, config.steps)
-            speed, steps = cache(self._speed), iter(self.loader)
-            signal, _ = self._events(interrupts)
-            while self.progress < 1.0 and not signal:
-                started = time.perf_counter()
-                batches, waited, failure = self._fetch(steps)
-                if failure is not None:
-                    signal, _ = self._events(interrupts)
-                    break
+            speed = cache(self._speed)
+            ahead, signal, failed = self._begin()
+            while self.progress < 1.0 and not signal and not failed:
+                batches = ahead.batches
                 values = self.train_step(batches)
+                told, paused = self.told, time.perf_counter()
                 self.side_work.alone("profiling", self.step, profile.step)
-                seconds, memory, *waits = self._slowest(time.perf_counter() - started, waited)
-                self.elapsed += seconds
-                wait.add(seconds, max(waits))
-                samples = sum(len(batch.indices) for batch in batches) * self.world.dp_size
-                values |= speed(samples, self.batch_loss.shape(batches[0])).figures(seconds, max(waits), memory)
+                self.elapsed += told.seconds
+                waited = max(told.waits)
+                wait.add(told.seconds, waited)
+                samples = len(told.losses)
+                values |= speed(samples, self.batch_loss.shape(batches[0])).figures(told.seconds, waited, told.memory)
                 if self.world.size > 1:
-                    values["data_wait_rank"] = float(waits.index(max(waits)))
-                self.outputs.interval.add(values, seconds)
+                    values["data_wait_rank"] = float(told.waits.index(waited))
+                self.outputs.interval.add(values, told.seconds)
                 self.callback.stepped(self.step, self.progress, values)
                 self._write(values, self.progress >= 1.0)
-                signal, lost = self._events(interrupts)
-                if lost:  # a checkpoint that was being written in the background
+                if told.lost:  # a checkpoint that was being written in the background
                     self._save(last=True)
+                garbage.collect(self.step)
+                self._since += time.perf_counter() - paused
+                signal, failed = told.signal or self._signal_alone(), told.failed
+            failure = (ahead.failure or PeerFailed(1)) if failed else None
             self.loader.close()
             if failure is not None and not signal:
                 self._end(failure, begun)
@@ -304,8 +337,8 @@ class Trainer:
         return Outcome(self.step, finished, values, signal or None, tuple(self.prompts))
 
     @contextlib.contextmanager
-    def _context(self) -> Iterator[tuple[Interrupts, Profile]]:
-        """Open the log, metrics, profiler and signal handlers of the loop, and close them and the loader."""
+    def _context(self) -> Iterator[tuple[Profile, GarbageCollection]]:
+        """Open what the loop needs, from the log to the signal handlers; close it and the loader at the end."""
         with contextlib.ExitStack() as stack:
             self.world.broadcast_from_main(lambda: stack.enter_context(lock_folder(self.run.path)))
             stack.enter_context(self.checkpoints.explaining())
@@ -314,33 +347,30 @@ class Trainer:
                 self._session = Session(self.run, self.device, self.world.size, self.world.parallel)
             stack.enter_context(self.outputs.opened(self.step))
             stack.callback(self.loader.close)
-            interrupts = stack.enter_context(Interrupts())
+            self._interrupts = stack.enter_context(Interrupts())
             stack.enter_context(self._rescuing())
 
             def trace(write: Callable[[], None]) -> None:
                 self.side_work.alone("writing the trace", self.step, write)
 
             folder = self.run.path / "profile"
-            yield interrupts, stack.enter_context(Profile(folder, self.config.profile, self.world.rank, trace))
+            profile = stack.enter_context(Profile(folder, self.config.profile, self.world.rank, trace))
+            yield profile, stack.enter_context(GarbageCollection())
 
-    def _fetch(self, steps: Iterator[list[Batch]]) -> tuple[list[Batch], float, DataError | PeerFailed | None]:
-        """Return the next step's batches and the seconds spent waiting for them, or why they cannot be read.
+    def _begin(self) -> tuple[NextStep, int, bool]:
+        """Fetch the first step; return it, the number of a signal, 0 for none, and whether some rank cannot read it."""
+        self._since, self._position = time.perf_counter(), self.loader.position
+        self._ahead = NextStep(self.loader)
+        self._waited = self._ahead.fetch() if self.progress < 1.0 else 0.0
+        signal, failed = self.world.all_max(self._interrupts.number or 0, float(self._ahead.failure is not None))
+        return self._ahead, int(signal), bool(failed)
 
-        They can be read on all ranks or on none.
+    def _signal_alone(self) -> int:
+        """Return the number of a signal that has come since the message of the step, 0 for none.
+
+        Of several processes the others do not know of it: it goes with the next message.
         """
-        started = time.perf_counter()
-        batches: list[Batch] = []
-        failure: DataError | PeerFailed | None = None
-        try:
-            batches = next(steps)
-        except DataError as error:
-            failure = error
-        waited = time.perf_counter() - started
-        if self.world.all_max(float(failure is not None)) == (0.0,):
-            return batches, waited, None
-        if failure is None:
-            self.loader.step_back()
-        return [], waited, failure or PeerFailed(1)
+        return (self._interrupts.number or 0) if self.world.size == 1 else 0
 
     def _end(self, failure: DataError | PeerFailed, begun: int) -> NoReturn:
         """Save what has been trained since step `begun`, and end the run for want of data."""
@@ -352,12 +382,6 @@ class Trainer:
                 f"{failure}. The run is saved at step {self.step}: resume with stdit train --resume {self.run.path}"
             ) from failure
         raise failure
-
-    def _slowest(self, seconds: float, waited: float) -> tuple[float, ...]:
-        """Return the largest duration of the step, the largest memory in use, and each rank's wait for data."""
-        waits = [0.0] * self.world.size
-        waits[self.world.rank] = waited
-        return self.world.all_max(seconds, float(memory_in_use(self.device)), *waits)
 
     @contextlib.contextmanager
     def _rescuing(self) -> Iterator[None]:
@@ -377,17 +401,14 @@ class Trainer:
                     log.exception("the last checkpoint could not be written either")
             raise
 
-    def _events(self, interrupts: Interrupts) -> tuple[int, bool]:
-        """Return the number of the signal that some process received, 0 for none, and whether a checkpoint was lost."""
-        signal, lost = self.world.all_max(interrupts.number or 0, float(self.checkpoints.failed))
-        return int(signal), bool(lost)
-
     def _write(self, values: dict[str, float], finished: bool) -> None:
         """Write the outputs and a checkpoint where the step is a multiple of their intervals."""
-        if self.world.is_main:
+        config, due = self.config, self.outputs.due(self.step) or finished
+        if self.world.is_main and (due or self.step % config.checkpoint_every == 0):
             self.side_work.alone("the check of the run folder", self.step, self._restore_folder)
-        self.outputs.write(self.step, values, finished)
-        if self.step % self.config.checkpoint_every == 0 and not finished:
+        if due:
+            self.outputs.write(self.step, values, finished)
+        if self.step % config.checkpoint_every == 0 and not finished:
             self._save()
             self.outputs.plot(self.step)
 

@@ -105,7 +105,6 @@ class ClipLoader:
         self._identity: int | None = getattr(dataset, "identity", None)
         self._rejects = Rejects(rejects, samples=len(dataset), rank=rank, max_share=max_reject_share)
         self._epoch = self._batch = self._step = 0
-        self._before = (0, 0, 0)
         # Weak, so that the threads end as soon as the iterator is dropped, as by a break out of its loop.
         self._iterator: weakref.ref[Generator[list[Batch], None, None]] | None = None
 
@@ -131,11 +130,6 @@ class ClipLoader:
             iterator.close()
         self._iterator = None
         _open.discard(self)
-
-    def step_back(self) -> None:
-        """End the threads, and move to before the step yielded last, which was not trained on."""
-        self.close()
-        self._epoch, self._batch, self._step = self._before
 
     @property
     def position(self) -> dict[str, int]:
@@ -190,7 +184,6 @@ class ClipLoader:
                 self._rejects.count(mine, step.rejects, epoch=plan.epoch, step=self._step)
                 if step.error is not None:
                     raise step.error
-                self._before = self._epoch, self._batch, self._step
                 self._epoch, self._batch, self._step = plan.epoch, plan.batch + 1, self._step + 1
                 yield step.batches
 

@@ -126,9 +126,9 @@ class World:
         """Return the maximum over all ranks of each number."""
         return numbers
 
-    def all_mean(self, values: dict[str, float]) -> dict[str, float]:
-        """Return the mean over all ranks of each value; all ranks pass the same names."""
-        return values
+    def gather_numbers(self, numbers: list[float]) -> list[list[float]]:
+        """Return the numbers of every rank, by rank; all ranks pass equally many."""
+        return [[float(number) for number in numbers]]
 
     def all_gather(self, part: "Tensor") -> "Tensor":
         """Concatenate tensors [..., n] of equal shape in the order of `dp_rank`: [..., dp_size * n]."""
@@ -254,14 +254,15 @@ class DistributedWorld(World):
         dist.all_reduce(values, dist.ReduceOp.MAX)
         return tuple(values.tolist())
 
-    def all_mean(self, values: dict[str, float]) -> dict[str, float]:
-        """All-reduce the mean of each value, as float64 in one message."""
+    def gather_numbers(self, numbers: list[float]) -> list[list[float]]:
+        """Gather the numbers of every rank, as float64 in one message."""
         import torch
         import torch.distributed as dist
 
-        totals = torch.tensor(list(values.values()), dtype=torch.float64)
-        dist.all_reduce(totals)
-        return dict(zip(values, (totals / self.size).tolist(), strict=True))
+        own = torch.tensor(numbers, dtype=torch.float64)
+        rows = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(rows, own)
+        return [row.tolist() for row in rows]
 
     def all_gather(self, part: "Tensor") -> "Tensor":
         """Gather tensors from all ranks and keep one of each group that shares clips."""

@@ -19,6 +19,7 @@ from stdit_train.config.schema import TrainConfig
 from stdit_train.data.holdout import VALIDATION_CLIPS
 from stdit_train.distributed.side_work import on_every_rank
 from stdit_train.distributed.world import World
+from stdit_train.hardware import to_device
 from stdit_train.loss.noise import draw
 from stdit_train.loss.nonfinite import find_nonfinite
 from stdit_train.loss.objective import given_frames, timestep_density, timestep_of, training_loss
@@ -71,7 +72,7 @@ class BatchLoss:
         config = self.config.objective
         draws = draw(self.config.seed, batch.epoch, batch.indices, self.shape(batch))
         level = timestep_density(draws.level, config)
-        drop = (draws.drop < config.caption_dropout).to(self.device) if config.caption_dropout else None
+        drop = to_device(draws.drop < config.caption_dropout, self.device) if config.caption_dropout else None
         x0 = self._latents(batch, draws.posterior)
         given = self._given(batch, draws.given, x0.shape[2])
         states = self.text(batch.captions, batch.texts)
@@ -86,7 +87,7 @@ class BatchLoss:
         given = given_frames(draws, config.conditioning_share, frames)
         if config.conditioning_clips == "later":
             given &= torch.tensor([start > 0 for start in batch.starts or [0.0] * len(given)])[:, None]
-        return given.to(self.device)
+        return to_device(given, self.device)
 
     def shape(self, batch: Batch) -> tuple[int, ...]:
         """Return the shape C, T, H, W of the latents of a micro-batch's clips."""
@@ -150,16 +151,15 @@ class BatchLoss:
         drop: Tensor | None = None,
         given: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        y, mask = (tensor.to(self.device) for tensor in states)
-        noise, level = noise.to(self.device), level.to(self.device)
+        y, mask, noise, level = (to_device(tensor, self.device) for tensor in (*states, noise, level))
         with self.precision.autocast():
             return training_loss(model, self.config.objective, x0, noise, level, y, mask, drop, given)
 
     def _latents(self, batch: Batch, noise: Tensor) -> Tensor:
         """Return normalised posterior samples of the micro-batch: [b, C, T, H, W]."""
-        return video_vae.sample_latents(self.components.vae, self._moments(batch.video), noise.to(self.device))
+        return video_vae.sample_latents(self.components.vae, self._moments(batch.video), to_device(noise, self.device))
 
     def _moments(self, video: Tensor) -> Tensor:
         """Return the VAE's moments of clips [b, 3, T', H', W'], which may be moments already."""
-        video = video.to(self.device, non_blocking=True)
+        video = to_device(video, self.device)
         return video if self.encoded else video_vae.encode_moments(self.components.vae, video)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
 from stdit_model import STDiT
@@ -56,7 +57,7 @@ def set_learning_rate(optimizers: list[Optimizer], factor: float) -> None:
             group["lr"] = group["base_lr"] * factor
 
 
-def clip_gradients(model: nn.Module, maximum: float) -> float:
-    """Clip the global norm of the gradients in place and return the norm before."""
+def clip_gradients(model: nn.Module, maximum: float) -> Tensor:
+    """Clip the global norm of the gradients in place and return the norm before, a scalar on the device."""
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), maximum)
-    return norm.item()
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

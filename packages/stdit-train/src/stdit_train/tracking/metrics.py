@@ -2,11 +2,9 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from torch import Tensor
 
 from stdit_train.config.load import ConfigError, to_dict
 from stdit_train.config.schema import TrainConfig
@@ -99,9 +97,9 @@ class TimestepBins:
     def __init__(self, count: int) -> None:
         self.sums, self.counts = [0.0] * count, [0] * count
 
-    def add(self, timestep: Tensor, loss: Tensor) -> None:
-        """Add samples by their timesteps in 0..1000 and losses, both [b] on the CPU."""
-        for t, value in zip(timestep.tolist(), loss.tolist(), strict=True):
+    def add(self, timesteps: Iterable[float], losses: Iterable[float]) -> None:
+        """Add samples by their timesteps in 0..1000 and losses."""
+        for t, value in zip(timesteps, losses, strict=True):
             part = min(int(t / 1000 * len(self.sums)), len(self.sums) - 1)
             self.sums[part] += value
             self.counts[part] += 1
