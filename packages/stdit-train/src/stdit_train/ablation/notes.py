@@ -66,9 +66,9 @@ def forecast(ablation: Ablation, quick: bool) -> list[str]:
             "run: choose fewer --variants or --prompts 0 to be done sooner"
         )
     if quick and min(steps) < study.base.steps:
-        share = min(steps) / study.base.steps
+        share = 100 * min(steps) / study.base.steps
         lines.append(
-            f"{share:.0%} of the {study.base.steps:,} steps of stage {study.base.stage}: this shows that all arms "
+            f"{share:.2g}% of the {study.base.steps:,} steps of stage {study.base.stage}: this shows that all arms "
             f"train and what they cost. {_whole(ablation)}"
         )
     return lines

@@ -67,7 +67,8 @@ def describe_machine(device: torch.device, processes: int) -> str:
     elif device.type == "mps":
         name = "Apple GPU (MPS)"
     else:
-        name = f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        name = f"CPU, {os.cpu_count()} cores, {threads} thread{'s' if threads > 1 else ''}"
     shared = f"{processes} processes, each on " if processes > 1 else ""
     return f"{shared}{name}, {platform.system()} {platform.machine()}"
 
