@@ -132,5 +132,5 @@ def test_the_pipeline_is_listed_in_its_order() -> None:
 
     lines = CliRunner().invoke(app, ["data", "--help"]).output.splitlines()
     listed = [line.split()[1] for line in lines if len(line.split()) > 3 and line.split()[0] in "│|"]
-    pipeline = ["cut", "score", "filter", "dedup", "caption", "validate", "preview", "encode", "inspect"]
+    pipeline = ["cut", "score", "filter", "dedup", "caption", "curate", "validate", "preview", "encode", "inspect"]
     assert [name for name in listed if name in pipeline] == pipeline

@@ -159,7 +159,7 @@ def dedup(
     from stdit_data.curation.tables import open_rows
 
     step, matching = HashStep(fps, threads=_threads(workers)), Matching(distance, share, keep_all)
-    with _bar("hash") as progress, _interruptible(out):
+    with _bar("hash") as progress, _interruptible(f"{out}.parts"):
         rows, executor = open_rows(source, root=root), _executor(workers, ray)
         outcome = find(rows, out, executor, step=step, matching=matching, share=find_share(), progress=progress)
     _tell(outcome)
@@ -203,12 +203,80 @@ def caption(
         _tell_flags(out)
 
 
+@app.command()
+def curate(
+    source: Raw,
+    out: Annotated[str, typer.Argument(help="Manifest to write, .parquet; those of all steps go to NAME.steps.")],
+    preset: Annotated[
+        str, typer.Option(help="Settings of cut and filter; `filter --preset list` shows them.")
+    ] = "basic",
+    keep: Annotated[str | None, typer.Option(help="Further condition over columns.", metavar="EXPR")] = None,
+    partly: Annotated[
+        bool, typer.Option("--partly", help="Leave out the preset's rules whose columns are missing.")
+    ] = False,
+    text: Annotated[bool, typer.Option("--text", help="Also measure the area that text covers.")] = False,
+    clip: Annotated[str | None, typer.Option(help="CLIP model to measure how well captions fit.")] = None,
+    aesthetic: Annotated[str | None, typer.Option(help="Aesthetic head for that model.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Captioner, as for `stdit data caption`.", show_default="no captions")
+    ] = None,
+    server: Annotated[str | None, typer.Option(help="URL of a server with OpenAI's API that writes captions.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Clips per batch of the captioner.")] = 8,
+    root: Root = None,
+    workers: Workers = None,
+    ray: Ray = None,
+    gpus: Gpus = 0.0,
+) -> None:
+    """Run cut, score, filter, dedup and, with a captioner, caption one after another; without flagged captions."""
+    from dataclasses import replace
+
+    from stdit_data.curation.caption import CaptionStep, checked
+    from stdit_data.curation.curate import Recipe, steps_folder
+    from stdit_data.curation.curate import curate as run_steps
+    from stdit_data.curation.cut import CutStep
+    from stdit_data.curation.dedup import HashStep
+    from stdit_data.curation.engine import find_share, rejects_path
+    from stdit_data.curation.filtering.presets import load_preset
+    from stdit_data.curation.score import ScoreStep
+    from stdit_data.curation.tables import open_rows
+    from stdit_data.errors import DataError
+
+    if find_share().world > 1:
+        raise DataError(
+            "curate divides its work by --workers or --ray; under torchrun or Slurm run each step by itself"
+        )
+    threads, chosen = _threads(workers), load_preset(preset)
+    recipe = Recipe(
+        CutStep(**chosen.cut, threads=threads),
+        ScoreStep(text=text, clip=clip, aesthetic=aesthetic, threads=threads, gpus=gpus),
+        "",
+        HashStep(threads=threads),
+    )
+    rows = open_rows(source, root=root)
+    rule = chosen.condition(recipe.scored_columns(rows), partly=partly)
+    recipe = replace(recipe, keep=f"({rule}) and ({keep})" if keep else rule)
+    if model or server:
+        captions = CaptionStep(model, server, batch=batch, threads=_cpus(), gpus=gpus)
+        recipe = replace(recipe, caption=checked(captions))
+
+    def executor(name: str) -> Executor:
+        width = {"filter": 1, "flags": 1, "caption": None if ray else _gpus(server)}.get(name, workers)
+        return _executor(width, ray)
+
+    lines = []
+    with _steps_bar() as progress, _interruptible(steps_folder(out)):
+        for name, outcome in run_steps(rows, out, executor, recipe, progress=progress):
+            rejects = f", {outcome.rejects} rejected" if outcome.rejects else ""
+            lines.append(f"{name}: {outcome.rows} rows{rejects}")
+    typer.echo("\n".join([*lines, f"{out}: {outcome.rows} rows; what was rejected, and why: {rejects_path(out)}"]))
+
+
 def _run(step: Any, source: str, out: str, root: str | None, workers: int | None, ray: str | None) -> bool:
     """Run a step with a progress bar, print its result, and return whether the output is complete."""
     from stdit_data.curation.engine import find_share, run
     from stdit_data.curation.tables import open_rows
 
-    with _bar(step.name) as progress, _interruptible(out):
+    with _bar(step.name) as progress, _interruptible(f"{out}.parts"):
         outcome = run(
             step, open_rows(source, root=root), out, _executor(workers, ray), share=find_share(), progress=progress
         )
@@ -248,28 +316,40 @@ def _threads(workers: int | None) -> int:
 @contextmanager
 def _bar(name: str) -> Iterator[Callable[[int, int], None]]:
     """Make a progress bar with the time left; without a terminal, print a line from time to time."""
+    with _steps_bar() as progress:
+        yield progress(name)
+
+
+@contextmanager
+def _steps_bar() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+    """Make a bar for several steps, one after another: give it a step's name for what reports its progress."""
     from rich.console import Console
 
     from stdit_cli.console import CountingBar
 
     with CountingBar(Console(), transient=False) as bar:
-        task = bar.add_task(name, total=None)
+        task = bar.add_task("", total=None)
 
-        def progress(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
+        def begin(name: str) -> Callable[[int, int], None]:
+            bar.reset(task, description=name, total=None)
+            return lambda done, total: bar.update(task, completed=done, total=total)
 
-        yield progress
+        yield begin
 
 
 @contextmanager
-def _interruptible(out: str) -> Iterator[None]:
-    """After Ctrl-C, say that nothing is lost."""
+def _interruptible(kept: str) -> Iterator[None]:
+    """After Ctrl-C, say that nothing is lost.
+
+    Args:
+        kept: folder that holds what is finished.
+    """
     from stdit_cli.console import INTERRUPTED
 
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo(f"stopped; finished shards are kept in {out}.parts; run the same command again to resume", err=True)
+        typer.echo(f"stopped; finished shards are kept in {kept}; run the same command again to resume", err=True)
         raise typer.Exit(INTERRUPTED) from None
 
 
