@@ -165,6 +165,7 @@ def _same_run(new: RunPlan, saved: RunPlan) -> RunPlan:
     configs = [
         replace(
             ours,
+            draw=theirs.draw,
             # what an older version chose for a setting that is left to us stays
             replicate=theirs.replicate if ours.replicate is None else ours.replicate,
             reduce_once=theirs.reduce_once if ours.reduce_once is None else ours.reduce_once,

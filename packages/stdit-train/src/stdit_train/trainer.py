@@ -125,6 +125,7 @@ class Trainer:
             prefetch=0 if lazy else 2,
             rejects=run.rejects_file,
             pin_memory=device.type == "cuda",
+            draw=self.batch_loss.draw if config.draw == "philox" else None,
         )
         asynchronous = device.type == "cuda" if config.checkpoint_async is None else config.checkpoint_async
         self.checkpoints = CheckpointManager(run, config.keep_checkpoints, config.keep_every, asynchronous, world)

@@ -19,7 +19,7 @@ from stdit_data.buckets import Bucket
 from stdit_data.clip import ClipDataset
 from stdit_data.errors import DataError
 from stdit_data.loading.order import Order
-from stdit_data.loading.prefetch import Batch, RankShare, read_ahead
+from stdit_data.loading.prefetch import Batch, Draw, RankShare, read_ahead
 from stdit_data.loading.rejects import Rejects
 
 __all__ = ["Batch", "ClipLoader"]
@@ -55,7 +55,9 @@ class ClipLoader:
             beside it, with `.rank1` and so on before the suffix.
         max_reject_share: stop when more than this share of the samples seen by this rank can't be read, with a margin
             for chance until it has seen all.
-        pin_memory: put videos in pinned memory; needs CUDA.
+        pin_memory: put videos and random numbers in pinned memory; needs CUDA.
+        draw: called in the reading threads with each slot (sample and epoch) and its bucket; returns random numbers by
+            name, which are stacked into `Batch.draws`.
 
     Attributes:
         accumulation: micro-batches per step on this rank; with several buckets the largest of them.
@@ -80,6 +82,7 @@ class ClipLoader:
         rejects: str | Path | None = None,
         max_reject_share: float = 0.1,
         pin_memory: bool = False,
+        draw: Draw | None = None,
     ) -> None:
         if not 0 <= rank < world_size:
             raise DataError(f"rank {rank} of {world_size}: expected a rank from 0 to {world_size - 1}")
@@ -88,7 +91,7 @@ class ClipLoader:
         if pin_memory and not torch.cuda.is_available():
             raise DataError("pin_memory: needs CUDA, which is not available here")
         self.dataset, self.seed, self.rank = dataset, seed, rank
-        self.workers, self.prefetch, self.pin_memory = workers, prefetch, pin_memory
+        self.workers, self.prefetch, self.pin_memory, self.draw = workers, prefetch, pin_memory, draw
         make_order = getattr(dataset, "make_order", Order)  # a cache defines its own order
         self.order: Order = make_order(
             [dataset.bucket(index) for index in range(len(dataset))],
@@ -176,6 +179,7 @@ class ClipLoader:
             workers=self.workers,
             prefetch=self.prefetch,
             pin_memory=self.pin_memory,
+            draw=self.draw,
         )
         with closing(steps):  # the threads end here, also after an error, whose traceback keeps this frame alive
             for step in steps:

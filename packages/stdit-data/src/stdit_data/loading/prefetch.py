@@ -7,7 +7,7 @@ b samples of a micro-batch, C channels (3), T frames, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -19,7 +19,9 @@ from torchdata.nodes import BaseNode, IterableWrapper, ParallelMapper, PinMemory
 from stdit_data.buckets import Bucket
 from stdit_data.clip import Clip, ClipDataset
 from stdit_data.errors import ClipError, DataError
-from stdit_data.loading.order import GlobalBatch
+from stdit_data.loading.order import GlobalBatch, Slot
+
+Draw = Callable[[Slot, Bucket], dict[str, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +38,12 @@ class Batch:
     repeats: int  # samples that stand in for unreadable ones
     texts: list[Tensor] | None = None  # [L, D] each, without padding, if the data set has cached them
     starts: list[float] | None = None  # seconds from the first frame of each clip's video to the clip's first
+    draws: dict[str, Tensor] | None = None  # [b, ...], the random numbers that the loader's `draw` returned, by name
 
     def pin_memory(self) -> Batch:
-        """Return the batch with `video` in pinned memory."""
-        return replace(self, video=self.video.pin_memory())
+        """Return the batch with `video` and `draws` in pinned memory."""
+        draws = self.draws and {name: numbers.pin_memory() for name, numbers in self.draws.items()}
+        return replace(self, video=self.video.pin_memory(), draws=draws)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,7 @@ class SlotResult:
 
     plan: GlobalBatch
     clip: Clip | None = None
+    draws: dict[str, Tensor] | None = None
     reject: tuple[int, ClipError] | None = None
     error: Exception | None = None
 
@@ -85,6 +90,7 @@ def read_ahead(
     workers: int,
     prefetch: int,
     pin_memory: bool,
+    draw: Draw | None = None,
 ) -> Generator[Step, None, None]:
     """Yield this rank's part of each global batch; the threads end when the iterator is closed or dropped.
 
@@ -98,12 +104,13 @@ def read_ahead(
         workers: number of threads that read clips.
         prefetch: number of steps to read ahead.
         pin_memory: put videos in pinned memory.
+        draw: see `ClipLoader`.
     """
     # The nodes' threads call torch.set_num_threads(1), which leaks into this thread unless it has called this before.
     torch.get_num_threads()
     # 0: the nodes take no snapshots, since the position follows from the number of steps yielded.
     node: Any = IterableWrapper(_slots(plans, shares, rank))
-    node = ParallelMapper(node, partial(read_slot, dataset, seed), num_workers=workers, snapshot_frequency=0)
+    node = ParallelMapper(node, partial(read_slot, dataset, seed, draw), num_workers=workers, snapshot_frequency=0)
     node = Assemble(node, shares, step)
     if prefetch:
         node = Prefetcher(node, prefetch_factor=prefetch, snapshot_frequency=0)
@@ -112,7 +119,7 @@ def read_ahead(
     yield from node
 
 
-def read_slot(dataset: ClipDataset, seed: int, work: tuple[GlobalBatch, int]) -> SlotResult:
+def read_slot(dataset: ClipDataset, seed: int, draw: Draw | None, work: tuple[GlobalBatch, int]) -> SlotResult:
     """Read one slot or, if it can't be read, the next readable one of the same global batch, cyclically.
 
     So the sample that stands in for an unreadable one depends on the global batch alone, not on ranks or workers.
@@ -120,11 +127,13 @@ def read_slot(dataset: ClipDataset, seed: int, work: tuple[GlobalBatch, int]) ->
     Args:
         dataset: the data set to read.
         seed: seed of every sample's randomness.
+        draw: see `ClipLoader`; called for the slot's own sample, also where another one stands in for it.
         work: a global batch and the position of the slot in it.
     """
     plan, place = work
     result = SlotResult(plan)
     try:
+        result.draws = draw(plan.slots[place], plan.bucket) if draw is not None else None
         for offset in range(len(plan.slots)):
             slot = plan.slots[(place + offset) % len(plan.slots)]
             try:
@@ -189,6 +198,7 @@ def _stack(plan: GlobalBatch, step: int, reads: list[SlotResult]) -> Batch:
         if (clip.bucket or clip.video.shape[1:]) != plan.bucket:
             shape = "x".join(str(n) for n in clip.video.shape[1:])
             raise DataError(f"sample {clip.index}: loaded as {shape}; the data set's bucket for it is {plan.bucket}")
+    drawn = [read.draws for read in reads if read.draws is not None]
     texts = [clip.text for clip in clips if clip.text is not None]
     return Batch(
         video=torch.stack([clip.video for clip in clips]),
@@ -201,4 +211,5 @@ def _stack(plan: GlobalBatch, step: int, reads: list[SlotResult]) -> Batch:
         repeats=sum(read.reject is not None for read in reads),
         texts=texts if len(texts) == len(clips) else None,
         starts=[clip.span[0] for clip in clips],
+        draws={name: torch.stack([draws[name] for draws in drawn]) for name in drawn[0]} if drawn else None,
     )

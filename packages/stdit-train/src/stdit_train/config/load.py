@@ -26,7 +26,8 @@ RENAMED = {  # since 0.2.0; the old keys are read until 0.3
     "data.remember_latents": "data.cache_latents",
 }
 ALSO_CALLED = {"learning_rate": "optimizer.lr", "batch_size": "global_batch", "dropout": "objective.caption_dropout"}
-BEFORE = {"reduce_once": False}  # what runs did whose saved settings are older than a setting, where it is no default
+# What runs did whose saved settings are older than a setting, where it is no default.
+BEFORE = {"draw": "mt19937", "reduce_once": False}
 _STAGE_ORDER = ("16x256", "16x256-hq", "16x512", "64x512", "360x512", "demo")
 
 logger = logging.getLogger(__name__)

@@ -14,6 +14,7 @@ from stdit_model.presets import Variant, preset
 from stdit_train.errors import ConfigError
 
 PrecisionName = Literal["fp32", "bf16", "bf16-weights", "fp16"]
+DrawName = Literal["philox", "mt19937"]
 Checkpointing = bool | Literal["selective"]
 
 Count = Annotated[int, Field(ge=1)]
@@ -162,6 +163,7 @@ class TrainConfig:
     global_batch: Count
     micro_batch: Count | None = None  # samples at once per process [default: as many as fit]
     seed: WholeNumber = 0
+    draw: DrawName = "philox"  # generator of noise, timesteps and dropout; mt19937 for runs begun before version 0.2
     minutes: Positive | None = None  # time budget; the learning-rate schedule is fitted to it
     precision: PrecisionName = "bf16"  # see stdit_train.optim.precision
     activation_checkpointing: Checkpointing = False  # see stdit_train.distributed.parallelize.apply_ac

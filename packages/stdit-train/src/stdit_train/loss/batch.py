@@ -11,6 +11,7 @@ from torch import Tensor
 from stdit_data.buckets import Bucket, parse_bucket
 from stdit_data.clip import Clip, ClipDataset
 from stdit_data.loading.loader import Batch
+from stdit_data.loading.order import Slot
 from stdit_model import STDiT, video_vae
 from stdit_train.components.captions import TextMemory
 from stdit_train.components.load import Components
@@ -20,7 +21,7 @@ from stdit_train.data.holdout import VALIDATION_CLIPS
 from stdit_train.distributed.side_work import on_every_rank
 from stdit_train.distributed.world import World
 from stdit_train.hardware import to_device
-from stdit_train.loss.noise import draw
+from stdit_train.loss.noise import Draws, draw, draw_philox
 from stdit_train.loss.nonfinite import find_nonfinite
 from stdit_train.loss.objective import given_frames, timestep_density, timestep_of, training_loss
 from stdit_train.loss.validation import validation_batches
@@ -70,7 +71,7 @@ class BatchLoss:
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return timesteps [b] in 0..1000, on the CPU, and loss terms [b] of a micro-batch."""
         config = self.config.objective
-        draws = draw(self.config.seed, batch.epoch, batch.indices, self.shape(batch))
+        draws = self._draws(batch)
         level = timestep_density(draws.level, config)
         drop = to_device(draws.drop < config.caption_dropout, self.device) if config.caption_dropout else None
         x0 = self._latents(batch, draws.posterior)
@@ -91,9 +92,20 @@ class BatchLoss:
 
     def shape(self, batch: Batch) -> tuple[int, ...]:
         """Return the shape C, T, H, W of the latents of a micro-batch's clips."""
-        if self.config.data.cache_latents:
-            return (self.latent_shape[0], *batch.bucket)
-        return self._bucket_shape(batch.bucket)
+        return self._loaded_shape(batch.bucket)
+
+    def draw(self, slot: Slot, bucket: Bucket) -> dict[str, Tensor]:
+        """Draw the random numbers of a sample, in a thread of the loader; see `loss.noise`."""
+        return draw_philox(self.config.seed, slot.epoch, slot.sample, self._loaded_shape(bucket))
+
+    def _draws(self, batch: Batch) -> Draws:
+        if batch.draws is not None:
+            return Draws(**batch.draws)
+        return draw(self.config.draw, self.config.seed, batch.epoch, batch.indices, self.shape(batch))
+
+    def _loaded_shape(self, bucket: Bucket) -> tuple[int, ...]:
+        """Return C, T, H, W of a bucket of the loader, which is of latents if those are kept in memory."""
+        return (self.latent_shape[0], *bucket) if self.config.data.cache_latents else self._bucket_shape(bucket)
 
     def _bucket_shape(self, bucket: Bucket) -> tuple[int, int, int, int]:
         return video_vae.latent_shape(self.components.vae, *bucket)
@@ -126,15 +138,15 @@ class BatchLoss:
             return None
         indices, clips, level = batch
         x0 = video_vae.sample_latents(self.components.vae, self._moments(torch.stack([c.video for c in clips])))
-        return x0, draw(0, 0, indices, self.latent_shape).noise, level, self.text([clip.caption for clip in clips])
+        noise = draw(self.config.draw, 0, 0, indices, self.latent_shape).noise
+        return x0, noise, level, self.text([clip.caption for clip in clips])
 
     def find_nonfinite(self, batches: list[Batch]) -> str | None:
         """Run a step again and name what is first not finite; None if all is."""
         return self.world.first_result(map(self._first_nonfinite, batches))
 
     def _first_nonfinite(self, batch: Batch) -> str | None:
-        draws = draw(self.config.seed, batch.epoch, batch.indices, self.shape(batch))
-        x0, y = self._latents(batch, draws.posterior), self.text(batch.captions, batch.texts)[0]
+        x0, y = self._latents(batch, self._draws(batch).posterior), self.text(batch.captions, batch.texts)[0]
         clips = f"of clips {', '.join(map(str, batch.indices))}"
         inputs = {f"the VAE's latents {clips}": x0, f"the text encoder's states {clips}": y}
         if self.world.sharded:  # running the model takes all processes, and some may have finished
