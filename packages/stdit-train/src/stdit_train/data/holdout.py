@@ -42,7 +42,7 @@ class ValidationClips:
         self.dataset, self.moments = dataset, getattr(dataset, "moments", False)
         self.own = range(len(dataset))[:VALIDATION_CLIPS]
         self.spare = range(len(dataset))[VALIDATION_CLIPS : 2 * VALIDATION_CLIPS]
-        self.identity: int = self.dataset.identity
+        self.identity: int | None = getattr(dataset, "identity", None)
         self._reported: set[int] = set()
 
     def __len__(self) -> int:
