@@ -196,7 +196,13 @@ def caption(
     from stdit_data.curation.caption import CaptionStep, checked
 
     workers = workers or (None if ray else _gpus(server))
-    options = {"temperature": temperature, "max_tokens": max_tokens, "size": size, "seed": seed, "batch": batch}
+    options: dict[str, Any] = {
+        "temperature": temperature,
+        "max_tokens": max_tokens,
+        "size": size,
+        "seed": seed,
+        "batch": batch,
+    }
     threads = _threads(workers)
     step = CaptionStep(model, server, prompt, **options, overwrite=overwrite, threads=threads, gpus=gpus)
     if _run(checked(step), source, out, root, workers, ray):

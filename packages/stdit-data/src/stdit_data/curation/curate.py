@@ -11,7 +11,7 @@ from stdit_data.curation import dedup
 from stdit_data.curation.caption import CaptionStep
 from stdit_data.curation.cut import CutStep
 from stdit_data.curation.engine import Outcome, Progress, rejects_path, run
-from stdit_data.curation.executors import Executor
+from stdit_data.curation.executors import Executor, Step
 from stdit_data.curation.filtering.expression import Condition
 from stdit_data.curation.filtering.filter import FilterStep, open_filter
 from stdit_data.curation.score import ScoreStep
@@ -84,7 +84,8 @@ def curate(
         done.append(outcome.out)
         return name, outcome
 
-    for number, step in enumerate((recipe.cut, recipe.score), 1):
+    steps: list[Step] = [recipe.cut, recipe.score]
+    for number, step in enumerate(steps, 1):
         outcome = run(step, rows, place(number, step.name), executor(step.name), progress=progress(step.name))
         yield finished(step.name, outcome, rows)
         rows = open_rows(outcome.out)
