@@ -113,7 +113,8 @@ class Outputs:
 
     def _sample(self, step: int) -> None:
         folder = self.run.samples if self.world.is_main else None  # all ranks sample, rank 0 writes
-        sheet = draw_samples(self.model, self.components, self.config, self.prompts, folder, step, self.world)
+        parts = self.model, self.components, self.config, self.prompts
+        sheet = draw_samples(*parts, folder, step, self.world, self.batch_loss.precision.autocast)
         log.info("step %d: samples in %s", step, sheet)
 
     def plot(self, step: int) -> None:

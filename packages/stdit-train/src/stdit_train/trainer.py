@@ -109,7 +109,7 @@ class Trainer:
             if config.compile:
                 apply_compile(self.precision.module, clip_shapes(config))
         encoded = getattr(dataset, "moments", False) or config.data.cache_latents
-        self.batch_loss = BatchLoss(config, components, self.precision, device, encoded, world)
+        self.batch_loss = BatchLoss(config, components, self.precision, device, encoded, len(dataset), world)
         if encoded:
             dataset = cached_in_memory(dataset, components.vae, device)
             validation = validation and cached_in_memory(validation, components.vae, device)

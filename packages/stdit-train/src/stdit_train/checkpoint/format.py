@@ -89,10 +89,10 @@ def finish_write(partial: Path, final: Path, state: Mapping[str, Any]) -> None:
         if not file.is_file():
             raise FileNotFoundError(errno.ENOENT, f"{name}, which another process wrote, is not there")
         files[name] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
-    with (partial / STATE).open("w") as file:
-        json.dump({"format": FORMAT, **state, "files": files}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+    with (partial / STATE).open("w") as stream:
+        json.dump({"format": FORMAT, **state, "files": files}, stream, indent=1)
+        stream.flush()
+        os.fsync(stream.fileno())
     _sync_folder(partial / TENSORS)
     _sync_folder(partial)
     shutil.rmtree(final, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Provide text-encoder states of captions, encoded once and kept in memory, or read from a cache.
+"""Provide text-encoder states of captions: encoded, kept in main memory where they fit, or read from a cache.
 
 B captions, L text tokens, D width of the text encoder.
 """
@@ -11,6 +11,8 @@ from torch import Tensor
 
 from stdit_data.latents.dataset import LatentDataset
 from stdit_model.text import encode_captions
+
+MEMORY = 1 << 30  # bytes of remembered states: 1,092 captions of T5-XXL in bfloat16
 
 
 class CachedTexts:
@@ -39,26 +41,36 @@ class CachedTexts:
 
 
 class TextMemory:
-    """The states of batches of captions, padded to one length; each distinct caption is encoded once.
+    """The states of batches of captions, padded to one length.
+
+    Captions are encoded once and remembered if there are so few that their states fit into `limit`. A memory of a part
+    of them would help nobody: the order of the clips comes back to a caption only after all others.
 
     Args:
         tokenizer: tokenizer of the text encoder; None with `texts`.
         text_encoder: encodes captions; None with `texts`.
         texts: has the states of every caption, so that none is encoded; None to encode them.
         max_length: tokens L that the states are padded to.
-        limit: captions kept in memory; one more empties the memory.
+        captions: number of captions that will be asked for.
+        limit: bytes of main memory for remembered states, which are kept without padding.
     """
 
     def __init__(
-        self, tokenizer: Any, text_encoder: Any, texts: CachedTexts | None, max_length: int, limit: int = 20_000
+        self,
+        tokenizer: Any,
+        text_encoder: Any,
+        texts: CachedTexts | None,
+        max_length: int,
+        captions: int,
+        limit: int = MEMORY,
     ) -> None:
         self.tokenizer, self.text_encoder, self.texts = tokenizer, text_encoder, texts
         self.max_length = max_length
-        self.limit = limit
-        self._known: dict[str, tuple[Tensor, Tensor]] = {}
+        self.remembers = texts is None and captions * self._bytes_of_longest() <= limit
+        self._known: dict[str, Tensor] = {}
 
     def __call__(self, captions: Sequence[str], states: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """Return states [B, L, D] and mask [B, L].
+        """Return states [B, L, D] and mask [B, L], in main memory unless they were encoded just now.
 
         Args:
             captions: b captions.
@@ -68,15 +80,17 @@ class TextMemory:
             return self._pad(states)
         if self.texts is not None:
             return self._pad([self.texts(caption) for caption in captions])
+        if not self.remembers:
+            return encode_captions(self.tokenizer, self.text_encoder, captions, self.max_length)
         new = [caption for caption in dict.fromkeys(captions) if caption not in self._known]
-        if len(self._known) + len(new) > self.limit:
-            self._known.clear()
-            new = list(dict.fromkeys(captions))
         if new:
-            y, mask = encode_captions(self.tokenizer, self.text_encoder, new, self.max_length)
-            self._known.update({caption: (y[i], mask[i]) for i, caption in enumerate(new)})
-        known, masks = zip(*(self._known[caption] for caption in captions), strict=True)
-        return torch.stack(known), torch.stack(masks)
+            y, mask = (part.cpu() for part in encode_captions(self.tokenizer, self.text_encoder, new, self.max_length))
+            self._known |= {caption: y[i, : mask[i].sum()].clone() for i, caption in enumerate(new)}
+        return self._pad([self._known[caption] for caption in captions])
+
+    def _bytes_of_longest(self) -> int:
+        """Return the bytes of the states of a caption that fills all tokens."""
+        return int(self.max_length * self.text_encoder.config.d_model * self.text_encoder.dtype.itemsize)
 
     def _pad(self, texts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         dtype = self.text_encoder.dtype if self.texts is None else self.texts.dtype

@@ -37,6 +37,7 @@ class BatchLoss:
         precision: the model that is trained, with its precision.
         device: device of this process.
         encoded: whether clips are moments of the VAE instead of pixels.
+        clips: number of training clips.
         world: processes of the run.
 
     Raises:
@@ -51,12 +52,14 @@ class BatchLoss:
         precision: Precision,
         device: torch.device,
         encoded: bool,
+        clips: int,
         world: World,
     ) -> None:
         self.config, self.components, self.precision, self.device = config, components, precision, device
         self.encoded, self.world = encoded, world
         parts = components.tokenizer, components.text_encoder, components.texts
-        self.text = TextMemory(*parts, config.model.model_max_length)
+        self.text = TextMemory(*parts, config.model.model_max_length, clips)
+        self.validation_text = TextMemory(*parts, config.model.model_max_length, VALIDATION_CLIPS)
         data = config.data
         self.latent_shape = video_vae.latent_shape(components.vae, data.frames, data.height, data.width)
         for size in (self.latent_shape, *(self._bucket_shape(parse_bucket(bucket)) for bucket in data.buckets)):
@@ -124,7 +127,8 @@ class BatchLoss:
             PartFailed: a clip could not be read or encoded, on one of several processes.
         """
         losses = []
-        batches = validation_batches(dataset, self.config.global_batch, self.world)
+        batch = self.config.micro_batch or self.config.global_batch // self.world.dp_size  # as many as fit in training
+        batches = validation_batches(dataset, batch, self.world)
         while (inputs := on_every_rank(self.world, lambda: self._validation_inputs(batches))) is not None:
             losses.append(self._terms(model, *inputs)["loss"])
         return float(self.world.all_gather(torch.cat(losses).cpu())[:VALIDATION_CLIPS].mean())
@@ -139,7 +143,7 @@ class BatchLoss:
         indices, clips, level = batch
         x0 = video_vae.sample_latents(self.components.vae, self._moments(torch.stack([c.video for c in clips])))
         noise = draw(self.config.draw, 0, 0, indices, self.latent_shape).noise
-        return x0, noise, level, self.text([clip.caption for clip in clips])
+        return x0, noise, level, self.validation_text([c.caption for c in clips])
 
     def find_nonfinite(self, batches: list[Batch]) -> str | None:
         """Run a step again and name what is first not finite; None if all is."""

@@ -19,10 +19,10 @@ def validation_batches(
 
     Args:
         dataset: validation clips; a dataset shorter than N repeats.
-        batch: clips at once, over all processes.
+        batch: clips at once in this process.
         world: processes that share the clips, each the same number of them.
     """
-    share, batch = -(-VALIDATION_CLIPS // world.dp_size), max(1, batch // world.dp_size)
+    share = -(-VALIDATION_CLIPS // world.dp_size)
     own = [index % VALIDATION_CLIPS for index in range(world.dp_rank * share, (world.dp_rank + 1) * share)]
     for start in range(0, share, batch):
         indices = own[start : start + batch]

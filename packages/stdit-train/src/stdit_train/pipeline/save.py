@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,7 @@ def draw_samples(
     folder: Path | None,
     step: int,
     world: World | None = None,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Path | None:
     """Sample a video per prompt, with fixed seeds, and write them as mp4 and as a contact sheet.
 
@@ -73,6 +76,7 @@ def draw_samples(
         folder: where to write; None to write nothing, since of many processes that sample together one writes.
         step: the step, for the files' names.
         world: processes that sample together. [default: this one]
+        autocast: context for the model, as in training.
 
     Returns:
         Path of the contact sheet; None without a folder.
@@ -83,12 +87,14 @@ def draw_samples(
     world = world or World()
     pipeline = build_pipeline(model, components, config)
     generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
-    encode = TextMemory(components.tokenizer, components.text_encoder, components.texts, model.config.model_max_length)
+    parts = components.tokenizer, components.text_encoder, components.texts
+    encode = TextMemory(*parts, model.config.model_max_length, len(prompts))
     y, mask = on_every_rank(world, lambda: encode(prompts))
     for i, prompt in enumerate(prompts):
         if not prompt.strip():
             y[i] = model.null_caption(1, y.shape[1])[0].to(y)
-    output: Any = pipeline(prompt_embeds=y, prompt_attention_mask=mask, generator=generators, output_type="latent")
+    with autocast():
+        output: Any = pipeline(prompt_embeds=y, prompt_attention_mask=mask, generator=generators, output_type="latent")
 
     def write() -> Path | None:
         return (
