@@ -65,6 +65,13 @@ def test_trained_on_and_rejected(folder: Path, tmp_path: Path) -> None:
     assert [json.loads(line)["path"] for line in log.read_text().splitlines()] == [str(folder / BROKEN)]
 
 
+def test_rejects_that_cannot_be_listed_do_not_end_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "log").write_text("")
+    rejects = Rejects(tmp_path / "log" / "rejects.jsonl", samples=3, rank=0, max_share=1.0)  # in a file, not a folder
+    rejects.count([], [(2, ClipError("a.mp4", "no video"))], epoch=0, step=1)
+    assert "rejected clip 2 is not listed in" in caplog.text
+
+
 def test_encoded_and_held_out_alike(folder: Path, tmp_path: Path) -> None:
     def moments(video: Tensor) -> Tensor:
         return torch.cat([video[..., ::8, ::8]] * 2, dim=1)

@@ -252,6 +252,15 @@ def test_a_disk_without_room_is_not_written_to(
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
+def test_torchs_writer_does_not_tell_why_it_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 470")
+    fault = saving.told(error, tmp_path)
+    assert isinstance(fault, OSError) and not saving.is_full(fault)  # tried again
+    monkeypatch.setattr(saving, "SPARE", 2**60)
+    assert saving.is_full(saving.told(error, tmp_path))
+    assert saving.told(ValueError("x"), tmp_path).args == ("x",)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system of a few MiB needs root")
 def test_a_really_full_disk(config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = tmp_path / "disk"

@@ -22,7 +22,7 @@ class Rejects:
 
     Args:
         path: JSON-lines file that each clip is appended to once, with index, path, reason, epoch and step. Existing
-            lines are kept and not repeated. None to write no file.
+            lines are kept and not repeated; where it cannot be written, a warning says so. None to write no file.
         samples: number of samples of the data set.
         rank: ranks after the first write to files of their own, since appends from several machines may get lost.
         max_share: largest share of samples that may be unreadable, 0 to 1.
@@ -79,10 +79,12 @@ class Rejects:
         if self.path is None:
             return
         line = {"index": index, "path": error.path, "reason": error.reason, "epoch": epoch, "step": step}
-        with wrap_errors(str(self.path)):
+        try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as file:
                 file.write(json_line(line))
+        except OSError as error_of_disk:
+            log.warning("rejected clip %d is not listed in %s (%s)", index, self.path, error_of_disk.strerror)
 
     def _read_back(self) -> set[str]:
         if self.path is None or not self.path.exists():

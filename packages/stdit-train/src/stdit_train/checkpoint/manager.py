@@ -20,6 +20,7 @@ from stdit_train.distributed.failures import PeerFailed
 from stdit_train.distributed.world import World
 from stdit_train.errors import CheckpointFailed, RunEnded
 
+SPARE = 1 << 26  # free bytes below which a write that failed has filled the disk
 PAUSES = (1.0, 5.0)  # seconds before a checkpoint is tried again
 FULL = (errno.ENOSPC, errno.EDQUOT)
 MARGIN = 16 * 2**20  # bytes that a checkpoint takes beside its tensors, with room for metrics and samples
@@ -95,8 +96,8 @@ class CheckpointManager:
             else:
                 self.world.on_all(lambda: self._seal(partial, final, state))
         except BaseException as error:
+            cause = error if isinstance(error, PeerFailed) else told(root_cause(error), self.folder)
             self._discard(partial)
-            cause = error if isinstance(error, PeerFailed) else root_cause(error)
             if not isinstance(cause, (Exception, PeerFailed)):  # a second Ctrl-C does not wait
                 raise cause from error
             return cause
@@ -112,7 +113,7 @@ class CheckpointManager:
         if pending is None:
             return False
         error = pending.exception()
-        cause = None if error is None else root_cause(error)
+        cause = None if error is None else told(root_cause(error), self.folder)
         full, lost = self.world.all_max(float(cause is not None and is_full(cause)), float(cause is not None))
         if full:
             raise self._explained(cause or PeerFailed(1))
@@ -181,8 +182,9 @@ class CheckpointManager:
         except RunEnded:
             raise
         except Exception as error:
-            if is_full(error):
-                raise disk_full(error, self.newest()) from error
+            cause = told(error, self.folder)
+            if is_full(cause):
+                raise disk_full(cause, self.newest()) from error
             raise
 
     def _explained(self, error: BaseException) -> BaseException:
@@ -198,10 +200,18 @@ class CheckpointManager:
 
 
 def is_full(error: BaseException) -> bool:
-    """Return whether a write failed because the disk is full; torch's writer does not tell, so any of its failures."""
+    """Return whether a write failed because the disk is full."""
+    return (isinstance(error, OSError) and error.errno in FULL) or "No space left on device" in str(error)
+
+
+def told(error: BaseException, folder: Path) -> BaseException:
+    """Return an error of torch's writer, which hides the system's, as that: by what is free, a full disk or a fault."""
     text = str(error)
-    silent = isinstance(error, RuntimeError) and "inline_container" in text and "unexpected pos" in text
-    return silent or (isinstance(error, OSError) and error.errno in FULL) or "No space left on device" in text
+    if not (isinstance(error, RuntimeError) and "inline_container" in text and "unexpected pos" in text):
+        return error
+    if shutil.disk_usage(folder).free < SPARE:
+        return OSError(errno.ENOSPC, "No space left on device")
+    return OSError(errno.EIO, "the disk failed while a checkpoint was being written")
 
 
 def disk_full(error: BaseException, newest: Path | None) -> CheckpointFailed:
