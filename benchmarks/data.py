@@ -1,16 +1,21 @@
 """Measure reading video: seeking to the frames of a clip against decoding the whole file, and memory over many clips.
+Measure opening manifests of many rows.
 
     uv run python benchmarks/data.py seek [CLIP ...]
     uv run python benchmarks/data.py memory [--clips 20000]
+    uv run python benchmarks/data.py manifests [--rows 10000 100000 1000000] [--formats csv jsonl parquet]
 
-Both encode the clips they need; `seek` also takes files. Prints Markdown.
+They make the clips and manifests they need; `seek` also takes files. Prints Markdown.
 """
 
 import argparse
 import gc
+import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,10 +24,15 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pyarrow.json as pj
+import pyarrow.parquet as pq
 import torch
 
+from stdit_data.buckets import Bucket
 from stdit_data.datasets.videos import open_videos
 from stdit_data.loading.loader import ClipLoader
+from stdit_data.manifests.format import read_manifest
+from stdit_data.manifests.split import split
 from stdit_data.video.frames import Sampling, read_frames
 from stdit_data.video.probe import probe
 from stdit_data.video.stream import VideoStream
@@ -152,6 +162,112 @@ def memory(clips: int) -> None:
         print(f"{clips / (time.perf_counter() - started):.0f} clips a second.")
 
 
+COLUMNS = ("path", "caption", "start_frame", "end_frame", "fps", "width", "height", "num_frames")
+WORDS = [
+    "a",
+    "small",
+    "dog",
+    "runs",
+    "along",
+    "the",
+    "wet",
+    "beach",
+    "while",
+    "two",
+    "people",
+    "with",
+    "red",
+    "umbrellas",
+    "watch",
+    "it",
+    "from",
+    "an",
+    "old",
+    "wooden",
+    "pier",
+]
+
+
+def write_rows(path: Path, rows: int) -> None:
+    """Write a manifest: five cuts of each video, two sizes, captions of about 110 characters, every other in quotes."""
+    draw = np.random.default_rng(0)
+    with path.open("w") as file:
+        print(",".join(COLUMNS), file=file) if path.suffix == ".csv" else None
+        for row in range(rows):
+            words = [WORDS[i] for i in draw.integers(0, len(WORDS), 13)]
+            start, size = 150 * (row % 5), (1280, 720) if row % 3 else (720, 720)
+            caption = f"{row}: {' '.join(words[:5])}{',' if row % 2 else ''} {' '.join(words[5:])}."
+            clip = (
+                f"part{row // 50_000}/{row // 5:010x}.mp4",
+                caption,
+                start,
+                start + 120,
+                29.97,
+                *size,
+                900,
+            )
+            if path.suffix == ".csv":
+                quoted = f'"{caption}"' if "," in caption else caption
+                print(clip[0], quoted, *clip[2:], sep=",", file=file)
+            else:
+                print(json.dumps(dict(zip(COLUMNS, clip, strict=True))), file=file)
+
+
+def open_rows(path: str) -> None:
+    """Open a manifest in this process, and print CPU seconds and MB of each step as JSON."""
+    np.argsort(np.random.Philox(0).random_raw(10))  # loaded beforehand
+    found: dict[str, float] = {}
+    before = memory_of_own(), resident()
+
+    def timed(name: str, work: Callable[[], object]) -> object:
+        started = time.process_time()
+        result = work()
+        found[name] = round(time.process_time() - started, 4)
+        return result
+
+    timed("read", lambda: read_manifest(path))
+    buckets = [Bucket(16, 256, 256), Bucket(16, 256, 448), Bucket(32, 256, 256)]
+    dataset = timed("open", lambda: open_videos(path, buckets=buckets))
+    loader = timed("loader", lambda: ClipLoader(dataset, global_batch=512, seed=0))
+    first = timed("first batch", lambda: loader.order.batch(0, 0))
+    found["100 batches"] = 0.0
+    timed("100 batches", lambda: [loader.order.batch(0, number) for number in range(min(100, loader.order.batches(0)))])
+    timed("epoch 57", lambda: loader.order.batch(57, 0))
+    state = loader.state_dict()
+    timed("resume", lambda: loader.load_state_dict(state))
+    gc.collect()
+    found["own MB"], found["MB"] = round(memory_of_own() - before[0]), round(resident() - before[1])
+    timed("split", lambda: split([dataset.path(index) for index in range(len(dataset))], 0.01))
+    found["identity"], found["fingerprint"] = dataset.identity, loader.order.fingerprint()
+    found["first"] = sum(slot.sample for slot in first.slots)
+    print(json.dumps(found))
+
+
+def manifests(rows: list[int], formats: list[str]) -> None:
+    """Open generated manifests, each in processes of its own: for the first time, and again."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        for count in rows:
+            for kind in formats:
+                path = Path(folder) / f"{count}.{kind}"
+                source = path.with_suffix(".jsonl") if kind == "parquet" else path
+                if not source.exists():
+                    write_rows(source, count)
+                if kind == "parquet":
+                    pq.write_table(pj.read_json(source), path)
+                for which in ("first", "again"):
+                    command = [sys.executable, __file__, "open", str(path)]
+                    environment = {**os.environ, "XDG_CACHE_HOME": folder, "OMP_NUM_THREADS": "1"}
+                    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+                    print(count, kind, which, f"{path.stat().st_size / 1e6:.0f} MB", done.stdout.strip(), flush=True)
+                path.unlink() if kind != "jsonl" else None
+
+
+def memory_of_own() -> float:
+    """Memory of this process that it shares with no file, in MiB (Linux)."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) / 1024
+
+
 def main() -> None:
     """Run the command that is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -161,11 +277,19 @@ def main() -> None:
     one.add_argument("--rounds", type=int, default=5)
     two = commands.add_parser("memory")
     two.add_argument("--clips", type=int, default=20_000)
+    three = commands.add_parser("manifests")
+    three.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    three.add_argument("--formats", nargs="+", default=["csv", "jsonl", "parquet"])
+    commands.add_parser("open").add_argument("path")
     args = parser.parse_args()
     if args.command == "seek":
         seek(args.files, args.rounds)
-    else:
+    elif args.command == "memory":
         memory(args.clips)
+    elif args.command == "manifests":
+        manifests(args.rows, args.formats)
+    else:
+        open_rows(args.path)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from stdit_data.clip import ClipDataset
 from stdit_data.datasets.videos import open_videos
 from stdit_data.errors import ClipError, DataError
 from stdit_data.loading.loader import ClipLoader
+from stdit_data.manifests.entries import Entries
 from stdit_data.manifests.format import Entry, write_manifest
 
 SHAPE = {"frames": 4, "height": 32, "width": 32}
@@ -91,7 +92,7 @@ def test_mirroring_is_half_of_the_time_and_never_against_the_caption(folder: Pat
     assert all(m or torch.equal(video, plain) for m, video in zip(mirrored, loaded, strict=True))
     assert 70 <= sum(mirrored) <= 130
     sided = open_videos(folder, **SHAPE, place="start")
-    sided.entries[0] = Entry("0.mp4", "it goes left")
+    sided.entries = Entries.of([Entry("0.mp4", "it goes left")])
     assert all(torch.equal(sided.load(0, seed=0, epoch=epoch).video, plain) for epoch in range(20))
 
 
@@ -218,7 +219,7 @@ def test_weights_come_from_the_manifest(folder: Path) -> None:
     assert open_videos(folder, **SHAPE).weights is None
     manifest = folder.parent / "weights.csv"
     write_manifest(str(manifest), [Entry(str(folder / "0.mp4"), "a", weight=2.5), Entry(str(folder / "1.mp4"), "b")])
-    assert open_videos(manifest, **SHAPE).weights == [2.5, 1.0]
+    assert list(open_videos(manifest, **SHAPE).weights) == [2.5, 1.0]
 
 
 def test_a_run_goes_on_only_with_the_same_clips_in_the_same_order(folder: Path, tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_csv_is_read_as_it_was_meant_or_not_at_all(cells: list[str]) -> None:
     text = target.getvalue()
     assert [row for _, row in csv_rows("a.csv", text)] == rows
     with pytest.raises(DataError, match=r"^a\.csv, line \d+: a quote"):
-        csv_rows("a.csv", text[:-2] + "\n")  # the last closing quote
+        list(csv_rows("a.csv", text[:-2] + "\n"))  # the last closing quote
 
 
 def test_folder(tmp_path: Path) -> None:

@@ -31,8 +31,8 @@ class ClipDataset(Protocol):
     """The interface of data sets that the loader can read, such as `VideoDataset` and `ShapesDataset`.
 
     A data set may also have `weights`, a sequence of floats that say how often each sample is seen per epoch (2 is
-    twice, 0.5 every other epoch; by default once), and `identity`, an integer that changes when the list of clips does:
-    a run is not resumed with another one.
+    twice, 0.5 every other epoch; by default once), `identity`, an integer that changes when the list of clips does: a
+    run is not resumed with another one; and `bucket_column`, the buckets of all samples as a `BucketColumn`.
     """
 
     def __len__(self) -> int: ...

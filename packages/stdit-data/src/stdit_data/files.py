@@ -119,6 +119,21 @@ def size(url: str) -> int:
     return _with_store(url, lambda: int(fs.size(path)))
 
 
+def info(url: str) -> dict[str, Any]:
+    """Return what a store tells of a file, under names of its own; `size` is in bytes.
+
+    Raises:
+        FileError: the file does not exist, or the store can't be reached.
+    """
+    fs, path = filesystem(url)
+    return _with_store(url, lambda: dict(fs.info(path)))
+
+
+def cache_folder(name: str) -> Path:
+    """Return a folder of ours in the user's cache folder; it need not exist."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stdit" / name
+
+
 def copy(url: str, path: str | Path) -> None:
     """Copy a file to a local path.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -134,7 +135,8 @@ def run_evaluation(options: EvaluateOptions) -> None:
         numbers = options.seed, options.steps, options.guidance, options.frames
         scores = score_splits(console, pipeline, options.splits, options.prompts, *numbers, measures)
     else:
-        captions = [entry.caption for entry in references["data"].entries if entry.caption][: options.prompts]
+        captioned = (entry.caption for entry in references["data"].entries if entry.caption)
+        captions = list(islice(captioned, options.prompts))
         with CountingBar(console) as bar:
             task = bar.add_task("prompts", total=len(captions))
             scores["data"] = evaluate_captions(

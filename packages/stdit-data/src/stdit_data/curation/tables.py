@@ -13,16 +13,9 @@ import pyarrow.parquet as pq
 
 from stdit_data import files, urls
 from stdit_data.errors import DataError
-from stdit_data.manifests.format import (
-    ARROW,
-    COLUMNS,
-    DELIMITERS,
-    KINDS,
-    column_name,
-    path_array,
-    read_csv,
-    read_manifest,
-)
+from stdit_data.manifests.columns import column_name
+from stdit_data.manifests.entries import ARROW, COLUMNS, KINDS
+from stdit_data.manifests.format import DELIMITERS, path_array, read_csv, read_manifest
 from stdit_data.manifests.rows import json_rows
 from stdit_data.video.frames import Segment
 

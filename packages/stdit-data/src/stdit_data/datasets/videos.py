@@ -6,25 +6,23 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import zlib
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from stdit_data import files
-from stdit_data.buckets import Bucket
+from stdit_data import files, urls
+from stdit_data.buckets import Bucket, BucketColumn
 from stdit_data.clip import Clip
 from stdit_data.errors import DataError
-from stdit_data.manifests.format import Entry, Manifest, read_manifest
-from stdit_data.manifests.metadata import Found, complete_metadata, entry_bucket, is_known_short
+from stdit_data.manifests.entries import Entries
+from stdit_data.manifests.format import Manifest, read_manifest
+from stdit_data.manifests.identity import clips_identity
+from stdit_data.manifests.metadata import Found, Lengths, choose_buckets, complete_metadata
 from stdit_data.transforms import Fit, may_flip, normalise
-from stdit_data.urls import layers
 from stdit_data.video.frames import Sampling, Short, default_sampling, read_frames
 from stdit_data.video.pictures import is_still, open_video, read_image
 from stdit_data.video.probe import clip_errors
@@ -60,8 +58,8 @@ class VideoDataset:
     def __init__(
         self,
         manifest: Manifest,
-        entries: Sequence[Entry],
-        buckets: Sequence[Bucket],
+        entries: Entries,
+        buckets: BucketColumn,
         samplings: Mapping[Bucket, Sampling],
         *,
         crop: Crop,
@@ -69,29 +67,31 @@ class VideoDataset:
         place: Place,
         stream: int | None,
     ) -> None:
-        self.manifest, self.entries, self._buckets = manifest, list(entries), list(buckets)
+        self.manifest, self.entries, self.bucket_column = manifest, entries, buckets
         self.samplings = dict(samplings)
         self.crop, self.flip, self.place, self.stream = crop, flip, place, stream
-        weights = [entry.weight for entry in self.entries]
-        self.weights = (
-            None if all(w is None for w in weights) else [1.0 if weight is None else weight for weight in weights]
-        )
-        self.identity = _identity([self.path(index) for index in range(len(self.entries))], self.entries)
+        weights = entries.numbers("weight")
+        self.weights = None if np.isnan(weights).all() else np.where(np.isnan(weights), 1.0, weights)
+        self.identity = clips_identity(manifest.folder, entries)
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def bucket(self, index: int) -> Bucket:
         """Return the sample's frames, height and width."""
-        return self._buckets[index]
+        return self.bucket_column[index]
 
     def path(self, index: int) -> str:
         """Return the full path or URL of a sample's file."""
-        return self.manifest.locate(self.entries[index])
+        return urls.join(self.manifest.folder, self.entries.value("path", index))
+
+    def paths(self) -> Iterator[str]:
+        """Yield the full paths or URLs of all samples."""
+        return (urls.join(self.manifest.folder, path) for path in self.entries.paths())
 
     def caption(self, index: int) -> str:
         """Return a sample's caption, without reading its file."""
-        return self.entries[index].caption
+        return self.entries.value("caption", index) or ""
 
     def subset(self, indices: Sequence[int], *, plain: bool = False) -> VideoDataset:
         """Select samples.
@@ -102,8 +102,8 @@ class VideoDataset:
         """
         return VideoDataset(
             self.manifest,
-            [self.entries[index] for index in indices],
-            [self._buckets[index] for index in indices],
+            self.entries.take(indices),
+            self.bucket_column.take(indices),
             self.samplings,
             crop="center" if plain else self.crop,
             flip=self.flip and not plain,
@@ -117,7 +117,7 @@ class VideoDataset:
         Raises:
             ClipError: the file is missing, damaged or too short.
         """
-        entry, bucket, url = self.entries[index], self._buckets[index], self.path(index)
+        entry, bucket, url = self.entries[index], self.bucket(index), self.path(index)
         place, x, y, flip = self._draw(seed, epoch, index)
         fit = Fit(bucket.height, bucket.width, x, y, flip=self.flip and flip < 0.5 and may_flip(entry.caption))
         with clip_errors(url), files.open_media(url) as media:
@@ -201,26 +201,32 @@ def open_videos(
     least = samplings[min(shapes)]
 
     manifest = read_manifest(str(source), root=root, confine=confine)
-    entries = _captioned(manifest, empty_captions)
+    if not empty_captions:
+        _check_captions(manifest)
+    entries = manifest.entries
     if len(shapes) > 1:
-        lengths = len({shape.frames for shape in shapes}) > 1
-        entries = complete_metadata(manifest, entries, stream, workers, lengths=lengths, once=once)
-    kept = [entry for entry in entries if short == "hold" or not is_known_short(entry, least)]
-    if not kept:
+        entries = complete_metadata(
+            manifest, stream, workers, lengths=len({shape.frames for shape in shapes}) > 1, once=once
+        )
+    lengths = Lengths(entries)
+    chosen = choose_buckets(entries, lengths, samplings)
+    left_out = lengths.short(least) if short == "skip" else np.zeros(len(entries), bool)
+    if left_out.all():
         need = math.ceil(least.span(entries[0].fps or 30))
         raise DataError(
             f"{source}: all {len(entries)} clips are too short, {need} source frames are needed; use fewer frames, a "
             "smaller interval, or short='hold'"
         )
-    if len(kept) < len(entries):
-        log.warning("%s: %d of %d clips left out, too short", source, len(entries) - len(kept), len(entries))
-    chosen = [entry_bucket(entry, samplings) for entry in kept]
+    if left_out.any():
+        log.warning("%s: %d of %d clips left out, too short", source, left_out.sum(), len(entries))
+        kept = np.flatnonzero(~left_out)
+        entries, chosen = entries.take(kept), chosen.take(kept)
     if len(shapes) > 1:
-        shares = ", ".join(f"{bucket}: {count}" for bucket, count in sorted(Counter(chosen).items()))
+        shares = ", ".join(f"{bucket}: {count}" for bucket, count in chosen.counts().items())
         log.info("%s: clips per bucket %s", source, shares)
     return VideoDataset(
         manifest,
-        kept,
+        entries,
         chosen,
         samplings,
         crop=crop,
@@ -234,34 +240,23 @@ def _repeat(picture: Tensor, frames: int) -> Tensor:
     return picture[:, None].repeat(1, frames, 1, 1)
 
 
-def _identity(urls: Sequence[str], entries: Sequence[Entry]) -> int:
-    """Compute a number of 32 bits that changes when other clips are listed, or the same in another order.
-
-    Paths are relative to their common folder, so that a data set can be moved between stops, and captions don't count,
-    so that they can be corrected.
-    """
-    heads = [layers(url)[0] for url in urls]
-    # Character by character, since URLs are not paths; then back to a whole folder.
-    shared = len(os.path.commonprefix(heads).rpartition("/")[0]) if len(heads) > 1 else 0  # noqa: RUF071
-    crc = 0
-    for url, head, entry in zip(urls, heads, entries, strict=True):
-        path = head[shared:].lstrip("/") if len(heads) > 1 else PurePosixPath(head).name
-        archives = [PurePosixPath(layer).name for layer in layers(url)[1:]]
-        # Saved runs hold this number, so the text must not change: the class was named Cut when it was introduced.
-        segment = repr(entry.segment).replace("Segment", "Cut", 1)
-        crc = zlib.crc32(f"({path!r}, {archives!r}, {segment})".encode(), crc)
-    return crc
-
-
-def _captioned(manifest: Manifest, empty_captions: bool) -> list[Entry]:
-    empty = [entry for entry in manifest.entries if not entry.caption]
-    if not empty or empty_captions:
-        return manifest.entries
+def _check_captions(manifest: Manifest) -> None:
+    entries, empty, first = manifest.entries, 0, 0
+    start = 0
+    for block in entries.blocks(["path", "caption"]):
+        missing = np.ones(len(block), bool)
+        if "caption" in block.schema.names:
+            missing = block["caption"].is_null().to_numpy(zero_copy_only=False)
+        if not empty and missing.any():
+            first = start + int(missing.argmax())
+        empty, start = empty + int(missing.sum()), start + len(block)
+    if not empty:
+        return
     if manifest.url == manifest.folder:
         where = "put each video's caption beside it, as name.txt beside name.mp4"
     else:
         where = "fill in column 'caption'"
     raise DataError(
-        f"{manifest.url}: {len(empty)} of {len(manifest.entries)} clips have no caption, the first {empty[0].path}; "
+        f"{manifest.url}: {empty} of {len(entries)} clips have no caption, the first {entries[first].path}; "
         f"{where}, or set empty_captions to train without captions"
     )

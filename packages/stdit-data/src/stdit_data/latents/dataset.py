@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,10 @@ class LatentDataset:
     def path(self, index: int) -> str:
         """Return the path or URL of the file that a sample was encoded from."""
         return str(self.rows["source"][int(self._row[0, index])])
+
+    def paths(self) -> Iterator[str]:
+        """Yield the paths or URLs of the files that the samples were encoded from."""
+        return iter(self.rows["source"].take(pa.array(self._row[0])).to_pylist())
 
     def caption(self, index: int) -> str:
         """Return a sample's caption."""

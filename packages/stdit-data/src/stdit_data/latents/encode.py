@@ -185,9 +185,14 @@ def manifest_metadata(source: str, dataset: Any) -> dict[str, Any]:
         The source, a hash of all entries (path, caption, segment and so on) and the number of samples.
     """
     entries = getattr(dataset, "entries", None)
-    rows: Any = [asdict(entry) for entry in entries] if entries is not None else dataset.settings()
-    digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
-    return {"source": source, "hash": digest[:16], "samples": len(dataset)}
+    digest = hashlib.sha256()
+    if entries is None:
+        digest.update(json.dumps(dataset.settings(), sort_keys=True).encode())
+    else:  # as a list, a row at a time
+        for number, entry in enumerate(entries):
+            digest.update((", " if number else "[").encode() + json.dumps(asdict(entry), sort_keys=True).encode())
+        digest.update(b"]")
+    return {"source": source, "hash": digest.hexdigest()[:16], "samples": len(dataset)}
 
 
 class _ClipEncoder:

@@ -11,12 +11,13 @@ import hashlib
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -39,7 +40,7 @@ class ShardFiles:
     def __init__(self, folder: str, keep: int, copies: str | Path | None = None) -> None:
         self.folder, self.keep = folder, max(2, keep)
         self.local = urls.is_local(folder)
-        self.copies = Path(copies) if copies is not None else _cache_folder(folder)
+        self.copies = Path(copies) if copies is not None else _own_folder(folder)
         self._open: OrderedDict[int, Any] = OrderedDict()
         self._lock = Lock()
         self._prefetched: OrderedDict[int, None] = OrderedDict()  # requested, and possibly not opened yet
@@ -111,7 +112,7 @@ class ShardFiles:
         if not path.exists():
             with files.wrap_errors(str(self.copies)):
                 self.copies.mkdir(parents=True, exist_ok=True)
-            with _locked(path.with_suffix(".lock")):
+            with FileLock(path.with_suffix(".lock")):
                 if not path.exists():
                     self._make_room()
                     url = self._url(shard)
@@ -135,9 +136,8 @@ class ShardFiles:
                     path.unlink()
 
 
-def _cache_folder(url: str) -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "stdit" / "shards" / hashlib.sha256(url.encode()).hexdigest()[:16]
+def _own_folder(url: str) -> Path:
+    return files.cache_folder("shards") / hashlib.sha256(url.encode()).hexdigest()[:16]
 
 
 def _read_ahead(path: Path) -> None:
@@ -149,16 +149,3 @@ def _read_ahead(path: Path) -> None:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Let one process in at a time; the system releases the lock of a process that dies. No lock on Windows."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -94,7 +94,7 @@ class ClipLoader:
         self.workers, self.prefetch, self.pin_memory, self.draw = workers, prefetch, pin_memory, draw
         make_order = getattr(dataset, "make_order", Order)  # a cache defines its own order
         self.order: Order = make_order(
-            [dataset.bucket(index) for index in range(len(dataset))],
+            getattr(dataset, "bucket_column", None) or [dataset.bucket(index) for index in range(len(dataset))],
             global_batch=global_batch,
             seed=seed,
             shuffle=shuffle,

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stdit_data.buckets import Bucket
+from stdit_data.buckets import Bucket, BucketColumn
 from stdit_data.errors import DataError
 
 WEIGHT_UNIT = 1000  # weights are counted in thousandths, so that sums over epochs are exact integers
@@ -76,16 +76,14 @@ class Order:
         shuffle: bool = True,
         weights: Sequence[float] | None = None,
     ) -> None:
-        if not buckets:
+        if not len(buckets):
             raise DataError("the dataset has no samples: expected at least one usable clip")
         if seed < 0:
             raise DataError(f"seed {seed}: expected a whole number from 0")
         self.seed, self.shuffle, self.samples = seed, shuffle, len(buckets)
-        members: dict[Bucket, list[int]] = {}
-        for index, bucket in enumerate(buckets):
-            members.setdefault(Bucket(*bucket), []).append(index)
-        self.buckets = sorted(members)
-        self._members = [np.array(members[bucket], dtype=np.int64) for bucket in self.buckets]
+        column = BucketColumn.of(buckets)
+        self.buckets = list(column.counts())
+        self._members = [np.flatnonzero(column.numbers == column.shapes.index(bucket)) for bucket in self.buckets]
         self.sizes = [_size_of(bucket, global_batch) for bucket in self.buckets]
         self._weights = self._check_weights(weights)
         self._plan = lru_cache(maxsize=4)(self._make_plan)

@@ -8,77 +8,31 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from io import BytesIO, RawIOBase, TextIOWrapper
+from itertools import chain, islice
 from pathlib import PurePosixPath
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stdit_data import files, urls
 from stdit_data.errors import DataError, FileError
+from stdit_data.manifests.columns import checked_batch, column_name, column_names
+from stdit_data.manifests.entries import ARROW, BLOCK, COLUMNS, KINDS, Entries, Entry
 from stdit_data.manifests.rows import csv_rows, json_rows
-from stdit_data.manifests.values import (
-    check_caption,
-    check_integer,
-    check_number,
-    check_origin,
-    check_path,
-    check_text,
-    describe,
-)
-from stdit_data.video.frames import Segment
+from stdit_data.manifests.table_cache import open_table
+from stdit_data.manifests.values import check_caption, describe
 
+__all__ = ["COLUMNS", "Entry", "Manifest", "check_manifest", "read_manifest", "write_manifest"]
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One line of a manifest."""
-
-    path: str  # relative to the manifest's folder, absolute, or a URL
-    caption: str = ""
-    start: float | None = None  # seconds from the video's first frame
-    end: float | None = None  # seconds, exclusive
-    start_frame: int | None = None  # the same segment in frames, at the video's average rate
-    end_frame: int | None = None  # exclusive
-    fps: float | None = None  # frames per second of the video
-    width: int | None = None  # pixels, as displayed
-    height: int | None = None
-    num_frames: int | None = None  # of the whole video, not of the segment
-    source: str | None = None  # origin of the clip
-    licence: str | None = None
-    sha256: str | None = None  # of the file, hexadecimal
-    weight: float | None = None  # how often an epoch shows the clip; 1 if not given
-
-    @property
-    def segment(self) -> Segment:
-        """The part of the video that the entry names."""
-        return Segment(self.start, self.end, self.start_frame, self.end_frame)
-
-
-COLUMNS = tuple(field.name for field in fields(Entry))
-KINDS: dict[str, type] = {
-    "start": float,
-    "end": float,
-    "start_frame": int,
-    "end_frame": int,
-    "fps": float,
-    "width": int,
-    "height": int,
-    "num_frames": int,
-    "weight": float,
-}
-ARROW = {float: pa.float64(), int: pa.int64(), str: pa.string()}
-CHECKS: dict[str, Callable[[Any], Any]] = {
-    **{name: check_integer if kind is int else check_number for name, kind in KINDS.items()},
-    "path": check_path,
-    "caption": check_caption,
-    "source": check_origin,
-    "licence": check_origin,
-}
-ALIASES = {"text": "caption", "file": "path", "video": "path", "license": "licence"}
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+HEADERLESS = ["path", "caption", "num_frames"]  # Open-Sora 1.0's columns
 MAX_CAPTION = 64 * 1024  # bytes of a caption's file
 MANIFEST_SUFFIXES = (*DELIMITERS, ".jsonl", ".ndjson", ".parquet")
 
@@ -89,7 +43,7 @@ class Manifest:
 
     url: str
     folder: str
-    entries: list[Entry]
+    entries: Entries
 
     def locate(self, entry: Entry) -> str:
         """Return the full path or URL of an entry's file."""
@@ -109,9 +63,9 @@ def read_manifest(url: str, *, root: str | None = None, confine: bool = False) -
             of the folder.
     """
     manifest = _read(str(url), root)
-    for entry in manifest.entries if confine else ():
-        if urls.leads_out(manifest.folder, entry.path):
-            raise DataError(f"{url}: path {entry.path!r} leads out of {manifest.folder}, which is not allowed here")
+    for path in manifest.entries.paths() if confine else ():
+        if urls.leads_out(manifest.folder, path):
+            raise DataError(f"{url}: path {path!r} leads out of {manifest.folder}, which is not allowed here")
     return manifest
 
 
@@ -119,12 +73,16 @@ def _read(url: str, root: str | None) -> Manifest:
     check_manifest(url)
     kind = urls.suffix(url)
     if kind not in MANIFEST_SUFFIXES:
-        return Manifest(url, url, _folder(url))
-    rows = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet}.get(kind, _json_lines)(url)
-    entries = list(rows)
-    if not entries:
+        return Manifest(url, url, Entries.of(_folder(url)))
+    return Manifest(url, root or urls.parent(url), Entries(open_table(url, lambda: _table_of(url, kind))))
+
+
+def _table_of(url: str, kind: str) -> pa.Table:
+    batches = list({".csv": _csv, ".tsv": _csv, ".parquet": _parquet}.get(kind, _json_lines)(url))
+    if not batches:
         raise DataError(f"{url}: no entries; expected at least one line with a path")
-    return Manifest(url, root or urls.parent(url), entries)
+    table = pa.Table.from_batches(batches)
+    return table.select([name for name in table.column_names if table[name].null_count < len(table)])
 
 
 def check_manifest(url: str) -> None:
@@ -198,102 +156,91 @@ def path_array(paths: Sequence[str]) -> pa.Array:
     return pa.array([os.fsencode(path) for path in paths], pa.binary())
 
 
-def _entry(where: str, row: Mapping[str, Any]) -> Entry:
-    """Make an entry from column values and check them; `where` names the line in messages."""
-    values: dict[str, Any] = {}
-    for name, value in row.items():
-        value = value.strip() if isinstance(value, str) else value
-        if value is None or value == "" or value != value:  # an empty cell; a Parquet NaN
-            continue
-        try:
-            values[name] = CHECKS.get(name, check_text)(value)
-        except DataError as error:
-            raise DataError(f"{where}: {name} {error}") from None
-    if not values.get("path"):
-        raise DataError(f"{where}: no path; expected the video's path or URL in column 'path'")
-    entry = Entry(**values)
-    for name in KINDS:
-        value = getattr(entry, name)
-        positive = name in ("fps", "width", "height", "num_frames")
-        if value is not None and (value < 0 or (positive and value == 0)):
-            raise DataError(f"{where}: {name} is {value}; expected a number {'above' if positive else 'from'} 0")
-    bounds = [(entry.start, entry.end), (entry.start_frame, entry.end_frame)]
-    if all(low is not None or high is not None for low, high in bounds):
-        raise DataError(f"{where}: both start/end and start_frame/end_frame; expected one of the two")
-    for low, high in bounds:
-        if high is not None and high <= (low or 0):
-            raise DataError(f"{where}: the segment ends at {high:g} and starts at {low or 0:g}; expected start < end")
-    return entry
-
-
-def column_name(name: str) -> str:
-    """Return the name among `COLUMNS` of a file's column, or its own if it is none of these."""
-    name = name.strip()
-    known = ALIASES.get(name.lower(), name.lower())
-    return known if known in COLUMNS else name
-
-
-def _columns(where: str, found: Iterable[str]) -> list[str]:
-    """Return the columns' names among `COLUMNS`; unknown columns keep their own and are ignored."""
-    found = list(found)
-    columns = [column_name(name) for name in found]
-    twice = [column for column in COLUMNS if columns.count(column) > 1]
-    if "path" not in columns or twice:
-        fault = f"column {twice[0]!r} occurs twice" if twice else "no column 'path'"
-        names = ", ".join(name.strip() for name in found) or "none"
-        raise DataError(f"{where}: {fault}; found {names}; known columns: {', '.join(COLUMNS)}")
-    return columns
-
-
-def _row(columns: Iterable[str], values: Iterable[Any]) -> dict[str, Any]:
-    return {name: value for name, value in zip(columns, values, strict=True) if name in COLUMNS}
-
-
-def read_csv(url: str) -> list[tuple[int, list[str]]]:
+def read_csv(url: str) -> Iterator[tuple[int, list[str]]]:
     """Read the rows of a CSV or TSV file that have any text, and their line numbers; see `csv_rows`."""
-    rows = csv_rows(url, files.read_text(url, escape=True), DELIMITERS[urls.suffix(url)])
-    return [(number, cells) for number, cells in rows if any(cell.strip() for cell in cells)]
+    with _lines(url, "surrogateescape", "") as lines:
+        for number, cells in csv_rows(url, lines, DELIMITERS[urls.suffix(url)]):
+            if any(cell and not cell.isspace() for cell in cells):
+                yield number, cells
 
 
-def _csv(url: str) -> Iterator[Entry]:
+@contextmanager
+def _lines(url: str, errors: str, newline: str) -> Iterator[TextIO]:
+    """Open a text file in UTF-8, whose lines end as `newline` says, see `open`."""
+    with files.open_binary(url) as file, files.wrap_errors(url):
+        yield TextIOWrapper(BytesIO(file.read()) if isinstance(file, RawIOBase) else file, "utf-8-sig", errors, newline)
+
+
+def _csv(url: str) -> Iterator[pa.RecordBatch]:
     rows = read_csv(url)
-    if not rows:
+    number, header = next(rows, (0, [""]))
+    if not number:
         return
-    header = rows[0][1]
-    columns = ["path", "caption", "num_frames"]  # Open-Sora 1.0's
     headerless = urls.is_media(header[0].strip())
-    if not headerless:
+    if headerless:
+        columns, rows = HEADERLESS, chain([(number, header)], rows)
+    else:
         if not all(urls.is_utf8(name) for name in header):
             files.read_text(url)  # raises: UTF-16, for example
-        columns = _columns(url, header)
-    for number, cells in rows if headerless else rows[1:]:
-        where = f"{url}, line {number}"
-        if len(cells) != len(columns) and not (headerless and len(cells) == 2):
-            expected = "; without a header a line is path, caption[, num_frames]"
-            expected = expected if headerless else f" for {len(columns)} columns"
-            raise DataError(f"{where}: {len(cells)} cells{expected}; quote captions that hold commas")
-        yield _entry(where, _row(columns[: len(cells)], cells))
+        columns = column_names(url, header)
+    while block := list(islice(rows, BLOCK)):
+        for number, cells in block:
+            if len(cells) != len(columns):
+                if headerless and len(cells) == 2:
+                    cells.append("")
+                    continue
+                expected = "; without a header a line is path, caption[, num_frames]"
+                expected = expected if headerless else f" for {len(columns)} columns"
+                raise DataError(f"{url}, line {number}: {len(cells)} cells{expected}; quote captions that hold commas")
+        values = zip(*(cells for _, cells in block), strict=True)
+        found = {name: list(cells) for name, cells in zip(columns, values, strict=True) if name in COLUMNS}
+        yield checked_batch(found, partial(_where, url, [number for number, _ in block]))
 
 
-def _json_lines(url: str) -> Iterator[Entry]:
-    for number, row in json_rows(url, files.read_text(url)):
-        where = f"{url}, line {number}"
-        if not isinstance(row, dict):
-            raise DataError(f'{where}: found {describe(row)}; expected an object, as in {{"path": "a.mp4"}}')
-        yield _entry(where, _row(_columns(where, row), row.values()))
+def _where(url: str, numbers: Sequence[int], row: int) -> str:
+    return f"{url}, line {numbers[row]}"
 
 
-def _parquet(url: str) -> Iterator[Entry]:
+def _row_at(url: str, first: int, row: int) -> str:
+    return f"{url}, row {first + row}"
+
+
+def _json_lines(url: str) -> Iterator[pa.RecordBatch]:
+    known: dict[tuple[str, ...], list[tuple[str, str]]] = {}  # an object's keys; those of columns and their names
+    with _lines(url, "strict", "\n") as lines:
+        try:
+            rows = json_rows(url, lines)
+            while block := list(islice(rows, BLOCK)):
+                dicts = []
+                for number, row in block:
+                    if not isinstance(row, dict):
+                        raise DataError(
+                            f"{url}, line {number}: found {describe(row)}; expected an object, as in "
+                            '{"path": "a.mp4"}'
+                        )
+                    keys = tuple(row)
+                    if keys not in known:
+                        names = column_names(f"{url}, line {number}", keys)
+                        known[keys] = [(key, name) for key, name in zip(keys, names, strict=True) if name in COLUMNS]
+                    dicts.append({name: row[key] for key, name in known[keys]})
+                found = {name: [row.get(name) for row in dicts] for name in COLUMNS}
+                yield checked_batch(found, partial(_where, url, [number for number, _ in block]))
+        except UnicodeDecodeError:
+            files.read_text(url)  # raises, and names the byte
+            raise
+
+
+def _parquet(url: str) -> Iterator[pa.RecordBatch]:
     with files.open_binary(url) as file:
         try:
             table = pq.ParquetFile(file)
             found = table.schema_arrow.names
-            kept = [name for name, column in zip(found, _columns(url, found), strict=True) if column in COLUMNS]
+            kept = [name for name, column in zip(found, column_names(url, found), strict=True) if column in COLUMNS]
             number = 0
-            for batch in table.iter_batches(columns=kept):
-                for row in batch.to_pylist():
-                    yield _entry(f"{url}, row {number}", {column_name(name): value for name, value in row.items()})
-                    number += 1
+            for batch in table.iter_batches(batch_size=BLOCK, columns=kept):
+                columns = {column_name(name): batch[name].to_pylist() for name in kept}
+                yield checked_batch(columns, partial(_row_at, url, number))
+                number += len(batch)
         except FileError:  # of a store
             raise
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:

@@ -5,12 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
 from stdit_data import stores, urls
-from stdit_data.buckets import Bucket, choose_bucket
+from stdit_data.buckets import Bucket, BucketColumn, choose_bucket
 from stdit_data.errors import ClipError
-from stdit_data.manifests.format import Entry, Manifest
+from stdit_data.manifests.entries import Entries, Entry
+from stdit_data.manifests.format import Manifest
 from stdit_data.video.frames import Sampling
 from stdit_data.video.probe import Probe, probe
+
+PROBED = ("fps", "width", "height", "num_frames")
+EXACT = 2**52  # a float holds every whole number up to here, and some more
+CLOSE = 1e-9  # relative; floats that differ by less are compared as fractions
+
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 
 
 def with_metadata(entry: Entry, metadata: Probe) -> Entry:
@@ -29,20 +41,18 @@ Found = dict[int, Probe]  # by the number of an entry, from 0
 
 def complete_metadata(
     manifest: Manifest,
-    entries: list[Entry],
     stream: int | None,
     workers: int,
     *,
     lengths: bool,
     once: Callable[[Callable[[], Found]], Found] = lambda probe_all: probe_all(),
-) -> list[Entry]:
-    """Return the entries with missing metadata filled in by probing their files in threads.
+) -> Entries:
+    """Return a manifest's entries with missing metadata filled in by probing their files in threads.
 
     Entries whose file can't be probed stay as they are.
 
     Args:
-        manifest: the manifest that locates the entries' files.
-        entries: the entries to complete.
+        manifest: the manifest.
         stream: number of the video stream, from 0; None for FFmpeg's choice.
         workers: number of threads.
         lengths: also fill in num_frames and fps, besides width and height.
@@ -52,22 +62,37 @@ def complete_metadata(
         StoreError: a store does not answer.
     """
 
-    def is_known(entry: Entry) -> bool:
-        return bool(entry.width and entry.height and (not lengths or (entry.num_frames and entry.fps)))
-
     def probed(row: int) -> tuple[int, Probe | None]:
         try:
-            return row, probe(manifest.locate(entries[row]), stream=stream)
+            return row, probe(manifest.locate(manifest.entries[row]), stream=stream)
         except ClipError:
             return row, None
 
     def probe_all() -> Found:
         with stores.threads(workers) as pool:
-            rows = (row for row, entry in enumerate(entries) if not is_known(entry))
+            rows = map(int, unknown_metadata(manifest.entries, lengths=lengths))
             return {row: found for row, found in pool.map(probed, rows) if found is not None}
 
     found = once(probe_all)
-    return [with_metadata(entry, found[row]) if row in found else entry for row, entry in enumerate(entries)]
+    return with_probes(manifest.entries, found) if found else manifest.entries
+
+
+def unknown_metadata(entries: Entries, *, lengths: bool) -> NDArray[np.int64]:
+    """Return the numbers of the entries whose size (and, with `lengths`, length and rate) is not known."""
+    names = PROBED if lengths else ("width", "height")
+    unknown = [np.isnan(entries.numbers(name)) for name in names]
+    return np.flatnonzero(np.logical_or.reduce(unknown)).astype(np.int64)
+
+
+def with_probes(entries: Entries, probes: Found) -> Entries:
+    """Return the entries with the missing metadata of some filled in, as `with_metadata` does."""
+    columns = {name: entries.numbers(name) for name in PROBED}
+    for row, found in probes.items():
+        entry = with_metadata(entries[row], found)
+        for name, values in columns.items():
+            value = getattr(entry, name)
+            values[row] = np.nan if value is None else value
+    return entries.replaced(columns)
 
 
 def known_frames(entry: Entry) -> int | None:
@@ -85,29 +110,113 @@ def is_picture(entry: Entry) -> bool:
     return urls.is_image(entry.path) and (entry.num_frames or 1) == 1
 
 
-def is_known_short(entry: Entry, sampling: Sampling) -> bool:
-    """Return whether a video is too short for `sampling` by the manifest's own metadata."""
-    available = known_frames(entry)
-    if is_picture(entry) or available is None or (sampling.fps and entry.fps is None):
-        return False
-    return available < sampling.span(entry.fps or 1.0)
+class Lengths:
+    """What a manifest tells of the lengths of its entries.
+
+    Args:
+        entries: the entries, N of them.
+
+    Attributes:
+        frames: number of frames as `known_frames` gives it, [N], NaN where it is unknown.
+        fps: frames per second, [N], NaN where it is unknown.
+        pictures: which are single pictures, [N].
+    """
+
+    def __init__(self, entries: Entries) -> None:
+        self.fps, self.pictures = entries.numbers("fps"), _pictures(entries)
+        self.frames = _known_frames(entries, self.fps)
+
+    def short(self, sampling: Sampling) -> Flags:
+        """Return which entries are too short for `sampling` by the manifest's own metadata, [N]."""
+        known = ~self.pictures & ~np.isnan(self.frames)
+        if sampling.fps:
+            known &= ~np.isnan(self.fps)
+        return known & self.below(sampling)
+
+    def below(self, sampling: Sampling) -> Flags:
+        """Return which entries have fewer frames than `sampling` spans, at 1 fps where the rate is unknown, [N]."""
+        fps = np.where(np.isnan(self.fps), 1.0, self.fps)
+        if sampling.interval:
+            return self.frames < float(sampling.span(1))
+        with np.errstate(all="ignore"):
+            need = 1 + (sampling.frames - 1) * (fps / (sampling.fps or 1))
+            doubtful = ~(np.abs(self.frames - need) > CLOSE * need) & ~np.isnan(self.frames)
+        below: Flags = self.frames < need
+        pairs, which = np.unique(np.stack([self.frames[doubtful], fps[doubtful]]), axis=1, return_inverse=True)
+        below[doubtful] = np.array([frames < sampling.span(rate) for frames, rate in pairs.T], bool)[which.reshape(-1)]
+        return below
 
 
-def entry_bucket(entry: Entry, samplings: Mapping[Bucket, Sampling]) -> Bucket:
-    """Choose the bucket of an entry among the keys of `samplings`; the first if the entry's size is unknown."""
+def choose_buckets(entries: Entries, lengths: Lengths, samplings: Mapping[Bucket, Sampling]) -> BucketColumn:
+    """Choose the bucket of each entry among the keys of `samplings`; the first where the entry's size is unknown."""
     shapes = list(samplings)
     if len(shapes) == 1:
-        return shapes[0]
-    if not entry.width or not entry.height:
-        return shapes[0]
-    if is_picture(entry):
-        frames = 1
-    else:
-        available = known_frames(entry)
-        fitting = [
-            shape.frames
-            for shape, sampling in samplings.items()
-            if available is not None and sampling.span(entry.fps or 1.0) <= available
-        ]
-        frames = max(fitting, default=0)
-    return choose_bucket(shapes, frames, entry.height, entry.width)
+        return BucketColumn(shapes, np.zeros(len(entries), np.uint8))
+    frames = np.zeros(len(entries))
+    for shape, sampling in samplings.items():
+        fits = ~lengths.below(sampling) & ~np.isnan(lengths.frames)
+        frames[fits] = np.maximum(frames[fits], shape.frames)
+    frames[lengths.pictures] = 1
+    sizes = np.stack([frames, entries.numbers("height"), entries.numbers("width")])
+    known = ~np.isnan(sizes).any(axis=0)
+    distinct, which = _distinct(sizes[:, known])
+    chosen = [shapes.index(choose_bucket(shapes, *map(int, size))) for size in distinct]
+    numbers = np.zeros(len(entries), np.uint16)
+    numbers[known] = np.array(chosen, np.uint16)[which]
+    return BucketColumn(shapes, numbers)
+
+
+def _distinct(columns: Floats) -> tuple[list[tuple[float, ...]], NDArray[np.int64]]:
+    """Return the distinct columns of an array [K, N], and the number among them of each, [N]."""
+    code = np.zeros(columns.shape[1], np.int64)
+    for row in columns:
+        values, which = np.unique(row, return_inverse=True)
+        _, code = np.unique(code * len(values) + which, return_inverse=True)
+    first = np.unique(code, return_index=True)[1]
+    return [tuple(columns[:, i]) for i in first], code
+
+
+def _pictures(entries: Entries) -> Flags:
+    """As `is_picture`, for all entries: by an expression where that is sure."""
+    suffixes = "|".join(suffix[1:] for suffix in urls.IMAGE_SUFFIXES)
+    found = np.zeros(len(entries), bool)
+    start = 0
+    for block in entries.blocks(["path"]):
+        maybe = pc.match_substring_regex(block["path"], rf"(?i)\.(?:{suffixes})").to_numpy(zero_copy_only=False)
+        if maybe.any():
+            sure = pc.match_substring_regex(block["path"], rf"(?i)^[^:]*[^/.:]\.(?:{suffixes})$")
+            sure = sure.to_numpy(zero_copy_only=False)
+            found[start : start + len(block)] = sure
+            for row in np.flatnonzero(maybe & ~sure):
+                found[start + row] = urls.is_image(entries.value("path", start + int(row)))
+        start += len(block)
+    if found.any():
+        frames = entries.numbers("num_frames")
+        found &= np.isnan(frames) | (frames == 1)
+    return found
+
+
+def _known_frames(entries: Entries, fps: Floats) -> Floats:
+    """As `known_frames`, for all entries: in floats, and as fractions where these are too close to a frame's bound."""
+    start, end, first, last, total = map(entries.numbers, ("start", "end", "start_frame", "end_frame", "num_frames"))
+    bound = [_first_frame(seconds, fps) for seconds in (start, end)]
+    low = np.where(np.isnan(start), np.nan_to_num(first), bound[0][0])
+    high = np.where(np.isnan(end), last, bound[1][0])
+    frames: Floats = np.maximum(np.fmin(high, total) - low, 0)
+    unknown = np.isnan(total) & np.isnan(end) & np.isnan(last)
+    unknown |= np.isnan(fps) & ~(np.isnan(start) & np.isnan(end))
+    doubtful = bound[0][1] | bound[1][1]
+    for values in (low, high, total):
+        doubtful |= np.abs(values) > EXACT
+    for row in np.flatnonzero(doubtful & ~unknown):
+        frames[row] = known_frames(entries[int(row)])
+    frames[unknown] = np.nan
+    return frames
+
+
+def _first_frame(seconds: Floats, fps: Floats) -> tuple[Floats, Flags]:
+    """Return the first frame from a time on, see `Segment`, and where rounding might give another one."""
+    with np.errstate(all="ignore"):
+        place = seconds * fps - np.minimum(fps / 1000, 0.25)
+        near = ~(np.abs(place - np.rint(place)) > CLOSE * np.maximum(1, np.abs(place)))
+    return np.ceil(place), near & ~np.isnan(seconds)

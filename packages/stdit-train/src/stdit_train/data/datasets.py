@@ -1,5 +1,6 @@
 """Open the data sets that a run's settings name."""
 
+from itertools import islice
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ def build_datasets(
         shown = [seen[0], seen[100], held_out[5], held_out[17]]
         return train, validation, [triple.captions()[0] for triple in shown]
     videos, held = train_val_split(open_clips(data, world), data, world)
-    captions = [entry.caption for entry in videos.entries if entry.caption][:SAMPLED_PROMPTS]
+    captions = list(islice((entry.caption for entry in videos.entries if entry.caption), SAMPLED_PROMPTS))
     return videos, held, captions or [""]
 
 

@@ -51,7 +51,7 @@ def _lines(name: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _csv(name: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    rows = csv_rows(name, text, "\t" if name.lower().endswith(".tsv") else ",")
+    rows = list(csv_rows(name, text, "\t" if name.lower().endswith(".tsv") else ","))
     header = [cell.strip().lower() for cell in rows[0][1]] if rows else []
     if not any(key in header for key in PROMPT_KEYS):
         raise ConfigError(
