@@ -269,7 +269,8 @@ def test_weights_are_kept(encode_clip: Callable[..., Path], tmp_path: Path) -> N
         encode_clip(tmp_path / f"{name}.mp4", frames=12, size=(48, 32))
     (tmp_path / "m.csv").write_text("path,caption,weight\na.mp4,one,2\nb.mp4,two,0.5\n")
     clips = open_videos(tmp_path / "m.csv", frames=2, height=16, width=16)
-    assert encode(clips, tmp_path / "out").weights == clips.weights == [2.0, 0.5]
+    assert clips.weights is not None
+    assert encode(clips, tmp_path / "out").weights == list(clips.weights) == [2.0, 0.5]
 
 
 def test_several_shapes(encode_clip: Callable[..., Path], tmp_path: Path) -> None:
