@@ -34,14 +34,14 @@ class DecoderConfig:
     a little noise, so that the decoder does not forget them.
     """
 
-    sampled_clips: int = 3200
-    sampling_steps: tuple[int, ...] = (4, 6, 10, 20)
-    single_frames: float = 0.25  # share of the sampled frames that are pictures of their own
-    steps: int = 6000
+    sampled_clips: int = 1600
+    sampling_steps: tuple[int, ...] = (8, 6, 8, 12)
+    single_frames: float = 0.2  # share of the sampled frames that are pictures of their own
+    steps: int = 9000
     batch: int = 16  # sampled frames a step
     encoded: int = 4  # encoded frames a step
     noise: float = 0.1  # largest standard deviation of the noise on encoded frames, in units of the latents'
-    lr: float = 2e-3
+    lr: float = 1.5e-3
     seed: int = 0
 
 
