@@ -74,6 +74,11 @@ def test_unknown_words_and_sizes_are_said(stdit: Callable) -> None:
     assert "guidance" not in warning
 
 
+def test_single_frames_that_were_trained_on_are_no_warning(stdit: Callable) -> None:
+    done = stdit("sample", "a red circle moving left", "--steps", "1", "--frames", "1")
+    assert done.code == 0 and "warning" not in done.out, done
+
+
 def test_guidance_far_above_the_checkpoints_own_is_said(stdit: Callable) -> None:
     done = stdit("sample", "a red circle moving left", "--steps", "1", "--guidance", "7")
     (warning,) = [line for line in done.out.splitlines() if line.startswith("warning")]

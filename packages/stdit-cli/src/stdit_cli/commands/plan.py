@@ -79,9 +79,9 @@ def plan(
             f"{way.peak / 1e12:.3g} TFLOP/s are reached; without VAE and text encoder"
         )
         console.print(shortfall(way.estimate, device.memory) or "fits")
-    short = [] if any(way.fits for way in ways) else ways
-    for line in dict.fromkeys(advice(way.estimate, device.memory) for way in short):
-        console.print(f"to make it fit, {line}")
+    if not any(way.fits for way in ways):
+        least = min(ways, key=lambda way: way.estimate.total_memory)
+        console.print(f"to make it fit, {advice(least.estimate, device.memory)}")
     if sampling:
         from stdit_train.estimate.sampling import describe_phases, plan_sampling
 

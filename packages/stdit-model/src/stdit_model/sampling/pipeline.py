@@ -52,6 +52,7 @@ class STDiTPipeline(DiffusionPipeline):
         num_inference_steps, guidance_scale: defaults of a call.
         negative_prompt: default of a call: None for a model that was trained with a null caption, as every STDiT is, ""
             for one that was not, as PixArt in diffusers' layout.
+        single_frames: whether a model of clips was trained on single frames, too.
         resampling_steps: default of a call; 0 for a model that was trained to continue from conditioning frames.
         settling: deprecated name of `resampling_steps`, which saved pipelines may have.
     """
@@ -79,6 +80,7 @@ class STDiTPipeline(DiffusionPipeline):
         guidance_scale: float = 7.0,
         resampling_steps: int = 3,
         negative_prompt: str | None = None,
+        single_frames: bool = False,
         settling: int | None = None,
     ) -> None:
         super().__init__()
@@ -97,6 +99,7 @@ class STDiTPipeline(DiffusionPipeline):
             guidance_scale=guidance_scale,
             resampling_steps=resampling_steps,
             negative_prompt=negative_prompt,
+            single_frames=single_frames,
         )
 
     @classmethod

@@ -42,6 +42,7 @@ def build_pipeline(model: STDiT, components: Components, config: TrainConfig) ->
         num_inference_steps=config.sampling.steps,
         guidance_scale=config.sampling.guidance,
         resampling_steps=0 if config.objective.conditioning_share else 3,
+        single_frames=config.data.single_frames > 0,
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

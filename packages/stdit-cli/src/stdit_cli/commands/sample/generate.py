@@ -227,7 +227,7 @@ def remarks(generator: VideoGenerator, jobs: list[Job]) -> Iterator[str]:
     findings = []
     trained = (config.num_frames, config.height, config.width)
     asked = (config.num_frames if generator.windowed else generator.new_frames, *generator.size)
-    if asked != trained:
+    if asked != trained and not (config.single_frames and asked == (1, *trained[1:])):
         findings.append(f"{_by(asked)} (frames x height x width; trained on {_by(trained)})")
     prompts = list(dict.fromkeys(job.prompt for job in jobs))
     guidance = generator.settings.guidance
