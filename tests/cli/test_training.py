@@ -150,7 +150,7 @@ def test_dry_run_shows_the_published_model_as_a_table(stdit: Callable, tmp_path:
     rows = {line.split()[0]: line for line in done.out.splitlines() if line.strip()}
     assert "759,620,768" in rows["parameters"]
     assert "NVIDIA H100" in rows["device"]
-    assert "hours" in rows["time"]
+    assert "per step" in rows["time"] and "days" in rows["time"]
     assert "the embedded set `shapes` is used, with the demo's VAE and text encoder: " in done.out
     assert '"optimizer"' not in done.out
     assert '"optimizer"' in stdit("train", "--stage", "64x512", "--dry-run", "--gpu", "h100", "--verbose").out

@@ -103,7 +103,7 @@ def test_micro_conditions_of_1024(tmp_path) -> None:
 
 def test_what_does_not_show_in_the_tensors(tmp_path) -> None:
     pixart().save_pretrained(tmp_path)
-    with pytest.raises(WeightsError, match=r"num_heads=2 was requested, but its config.json has 4"):
+    with pytest.raises(WeightsError, match=r"num_heads=2 was requested, but the checkpoint has 4"):
         STDiT.from_pixart(tmp_path, num_heads=2)
     pixart(activation_fn="gelu").save_pretrained(tmp_path / "gelu")
     with pytest.raises(WeightsError, match="activation_fn is 'gelu'; expected 'gelu-approximate'"):

@@ -56,6 +56,7 @@ def make_llava(folder: Path, chat_template: str | None = None) -> Path:
         LlavaConfig,
         LlavaForConditionalGeneration,
         LlavaProcessor,
+        set_seed,
     )
 
     tokenizer = make_tokenizer("<image>")
@@ -65,6 +66,7 @@ def make_llava(folder: Path, chat_template: str | None = None) -> Path:
         text_config=LlamaConfig(**SMALL, num_key_value_heads=2, vocab_size=len(tokenizer), **ends),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
     )
+    set_seed(0)
     LlavaForConditionalGeneration(config).save_pretrained(folder)
     LlavaProcessor(
         CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
@@ -84,6 +86,7 @@ def make_qwen(folder: Path) -> Path:
         Qwen2VLImageProcessor,
         Qwen2VLProcessor,
         Qwen2VLVideoProcessor,
+        set_seed,
     )
 
     special = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
@@ -99,6 +102,7 @@ def make_qwen(folder: Path) -> Path:
         vision_start_token_id=start,
         vision_end_token_id=end,
     )
+    set_seed(0)
     Qwen2VLForConditionalGeneration(config).save_pretrained(folder)
     size = {"shortest_edge": 28 * 28, "longest_edge": 56 * 56}
     Qwen2VLProcessor(
@@ -132,7 +136,9 @@ def test_answers_depend_on_the_seed_and_not_on_the_batch(tmp_path: Path, make: C
     inputs = make_inputs(load_processor(folder), folder, questions())
     images = inputs["image_grid_thw"] if "image_grid_thw" in inputs else inputs["pixel_values"]
     assert len(images) == 3 + 1 + 3 + 3
-    greedy = LocalCaptioner(folder, temperature=0.0, max_tokens=4)(questions()[2:])
+    images, prompt, seed = questions()[2].images, "describe a circle", 9
+    same = [Question(images, prompt, seed), Question(images, prompt, seed + 1)]
+    greedy = LocalCaptioner(folder, temperature=0.0, max_tokens=4)(same)
     assert greedy[0].text == greedy[1].text
 
 

@@ -29,6 +29,8 @@ def loading(model: str, kind: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError) as error:  # a Hub id that cannot be one is a ValueError
         if isinstance(error, DataError):
             raise
+        if not Path(model).exists() and (Path(model).is_absolute() or model.startswith((".", "~"))):
+            raise DataError(f"{model}: no such folder, so no {kind}") from None
         if not Path(model).exists() and _offline():
             why = "no such folder, not in the Hub's cache, and HF_HUB_OFFLINE is set"
             raise DataError(f"{model}: {why}; unset it, or give the folder of a copy") from None

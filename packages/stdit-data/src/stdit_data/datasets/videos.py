@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from stdit_data import files, urls
-from stdit_data.buckets import Bucket, BucketColumn
+from stdit_data.bucket_column import BucketColumn
+from stdit_data.buckets import Bucket
 from stdit_data.clip import Clip
 from stdit_data.errors import DataError
 from stdit_data.manifests.entries import Entries

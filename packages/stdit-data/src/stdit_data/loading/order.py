@@ -24,7 +24,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stdit_data.buckets import Bucket, BucketColumn
+from stdit_data.bucket_column import BucketColumn
+from stdit_data.buckets import Bucket
 from stdit_data.errors import DataError
 
 WEIGHT_UNIT = 1000  # weights are counted in thousandths, so that sums over epochs are exact integers

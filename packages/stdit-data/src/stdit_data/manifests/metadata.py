@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from stdit_data import stores, urls
-from stdit_data.buckets import Bucket, BucketColumn, choose_bucket
+from stdit_data.bucket_column import BucketColumn
+from stdit_data.buckets import Bucket, choose_bucket
 from stdit_data.errors import ClipError
 from stdit_data.manifests.entries import Entries, Entry
 from stdit_data.manifests.format import Manifest
