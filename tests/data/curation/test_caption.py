@@ -9,7 +9,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
 
 from stdit_data.curation.caption import CaptionStep
 from stdit_data.curation.captioners.answers import strip_openers, to_caption
@@ -128,6 +127,9 @@ def test_wrong_settings(settings: dict[str, Any], said: str) -> None:
 
 
 def test_the_pipeline_is_listed_in_its_order() -> None:
+    pytest.importorskip("stdit_cli", reason="the command line is another package")
+    from typer.testing import CliRunner
+
     from stdit_cli.main import app
 
     lines = CliRunner().invoke(app, ["data", "--help"]).output.splitlines()

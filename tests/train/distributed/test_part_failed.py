@@ -42,6 +42,8 @@ SCRIPT = """
         assert world.all_max(float(rank)) == (1.0,)
 
     work(int(sys.argv[1]), sys.argv[2])
+    sys.stdout.flush()
+    os._exit(0)  # gloo's threads that wait for a missing process abort an ordinary exit
 """
 
 
