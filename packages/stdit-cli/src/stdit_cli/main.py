@@ -5,8 +5,10 @@ traceback. So is what the system refuses for a reason in `REFUSALS`. Any other e
 always.
 """
 
+import atexit
 import errno
 import os
+import signal
 import sys
 from io import TextIOWrapper
 from typing import Annotated, NoReturn
@@ -117,3 +119,5 @@ def main() -> None:
             raise
         name = f" {error.filename}" if error.filename else ""
         fail(f"cannot read or write{name}: {error.strerror}; --debug shows where", 2, world)
+    finally:  # nothing is left to stop: a second Ctrl-C would only show a traceback of the interpreter's end
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
