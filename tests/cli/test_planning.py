@@ -69,6 +69,17 @@ def test_the_nearest_batch_is_named(stdit: Callable, batch: int, gpus: int, near
     assert f"--set global_batch={nearest}\n" in said, done
 
 
+def test_ranks_that_cannot_share_a_token_budget(stdit: Callable) -> None:
+    settings = ["--set", "data.source=x", "--set", 'data.buckets=["16x256x256"]', "--set", "data.tokens=65536"]
+    done = stdit("plan", "--gpus", 6, *settings)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "--set data.batch_multiple=6;" in done.err
+    done = stdit("plan", "--gpus", 6, *settings, "--set", "data.batch_multiple=6")
+    assert "65,536 tokens (12 of 16x256x256)" in done.out
+    shared = stdit("plan", "--gpus", 24, *settings, "--set", "sequence=3").out  # 8 ranks of 3
+    assert "only ways with several devices to a clip are shown: 24 data-parallel ranks" in shared
+
+
 def test_stages_as_json(stdit: Callable) -> None:
     listed = json.loads(stdit("stages", "--json").out)
     assert [stage["stage"] for stage in listed["stages"]] == stage_names()

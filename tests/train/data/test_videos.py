@@ -95,7 +95,7 @@ def test_root_captions_and_stream(clips: Path, tmp_path: Path) -> None:
 
 
 def test_batches_of_buckets(clips: Path) -> None:
-    """`global_batch` for each, or what fits a budget, in numbers that any of 1, 2, 4, 8 ranks can share."""
+    """`global_batch` for each, or what fits a budget: a multiple of 8 or of what is set, or its largest divisor."""
     names = ("4x16x16", "1x32x32", "4x16x32")
     config = replace(load_stage("demo"), data=settings(clips, buckets=names), global_batch=6, micro_batch=2)
     small, image, wide = Bucket(4, 16, 16), Bucket(1, 32, 32), Bucket(4, 16, 32)
@@ -103,8 +103,12 @@ def test_batches_of_buckets(clips: Path) -> None:
     assert loader_settings(config)["micro_batch"] == {small: 2, image: 2, wide: 1}  # as many tokens, at least one clip
     budget = replace(config, data=settings(clips, buckets=names, tokens=60))
     assert loader_settings(budget)["global_batch"] == {small: 8, image: 8, wide: 4}  # of 15, 15 and 7 that fit
-    with pytest.raises(DataError, match="token budget 3: bucket 4x16x16 needs 4 tokens"):
-        loader_settings(replace(config, data=settings(clips, buckets=names, tokens=3)))
+    sixes = replace(config, data=settings(clips, buckets=names, tokens=60, batch_multiple=6))
+    assert loader_settings(sixes)["global_batch"] == {small: 12, image: 12, wide: 6}
+    twelves = replace(config, data=settings(clips, buckets=names, tokens=60, batch_multiple=12))
+    assert loader_settings(twelves)["global_batch"] == {small: 12, image: 12, wide: 6}
+    with pytest.raises(ConfigError, match=r"data.tokens: token budget 3: bucket 4x16x16 needs 4 tokens for a clip"):
+        settings(clips, buckets=names, tokens=3)
     with pytest.raises(ConfigError, match="cache_latents keeps latents of one size"):
         open_clips(settings(clips, buckets=names, cache_latents=True))
     plain = loader_settings(replace(config, data=settings(clips, max_reject_share=0.5)))

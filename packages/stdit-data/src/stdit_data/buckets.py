@@ -89,8 +89,9 @@ def batch_sizes(
     for bucket, size in sizes.items():
         if size < 1:
             need = bucket.tokens(stride) * multiple_of
+            clips = "a clip" if multiple_of == 1 else f"{multiple_of} clips"
             raise DataError(
-                f"token budget {tokens}: bucket {bucket} needs {need} tokens for {multiple_of} clips; raise the budget "
-                "or remove the bucket"
+                f"token budget {tokens}: bucket {bucket} needs {need} tokens for {clips}; raise the budget or remove "
+                "the bucket"
             )
     return sizes

@@ -37,6 +37,7 @@ def plan(
     import json
 
     from stdit_cli.console import plain_console
+    from stdit_train.config.batches import check_shared_tokens
     from stdit_train.config.load import load_stage, parse_overrides
     from stdit_train.config.resolve import resolve_config
     from stdit_train.distributed.mesh import nearest_batch
@@ -56,7 +57,12 @@ def plan(
         typer.echo(json.dumps([way.to_dict(device) for way in ways], indent=1))
         return
     console.print(f"stage {stage} on {gpus} x {device.title}, {device.memory / 2**30:.1f} GiB each")
-    if config.global_batch % gpus:
+    if config.data.tokens is not None:
+        try:
+            check_shared_tokens(config, gpus)
+        except ConfigError as error:
+            console.print(f"only ways with several devices to a clip are shown: {error}", soft_wrap=True)
+    elif config.global_batch % gpus:
         nearest = nearest_batch(config.global_batch, gpus)
         console.print(
             f"{gpus} devices cannot share a batch of {config.global_batch} evenly, so only ways with several to a clip "

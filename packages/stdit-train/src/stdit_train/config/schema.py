@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from stdit_data.buckets import parse_bucket
+from stdit_data.buckets import batch_sizes, parse_bucket
 from stdit_data.errors import DataError
 from stdit_model.presets import Variant, preset
 from stdit_train.errors import ConfigError
@@ -69,6 +69,7 @@ class DataConfig:
     patience: Annotated[float, Field(ge=0, le=20)] = 10.0  # minutes to wait for a store that stops answering
     buckets: tuple[str, ...] = ()  # clip shapes, as 16x256x256 [default: frames x height x width alone]
     tokens: Count | None = None  # tokens per step; sets the batch of each bucket, in place of global_batch
+    batch_multiple: Count = 8  # of tokens: a batch is a multiple of it, or its largest divisor that fits
     fps: Positive = 8.0  # frame rate of samples
     clips: Count = 8192  # of `shapes`, per epoch
     spread: Annotated[float, Field(ge=0, le=0.5)] = 0.15  # of `shapes`: farthest start from the middle; 0.5 anywhere
@@ -90,6 +91,11 @@ class DataConfig:
                 raise ConfigError(f"data.buckets: {error}") from None
         if self.tokens is not None and not self.buckets:
             raise ConfigError("data.tokens needs data.buckets: set these too, or set global_batch instead")
+        if self.tokens is not None:
+            try:
+                batch_sizes([parse_bucket(bucket) for bucket in self.buckets], self.tokens)
+            except DataError as error:
+                raise ConfigError(f"data.tokens: {error}") from None
         if self.validation == 1.0:
             raise ConfigError("data.validation is 1: no videos are left to train on")
         if self.validation and self.validation_source is not None:

@@ -2,13 +2,12 @@
 
 from typing import Any
 
-from stdit_data.buckets import Bucket, batch_sizes, parse_bucket
+from stdit_data.buckets import parse_bucket
 from stdit_data.datasets.videos import VideoDataset, open_videos
+from stdit_train.config.batches import own_shape, step_batches
 from stdit_train.config.schema import DataConfig, TrainConfig
 from stdit_train.distributed.world import World
 from stdit_train.errors import ConfigError
-
-RANKS = 8  # batches from a token budget divide evenly among this many ranks, and among 1, 2 and 4
 
 
 def open_clips(data: DataConfig, world: World | None = None) -> VideoDataset:
@@ -47,26 +46,15 @@ def open_clips(data: DataConfig, world: World | None = None) -> VideoDataset:
 def loader_settings(config: TrainConfig) -> dict[str, Any]:
     """Return the arguments of a `ClipLoader` that set batch sizes and the share of rejected clips.
 
-    With buckets, a step takes `global_batch` clips of one bucket or, with a token budget, as many as fit: a multiple
-    of 8, or 4, 2 or 1 where fewer fit, for any number of ranks. A micro-batch has at most as many tokens as
+    With buckets, a step takes clips of one bucket, see `step_batches`. A micro-batch has at most as many tokens as
     `micro_batch` clips of the run's own shape.
-
-    Raises:
-        DataError: a single clip of some bucket exceeds the token budget.
     """
     data, settings = config.data, {"max_reject_share": config.data.max_reject_share}
     if not data.buckets:
         return {**settings, "global_batch": config.global_batch, "micro_batch": config.micro_batch}
-    buckets = [parse_bucket(text) for text in data.buckets]
-    sizes = dict.fromkeys(buckets, config.global_batch)
-    if data.tokens is not None:
-        sizes = {bucket: _shareable(size) for bucket, size in batch_sizes(buckets, data.tokens).items()}
+    sizes = step_batches(config)
     if config.micro_batch is None:
         return {**settings, "global_batch": sizes, "micro_batch": None}
-    tokens = config.micro_batch * Bucket(data.frames, data.height, data.width).tokens()
-    micro = {bucket: max(1, tokens // bucket.tokens()) for bucket in buckets}
+    tokens = config.micro_batch * own_shape(data).tokens()
+    micro = {bucket: max(1, tokens // bucket.tokens()) for bucket in sizes}
     return {**settings, "global_batch": sizes, "micro_batch": micro}
-
-
-def _shareable(clips: int) -> int:
-    return clips // RANKS * RANKS if clips >= RANKS else 1 << (clips.bit_length() - 1)

@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from stdit_data.buckets import parse_bucket
 from stdit_model.presets import Variant
+from stdit_train.config.batches import check_shared_tokens
 from stdit_train.config.schema import TrainConfig, model_arguments
 from stdit_train.errors import ConfigError
 
@@ -168,4 +169,5 @@ def parallel_dims(config: TrainConfig, world_size: int, node: int | None = None)
     clips = [parse_bucket(bucket).frames for bucket in config.data.buckets] or [config.data.frames]
     batch = config.global_batch if config.data.tokens is None else None  # else buckets have batches of their own
     dims.check(config.model.variant, sizes["num_heads"], min(clips) // config.model.patch_size[0], batch)
+    check_shared_tokens(config, dims.data)
     return dims

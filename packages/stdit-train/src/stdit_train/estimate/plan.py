@@ -8,7 +8,7 @@ from stdit_train.config.load import did_you_mean
 from stdit_train.config.schema import TrainConfig, model_arguments
 from stdit_train.errors import ConfigError
 from stdit_train.estimate.duration import duration
-from stdit_train.estimate.training import Estimate, estimate_run, refusal, to_dict
+from stdit_train.estimate.training import Estimate, batch_words, estimate_run, refusal, to_dict
 from stdit_train.hardware import DEVICES, GIB, Device, find_device, measured_peak, this_device
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class DryRun:
         e, config = self.estimate, self.estimate.config
         c, t, h, w = e.latent
         memory = f"{e.total_memory / GIB:.2f} GiB at the peak, {self.device.memory / GIB:.1f} GiB free"
-        batch = f"{config.global_batch} samples per step: {e.accumulation} x {e.micro_batch} at once"
+        batch = f"{batch_words(e)} per step: {e.accumulation} x {e.micro_batch} at once"
         if self.seconds_per_step is None:
             time = f"unknown: no peak rate of {self.device.title} (--gpu names another device)"
         else:

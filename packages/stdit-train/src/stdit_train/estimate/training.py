@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from stdit_model import flops
 from stdit_train import hardware
 from stdit_train.components.sizes import component_config, vae_stride
+from stdit_train.config.batches import check_shared_tokens, clips_per_step, step_batches
 from stdit_train.config.resolve import cached_text_width
 from stdit_train.config.schema import TrainConfig, model_arguments
 from stdit_train.errors import ConfigError
@@ -36,9 +37,14 @@ class Estimate:
     replicas: int = 1  # of the weights
 
     @property
+    def global_batch(self) -> int:
+        """Return the samples per step; of a token budget, clips of the run's own shape, which vary with the bucket."""
+        return clips_per_step(self.config, self.data_ranks)
+
+    @property
     def accumulation(self) -> int:
         """Return the number of micro-batches per step on each process."""
-        return self.config.global_batch // self.data_ranks // self.micro_batch
+        return max(1, self.global_batch // self.data_ranks // self.micro_batch)
 
     @property
     def reduce_once(self) -> bool:
@@ -70,14 +76,16 @@ def estimate_run(config: TrainConfig, available: int | None = None, dims: "Paral
     """
     available = hardware.available_memory() if available is None else available
     ranks = dims.data if dims is not None else 1
-    if config.global_batch % ranks:
+    batch = clips_per_step(config, ranks)
+    check_shared_tokens(config, ranks)
+    if batch % ranks:
         from stdit_train.distributed.mesh import nearest_batch
 
         raise ConfigError(
-            f"{ranks} processes can't share a batch of {config.global_batch}: the nearest that they can share is --set "
-            f"global_batch={nearest_batch(config.global_batch, ranks)}"
+            f"{ranks} processes can't share a batch of {batch}: the nearest that they can share is --set "
+            f"global_batch={nearest_batch(batch, ranks)}"
         )
-    share = config.global_batch // ranks
+    share = batch // ranks
     if config.micro_batch is not None:
         return _estimate(config, min(config.micro_batch, share), dims)
     divisors = [n for n in range(share, 0, -1) if share % n == 0]
@@ -109,6 +117,7 @@ def _estimate(config: TrainConfig, micro_batch: int, dims: "ParallelDims | None"
     states = 2 if config.optimizer.name == "adamw" else 1  # of most parameters
     checkpointing = config.activation_checkpointing is True  # selective: less than without, and no products twice
     shape = (micro_batch, *latent)
+    batch = clips_per_step(config, dims.data if dims is not None else 1)
     if dims is None or dims.world_size == 1:
         memory = {
             "weights": 4 * count.total + (2 * count.total if half else 0),  # autocast, too, keeps a copy in half
@@ -120,7 +129,7 @@ def _estimate(config: TrainConfig, micro_batch: int, dims: "ParallelDims | None"
     else:
         from stdit_train.estimate.parallel import sharded_memory
 
-        unreduced = micro_batch * dims.data < config.global_batch and config.reduce_once is not False
+        unreduced = micro_batch * dims.data < batch and config.reduce_once is not False
         part = sharded_memory(model, dims, shape, itemsize=itemsize, checkpointing=checkpointing, unreduced=unreduced)
         memory = {
             "weights": part["weights"] + part["gathered"],
@@ -136,7 +145,7 @@ def _estimate(config: TrainConfig, micro_batch: int, dims: "ParallelDims | None"
         temporal_parameters=count.temporal,
         latent=latent,
         tokens=tokens,
-        step_flops=flops.train_flops(model, (config.global_batch, *latent), None, checkpointing),
+        step_flops=flops.train_flops(model, (batch, *latent), None, checkpointing),
         micro_batch=micro_batch,
         memory=memory,
         assumed=[note for note in notes if note],
@@ -176,6 +185,7 @@ def fit_to_memory(
     dims = parallel_dims(config, processes)
     estimate = estimate_run(config, available, dims)
     message, notes = refusal(estimate, available), []
+    batch = f"batch {config.global_batch}" if config.data.tokens is None else f"batch of {batch_words(estimate)}"
     if message and not force:
         raise ConfigError(f"{message} (--force starts it anyway)")
     if message:
@@ -183,7 +193,7 @@ def fit_to_memory(
     if processes > 1:
         notes.append(
             f"{processes} processes: {dims.replicate} x the weights in {dims.shard} shards, "
-            f"{dims.sequence} to a clip; batch {config.global_batch} shared by {dims.data}"
+            f"{dims.sequence} to a clip; {batch} shared by {dims.data}"
         )
     if estimate.reduce_once:
         notes.append(
@@ -191,11 +201,20 @@ def fit_to_memory(
             "(--set reduce_once=false sums them in every micro-batch)"
         )
     if estimate.accumulation > 1:
-        parts = config.global_batch // estimate.micro_batch
-        notes.append(
-            f"stage {config.stage}: batch {config.global_batch} as {parts} micro-batches of {estimate.micro_batch}"
-        )
-    return Fit(replace(config, micro_batch=estimate.micro_batch), notes)
+        parts = estimate.global_batch // estimate.micro_batch
+        notes.append(f"stage {config.stage}: {batch} as {parts} micro-batches of {estimate.micro_batch}")
+    # Of a token budget a micro-batch is a measure of tokens, and stays what it has been.
+    kept = config.micro_batch if config.data.tokens is not None else None
+    return Fit(replace(config, micro_batch=kept or estimate.micro_batch), notes)
+
+
+def batch_words(estimate: Estimate) -> str:
+    """Return the samples of a step, in words: `512 samples`, or the clips of each bucket that fill a token budget."""
+    config = estimate.config
+    if config.data.tokens is None:
+        return f"{config.global_batch} samples"
+    clips = " or ".join(f"{count} of {bucket}" for bucket, count in step_batches(config).items())
+    return f"{config.data.tokens:,} tokens ({clips})"
 
 
 def refusal(estimate: Estimate, available: int) -> str | None:
@@ -246,7 +265,7 @@ def to_dict(estimate: Estimate, available: int) -> dict[str, Any]:
         "parameters": estimate.parameters,
         "latent": list(estimate.latent),
         "tokens": estimate.tokens,
-        "global_batch": estimate.config.global_batch,
+        "global_batch": estimate.global_batch,
         "micro_batch": estimate.micro_batch,
         "accumulation": estimate.accumulation,
         "reduce_once": estimate.reduce_once,
@@ -270,7 +289,7 @@ def describe(estimate: Estimate) -> list[str]:
     lines = [
         f"parameters   {estimate.parameters:,} ({estimate.temporal_parameters:,} of them temporal attention)",
         f"latents      {c}x{t}x{h}x{w}, {estimate.tokens:,} tokens per sample",
-        f"batch        {config.global_batch} samples per step: "
+        f"batch        {batch_words(estimate)} per step: "
         f"{estimate.accumulation} x {estimate.micro_batch} at once{shared}",
         f"FLOPs        {estimate.step_flops:.3g} per step, {estimate.step_flops * config.steps:.3g} in "
         f"{config.steps:,} steps (matrix products of the transformer)",

@@ -15,6 +15,7 @@ from stdit_data.loading.order import Slot
 from stdit_model import STDiT, video_vae
 from stdit_train.components.captions import TextMemory
 from stdit_train.components.load import Components
+from stdit_train.config.batches import clips_per_step
 from stdit_train.config.load import ConfigError
 from stdit_train.config.schema import TrainConfig
 from stdit_train.data.holdout import VALIDATION_CLIPS
@@ -126,8 +127,8 @@ class BatchLoss:
         Raises:
             PartFailed: a clip could not be read or encoded, on one of several processes.
         """
-        losses = []
-        batch = self.config.micro_batch or self.config.global_batch // self.world.dp_size  # as many as fit in training
+        losses, ranks = [], self.world.dp_size
+        batch = self.config.micro_batch or clips_per_step(self.config, ranks) // ranks  # as many as fit in training
         batches = validation_batches(dataset, batch, self.world)
         while (inputs := on_every_rank(self.world, lambda: self._validation_inputs(batches))) is not None:
             losses.append(self._terms(model, *inputs)["loss"])
