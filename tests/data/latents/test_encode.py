@@ -22,6 +22,7 @@ from torch import Tensor
 
 from stdit_data import files
 from stdit_data.buckets import Bucket
+from stdit_data.clip import Clip
 from stdit_data.datasets.shapes import ShapesDataset
 from stdit_data.datasets.videos import open_videos
 from stdit_data.errors import ClipError, DataError
@@ -112,16 +113,110 @@ def test_texts_are_stored_once_and_found_by_every_spelling(tmp_path: Path) -> No
     captions = ["A cat", "a dog", "a cat ", "A cat", "a very long caption"]
     assert text_job(captions, str(tmp_path), TEXT, {"source": "m", "hash": "1"}, batch=2).run()
     rows = cache.read_index(str(tmp_path), "text").to_pylist()
-    assert {row["caption"]: row["key"] for row in rows} == {
-        "A cat": "000000000",
-        "a cat ": "000000000",
-        "a dog": "000000001",
-        "a very long caption": "000000002",
-    }
-    assert [row["tokens"] for row in sorted(rows, key=lambda row: row["key"])] == [5, 5, 5, 12]
+    key = {row["caption"]: row["key"] for row in rows}
+    assert set(key) == set(captions)
+    assert key["A cat"] == key["a cat "]
+    assert len(set(key.values())) == 3
+    assert {row["caption"]: row["tokens"] for row in rows} == {name: min(12, len(name.strip())) for name in captions}
     with safe_open(tmp_path / "text" / cache.shard_name(0), "pt") as shard:
         assert len(list(shard.keys())) == 3
-        assert shard.get_tensor("000000001").shape == (5, 2)
+        assert shard.get_tensor(key["a dog"]).shape == (5, 2)
+
+
+def samples_of(out: object, part: cache.Part = "video") -> list[list[int]]:
+    """The samples of each shard."""
+    return [
+        [row["sample"] for row in cache.read_rows(str(out), part, number)]
+        for number in sorted(cache.list_shards(str(out), part))
+    ]
+
+
+def test_clips_and_texts_are_encoded_in_one_random_order(tmp_path: Path) -> None:
+    encode(shapes(60), tmp_path / "a", variants=2)
+    shards = samples_of(tmp_path / "a")
+    order = [sample for shard in shards for sample in shard]
+    assert sorted(order[:60]) == list(range(60))
+    assert order[:60] == order[60:]  # of each variant the same, so that texts lie as the clips do
+    rows = cache.read_index(str(tmp_path / "a"), "text").to_pylist()
+    captions = [shapes(60).caption(sample) for sample in order[:60]]
+    assert [row["caption"] for row in sorted(rows, key=lambda row: row["key"])] == list(dict.fromkeys(captions))
+    encode(shapes(60), tmp_path / "b", seed=1)
+    assert samples_of(tmp_path / "b") != shards[:15]
+    for part in cache.PARTS:
+        assert (cache.read_metadata(str(tmp_path / "b"), part) or {})["shuffle_seed"] == 1
+
+
+def test_a_cache_of_an_older_version_goes_on_in_its_order(tmp_path: Path) -> None:
+    """It has no seed of an order; the part that is missing follows."""
+    encode(shapes(), tmp_path)
+    about = tmp_path / "video" / cache.METADATA_FILE
+    metadata = json.loads(about.read_text())
+    del metadata["shuffle_seed"]
+    shutil.rmtree(tmp_path / "text")
+    for path in (tmp_path / "video").iterdir():
+        path.unlink()
+    about.write_text(json.dumps(metadata))
+    before = about.read_bytes()
+    found = encode(shapes(), tmp_path)
+    assert samples_of(tmp_path) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+    assert about.read_bytes() == before
+    assert found.texts is not None
+    rows = sorted(found.texts.table().to_pylist(), key=lambda row: row["key"])
+    assert [row["caption"] for row in rows] == list(dict.fromkeys(shapes().caption(i) for i in range(11)))
+
+
+class Spans:
+    """Many clips of each of some sources, side by side as a manifest of cuts has them."""
+
+    def __init__(self, sources: int, spans: int) -> None:
+        self.spans, self.length = spans, sources * spans
+
+    def __len__(self) -> int:
+        return self.length
+
+    def bucket(self, index: int) -> Bucket:
+        return Bucket(1, 8, 8)
+
+    def path(self, index: int) -> str:
+        return f"{index // self.spans}.mp4"
+
+    def caption(self, index: int) -> str:
+        return ""
+
+    def load(self, index: int, *, seed: int, epoch: int) -> Clip:
+        return Clip(torch.zeros(3, 1, 8, 8), "", index, 8.0)
+
+
+def test_clips_of_one_source_meet_no_more_often_than_by_chance(tmp_path: Path) -> None:
+    """50 sources of 40 clips, 20 clips a shard, a window of 4 shards: pairs in a batch that are of one source."""
+    dataset, about = Spans(50, 40), {"source": "m", "hash": "00000001", "samples": 2000}
+    settings: dict[str, Any] = {"shard_bytes": 20 * 2 * 6}
+    assert video_job(dataset, str(tmp_path / "new"), VIDEO, {}, about, **settings).run()
+    cache.lock_metadata(str(tmp_path / "old"), "video", metadata_without_order(tmp_path / "new"))
+    assert video_job(dataset, str(tmp_path / "old"), VIDEO, {}, about, **settings).run()
+    chance = 39 / 1999
+    assert same_source(tmp_path / "new") == pytest.approx(chance, rel=0.1)
+    assert same_source(tmp_path / "old") > 8 * chance
+
+
+def metadata_without_order(out: Path) -> dict[str, Any]:
+    metadata = cache.read_metadata(str(out), "video") or {}
+    return {key: value for key, value in metadata.items() if key != "shuffle_seed"}
+
+
+def same_source(out: Path, epochs: int = 5) -> float:
+    """The share of a batch's pairs of clips that are of one source, in the order of training."""
+    found = LatentDataset(str(out), window=4)
+    order = found.make_order([found.bucket(i) for i in range(len(found))], global_batch=20, seed=3)
+    assert order.restricted(0)
+    same = pairs = 0
+    for epoch in range(epochs):
+        for number in range(order.batches(epoch)):
+            sources = [found.path(slot.sample) for slot in order.batch(epoch, number).slots]
+            for place, source in enumerate(sources):
+                same += sources[place + 1 :].count(source)
+                pairs += len(sources) - place - 1
+    return same / pairs
 
 
 def test_processes_share_the_shards_and_write_what_one_would(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,8 +28,9 @@ from stdit_data.buckets import Bucket
 from stdit_data.clip import Clip, ClipDataset
 from stdit_data.errors import ClipError, DataError
 from stdit_data.latents import format as cache
-from stdit_data.latents.format import Shard
+from stdit_data.latents.format import Part, Shard
 from stdit_data.latents.job import SHARD_BYTES, Job, parse_dtype, split_into_shards
+from stdit_data.latents.order import encoding_order
 
 MIN_CLIPS = 20  # clips to read before the share of unreadable ones can stop the job
 
@@ -72,14 +74,14 @@ def video_job(
     """Make the job that encodes clips.
 
     Variant v of a clip is what the clip loader would read in epoch v of a run with this seed, with start, crop and flip
-    drawn for that epoch. Shards hold one variant after another, in the order of the data set.
+    drawn for that epoch. Shards hold one variant after another, in the order of `encoding_order`.
 
     Args:
         dataset: the clips; besides `ClipDataset` it needs `caption(index)` and `path(index)`.
         out: folder or URL of the cache.
         encoder: the VAE.
         transform, manifest: metadata to record, and to compare when a job is resumed.
-        seed: seed of the random draws.
+        seed: seed of the random draws, and of the order that clips are encoded in.
         variants: number of random variants of each clip.
         dtype: storage dtype, `bfloat16` or `float32`.
         shard_bytes: most bytes of tensors in a shard.
@@ -95,8 +97,11 @@ def video_job(
         raise DataError(f"variants {variants}, shard_bytes {shard_bytes}, workers {workers}: expected numbers from 1")
     shapes = {bucket: _moments_shape(encoder, bucket) for bucket in {dataset.bucket(i) for i in range(len(dataset))}}
     itemsize = parse_dtype(dtype).itemsize
-    sizes = [itemsize * math.prod(shapes[dataset.bucket(i)]) for i in range(len(dataset))]
-    shards = split_into_shards(sizes * variants, shard_bytes)
+    shuffle_seed = _find_shuffle_seed(out, "video", seed)
+    order = encoding_order(len(dataset), shuffle_seed)
+    sizes = [itemsize * math.prod(shapes[dataset.bucket(i)]) for i in map(int, order)]
+    items = np.concatenate([order + variant * len(dataset) for variant in range(variants)])
+    shards = [items[part.start : part.stop].tolist() for part in split_into_shards(sizes * variants, shard_bytes)]
     metadata = {
         "format": cache.FORMAT,
         "vae": dict(encoder.metadata),
@@ -106,6 +111,7 @@ def video_job(
         "shapes": {str(bucket): list(shape) for bucket, shape in sorted(shapes.items())},
         "shard_bytes": shard_bytes,
         "shards": len(shards),
+        "shuffle_seed": shuffle_seed,
     }
     clip_encoder = _ClipEncoder(dataset, encoder, shapes, parse_dtype(dtype), seed, workers, max_reject_share)
     return Job(out, "video", metadata, shards, clip_encoder, rank, world)
@@ -117,19 +123,21 @@ def text_job(
     encoder: TextEncoder,
     manifest: Mapping[str, Any],
     *,
+    seed: int = 0,
     dtype: str = "bfloat16",
     shard_bytes: int = SHARD_BYTES,
     batch: int = 16,
     rank: int = 0,
     world: int = 1,
 ) -> Job:
-    """Make the job that encodes captions, each distinct text once.
+    """Make the job that encodes captions, each distinct text once, in the order in which the clips are encoded.
 
     Args:
         captions: the captions of all clips, in the order of the data set, as in the manifest.
         out: folder or URL of the cache.
         encoder: the text encoder.
         manifest: metadata to record, and to compare when a job is resumed.
+        seed: seed of the order that the clips are encoded in.
         dtype: storage dtype, `bfloat16` or `float32`.
         shard_bytes: approximate bytes of a shard, by an estimate of each text's tokens.
         batch: texts to encode at once; texts of similar length are batched together.
@@ -141,7 +149,8 @@ def text_job(
     if batch < 1 or shard_bytes < 1:
         raise DataError(f"batch {batch}, shard_bytes {shard_bytes}: expected numbers from 1")
     captions_by_text: dict[str, list[str]] = {}  # cleaned text to the captions that it comes from
-    for caption in dict.fromkeys(captions):
+    shuffle_seed = _find_shuffle_seed(out, "text", seed)
+    for caption in dict.fromkeys(captions[i] for i in encoding_order(len(captions), shuffle_seed)):
         captions_by_text.setdefault(encoder.clean(caption), []).append(caption)
     token_bytes = encoder.width * parse_dtype(dtype).itemsize
     sizes = [token_bytes * min(encoder.max_length, 2 + len(text) // 4) for text in captions_by_text]
@@ -155,10 +164,11 @@ def text_job(
         "texts": len(captions_by_text),
         "shard_bytes": shard_bytes,
         "shards": len(shards),
+        "shuffle_seed": shuffle_seed,
     }
     texts = list(captions_by_text)
 
-    def encode_shard(items: range, on_entry: Callable[[], None]) -> Shard:
+    def encode_shard(items: Sequence[int], on_entry: Callable[[], None]) -> Shard:
         shard = Shard()
         by_length = sorted(items, key=lambda i: len(texts[i]))
         for start in range(0, len(by_length), batch):
@@ -213,7 +223,7 @@ class _ClipEncoder:
         self.workers, self.max_share = max(1, workers), max_share
         self.read = self.bad = 0
 
-    def __call__(self, items: range, on_entry: Callable[[], None]) -> Shard:
+    def __call__(self, items: Sequence[int], on_entry: Callable[[], None]) -> Shard:
         shard = Shard()
         for item, clip in self._clips(items):
             sample, variant = item % len(self.dataset), item // len(self.dataset)
@@ -243,7 +253,7 @@ class _ClipEncoder:
             )
         return moments.to("cpu", self.dtype).contiguous()
 
-    def _clips(self, items: range) -> Iterator[tuple[int, Clip | ClipError]]:
+    def _clips(self, items: Sequence[int]) -> Iterator[tuple[int, Clip | ClipError]]:
         """Read clips in order, `workers` of them ahead."""
         torch.get_num_threads()  # called before threads start, see `loading.prefetch.read_ahead`
         waiting: deque[tuple[int, Future[Clip | ClipError]]] = deque()
@@ -272,6 +282,18 @@ class _ClipEncoder:
                 f"{self.bad} of {self.read} clips can't be read, the last: {clip}; write a manifest without them with "
                 "`stdit data validate --write`"
             )
+
+
+def _find_shuffle_seed(out: str, part: Part, seed: int) -> int | None:
+    """Return the seed of the order that a part is encoded in: that of the cache if one of its parts is there.
+
+    Parts that older versions began have none, and are in the order of the data set.
+    """
+    for one in (part, *cache.PARTS):
+        if (metadata := cache.read_metadata(out, one)) is not None:
+            recorded: int | None = metadata.get("shuffle_seed")
+            return recorded
+    return seed
 
 
 def _moments_shape(encoder: VideoEncoder, bucket: Bucket) -> tuple[int, ...]:

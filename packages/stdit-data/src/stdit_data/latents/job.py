@@ -15,7 +15,7 @@ SHARD_BYTES = 256 * 2**20
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 Progress = Callable[[int, int], None]  # entries done, and in total, of this process
-EncodeShard = Callable[[range, Callable[[], None]], Shard]  # items, and what to call after each, to their shard
+EncodeShard = Callable[[Sequence[int], Callable[[], None]], Shard]  # items, and what to call after each, to their shard
 
 
 class Job:
@@ -42,7 +42,7 @@ class Job:
         out: str,
         part: Part,
         metadata: Mapping[str, Any],
-        shards: Sequence[range],
+        shards: Sequence[Sequence[int]],
         encode: EncodeShard,
         rank: int,
         world: int,

@@ -1,5 +1,8 @@
 """Order the samples of a cache: shuffle the shards, then the samples within a sliding window of shards.
 
+The window is a true shuffle only if a shard holds a random choice of clips. So they are encoded in a random order too,
+`encoding_order`: in the manifest's, the clips cut from one video would share a shard, and meet in a batch.
+
 Rules, in addition to those of `loading.order`
 ----------------------------------------------
 - Every epoch shuffles the shards by (seed, epoch). A sample's place in the epoch is its shard's position plus `window`
@@ -24,7 +27,15 @@ from stdit_data.buckets import Bucket
 from stdit_data.errors import DataError
 from stdit_data.loading.order import SHUFFLE_SAMPLES, Order
 
-SHUFFLE_SHARDS = 4  # purpose of a stream of random numbers; `loading.order` has the others
+SHUFFLE_SHARDS, SHUFFLE_ENCODING = 4, 5  # purposes of the streams of random numbers; `loading.order` has the others
+
+
+def encoding_order(samples: int, seed: int | None) -> NDArray[np.int64]:
+    """Return the order in which the samples of a data set are encoded; without a seed, their own."""
+    if seed is None:
+        return np.arange(samples)
+    raw = np.random.Philox(np.random.SeedSequence([seed, SHUFFLE_ENCODING])).random_raw(samples)
+    return np.argsort(raw, kind="stable")
 
 
 def shard_order(seed: int, epoch: int, shards: Sequence[int], *, shuffle: bool = True) -> list[int]:

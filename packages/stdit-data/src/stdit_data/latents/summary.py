@@ -66,7 +66,7 @@ def describe(url: str) -> list[tuple[str, str]]:
 def _describe_metadata(metadata: dict[str, Any]) -> list[tuple[str, str]]:
     lines = []
     for key, value in metadata.items():
-        if key in ("format", "shards"):
+        if key in ("format", "shards") or value is None:
             continue
         if key in ("vae", "text_encoder", "manifest"):
             rest = {name: inner for name, inner in value.items() if name not in ("source", "hash")}

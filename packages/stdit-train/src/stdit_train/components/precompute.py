@@ -68,6 +68,7 @@ def open_jobs(config: TrainConfig, names: dict[str, str], encoding: Encoding, wo
     manifest = manifest_metadata(data.source, dataset)
     transform = {name: getattr(data, name) for name in TRANSFORM} | {"buckets": list(data.buckets)}
     share: dict[str, Any] = {
+        "seed": config.seed,
         "dtype": encoding.dtype,
         "shard_bytes": encoding.shard_bytes,
         "rank": world.rank,
@@ -81,7 +82,6 @@ def open_jobs(config: TrainConfig, names: dict[str, str], encoding: Encoding, wo
             vae,
             transform,
             manifest,
-            seed=config.seed,
             variants=encoding.variants,
             workers=data.workers,
             max_reject_share=data.max_reject_share,
