@@ -31,7 +31,7 @@ def start(config: TrainConfig, folder: Path) -> Trainer:
     ("target", "what"),
     [
         ("stdit_train.outputs.plot_losses", "plotting"),
-        ("stdit_train.outputs.draw_samples", "sampling"),
+        ("stdit_train.task.draw_samples", "sampling"),
         ("stdit_train.loss.batch.validation_batches", "validation"),
         ("stdit_train.tracking.metrics.Metrics._append", "writing metrics"),
         ("torch.utils.tensorboard.SummaryWriter.add_scalar", "writing metrics"),

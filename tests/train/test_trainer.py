@@ -154,9 +154,9 @@ def test_a_time_budget_ends_the_schedule(small: TrainConfig, tmp_path: Path) -> 
 def test_a_loss_falls(small: TrainConfig, tmp_path: Path) -> None:
     config = changed(small, steps=60, optimizer__decay=0.5, log_every=10, checkpoint_every=100)
     trainer, _ = start(config, tmp_path / "run")
-    before = trainer.outputs.validate()
+    before = trainer.outputs.validate()["validation_loss"]
     trainer.train()
-    assert trainer.outputs.validate() < 0.9 * before
+    assert trainer.outputs.validate()["validation_loss"] < 0.9 * before
 
 
 def test_a_full_folder_is_refused(small: TrainConfig, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from stdit_train.config.schema import TrainConfig
 from stdit_train.demo.text import build_text_encoder
 from stdit_train.distributed.world import World
 from stdit_train.estimate.training import estimate_run
+from stdit_train.task import STDiTTask
 from stdit_train.trainer import Trainer
 
 NAMES = {"vae": "the vae", "text_encoder": "the text encoder"}
@@ -202,7 +203,8 @@ def test_the_text_encoder_is_not_loaded(
     monkeypatch.setattr(components_load, "load_text_encoder", lambda *given: loaded.append(given[0]) or real(*given))
     trainer, watcher = start(config, tmp_path / "named")  # validation's captions are not in the cache
     assert loaded == [str(parts)]
-    assert (trainer.components.text_encoder, trainer.components.tokenizer) == (None, None)
+    assert isinstance(trainer.task, STDiTTask)
+    assert (trainer.task.components.text_encoder, trainer.task.components.tokenizer) == (None, None)
     trainer.train()
     torch.testing.assert_close(watcher.losses, losses, rtol=1e-5, atol=0)
     lines = [(tmp_path / run / "metrics.jsonl").read_text().splitlines() for run in ("clips", "named")]

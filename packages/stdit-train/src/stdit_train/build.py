@@ -23,6 +23,7 @@ from stdit_train.data.holdout import ValidationClips, validation_captions
 from stdit_train.distributed.agreement import check_agreement
 from stdit_train.distributed.parallelize import build_model
 from stdit_train.distributed.world import World
+from stdit_train.task import STDiTTask
 from stdit_train.tracking.run_log import RunLog
 from stdit_train.trainer import Trainer
 
@@ -143,7 +144,8 @@ def build_trainer(
     model = build_model(config, components.vae.config.latent_channels, components.caption_channels, world)
     if config.init is not None:
         log.info(load_initial(model, config.init))
-    return Trainer(config, run, model, components, dataset, validation, prompts, device, callback, world)
+    task = STDiTTask(config, model, components, prompts, device, world)
+    return Trainer(config, run, task, dataset, validation, device, callback, world)
 
 
 def _to_agree_on(config: TrainConfig, trainer: Trainer) -> dict[str, object]:

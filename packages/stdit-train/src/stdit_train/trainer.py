@@ -15,7 +15,6 @@ from stdit_data.clip import ClipDataset
 from stdit_data.errors import DataError, StoreError
 from stdit_data.latents.memory import InMemoryLatents
 from stdit_data.loading.loader import Batch, ClipLoader
-from stdit_model import STDiT, flops
 from stdit_train.callbacks import Callback, NullCallback, Outcome
 from stdit_train.checkpoint.format import (
     generators_state,
@@ -28,19 +27,11 @@ from stdit_train.checkpoint.lock import lock_folder
 from stdit_train.checkpoint.manager import CheckpointManager, is_full
 from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.checkpoint.verify import Checkpoint, CheckpointError
-from stdit_train.components.load import Components
 from stdit_train.config.schema import TrainConfig
 from stdit_train.data.ahead import NextStep
-from stdit_train.data.datasets import cached_in_memory
 from stdit_train.data.videos import loader_settings
 from stdit_train.distributed.failures import PeerFailed, is_connection_lost
-from stdit_train.distributed.parallelize import (
-    apply_ac,
-    apply_compile,
-    build_ema,
-    clip_shapes,
-    set_gradient_reduction,
-)
+from stdit_train.distributed.parallelize import set_gradient_reduction
 from stdit_train.distributed.side_work import SideWork
 from stdit_train.distributed.step_message import StepReport, StepSummary, exchange
 from stdit_train.distributed.world import World
@@ -48,31 +39,28 @@ from stdit_train.errors import ConfigError, Diverged, RunEnded
 from stdit_train.garbage import GarbageCollection
 from stdit_train.hardware import memory_in_use
 from stdit_train.interrupts import Interrupts
-from stdit_train.loss.batch import BatchLoss
 from stdit_train.optim.ema import Ema
-from stdit_train.optim.optimizers import build_optimizers, clip_gradients, learning_rate_factor, set_learning_rate
+from stdit_train.optim.optimizers import learning_rate_factor, set_learning_rate
 from stdit_train.optim.precision import UNSTABLE, Precision
 from stdit_train.outputs import Outputs
+from stdit_train.task import Task
 from stdit_train.tracking.data_wait import DataWait
 from stdit_train.tracking.profiler import Profile
 from stdit_train.tracking.run_log import RunLog
 from stdit_train.tracking.sessions import Session
-from stdit_train.tracking.throughput import Speed
 
 log = logging.getLogger(__name__)
 
 
 class Trainer:
-    """Trains a model on a dataset.
+    """Trains the network of a task on a dataset.
 
     Args:
         config: settings of the run.
         run: folder of the run; it must exist when training begins.
-        model: float32 model on `device`, sharded where `world` has a mesh (see `build_model`).
-        components: VAE and text encoder, on `device`.
+        task: what is trained, on `device`, and what comes of it.
         dataset: training clips.
         validation: clips for the validation loss, None for none.
-        prompts: prompts of the samples along the way.
         device: device of this process.
         callback: called as the run proceeds, on rank 0.
         world: processes of the run, with its mesh. [default: this one]
@@ -88,31 +76,23 @@ class Trainer:
         self,
         config: TrainConfig,
         run: RunFolder,
-        model: STDiT,
-        components: Components,
+        task: Task,
         dataset: ClipDataset,
         validation: ClipDataset | None,
-        prompts: list[str],
         device: torch.device,
         callback: Callback,
         world: World | None = None,
     ) -> None:
-        self.config, self.run, self.components, self.device, self.prompts = config, run, components, device, prompts
+        self.config, self.run, self.task, self.device = config, run, task, device
         self.world = world = world or World()
         self.callback = callback if world.is_main else NullCallback()
-        self.model = model.train()
-        self.ema = Ema(model, config.optimizer.ema, build_ema(model, world))
-        self.optimizers = build_optimizers(model, config.optimizer)
-        self.precision = Precision(model, config.precision, device, world.sharded)
-        if not world.sharded:  # else `build_model` has done it
-            apply_ac(self.precision.module, config.activation_checkpointing)
-            if config.compile:
-                apply_compile(self.precision.module, clip_shapes(config))
-        encoded = getattr(dataset, "moments", False) or config.data.cache_latents
-        self.batch_loss = BatchLoss(config, components, self.precision, device, encoded, len(dataset), world)
-        if encoded:
-            dataset = cached_in_memory(dataset, components.vae, device)
-            validation = validation and cached_in_memory(validation, components.vae, device)
+        self.model = task.model.train()
+        self.ema = Ema(task.averaged, config.optimizer.ema, task.build_average())
+        self.optimizers = task.build_optimizers()
+        self.precision = Precision(self.model, config.precision, device, task.sharded)
+        task.prepare(self.precision.module)
+        self.batch_loss = task.build_loss(self.precision, dataset)
+        dataset, validation = self.batch_loss.in_memory(dataset), validation and self.batch_loss.in_memory(validation)
         # Clips that are encoded on first use share the device with the step, so reading ahead would halve its speed.
         lazy = isinstance(dataset, InMemoryLatents)
         self.loader = ClipLoader(
@@ -130,10 +110,7 @@ class Trainer:
         asynchronous = device.type == "cuda" if config.checkpoint_async is None else config.checkpoint_async
         self.checkpoints = CheckpointManager(run, config.keep_checkpoints, config.keep_every, asynchronous, world)
         self.side_work = SideWork(world)
-        model = self.ema.model
-        self.outputs = Outputs(
-            config, run, model, components, self.batch_loss, validation, prompts, world, self.side_work
-        )
+        self.outputs = Outputs(config, run, self.ema.model, task, self.batch_loss, validation, world, self.side_work)
         self.step, self.elapsed, self.skipped = 0, 0.0, 0
         self.told: StepSummary
         self._session: Session | None = None
@@ -191,7 +168,7 @@ class Trainer:
         set_learning_rate(self.optimizers, factor)
         terms, losses, timesteps = self._accumulate(batches)
         self.precision.unscale(self.optimizers)
-        norm = clip_gradients(self.model, self.config.optimizer.clip)
+        norm = self.task.clip_gradients(self.config.optimizer.clip)
         numbers = torch.cat([torch.stack([*terms.values(), norm]).float(), losses]).tolist()  # waits for the device
         gradient_norm = numbers[len(terms)]
         told = self._exchange(batches, dict(zip(terms, numbers, strict=False)), timesteps, numbers[len(terms) + 1 :])
@@ -200,7 +177,7 @@ class Trainer:
         if finite:
             for optimizer in self.optimizers:
                 optimizer.step()
-            self.ema.update(self.model)
+            self.ema.update(self.task.averaged)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         self.precision.finish_step(finite)
@@ -286,7 +263,7 @@ class Trainer:
         return min(1.0, max(by_steps, self.elapsed / (60.0 * self.config.minutes)))
 
     def train(self) -> Outcome:
-        """Train to the last step, then write a checkpoint, the pipeline folder and the plot of the losses.
+        """Train to the last step, then write a checkpoint, the folder with the result and the plot of the losses.
 
         A run that is interrupted writes a checkpoint only.
 
@@ -302,7 +279,7 @@ class Trainer:
                 log.warning(UNSTABLE)
             wait = DataWait(self.loader.dataset, config)
             self.callback.started(self.step, config.steps)
-            speed = cache(self._speed)
+            speed = cache(self.task.speed)
             ahead, signal, failed = self._begin()
             while self.progress < 1.0 and not signal and not failed:
                 batches = ahead.batches
@@ -335,7 +312,7 @@ class Trainer:
                 self._save(last=True)
             if finished and self.world.is_main:
                 self.run.update_metadata(finished_at_step=self.step)
-        return Outcome(self.step, finished, values, signal or None, tuple(self.prompts))
+        return Outcome(self.step, finished, values, signal or None, tuple(self.task.prompts))
 
     @contextlib.contextmanager
     def _context(self) -> Iterator[tuple[Profile, GarbageCollection]]:
@@ -422,7 +399,7 @@ class Trainer:
     # -- results ---------------------------------------------------------------------------------------------------
 
     def finish(self) -> None:
-        """Write the last checkpoint, the pipeline folder and the plot of the losses."""
+        """Write the last checkpoint, the folder with the result and the plot of the losses."""
         self._save(last=True)
         self.outputs.publish()
         self.outputs.plot(self.step)
@@ -441,10 +418,3 @@ class Trainer:
         self.checkpoints.save(self.step, tensors, state, last=last)
         if self._session is not None:
             self.side_work.alone("recording the session", self.step, self._session.save)
-
-    def _speed(self, samples: int, shape: tuple[int, ...]) -> Speed:
-        """Return the speed meter of steps with so many samples of latents [C, T, H, W]."""
-        config, model = self.config, self.model.config
-        tokens = math.prod(n // p for n, p in zip(shape[1:], model.patch_size, strict=True))
-        own_flops = flops.train_flops(model, (samples, *shape)) // self.world.size
-        return Speed(samples, tokens, own_flops, config.precision, self.device)

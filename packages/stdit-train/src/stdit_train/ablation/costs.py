@@ -6,6 +6,7 @@ Arms are measured in turn, again and again, so that whatever else runs meanwhile
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -18,7 +19,6 @@ from stdit_train.ablation.arms import Arm, Study
 from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.config.schema import TrainConfig
 from stdit_train.pipeline.load import load_pipeline
-from stdit_train.pipeline.save import draw_samples
 from stdit_train.trainer import Trainer
 
 ROUNDS = 4  # turns of each arm, forth and back; a turn builds the model anew, so that one at a time is in memory
@@ -122,14 +122,13 @@ def _measure_parts(trainer: Trainer, built: float) -> dict[str, float]:
             trainer.outputs.validate()
 
     first, validation = _seconds(validate), _seconds(validate)  # the first encodes the clips
-    samples = trainer.ema.model, trainer.components, trainer.config, trainer.prompts, trainer.run.samples
-    sampling = _seconds(lambda: draw_samples(*samples, step=0))
+    sampling = _seconds(lambda: trainer.task.sample(trainer.ema.model, trainer.run.samples, 0, nullcontext))
     save = _seconds(trainer.finish)
     loading = _seconds(lambda: load_pipeline(str(trainer.run.path)))
     start = built + max(first - validation, 0.0) + loading
     return {
         "validation": validation,
-        "prompt": sampling / max(len(trainer.prompts), 1),
+        "prompt": sampling / max(len(trainer.task.prompts), 1),
         "start": start,
         "save": save,
     }

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -30,10 +30,12 @@ from stdit_train.config.load import flatten, from_dict, read_settings, to_dict
 from stdit_train.config.schema import TrainConfig
 from stdit_train.data.datasets import build_datasets, cached_in_memory
 from stdit_train.distributed.parallelize import build_model
+from stdit_train.distributed.world import World
 from stdit_train.errors import ConfigError, Diverged
 from stdit_train.evaluation.evaluate import evaluate_pipeline, write_scores
 from stdit_train.hardware import find_device
 from stdit_train.pipeline.load import load_pipeline
+from stdit_train.task import STDiTTask
 from stdit_train.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -195,9 +197,8 @@ class Ablation:
         config = measured(self.config(arm, seed=0))
         run.create(config)
         components = self._load_components(config)
-        datasets = self._open_datasets(config, components)
-        model = self._build_model(config, components).to(self.device)
-        return Trainer(config, run, model, components, *datasets, self.device, NullCallback())
+        model = self._build_model(config, components)
+        return self._build_trainer(config, run, model, components, NullCallback())
 
     def _save(self, saved: dict[str, Any]) -> None:
         try:
@@ -246,8 +247,14 @@ class Ablation:
         if config.init is not None:
             log.info(load_initial(model, config.init))
         run.update_metadata(same_start=round(share, 4))
-        datasets = self._open_datasets(config, components)
-        return Trainer(config, run, model.to(self.device), components, *datasets, self.device, watcher)
+        return self._build_trainer(config, run, model, components, watcher)
+
+    def _build_trainer(
+        self, config: TrainConfig, run: RunFolder, model: STDiT, components: Components, watcher: Callback
+    ) -> Trainer:
+        dataset, validation, prompts = self._open_datasets(config, components)
+        task = STDiTTask(config, cast(STDiT, model.to(self.device)), components, prompts, self.device, World())
+        return Trainer(config, run, task, dataset, validation, self.device, watcher)
 
     @staticmethod
     def _build_model(config: TrainConfig, components: Components) -> STDiT:

@@ -18,6 +18,7 @@ from stdit_train.components.load import Components
 from stdit_train.config.batches import clips_per_step
 from stdit_train.config.load import ConfigError
 from stdit_train.config.schema import TrainConfig
+from stdit_train.data.datasets import cached_in_memory
 from stdit_train.data.holdout import VALIDATION_CLIPS
 from stdit_train.distributed.side_work import on_every_rank
 from stdit_train.distributed.world import World
@@ -72,6 +73,10 @@ class BatchLoss:
                     "data.frames, data.height or data.width"
                 )
 
+    def in_memory(self, dataset: ClipDataset) -> ClipDataset:
+        """Return a data set whose clips are encoded once, if the loss takes latents; else the same."""
+        return cached_in_memory(dataset, self.components.vae, self.device) if self.encoded else dataset
+
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return timesteps [b] in 0..1000, on the CPU, and loss terms [b] of a micro-batch."""
         config = self.config.objective
@@ -115,8 +120,8 @@ class BatchLoss:
         return video_vae.latent_shape(self.components.vae, *bucket)
 
     @torch.no_grad()
-    def validate(self, model: STDiT, dataset: ClipDataset) -> float:
-        """Return the mean loss of a model over fixed clips, noise and evenly spread timesteps.
+    def validate(self, model: STDiT, dataset: ClipDataset) -> dict[str, float]:
+        """Return the mean loss of a model over fixed clips, noise and evenly spread timesteps, as "validation_loss".
 
         The processes share the clips; where they do not divide evenly, some are computed twice and counted once.
 
@@ -132,7 +137,8 @@ class BatchLoss:
         batches = validation_batches(dataset, batch, self.world)
         while (inputs := on_every_rank(self.world, lambda: self._validation_inputs(batches))) is not None:
             losses.append(self._terms(model, *inputs)["loss"])
-        return float(self.world.all_gather(torch.cat(losses).cpu())[:VALIDATION_CLIPS].mean())
+        loss = self.world.all_gather(torch.cat(losses).cpu())[:VALIDATION_CLIPS].mean()
+        return {"validation_loss": float(loss)}
 
     def _validation_inputs(
         self, batches: Iterator[tuple[list[int], list[Clip], Tensor]]

@@ -3,8 +3,7 @@
 import copy
 
 import torch
-
-from stdit_model import STDiT
+from torch import nn
 
 
 class Ema:
@@ -17,13 +16,13 @@ class Ema:
             deep-copied. [default: a copy]
     """
 
-    def __init__(self, model: STDiT, decay: float, average: STDiT | None = None) -> None:
+    def __init__(self, model: nn.Module, decay: float, average: nn.Module | None = None) -> None:
         self.decay = decay
         average = copy.deepcopy(model).float() if average is None else average
         self.model = average.eval().requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, model: STDiT) -> None:
+    def update(self, model: nn.Module) -> None:
         """Move the average towards the weights of a model."""
         average = list(self.model.parameters())
         weights = [parameter.to(torch.float32) for parameter in model.parameters()]

@@ -6,10 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from stdit_model import STDiT
 from stdit_train.config.schema import PrecisionName
 
 UNSTABLE = (
@@ -38,7 +37,7 @@ class Precision:
         module: the model to call in training.
     """
 
-    def __init__(self, model: STDiT, name: PrecisionName, device: torch.device, sharded: bool = False) -> None:
+    def __init__(self, model: nn.Module, name: PrecisionName, device: torch.device, sharded: bool = False) -> None:
         self.masters, self.name, self.device = model, name, device
         copied = name == "bf16-weights" and not sharded
         self.module = copy.deepcopy(model).to(torch.bfloat16) if copied else model
