@@ -173,7 +173,10 @@ class DistributedWorld(World):
         if not dist.is_initialized():
             check_gpus(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
             self.select_gpu()
-            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=timeout)
+            store = _store_of_restart()
+            group = {"store": store, "rank": self.rank, "world_size": self.size} if store is not None else {}
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            dist.init_process_group(backend, timeout=timeout, **group)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -298,3 +301,18 @@ class DistributedWorld(World):
         lists: list[Any] | None = [None] * self.size if self.is_main else None
         dist.gather_object(items, lists)
         return lists
+
+
+def _store_of_restart() -> Any:
+    """Return the store through which processes that torchrun started again on one machine meet; else None.
+
+    Without `--rdzv-backend c10d` torchrun keeps its store over restarts, with the addresses of processes that ended.
+    """
+    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if attempt == 0 or os.environ.get("GROUP_WORLD_SIZE") != "1":  # machines count their restarts differently
+        return None
+    from torch.distributed import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    store, _, _ = next(rendezvous("env://"))
+    return PrefixStore(f"restart_{attempt}", store)
