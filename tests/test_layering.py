@@ -47,7 +47,7 @@ FOLDERS_MAY_IMPORT: dict[str, dict[str, set[str]]] = {
         "files": {"errors", "stores", "urls"},
         "clip": {"buckets"},
         "video": {"errors", "files", "transforms", "urls"},
-        "loading": {"bucket_column", "buckets", "clip", "errors", "files", "stores"},
+        "loading": {"bucket_column", "buckets", "clip", "errors", "files", "stores", "transforms"},
         "manifests": {"bucket_column", "buckets", "clip", "errors", "files", "stores", "urls", "video"},
         "labels": set(),
         "preview": {"clip", "errors", "files", "labels", "transforms", "video"},
@@ -63,7 +63,7 @@ FOLDERS_MAY_IMPORT: dict[str, dict[str, set[str]]] = {
             "urls",
             "video",
         },
-        "latents": {"buckets", "clip", "errors", "files", "loading", "stores", "urls"},
+        "latents": {"buckets", "clip", "errors", "files", "loading", "stores", "transforms", "urls"},
     },
     "stdit_train": {
         "assets": set(),

@@ -7,7 +7,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,12 @@ from torch.utils.data._utils.pin_memory import pin_memory
 
 from stdit_data.buckets import Bucket, batch_sizes
 from stdit_data.clip import Clip, ClipDataset
+from stdit_data.datasets.videos import open_videos
 from stdit_data.errors import ClipError, DataError
 from stdit_data.loading.loader import Batch, ClipLoader
 from stdit_data.loading.order import GlobalBatch, Slot
 from stdit_data.loading.prefetch import Step
+from stdit_data.transforms import stack_videos, to_float
 
 SMALL, WIDE = Bucket(2, 4, 4), Bucket(1, 4, 8)
 
@@ -278,6 +280,49 @@ def test_threads_end(workers: int, prefetch: int) -> None:
     assert torch.get_num_threads() == torch_threads
 
 
+@pytest.mark.parametrize(("workers", "limit", "ahead"), [(3, 6, 6), (3, 0, 4), (3, 3, 4), (0, 6, 6), (3, 1000, None)])
+def test_reading_ahead_stays_within_its_bytes(workers: int, limit: int, ahead: int | None) -> None:
+    """Of clips that were not handed out, as many as fit are read, or the next step's if these are more."""
+    size = 3 * 2 * 4 * 4 * 4
+
+    class Counting(Numbers):
+        loaded = 0
+
+        def load(self, index: int, *, seed: int, epoch: int) -> Clip:
+            self.loaded += 1
+            return super().load(index, seed=seed, epoch=epoch)
+
+    def settled(dataset: Counting) -> int:
+        count = -1
+        while count != dataset.loaded:
+            count = dataset.loaded
+            time.sleep(0.3)
+        return count
+
+    dataset = Counting(100)
+    loader = ClipLoader(dataset, global_batch=4, seed=0, workers=workers, prefetch=8, prefetch_bytes=limit * size)
+    iterator = iter(loader)
+    for step in range(1, 4):
+        next(iterator)
+        found = settled(dataset) - 4 * step
+        assert found == ahead if ahead is not None else found > 20
+    loader.close()
+
+
+def test_pixels_that_are_left_as_uint8(encode_clip: Callable[..., Path], tmp_path: Path) -> None:
+    """A quarter of the bytes, and the same numbers; beside a clip of float32, such as HDR, too."""
+    for number in range(4):
+        path = encode_clip(tmp_path / f"{number}.mp4", frames=12)
+        path.with_suffix(".txt").write_text(f"clip {number}")
+    plain, small = (open_videos(tmp_path, frames=4, height=32, width=32, uint8=uint8) for uint8 in (False, True))
+    common: dict[str, Any] = {"global_batch": 4, "seed": 0, "micro_batch": 2}
+    for one, other in zip(*(steps(ClipLoader(d, **common), 2)[1] for d in (plain, small)), strict=True):
+        assert (one.video.dtype, other.video.dtype) == (torch.float32, torch.uint8)
+        assert torch.equal(one.video, to_float(other.video))
+        mixed = stack_videos([other.video[0], one.video[1]])
+        assert torch.equal(mixed, one.video)
+
+
 def test_two_loaders_at_once() -> None:
     one, two = (ClipLoader(Numbers(20), global_batch=4, seed=0) for _ in range(2))
     for a, b in islice(zip(one, two, strict=True), 10):
@@ -333,6 +378,7 @@ def test_weights_of_a_dataset_count() -> None:
         ({"rank": 2, "world_size": 2}, "rank 2 of 2: expected a rank from 0 to 1"),
         ({"micro_batch": 0}, "micro_batch 0"),
         ({"workers": -1}, "workers -1"),
+        ({"prefetch_bytes": -1}, "prefetch_bytes -1"),
         ({"max_reject_share": 1.5}, "max_reject_share 1.5"),
         ({"seed": -1}, "seed -1"),
     ],

@@ -17,7 +17,7 @@ from stdit_data.buckets import Bucket
 class Clip:
     """One training sample."""
 
-    video: Tensor  # [C, T, H, W] float32 in [-1, 1]; from a cache the moments [2C, T', H', W'] of latents
+    video: Tensor  # [C, T, H, W] float32 in [-1, 1], or uint8; from a cache the moments [2C, T', H', W'] of latents
     caption: str
     index: int  # in the data set
     fps: float  # frames per second of the clip: the source's rate over the interval

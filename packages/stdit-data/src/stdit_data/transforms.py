@@ -6,6 +6,7 @@ C channels (3), H height, W width.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -99,8 +100,23 @@ def may_flip(caption: str) -> bool:
 def normalise(picture: Tensor) -> Tensor:
     """Convert uint8, or float in [0, 1], to float32 in [-1, 1]; any shape."""
     if picture.dtype == torch.uint8:
-        return picture.to(torch.float32).div_(127.5).sub_(1)
+        # Divided by a tensor on its device: by a number, CUDA would multiply with the rounded reciprocal.
+        return picture.to(torch.float32).div_(torch.full((), 127.5, device=picture.device)).sub_(1)
     return picture.clamp(0, 1).mul_(2).sub_(1)
+
+
+def to_float(video: Tensor) -> Tensor:
+    """Convert uint8 pixels, of any shape, to float32 in [-1, 1], to the bit the same on every device.
+
+    Other types are returned as they are: pixels in [-1, 1], or latents.
+    """
+    return normalise(video) if video.dtype == torch.uint8 else video
+
+
+def stack_videos(videos: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Stack pictures or videos of equal shape; those of uint8 become float32 in [-1, 1] if others are float32."""
+    same = len({video.dtype for video in videos}) == 1
+    return torch.stack(list(videos) if same else [to_float(video) for video in videos], dim)
 
 
 def to_uint8(values: Tensor) -> Tensor:

@@ -103,6 +103,7 @@ class Trainer:
             world_size=world.dp_size,
             workers=0 if lazy else config.data.workers,
             prefetch=0 if lazy else 2,
+            prefetch_bytes=config.data.prefetch_bytes,
             rejects=run.rejects_file,
             pin_memory=device.type == "cuda",
             draw=self.batch_loss.draw if config.draw == "philox" else None,

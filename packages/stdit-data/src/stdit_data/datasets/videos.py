@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from stdit_data import files, urls
@@ -23,7 +22,7 @@ from stdit_data.manifests.entries import Entries
 from stdit_data.manifests.format import Manifest, read_manifest
 from stdit_data.manifests.identity import clips_identity
 from stdit_data.manifests.metadata import Found, Lengths, choose_buckets, complete_metadata
-from stdit_data.transforms import Fit, may_flip, normalise
+from stdit_data.transforms import Fit, may_flip, stack_videos, to_float
 from stdit_data.video.frames import Sampling, Short, default_sampling, read_frames
 from stdit_data.video.pictures import is_still, open_video, read_image
 from stdit_data.video.probe import clip_errors
@@ -49,7 +48,7 @@ class VideoDataset:
         entries: the entries to read.
         buckets: the bucket of each entry.
         samplings: which frames to read, by bucket.
-        crop, flip, place, stream: see `open_videos`.
+        crop, flip, place, stream, uint8: see `open_videos`.
 
     Attributes:
         weights: how often each sample is seen per epoch; None if the manifest has no weights.
@@ -67,10 +66,11 @@ class VideoDataset:
         flip: bool,
         place: Place,
         stream: int | None,
+        uint8: bool = False,
     ) -> None:
         self.manifest, self.entries, self.bucket_column = manifest, entries, buckets
         self.samplings = dict(samplings)
-        self.crop, self.flip, self.place, self.stream = crop, flip, place, stream
+        self.crop, self.flip, self.place, self.stream, self.uint8 = crop, flip, place, stream, uint8
         weights = entries.numbers("weight")
         self.weights = None if np.isnan(weights).all() else np.where(np.isnan(weights), 1.0, weights)
         self.identity = clips_identity(manifest.folder, entries)
@@ -110,6 +110,7 @@ class VideoDataset:
             flip=self.flip and not plain,
             place="center" if plain else self.place,
             stream=self.stream,
+            uint8=self.uint8,
         )
 
     def load(self, index: int, *, seed: int, epoch: int) -> Clip:
@@ -123,13 +124,16 @@ class VideoDataset:
         fit = Fit(bucket.height, bucket.width, x, y, flip=self.flip and flip < 0.5 and may_flip(entry.caption))
         with clip_errors(url), files.open_media(url) as media:
             if is_still(url, media):
-                picture = normalise(fit(read_image(media)))
-                return Clip(_repeat(picture, bucket.frames), entry.caption, index, fps=0.0)
+                video = _repeat(fit(read_image(media)), bucket.frames)
+                return Clip(self._pixels(video), entry.caption, index, fps=0.0)
             with open_video(url, media, self.stream) as video:
                 convert = FrameConverter(fit, video)
                 clip = read_frames(video, self.samplings[bucket], convert, place=place, segment=entry.segment)
         span = (clip.times[0], clip.times[-1])
-        return Clip(torch.stack(clip.pictures, dim=1), entry.caption, index, clip.fps, span)
+        return Clip(self._pixels(stack_videos(clip.pictures, dim=1)), entry.caption, index, clip.fps, span)
+
+    def _pixels(self, video: Tensor) -> Tensor:
+        return video if self.uint8 else to_float(video)
 
     def _draw(self, seed: int, epoch: int, index: int) -> tuple[float, float, float, float]:
         raw = np.random.Philox(np.random.SeedSequence([seed, epoch, index])).random_raw(DRAWS)
@@ -158,6 +162,7 @@ def open_videos(
     root: str | None = None,
     confine: bool = False,
     empty_captions: bool = False,
+    uint8: bool = False,
     workers: int = 8,
     once: Callable[[Callable[[], Found]], Found] = lambda probe_all: probe_all(),
 ) -> VideoDataset:
@@ -183,6 +188,8 @@ def open_videos(
         root: the folder that relative paths start from; by default the manifest's own.
         confine: refuse paths that lead out of this folder.
         empty_captions: train on clips without captions.
+        uint8: leave pixels as uint8 in 0..255, a quarter of the memory, for `transforms.to_float` to convert; HDR
+            videos are float32 in [-1, 1] either way.
         workers: number of threads that probe.
         once: calls the function that probes; of several processes that open the same clips, one calls it and hands
             its result to the others, so that all of them choose the same buckets.
@@ -234,6 +241,7 @@ def open_videos(
         flip=flip,
         place=place,
         stream=stream,
+        uint8=uint8,
     )
 
 

@@ -31,6 +31,7 @@ from stdit_data.latents import format as cache
 from stdit_data.latents.format import Part, Shard
 from stdit_data.latents.job import SHARD_BYTES, Job, parse_dtype, split_into_shards
 from stdit_data.latents.order import encoding_order
+from stdit_data.transforms import to_float
 
 MIN_CLIPS = 20  # clips to read before the share of unreadable ones can stop the job
 
@@ -246,7 +247,7 @@ class _ClipEncoder:
         return shard
 
     def _encode(self, clip: Clip, bucket: Bucket) -> Tensor:
-        moments = self.encoder.encode(clip.video[None])[0]
+        moments = self.encoder.encode(to_float(clip.video)[None])[0]
         if tuple(moments.shape) != self.shapes[bucket]:
             raise DataError(
                 f"the VAE encodes a clip of {bucket} to {tuple(moments.shape)}; expected {self.shapes[bucket]}"

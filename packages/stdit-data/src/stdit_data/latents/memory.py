@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stdit_data.buckets import Bucket
 from stdit_data.clip import Clip, ClipDataset
+from stdit_data.transforms import to_float
 
 
 class InMemoryLatents:
@@ -52,6 +53,6 @@ class InMemoryLatents:
         clip = self._clips.get(index)
         if clip is None:
             clip = self.dataset.load(index, seed=seed, epoch=epoch)
-            clip = replace(clip, video=self.encode(clip.video[None])[0].to(torch.bfloat16))
+            clip = replace(clip, video=self.encode(to_float(clip.video)[None])[0].to(torch.bfloat16))
             self._clips[index] = clip
         return replace(clip, video=clip.video.float())

@@ -27,6 +27,8 @@ __all__ = ["Batch", "ClipLoader"]
 # Loaders with running threads: a thread that computes while the interpreter shuts down would abort the process.
 _open: weakref.WeakSet[ClipLoader] = weakref.WeakSet()
 
+PREFETCH_BYTES = 1 << 30
+
 HINTS = {
     "fingerprint": "the global batch, the buckets or the weights have changed",
     "clips": "the data set lists other clips, or the same in another order",
@@ -50,6 +52,8 @@ class ClipLoader:
             part of the global batch up to this is used. By default the whole part.
         workers: number of threads that read clips; 0 reads in the prefetching thread.
         prefetch: number of steps to read ahead; with 0 and no workers everything is read on demand.
+        prefetch_bytes: most bytes of clips to read ahead, or one step's if that is more. The step in use is not
+            counted, nor a second copy of a micro-batch while it is stacked and pinned.
         shuffle: shuffle in every epoch.
         rejects: file (JSON lines) that unreadable clips are appended to, each once. Ranks after the first write
             beside it, with `.rank1` and so on before the suffix.
@@ -78,6 +82,7 @@ class ClipLoader:
         micro_batch: int | Mapping[Bucket, int] | None = None,
         workers: int = 2,
         prefetch: int = 2,
+        prefetch_bytes: int = PREFETCH_BYTES,
         shuffle: bool = True,
         rejects: str | Path | None = None,
         max_reject_share: float = 0.1,
@@ -86,12 +91,15 @@ class ClipLoader:
     ) -> None:
         if not 0 <= rank < world_size:
             raise DataError(f"rank {rank} of {world_size}: expected a rank from 0 to {world_size - 1}")
-        if workers < 0 or prefetch < 0:
-            raise DataError(f"workers {workers}, prefetch {prefetch}: expected numbers from 0")
+        if min(workers, prefetch, prefetch_bytes) < 0:
+            raise DataError(
+                f"workers {workers}, prefetch {prefetch}, prefetch_bytes {prefetch_bytes}: expected numbers from 0"
+            )
         if pin_memory and not torch.cuda.is_available():
             raise DataError("pin_memory: needs CUDA, which is not available here")
         self.dataset, self.seed, self.rank = dataset, seed, rank
-        self.workers, self.prefetch, self.pin_memory, self.draw = workers, prefetch, pin_memory, draw
+        self.workers, self.prefetch, self.prefetch_bytes = workers, prefetch, prefetch_bytes
+        self.pin_memory, self.draw = pin_memory, draw
         make_order = getattr(dataset, "make_order", Order)  # a cache defines its own order
         self.order: Order = make_order(
             getattr(dataset, "bucket_column", None) or [dataset.bucket(index) for index in range(len(dataset))],
@@ -178,6 +186,7 @@ class ClipLoader:
             step=self._step,
             workers=self.workers,
             prefetch=self.prefetch,
+            prefetch_bytes=self.prefetch_bytes,
             pin_memory=self.pin_memory,
             draw=self.draw,
         )

@@ -2,6 +2,8 @@
 
     slots of this rank, in order -> read each (threads, results in order) -> stack into micro-batches -> prefetch -> pin
 
+How far ahead is limited twice: in steps, by the prefetching node, and in bytes, by `ByteBudget` at the head of the graph.
+
 b samples of a micro-batch, C channels (3), T frames, H height, W width.
 """
 
@@ -19,7 +21,9 @@ from torchdata.nodes import BaseNode, IterableWrapper, ParallelMapper, PinMemory
 from stdit_data.buckets import Bucket
 from stdit_data.clip import Clip, ClipDataset
 from stdit_data.errors import ClipError, DataError
+from stdit_data.loading.budget import ByteBudget
 from stdit_data.loading.order import GlobalBatch, Slot
+from stdit_data.transforms import stack_videos
 
 Draw = Callable[[Slot, Bucket], dict[str, Tensor]]
 
@@ -28,7 +32,7 @@ Draw = Callable[[Slot, Bucket], dict[str, Tensor]]
 class Batch:
     """One micro-batch."""
 
-    video: Tensor  # [b, C, T, H, W] float32 in [-1, 1]; from a cache the moments [b, 2C, T', H', W'] of latents
+    video: Tensor  # [b, C, T, H, W], as `Clip.video` without b
     captions: list[str]
     indices: list[int]  # the samples in the batch; for an unreadable one, the sample that stands in for it
     fps: list[float]  # frames per second of each clip
@@ -64,8 +68,10 @@ class Step:
     error: Exception | None = None  # ends the run; returned and not raised, since the nodes would lose its type
 
     def pin_memory(self) -> Step:
-        """Return the step with its batches in pinned memory; called by `PinMemory`."""
-        return replace(self, batches=[batch.pin_memory() for batch in self.batches])
+        """Move the batches to pinned memory, one by one, and return the step; called by `PinMemory`."""
+        for i, batch in enumerate(self.batches):
+            self.batches[i] = batch.pin_memory()
+        return self
 
 
 @dataclass(slots=True)
@@ -78,6 +84,14 @@ class SlotResult:
     reject: tuple[int, ClipError] | None = None
     error: Exception | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the clip, its text states and its random numbers."""
+        tensors = [*(self.draws or {}).values()]
+        if self.clip is not None:
+            tensors += [self.clip.video] if self.clip.text is None else [self.clip.video, self.clip.text]
+        return sum(tensor.nbytes for tensor in tensors)
+
 
 def read_ahead(
     dataset: ClipDataset,
@@ -89,6 +103,7 @@ def read_ahead(
     step: int,
     workers: int,
     prefetch: int,
+    prefetch_bytes: int,
     pin_memory: bool,
     draw: Draw | None = None,
 ) -> Generator[Step, None, None]:
@@ -103,23 +118,37 @@ def read_ahead(
         step: number of the first step.
         workers: number of threads that read clips.
         prefetch: number of steps to read ahead.
+        prefetch_bytes: see `ClipLoader`.
         pin_memory: put videos in pinned memory.
         draw: see `ClipLoader`.
     """
     # The nodes' threads call torch.set_num_threads(1), which leaks into this thread unless it has called this before.
     torch.get_num_threads()
     # 0: the nodes take no snapshots, since the position follows from the number of steps yielded.
-    node: Any = IterableWrapper(_slots(plans, shares, rank))
-    node = ParallelMapper(node, partial(read_slot, dataset, seed, draw), num_workers=workers, snapshot_frequency=0)
+    ahead = ByteBudget(prefetch_bytes)
+    read = partial(read_slot, dataset, seed, draw, ahead.measure)
+    node: Any = IterableWrapper(_slots(plans, shares, rank, ahead))
+    node = ParallelMapper(node, read, num_workers=workers, snapshot_frequency=0)
     node = Assemble(node, shares, step)
     if prefetch:
         node = Prefetcher(node, prefetch_factor=prefetch, snapshot_frequency=0)
     if pin_memory:
         node = PinMemory(node, snapshot_frequency=0)
-    yield from node
+    try:
+        for result in node:
+            ahead.hand_out()
+            yield result
+    finally:
+        ahead.close()
 
 
-def read_slot(dataset: ClipDataset, seed: int, draw: Draw | None, work: tuple[GlobalBatch, int]) -> SlotResult:
+def read_slot(
+    dataset: ClipDataset,
+    seed: int,
+    draw: Draw | None,
+    measure: Callable[[Bucket, int], None],
+    work: tuple[GlobalBatch, int],
+) -> SlotResult:
     """Read one slot or, if it can't be read, the next readable one of the same global batch, cyclically.
 
     So the sample that stands in for an unreadable one depends on the global batch alone, not on ranks or workers.
@@ -128,6 +157,7 @@ def read_slot(dataset: ClipDataset, seed: int, draw: Draw | None, work: tuple[Gl
         dataset: the data set to read.
         seed: seed of every sample's randomness.
         draw: see `ClipLoader`; called for the slot's own sample, also where another one stands in for it.
+        measure: called with the bucket and the bytes of what was read.
         work: a global batch and the position of the slot in it.
     """
     plan, place = work
@@ -138,6 +168,7 @@ def read_slot(dataset: ClipDataset, seed: int, draw: Draw | None, work: tuple[Gl
             slot = plan.slots[(place + offset) % len(plan.slots)]
             try:
                 result.clip = dataset.load(slot.sample, seed=seed, epoch=slot.epoch)
+                measure(plan.bucket, result.nbytes)
                 return result
             except ClipError as error:
                 result.reject = result.reject or (slot.sample, error)
@@ -168,27 +199,36 @@ class Assemble(BaseNode[Step]):
 
     def next(self) -> Step:
         """Return the next step of this rank."""
-        first = next(self.source)
-        share = self.shares[first.plan.bucket]
-        reads = [first] + [next(self.source) for _ in range(share.samples - 1)]
-        step = Step(first.plan, rejects=[read.reject for read in reads if read.reject])
-        step.error = next((read.error for read in reads if read.error), None)
-        if step.error is None:
-            try:
-                parts = [reads[i : i + share.micro] for i in range(0, share.samples, share.micro)]
-                step.batches = [_stack(first.plan, self.step, part) for part in parts]
-            except Exception as error:
-                step.error = error
+        reads = [next(self.source)]
+        plan = reads[0].plan
+        step, share = Step(plan), self.shares[plan.bucket]
+        for _ in range(share.samples // share.micro):
+            while len(reads) < share.micro:
+                reads.append(next(self.source))
+            self._add(step, reads)
+            reads = []  # only stacked from here on
         self.step += 1
         return step
 
+    def _add(self, step: Step, reads: list[SlotResult]) -> None:
+        """Add a micro-batch to a step, unless there has been an error."""
+        step.rejects += [read.reject for read in reads if read.reject]
+        step.error = step.error or next((read.error for read in reads if read.error), None)
+        if step.error is None:
+            try:
+                step.batches.append(_stack(step.plan, self.step, reads))
+            except Exception as error:
+                step.error = error
+
 
 def _slots(
-    plans: Iterator[GlobalBatch], shares: Mapping[Bucket, RankShare], rank: int
+    plans: Iterator[GlobalBatch], shares: Mapping[Bucket, RankShare], rank: int, ahead: ByteBudget
 ) -> Iterator[tuple[GlobalBatch, int]]:
-    for plan in plans:
+    for step, plan in enumerate(plans):
         samples = shares[plan.bucket].samples
         for place in range(rank * samples, (rank + 1) * samples):
+            if not ahead.admit(step, plan.bucket):
+                return
             yield plan, place
 
 
@@ -201,7 +241,7 @@ def _stack(plan: GlobalBatch, step: int, reads: list[SlotResult]) -> Batch:
     drawn = [read.draws for read in reads if read.draws is not None]
     texts = [clip.text for clip in clips if clip.text is not None]
     return Batch(
-        video=torch.stack([clip.video for clip in clips]),
+        video=stack_videos([clip.video for clip in clips]),
         captions=[clip.caption for clip in clips],
         indices=[clip.index for clip in clips],
         fps=[clip.fps for clip in clips],

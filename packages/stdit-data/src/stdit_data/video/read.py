@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stdit_data import files, urls
 from stdit_data.errors import ClipError
-from stdit_data.transforms import Fit, normalise
+from stdit_data.transforms import Fit, normalise, stack_videos, to_float
 from stdit_data.video import color
 from stdit_data.video.deinterlace import TopField
 from stdit_data.video.frames import Sampling, read_frames
@@ -24,7 +24,7 @@ from stdit_data.video.stream import VideoStream
 
 
 class FrameConverter:
-    """Converts the decoded frames of one clip to pictures: deinterlace, RGB, resize, crop, flip, tone map, normalise.
+    """Converts the decoded frames of one clip to pictures: deinterlace, RGB, resize, crop, flip, tone map.
 
     Args:
         fit: size, crop and flip, the same for all frames; its `aspect` is replaced by the stream's.
@@ -36,7 +36,7 @@ class FrameConverter:
         self.top_field = TopField(video.codec)
 
     def __call__(self, frame: Any) -> Tensor:
-        """Convert an `av.VideoFrame` to [C, H, W] float32 in [-1, 1]."""
+        """Convert an `av.VideoFrame` to [C, H, W] uint8 or, where it is HDR, float32 in [-1, 1]."""
         field = self.top_field(frame)
         aspect = self.aspect * field.height / frame.height  # a line of a field is as high as two lines of the frame
         aspect = 1 / aspect if color.is_rotated(field) else aspect
@@ -44,7 +44,7 @@ class FrameConverter:
         picture = replace(self.fit, aspect=aspect)(rgb)
         if color.is_hdr(field):
             picture = color.tone_map(picture, field.color_trc)
-        return normalise(picture)
+        return picture if picture.dtype == torch.uint8 else normalise(picture)
 
 
 def read_picture(url: str, height: int, width: int) -> Tensor:
@@ -89,4 +89,4 @@ def read_video(url: str, height: int, width: int, fps: float | None = None) -> t
                 frames = int((count - 1) * Fraction(fps).limit_denominator(10**6) / video.rate) + 1
                 sampling = Sampling(frames, fps=fps, short="hold")
             clip = read_frames(video, sampling, FrameConverter(Fit(height, width), video))
-    return torch.stack(clip.pictures, dim=1), clip.fps
+    return to_float(stack_videos(clip.pictures, dim=1)), clip.fps

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from stdit_data.loading.prefetch import Batch
+from stdit_data.transforms import stack_videos
 from stdit_train.ablation.arms import Arm, Study
 from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.config.schema import TrainConfig
@@ -100,7 +101,7 @@ def _load_batches(trainer: Trainer) -> tuple[list[Batch], float]:
         clips.append(dataset.load(index, seed=0, epoch=0))
         seconds.append(time.perf_counter() - started)
     batch = Batch(
-        video=torch.stack([clip.video for clip in clips]),
+        video=stack_videos([clip.video for clip in clips]),
         captions=[clip.caption for clip in clips],
         indices=list(range(size)),
         fps=[clip.fps for clip in clips],

@@ -54,7 +54,7 @@ def build_datasets(
         seen, held_out = triples("train"), triples("heldout")
         shown = [seen[0], seen[100], held_out[5], held_out[17]]
         return train, validation, [triple.captions()[0] for triple in shown]
-    videos, held = train_val_split(open_clips(data, world), data, world)
+    videos, held = train_val_split(open_clips(data, world, uint8=True), data, world)
     captions = list(islice((entry.caption for entry in videos.entries if entry.caption), SAMPLED_PROMPTS))
     return videos, held, captions or [""]
 

@@ -117,7 +117,7 @@ def _open(
     source: str, dataset: VideoDataset | LatentDataset, data: DataConfig, world: World | None
 ) -> VideoDataset | LatentDataset:
     if not is_cache(source):
-        return open_clips(replace(data, source=source, buckets=(), tokens=None), world)
+        return open_clips(replace(data, source=source, buckets=(), tokens=None), world, uint8=True)
     if isinstance(dataset, VideoDataset):
         raise ConfigError(f"data.validation_source {source} is a cache, {data.source} is not: name videos for both")
     return LatentDataset(source)

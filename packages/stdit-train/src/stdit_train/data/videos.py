@@ -10,12 +10,13 @@ from stdit_train.distributed.world import World
 from stdit_train.errors import ConfigError
 
 
-def open_clips(data: DataConfig, world: World | None = None) -> VideoDataset:
+def open_clips(data: DataConfig, world: World | None = None, *, uint8: bool = False) -> VideoDataset:
     """Open the videos of `data.source`, a folder or a manifest.
 
     Args:
         data: settings.
         world: processes that open them, all of them; rank 0 probes for all. [default: this one]
+        uint8: leave pixels as uint8.
 
     Raises:
         DataError: it does not exist or has no usable video.
@@ -39,6 +40,7 @@ def open_clips(data: DataConfig, world: World | None = None) -> VideoDataset:
         root=data.root,
         confine=data.confine,
         empty_captions=data.empty_captions,
+        uint8=uint8,
         once=(world or World()).broadcast_from_main,
     )
 

@@ -12,6 +12,7 @@ from stdit_data.buckets import Bucket, parse_bucket
 from stdit_data.clip import Clip, ClipDataset
 from stdit_data.loading.loader import Batch
 from stdit_data.loading.order import Slot
+from stdit_data.transforms import stack_videos, to_float
 from stdit_model import STDiT, video_vae
 from stdit_train.components.captions import TextMemory
 from stdit_train.components.load import Components
@@ -148,7 +149,7 @@ class BatchLoss:
         if batch is None:
             return None
         indices, clips, level = batch
-        x0 = video_vae.sample_latents(self.components.vae, self._moments(torch.stack([c.video for c in clips])))
+        x0 = video_vae.sample_latents(self.components.vae, self._moments(stack_videos([c.video for c in clips])))
         noise = draw(self.config.draw, 0, 0, indices, self.latent_shape).noise
         return x0, noise, level, self.validation_text([c.caption for c in clips])
 
@@ -184,5 +185,5 @@ class BatchLoss:
 
     def _moments(self, video: Tensor) -> Tensor:
         """Return the VAE's moments of clips [b, 3, T', H', W'], which may be moments already."""
-        video = to_device(video, self.device)
-        return video if self.encoded else video_vae.encode_moments(self.components.vae, video)
+        video = to_device(video, self.device)  # as uint8, a quarter of the bytes
+        return video if self.encoded else video_vae.encode_moments(self.components.vae, to_float(video))
