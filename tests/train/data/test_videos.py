@@ -65,6 +65,15 @@ def test_short_clips_are_left_out_or_held(clips: Path) -> None:
     assert torch.equal(held[:, 2], held[:, 3])
 
 
+def test_a_run_keeps_pixels_as_uint8(clips: Path) -> None:
+    config = replace(load_stage("demo"), data=settings(clips, short="hold", validation=0.3))
+    train, validation, _ = build_datasets(config)
+    assert validation is not None
+    for dataset in (train, validation):
+        assert dataset.load(0, seed=0, epoch=0).video.dtype == torch.uint8
+    assert open_clips(config.data).load(0, seed=0, epoch=0).video.dtype == torch.float32
+
+
 def test_place_and_crop(clips: Path) -> None:
     def drawn(**values: Any) -> int:
         dataset = open_clips(settings(clips, flip=False, **values))

@@ -102,6 +102,21 @@ def activation_bytes(
     return ends + keys_values + sum(blocks)
 
 
+def forward_bytes(
+    config: Mapping[str, Any], shape: Sequence[int], text_tokens: int | None = None, itemsize: int = 2
+) -> int:
+    """Count the most bytes that a forward without gradients holds at once (arguments as `activation_bytes`).
+
+    The keys and values of the text are included, parameters are not.
+    """
+    sizes = _sizes(config, shape, text_tokens)
+    keys_values = len(sizes.mixings) * 2 * sizes.batch * sizes.text * sizes.width
+    # in the MLP, with its two hidden tensors: tokens of the caller and the block, the input and what it is made from;
+    # in attention: these two, the input, q, k and v, and the output in both layouts
+    tokens = sizes.n * max(4 * sizes.width + 2 * sizes.hidden, 8 * sizes.width)
+    return (keys_values + tokens) * itemsize
+
+
 def _ends(sizes: _Sizes) -> tuple[int, int]:
     """FLOPs outside blocks and text: of products whose input needs no gradient, and of the others."""
     width, batch = sizes.width, sizes.batch

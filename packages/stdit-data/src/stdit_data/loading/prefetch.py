@@ -2,7 +2,7 @@
 
     slots of this rank, in order -> read each (threads, results in order) -> stack into micro-batches -> prefetch -> pin
 
-How far ahead is limited twice: in steps, by the prefetching node, and in bytes, by `ByteBudget` at the head of the graph.
+How far ahead is limited twice: in steps, by the prefetching node, and in bytes, by `ByteBudget` at the head.
 
 b samples of a micro-batch, C channels (3), T frames, H height, W width.
 """

@@ -12,8 +12,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
-
 from stdit_data.loading.prefetch import Batch
 from stdit_data.transforms import stack_videos
 from stdit_train.ablation.arms import Arm, Study

@@ -79,7 +79,7 @@ class DataConfig:
     cache_latents: bool = False  # encode each clip once and keep its latents in memory
     window: WholeNumber = 16  # of a cache: shards shuffled together; 0 reads the clips in their order
     workers: WholeNumber = 2
-    prefetch_bytes: WholeNumber = 1 << 30  # of clips that a process reads ahead, at most; or one step's, if that is more
+    prefetch_bytes: WholeNumber = 1 << 30  # of clips read ahead in a process, at most; one step's, if that is more
     vae: str = "stabilityai/sd-vae-ft-ema"  # a folder, Hub id, or "demo"
     text_encoder: str = "DeepFloyd/t5-v1_1-xxl"  # a folder, Hub id, or "demo"
 

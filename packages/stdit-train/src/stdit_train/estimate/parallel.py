@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from stdit_model import STDiT, flops
 from stdit_model.blocks import mixings
@@ -33,28 +33,37 @@ def sharded_memory(
         unreduced: whether gradients of several micro-batches are added up before they are summed over the processes.
     """
     arguments = STDiT.arguments(arguments)
-    parts = _parameter_shapes(arguments)
+    parts = parameter_shapes(arguments)
     held = sum(-(-size[0] // dims.shard) * math.prod(size[1:]) for name, size in parts.items())
-    sizes = {name: math.prod(size) for name, size in parts.items()}
-    texts = sum(size for name, size in sizes.items() if ".kv_linear." in name)
-    blocks = [
-        sum(size for name, size in sizes.items() if name.startswith(f"blocks.{i}.") and ".kv_linear." not in name)
-        for i in range(arguments["depth"])
-    ]
-    ends = sum(sizes.values()) - sum(blocks) - texts
+    total = sum(map(math.prod, parts.values()))
+    block = _gathered_together(parts, arguments["depth"]).block
     batch, channels, frames, height, width = shape
     patch = arguments["patch_size"][0]
     own = patch * -(-(frames // patch) // dims.sequence)
     kept = flops.activation_bytes(arguments, (batch, channels, own, height, width), None, itemsize, checkpointing)
+    # A block's gradients, before and while they are scattered, take the place of its activations.
+    freed = 0 if checkpointing else kept // arguments["depth"]
     return {
         "weights": 4 * held,
-        "gradients": 4 * (sum(sizes.values()) if unreduced else held),  # a shard is made as its whole is freed
+        "gradients": 4 * (total if unreduced else held),  # a shard is made as its whole is freed
         "optimizer": 8 * held,
         "average": 4 * held,
-        # two blocks, one computed and one being gathered; the largest block's gradients before they are scattered
-        "gathered": itemsize * (ends + texts + 2 * max(blocks)) + (itemsize + 4) * max(blocks),
+        "gathered": gathered_bytes(arguments, itemsize) + max(0, (itemsize + 4) * block - freed),
         "activations": kept,
     }
+
+
+def gathered_bytes(arguments: Mapping[str, Any], itemsize: int = 2) -> int:
+    """Return the bytes of whole weights that a process holds at once in a forward, as FSDP2 gathers them.
+
+    Args:
+        arguments: of STDiT's constructor, or a `model.config`.
+        itemsize: bytes of a gathered weight.
+    """
+    arguments = STDiT.arguments(arguments)
+    together = _gathered_together(parameter_shapes(arguments), arguments["depth"])
+    # two blocks, one computed and one being gathered; what the captions need is freed before the first
+    return itemsize * (together.ends + max(2 * together.block, together.texts))
 
 
 @dataclass(frozen=True)
@@ -104,7 +113,7 @@ def traffic(
         checkpointing: whether each block's forward pass, with its exchanges, is repeated in the backward pass.
     """
     arguments = STDiT.arguments(arguments)
-    parts = _parameter_shapes(arguments)
+    parts = parameter_shapes(arguments)
     padded = {name: -(-size[0] // dims.shard) * math.prod(size[1:]) for name, size in parts.items()}  # of a shard
     everything = sum(padded.values())
     resharded = sum(count for name, count in padded.items() if name.startswith("blocks."))  # freed in between
@@ -136,7 +145,29 @@ def _exchanged(
     return (exchanged + 2 * prediction) * (sequence - 1) // sequence
 
 
-def _parameter_shapes(arguments: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Shapes of STDiT's parameters by name: the null caption is a buffer, and left out."""
+class _Together(NamedTuple):
+    """Numbers of parameters that are gathered together: of all blocks' text layers, of the largest block, the rest."""
+
+    texts: int
+    block: int
+    ends: int
+
+
+def _gathered_together(parts: Mapping[str, tuple[int, ...]], depth: int) -> _Together:
+    sizes = {name: math.prod(size) for name, size in parts.items()}
+    texts = sum(size for name, size in sizes.items() if ".kv_linear." in name)
+    blocks = [
+        sum(size for name, size in sizes.items() if name.startswith(f"blocks.{i}.") and ".kv_linear." not in name)
+        for i in range(depth)
+    ]
+    return _Together(texts, max(blocks), sum(sizes.values()) - sum(blocks) - texts)
+
+
+def parameter_shapes(arguments: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of STDiT's parameters by name; the null caption is a buffer, and left out.
+
+    Args:
+        arguments: all of STDiT's constructor.
+    """
     shapes = STDiT.parameter_shapes(**arguments)
     return {name: shape for name, shape in shapes.items() if name != "y_embedder.y_embedding"}

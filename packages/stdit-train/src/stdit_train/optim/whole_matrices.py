@@ -45,6 +45,7 @@ def map_whole_matrices(
         whole = torch.cat(pieces[number :: len(owned[rank])]).view(shapes[i])
         results.append(compute(whole).split(rows[i]))
     own_rows = [result[source] for source in range(size) for result in results]
+    del received, pieces  # before the second message takes memory
 
     received = _exchange(own_rows, mine, theirs, shards[0], group)
     order = [i for matrices in owned for i in matrices]
