@@ -1,15 +1,20 @@
-"""Clips encoded for the tests. Every frame carries its number, so that frames can't be taken for one another."""
+"""Clips encoded for the tests, whose frames carry their numbers, and a store that counts what it is asked."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from time import sleep
+from typing import Any, ClassVar
 
 import av
+import fsspec
 import numpy as np
 import pytest
+from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 QUIET = {"libx265": ("x265-params", "log-level=none:pools=1:frame-threads=1")}
 FAST = {
@@ -117,3 +122,71 @@ def full_decode() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def numbered() -> Callable[..., np.ndarray]:
     return picture
+
+
+class CountingStore(AbstractFileSystem):
+    """A store of bytes in memory, at `counting://`, that answers late and keeps account of what it is asked.
+
+    Attributes:
+        content: the files, by path.
+        latency: seconds until an answer.
+        requests: kind (`list`, `info` or `read`), path and number of bytes of each, in the order they ended.
+        most: largest number of requests that were being answered at a time.
+    """
+
+    protocol = "counting"
+    cachable = False
+    content: ClassVar[dict[str, bytes]] = {}
+    requests: ClassVar[list[tuple[str, str, int]]] = []
+    latency: ClassVar[float] = 0.0
+    most: ClassVar[int] = 0
+    _lock, _now = Lock(), 0
+
+    @contextmanager
+    def answer(self, kind: str, path: str, size: int = 0) -> Iterator[None]:
+        cls = type(self)
+        with cls._lock:
+            cls._now += 1
+            cls.most = max(cls.most, cls._now)
+        sleep(cls.latency)
+        with cls._lock:
+            cls._now -= 1
+            cls.requests.append((kind, path, size))
+        yield
+
+    def _info(self, path: str) -> dict[str, Any]:
+        if path in self.content:
+            return {"name": path, "type": "file", "size": len(self.content[path])}
+        if any(name.startswith(f"{path}/") for name in self.content):
+            return {"name": path, "type": "directory", "size": 0}
+        raise FileNotFoundError(path)
+
+    def info(self, path: str, **_: object) -> dict[str, Any]:
+        with self.answer("info", path):
+            return self._info(self._strip_protocol(path))
+
+    def ls(self, path: str, detail: bool = True, **_: object) -> list[Any]:
+        path = self._strip_protocol(path).rstrip("/")
+        with self.answer("list", path):
+            names = {name[len(path) + 1 :].split("/")[0] for name in self.content if name.startswith(f"{path}/")}
+            found = [self._info(f"{path}/{name}") for name in sorted(names)]
+            return found if detail else [entry["name"] for entry in found]
+
+    def _open(self, path: str, mode: str = "rb", **settings: Any) -> Any:
+        return CountedFile(self, path, mode, **settings)
+
+
+class CountedFile(AbstractBufferedFile):
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        data = self.fs.content[self.path][start:end]
+        with self.fs.answer("read", self.path, len(data)):
+            return data
+
+
+@pytest.fixture
+def counting() -> Iterator[type[CountingStore]]:
+    fsspec.register_implementation("counting", CountingStore, clobber=True)
+    yield CountingStore
+    CountingStore.content.clear()
+    CountingStore.requests.clear()
+    CountingStore.latency, CountingStore.most = 0.0, 0

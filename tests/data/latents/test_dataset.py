@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
+from stdit_data import files
 from stdit_data.buckets import Bucket
 from stdit_data.datasets.shapes import ShapesDataset
 from stdit_data.latents import format as cache
 from stdit_data.latents.dataset import LatentDataset
 from stdit_data.latents.encode import TextEncoder, VideoEncoder, manifest_metadata, text_job, video_job
-from stdit_data.latents.shards import ShardFiles
+from stdit_data.latents.shards import COPIED, STREAMS, ShardFiles
 from stdit_data.loading.loader import Batch, ClipLoader
 
 
@@ -102,9 +104,39 @@ def test_files_of_a_url_are_copied_and_few_are_kept(tmp_path: Path) -> None:
         strict=True,
     ):
         assert torch.equal(batches[0].video, expected[0].video)
-        # four are kept; the reader and the thread that reads ahead may each hold one more for a moment
-        assert len(list((tmp_path / "copies" / "video").glob("*.safetensors"))) <= 6
+        # four are kept; the reader and the threads that read ahead may each hold one more for a moment
+        assert len(list((tmp_path / "copies" / "video").glob("*.safetensors"))) <= 4 + 1 + COPIED
     assert not list((tmp_path / "copies").rglob("*.part"))
+
+
+def test_files_of_a_url_are_read_ahead_by_several_requests_at_a_time(counting: Any, tmp_path: Path) -> None:
+    local = encode(str(tmp_path / "local"))
+    for path in Path(local).rglob("*.*"):
+        counting.content[f"bucket/{path.relative_to(local)}"] = path.read_bytes()
+    found = LatentDataset("counting://bucket", window=3, copies=tmp_path / "copies")
+    counting.requests.clear()
+    counting.latency, counting.most = 0.03, 0
+    ours = steps(ClipLoader(found, global_batch=6, seed=2, workers=0), 5)
+    assert 2 <= counting.most <= COPIED + 1
+    for batches, expected in zip(ours, steps(loader(local), 5), strict=True):
+        assert batches[0].indices == expected[0].indices
+        assert torch.equal(batches[0].video, expected[0].video)
+
+
+def test_a_large_file_of_a_url_is_copied_by_several_requests_in_order(
+    counting: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "PIECE", 1000)
+    numbers = torch.arange(5000)
+    stored = save({"a": numbers})
+    counting.content["bucket/00000.safetensors"] = stored
+    counting.latency = 0.03
+    shards = ShardFiles("counting://bucket", 4, tmp_path / "copies")
+    assert torch.equal(shards.tensor(0, "a"), numbers)
+    assert 4 <= counting.most <= STREAMS
+    assert sum(kind == "read" for kind, *_ in counting.requests) == -(-len(stored) // 1000)
+    shards.close()
+    assert not list((tmp_path / "copies").glob(".*"))
 
 
 def test_two_readers_share_the_copies(tmp_path: Path) -> None:

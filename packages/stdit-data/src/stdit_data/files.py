@@ -14,25 +14,32 @@ import zipfile
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import lru_cache
-from io import BytesIO, RawIOBase
+from io import SEEK_END, BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
 import fsspec
 from fsspec.core import split_protocol, url_to_fs
+from fsspec.implementations.cached import CachingFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.utils import infer_compression
 
 from stdit_data import stores
 from stdit_data.errors import DataError, FileError, MissingFileError
-from stdit_data.urls import is_local, layers, local_path, protocols
+from stdit_data.remote_file import KEPT, RemoteFile
+from stdit_data.urls import is_image, is_local, layers, local_path, protocols
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+PIECE = 4 << 20  # bytes of a file that a thread copies at once
+PIECES = 8  # of a file, that are copied or wait to be written
 
 
 def filesystem(url: str) -> tuple[Any, str]:
@@ -134,13 +141,36 @@ def cache_folder(name: str) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stdit" / name
 
 
-def copy(url: str, path: str | Path) -> None:
+def copy(url: str, path: str | Path, pool: ThreadPoolExecutor | None = None) -> None:
     """Copy a file to a local path.
+
+    Args:
+        url: the file.
+        path: where to; what is there is overwritten.
+        pool: threads that fetch pieces of the file at the same time.
 
     Raises:
         FileError: the file does not exist, or can't be read or written.
     """
     fs, source = filesystem(url)
+    if pool is not None and len(layers(url)) == 1 and not is_local(url):
+        total = size(url)
+
+        def fetch(start: int) -> bytes:
+            return bytes(_with_store(url, lambda: fs.cat_file(source, start, min(start + PIECE, total))))
+
+        with Path(path).open("wb") as file:
+            starts = iter(range(0, total, PIECE))
+            jobs = deque((start, pool.submit(fetch, start)) for start in islice(starts, PIECES))
+            while jobs:
+                start, job = jobs.popleft()
+                data = job.result()
+                if len(data) != min(PIECE, total - start):  # a server that gives whole files alone
+                    break
+                file.write(data)
+                jobs.extend((start, pool.submit(fetch, start)) for start in islice(starts, 1))
+            else:
+                return
     _with_store(url, lambda: fs.get_file(source, str(path)))
 
 
@@ -236,6 +266,9 @@ def open_media(url: str) -> Iterator[str | IO[bytes]]:
         yield str(path)
     else:
         with open_binary(url) as file:
+            # A picture is read whole, and going back in a file of a zip means to unpack it from its start.
+            if isinstance(file, RemoteFile) and (is_image(url) or (protocols(url)[0] == "zip" and file.size <= KEPT)):
+                file.plan(0, file.size)
             yield file
 
 
@@ -338,13 +371,35 @@ def _open(url: str) -> IO[bytes]:
     if isinstance(fs, MemoryFileSystem):  # all its open files share one position, also between threads
         with wrap_errors(url):
             return BytesIO(fs.cat_file(path))
-    file = _with_store(url, lambda: fs.open(path, "rb"))
+    # Caches that the user has put into the URL read as they are told.
+    settings = {} if isinstance(fs, CachingFileSystem) else {"cache_type": "none"}
+    file = _with_store(url, lambda: fs.open(path, "rb", **settings))
     if is_local(layers(url)[-1]):
         return cast(IO[bytes], file)
     if not file.seekable():  # a server that gives whole files alone
         file.close()
         return BytesIO(_with_store(url, lambda: fs.cat_file(path)))
-    return cast(IO[bytes], _RemoteFile(file, url))
+
+    size = getattr(file, "size", None)
+
+    def fetch(start: int, end: int) -> bytes:
+        file.seek(start)
+        data = b""
+        while len(data) < end - start:
+            more = file.read(end - start - len(data))
+            if not more:
+                raise FileError(f"{url}: ends at byte {start + len(data)}; has it changed while it was read?")
+            data = data + more if data else more
+        return data
+
+    return cast(
+        IO[bytes],
+        RemoteFile(
+            url,
+            size if isinstance(size, int) else _with_store(url, lambda: file.seek(0, SEEK_END)),
+            lambda start, end: _with_store(url, lambda: fetch(start, end)),
+        ),
+    )
 
 
 def _with_store(url: str, work: Callable[[], T]) -> T:
@@ -402,30 +457,6 @@ def _name(error: OSError, url: str) -> str:
     """The file that an error is about; `url` for an unfinished file of its own."""
     name = str(error.filename or url)
     return url if not is_local(url) or re.search(r"\.\d+\.part(/|$)", name) else name
-
-
-class _RemoteFile(RawIOBase):
-    """A remote file whose read errors are `FileError`s, whatever the store's client raises."""
-
-    def __init__(self, file: IO[bytes], url: str) -> None:
-        self._file, self.url = file, url
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return self._file.seekable()
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def readinto(self, buffer: Any) -> int:
-        data = _with_store(self.url, lambda: self._file.read(len(buffer)))
-        buffer[: len(data)] = data
-        return len(data)
 
 
 def _remove(path: Path) -> None:

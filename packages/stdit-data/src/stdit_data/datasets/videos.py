@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -19,9 +19,9 @@ from stdit_data.buckets import Bucket
 from stdit_data.clip import Clip
 from stdit_data.errors import DataError
 from stdit_data.manifests.entries import Entries
-from stdit_data.manifests.format import Manifest, read_manifest
+from stdit_data.manifests.format import Manifest, is_list, read_manifest
 from stdit_data.manifests.identity import clips_identity
-from stdit_data.manifests.metadata import Found, Lengths, choose_buckets, complete_metadata
+from stdit_data.manifests.metadata import Lengths, choose_buckets, complete_metadata
 from stdit_data.transforms import Fit, may_flip, stack_videos, to_float
 from stdit_data.video.frames import Sampling, Short, default_sampling, read_frames
 from stdit_data.video.pictures import is_still, open_video, read_image
@@ -35,6 +35,19 @@ Crop = Literal["center", "random"]
 
 
 Place = Literal["random", "start", "center"]
+
+
+T = TypeVar("T")
+
+
+class Once(Protocol):
+    """Calls a function, in one of several processes, and returns its result, in all of them."""
+
+    def __call__(self, compute: Callable[[], T], /) -> T: ...
+
+
+def _in_this_process(compute: Callable[[], T]) -> T:
+    return compute()
 
 
 DRAWS = 4  # random numbers per sample: start, crop x, crop y, flip
@@ -164,7 +177,7 @@ def open_videos(
     empty_captions: bool = False,
     uint8: bool = False,
     workers: int = 8,
-    once: Callable[[Callable[[], Found]], Found] = lambda probe_all: probe_all(),
+    once: Once = _in_this_process,
 ) -> VideoDataset:
     """Open a folder or a manifest for training.
 
@@ -191,8 +204,9 @@ def open_videos(
         uint8: leave pixels as uint8 in 0..255, a quarter of the memory, for `transforms.to_float` to convert; HDR
             videos are float32 in [-1, 1] either way.
         workers: number of threads that probe.
-        once: calls the function that probes; of several processes that open the same clips, one calls it and hands
-            its result to the others, so that all of them choose the same buckets.
+        once: calls the function that lists a folder with its captions, and the one that probes; of several processes
+            that open the same clips, one calls it and hands its result to the others, so that all of them have the
+            same clips and choose the same buckets.
 
     Raises:
         DataError: there are no clips to train on, captions are missing, or a setting is out of range.
@@ -208,7 +222,10 @@ def open_videos(
     samplings = {shape: default_sampling(shape.frames, interval, fps, short) for shape in shapes}
     least = samplings[min(shapes)]
 
-    manifest = read_manifest(str(source), root=root, confine=confine)
+    def read() -> Manifest:
+        return read_manifest(str(source), root=root, confine=confine)
+
+    manifest = read() if is_list(str(source)) else once(read)  # all can map the table of a file into memory
     if not empty_captions:
         _check_captions(manifest)
     entries = manifest.entries

@@ -157,8 +157,8 @@ def read_rows(cache: str, part: Part, number: int) -> list[dict[str, Any]]:
 
 def write_index(cache: str, part: Part, shards: int) -> None:
     """Collect the rows of all shards into `index.parquet`."""
-    with stores.threads(THREADS) as pool:
-        rows = [row for some in pool.map(lambda n: read_rows(cache, part, n), range(shards)) for row in some]
+    found = stores.map_in_threads(lambda number: read_rows(cache, part, number), range(shards), THREADS)
+    rows = [row for some in found for row in some]
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, _ROWS[part]), buffer, compression="zstd")
     files.write_bytes(urls.join(cache, f"{part}/{INDEX}"), buffer.getvalue())
@@ -181,7 +181,7 @@ def read_index(cache: str, part: Part) -> pa.Table:
         )
     with files.open_binary(url) as file:
         try:
-            return pq.read_table(file, schema=_ROWS[part])
+            return pq.read_table(io.BytesIO(file.read()), schema=_ROWS[part])
         except pa.ArrowInvalid:
             raise DataError(f"{url}: damaged; remove it and run the same `stdit data encode` again") from None
 

@@ -1,7 +1,8 @@
 """Read tensors from many safetensors files, a few of which are in use at a time.
 
 Local files are memory-mapped; those needed next are read ahead into the page cache, which all processes of a machine
-share. Files at a URL are copied to a local folder, once per machine, and removed there after use.
+share. Files at a URL are copied to a local folder, once per machine, by several requests at a time, and removed there
+after use.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -25,6 +26,8 @@ from stdit_data import files, urls
 from stdit_data.errors import DataError, MissingFileError
 from stdit_data.latents.format import shard_name
 
+COPIED = 3  # files of a URL that are copied at a time
+STREAMS = 8  # requests for pieces of them at a time
 MAX_OPEN = 256  # files; systems allow about 1024 per process
 
 
@@ -44,7 +47,8 @@ class ShardFiles:
         self._open: OrderedDict[int, Any] = OrderedDict()
         self._lock = Lock()
         self._prefetched: OrderedDict[int, None] = OrderedDict()  # requested, and possibly not opened yet
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool: ThreadPoolExecutor | None = None  # reads ahead
+        self._streams: ThreadPoolExecutor | None = None  # fetch pieces of the files of a URL
 
     def tensor(self, shard: int, key: str) -> Tensor:
         """Read a tensor of a shard; waits until the shard is copied here if it is at a URL.
@@ -65,7 +69,7 @@ class ShardFiles:
         """Start to read ahead shards that are needed soon; those already requested are skipped."""
         with self._lock:
             if self._pool is None:
-                self._pool = ThreadPoolExecutor(1, thread_name_prefix="shards")
+                self._pool = ThreadPoolExecutor(1 if self.local else COPIED, thread_name_prefix="shards")
             for shard in shards:
                 if shard not in self._open and shard not in self._prefetched:
                     self._prefetched[shard] = None
@@ -75,14 +79,18 @@ class ShardFiles:
 
     def close(self) -> None:
         """Stop reading ahead."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            for pool in (self._pool, self._streams):
+                if pool is not None:
+                    pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = self._streams = None
 
     def _url(self, shard: int) -> str:
         return urls.join(self.folder, shard_name(shard))
 
     def _prepare(self, shard: int) -> None:
-        with contextlib.suppress(OSError, DataError):  # `tensor` raises it when the file is needed
+        # `tensor` raises errors when the file is needed; a copy is cancelled by `close`.
+        with contextlib.suppress(OSError, DataError, CancelledError):
             if self.local:
                 _read_ahead(urls.local_path(self._url(shard)))
             else:
@@ -117,10 +125,16 @@ class ShardFiles:
                     self._make_room()
                     url = self._url(shard)
                     with files.write_atomically(path) as partial:
-                        files.copy(url, partial)
+                        files.copy(url, partial, self._threads())
         with contextlib.suppress(FileNotFoundError):
             os.utime(path)
         return path
+
+    def _threads(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._streams is None:
+                self._streams = ThreadPoolExecutor(STREAMS, thread_name_prefix="shard-pieces")
+            return self._streams
 
     def _make_room(self) -> None:
         """Remove the least recently used copies, and unfinished ones of killed processes."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from stdit_data import files, urls
+from stdit_data import files, stores, urls
 from stdit_data.errors import DataError
 from stdit_data.latents import format as cache
 from stdit_data.latents.format import COMPONENT_LABELS, Part
@@ -53,7 +53,8 @@ def describe(url: str) -> list[tuple[str, str]]:
             lines.append((part, "missing"))
             continue
         shards = cache.list_shards(url, part)
-        size = sum(files.size(urls.join(url, f"{part}/{cache.shard_name(number)}")) for number in shards)
+        paths = [urls.join(url, f"{part}/{cache.shard_name(number)}") for number in shards]
+        size = sum(stores.map_in_threads(files.size, paths, cache.THREADS))
         complete = files.exists(urls.join(url, f"{part}/{cache.INDEX}"))
         state = "complete" if complete else "not finished: run the same `stdit data encode` again"
         lines.append((part, f"{len(shards)} of {metadata['shards']} shards, {human_bytes(size)}, {state}"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from io import BytesIO, RawIOBase, TextIOWrapper
@@ -21,8 +21,8 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stdit_data import files, urls
-from stdit_data.errors import DataError, FileError
+from stdit_data import files, stores, urls
+from stdit_data.errors import DataError, FileError, MissingFileError
 from stdit_data.manifests.columns import checked_batch, column_name, column_names
 from stdit_data.manifests.entries import ARROW, BLOCK, COLUMNS, KINDS, Entries, Entry
 from stdit_data.manifests.rows import csv_rows, json_rows
@@ -34,6 +34,7 @@ __all__ = ["COLUMNS", "Entry", "Manifest", "check_manifest", "read_manifest", "w
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 HEADERLESS = ["path", "caption", "num_frames"]  # Open-Sora 1.0's columns
 MAX_CAPTION = 64 * 1024  # bytes of a caption's file
+THREADS = 16  # that read captions
 MANIFEST_SUFFIXES = (*DELIMITERS, ".jsonl", ".ndjson", ".parquet")
 
 
@@ -70,11 +71,16 @@ def read_manifest(url: str, *, root: str | None = None, confine: bool = False) -
 
 
 def _read(url: str, root: str | None) -> Manifest:
-    check_manifest(url)
-    kind = urls.suffix(url)
-    if kind not in MANIFEST_SUFFIXES:
+    if not is_list(url):
         return Manifest(url, url, Entries.of(_folder(url)))
+    _check_kind(url)
+    kind = urls.suffix(url)
     return Manifest(url, root or urls.parent(url), Entries(open_table(url, lambda: _table_of(url, kind))))
+
+
+def is_list(url: str) -> bool:
+    """Return whether a manifest is a file by its suffix, not a folder of clips."""
+    return urls.suffix(url) in MANIFEST_SUFFIXES
 
 
 def _table_of(url: str, kind: str) -> pa.Table:
@@ -91,8 +97,14 @@ def check_manifest(url: str) -> None:
     Raises:
         DataError: it does not exist, is a folder without clips, or a file of an unknown kind.
     """
+    _check_kind(url)
+    if not is_list(url) and urls.is_local(url) and not any(map(urls.is_media, files.walk_local(url))):
+        raise _no_media(url)
+
+
+def _check_kind(url: str) -> None:
     kind = urls.suffix(url)
-    if kind in MANIFEST_SUFFIXES:
+    if is_list(url):
         if not files.exists(url):
             raise DataError(f"{url}: no such manifest")
     elif not files.is_folder(url):
@@ -102,8 +114,6 @@ def check_manifest(url: str) -> None:
         raise DataError(
             f"{url}: expected a folder or a manifest ({', '.join(MANIFEST_SUFFIXES)}), found {kind or 'a file'}{inside}"
         )
-    elif urls.is_local(url) and not any(map(urls.is_media, files.walk_local(url))):
-        raise _no_media(url)
 
 
 def write_manifest(url: str, entries: Iterable[Entry]) -> int:
@@ -116,7 +126,7 @@ def write_manifest(url: str, entries: Iterable[Entry]) -> int:
         DataError: the suffix is unknown, or the file can't be written.
     """
     kind = urls.suffix(url)
-    if kind not in MANIFEST_SUFFIXES:
+    if not is_list(url):
         raise DataError(f"{url}: expected a name ending in {', '.join(MANIFEST_SUFFIXES)}")
     rows = [asdict(entry) for entry in entries]
     for row in rows:
@@ -248,17 +258,25 @@ def _parquet(url: str) -> Iterator[pa.RecordBatch]:
 
 
 def _folder(url: str) -> list[Entry]:
-    found = files.walk(url)
+    found: list[str] = []
+    if urls.is_local(url):
+        _check_kind(url)
+    with suppress(MissingFileError):  # explained below
+        found = files.walk(url)
     media = [path for path in found if urls.is_media(path)]
     if not media:
+        _check_kind(url)
         raise _no_media(url)
     texts = {path for path in found if path.endswith(".txt")}
-    entries = []
-    for path in media:
+
+    def caption(path: str) -> str:
         beside = str(PurePosixPath(path).with_suffix(".txt"))
-        caption = files.read_text(urls.join(url, beside), limit=MAX_CAPTION) if beside in texts else ""
-        entries.append(Entry(path, _caption(urls.join(url, beside), caption)))
-    return entries
+        if beside not in texts:
+            return ""
+        text = urls.join(url, beside)
+        return _caption(text, files.read_text(text, limit=MAX_CAPTION))
+
+    return list(map(Entry, media, stores.map_in_threads(caption, media, THREADS)))
 
 
 def _no_media(url: str) -> DataError:

@@ -70,9 +70,8 @@ def complete_metadata(
             return row, None
 
     def probe_all() -> Found:
-        with stores.threads(workers) as pool:
-            rows = map(int, unknown_metadata(manifest.entries, lengths=lengths))
-            return {row: found for row, found in pool.map(probed, rows) if found is not None}
+        rows = map(int, unknown_metadata(manifest.entries, lengths=lengths))
+        return {row: found for row, found in stores.map_in_threads(probed, rows, workers) if found is not None}
 
     found = once(probe_all)
     return with_probes(manifest.entries, found) if found else manifest.entries

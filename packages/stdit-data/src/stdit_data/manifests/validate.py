@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -119,19 +117,14 @@ def validate(
     """
     total = len(manifest.entries)
     findings: list[Finding] = []
-    with stores.threads(workers) as pool:
-        jobs = _ahead(
-            pool,
-            lambda index: _check(manifest, index, sampling, stream, thorough),
-            range(total),
-            ahead=4 * max(1, workers),
-        )
-        for finding in jobs:
-            findings.append(finding)
-            if progress is not None:
-                progress(len(findings), total)
+    for finding in stores.map_in_threads(
+        lambda index: _check(manifest, index, sampling, stream, thorough), range(total), workers
+    ):
+        findings.append(finding)
+        if progress is not None:
+            progress(len(findings), total)
     _find_repeats(manifest, findings)
-    _find_copies(manifest, findings)
+    _find_copies(manifest, findings, workers)
     return Report(manifest.url, findings)
 
 
@@ -251,12 +244,13 @@ def _find_repeats(manifest: Manifest, findings: Sequence[Finding]) -> None:
         first.setdefault(key, finding.index)
 
 
-def _find_copies(manifest: Manifest, findings: Sequence[Finding]) -> None:
+def _find_copies(manifest: Manifest, findings: Sequence[Finding], workers: int) -> None:
     """Compare files of equal size by checksum, the manifest's where it has one."""
     stated = {f.path: manifest.entries[f.index].sha256 for f in findings}
     sizes: dict[int, list[str]] = defaultdict(list)
-    for path in dict.fromkeys(finding.path for finding in findings if finding.metadata is not None):
-        sizes[files.size(path)].append(path)
+    readable = list(dict.fromkeys(finding.path for finding in findings if finding.metadata is not None))
+    for path, size in zip(readable, stores.map_in_threads(files.size, readable, workers), strict=True):
+        sizes[size].append(path)
     first: dict[str, str] = {}
     copies: dict[str, str] = {}
     for paths in sizes.values():
@@ -268,17 +262,6 @@ def _find_copies(manifest: Manifest, findings: Sequence[Finding]) -> None:
     for finding in findings:
         if finding.path in copies:
             finding.problems.append(f"the same content as {copies[finding.path]}")
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, work: Callable[[int], Finding], items: Iterable[int], *, ahead: int
-) -> Iterator[Finding]:
-    """As `pool.map`, but with at most `ahead` jobs submitted: a manifest may have millions of entries."""
-    rest = iter(items)
-    jobs = [pool.submit(work, item) for item in islice(rest, ahead)]
-    while jobs:
-        yield jobs.pop(0).result()
-        jobs += [pool.submit(work, item) for item in islice(rest, 1)]
 
 
 def _range(values: Sequence[float], spec: str) -> str:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 SEGMENT, TRACKS, TRACK, TRACK_TYPE, VIDEO, CLUSTER = 0x18538067, 0x1654AE6B, 0xAE, 0x83, 0xE0, 0x1F43B675
-SEEK_HEAD, SEEK_ID, SEEK_POSITION = 0x114D9B74, 0x53AB, 0x53AC
+SEEK_HEAD, SEEK, SEEK_ID, SEEK_POSITION = 0x114D9B74, 0x4DBB, 0x53AB, 0x53AC
 PIXEL_CROP = {0x54CC: "left", 0x54BB: "top", 0x54DD: "right", 0x54AA: "bottom"}
 VIDEO_TRACK = 1
+LONGEST_NUMBER = 8  # bytes
 SAMPLE_ENTRY = 86  # bytes of a VisualSampleEntry before its boxes
 
 
@@ -72,7 +73,9 @@ def _find_tracks(file: IO[bytes], at: int, stop: int) -> tuple[int, int] | None:
         if kind == TRACKS:
             return low, high
         if kind == SEEK_HEAD:
-            for _, seek_low, seek_high in list(_elements(file, low, high)):
+            for entry, seek_low, seek_high in list(_elements(file, low, high)):
+                if entry != SEEK:  # a checksum
+                    continue
                 seek = {e: _number(file, *span) for e, *span in list(_elements(file, seek_low, seek_high))}
                 if seek.get(SEEK_ID) == TRACKS:
                     found = next(_elements(file, at + seek.get(SEEK_POSITION, 0), stop), None)
@@ -111,12 +114,12 @@ def _elements(file: IO[bytes], at: int, stop: int) -> Iterator[tuple[int, int, i
 
 def _number(file: IO[bytes], at: int, stop: int) -> int:
     file.seek(at)
-    return int.from_bytes(file.read(stop - at))
+    return int.from_bytes(file.read(min(stop - at, LONGEST_NUMBER)))
 
 
 def _mp4(file: IO[bytes], end: int) -> list[Crop]:
     crops = []
-    for kind, at, stop in _boxes(file, *_find_box(file, (b"moov",), 0, end)):
+    for kind, at, stop in boxes(file, *_find_box(file, (b"moov",), 0, end)):
         if kind != b"trak":
             continue
         file.seek(_find_box(file, (b"mdia", b"hdlr"), at, stop)[0] + 8)
@@ -145,13 +148,13 @@ def _clean_aperture(file: IO[bytes], at: int, stop: int) -> Crop:
 
 def _find_box(file: IO[bytes], path: tuple[bytes, ...], at: int, stop: int) -> tuple[int, int]:
     """Start and end of the content of a nested box; an empty range if it is missing."""
-    for kind, low, high in _boxes(file, at, stop):
+    for kind, low, high in boxes(file, at, stop):
         if kind == path[0]:
             return (low, high) if len(path) == 1 else _find_box(file, path[1:], low, high)
     return stop, stop
 
 
-def _boxes(file: IO[bytes], at: int, stop: int) -> Iterator[tuple[bytes, int, int]]:
+def boxes(file: IO[bytes], at: int, stop: int) -> Iterator[tuple[bytes, int, int]]:
     """Boxes of an mp4 as (kind, start of the content, its end)."""
     while at + 8 <= stop:
         file.seek(at)

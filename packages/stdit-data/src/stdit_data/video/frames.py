@@ -226,7 +226,8 @@ def _read(
     hold: bool,
 ) -> ReadFrames:
     first, stop = _bounds(video, low, high)
-    frames = _within(video.frames_from(start), first, stop)
+    until = start + math.ceil((sampling.span(video.rate) - 1) / video.rate / video.time_base)
+    frames = _within(video.frames_from(start, until), first, stop)
     collector = _FrameCollector(video, convert, sampling.frames)
     if sampling.interval:
         collector.collect_every(sampling.interval, frames)

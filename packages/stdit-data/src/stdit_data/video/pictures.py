@@ -130,7 +130,7 @@ class AnimatedWebP(VideoStream):
             frame.pts, frame.time_base = tick, MILLISECOND
             yield tick, frame
 
-    def frames_from(self, tick: int) -> Iterator[tuple[int, Any]]:
+    def frames_from(self, tick: int, until: int | None = None) -> Iterator[tuple[int, Any]]:
         """Decode from the frame on screen at `tick`, as (tick, frame)."""
         shown = max((stamp for stamp in self.timestamps() if stamp <= tick), default=0)
         return (pair for pair in self.all_frames() if pair[0] >= shown)

@@ -19,7 +19,17 @@ from av.stream import Disposition
 from stdit_data.errors import DataError
 from stdit_data.video.crop import find_crop
 from stdit_data.video.filters import FrameFilter
-from stdit_data.video.timeline import Timeline, file_key, read_packets, remember, remembered
+from stdit_data.video.timeline import (
+    Packets,
+    Timeline,
+    file_key,
+    plan_all,
+    plan_frames,
+    plan_index,
+    read_packets,
+    remember,
+    remembered,
+)
 
 DEFAULT_RATE = Fraction(25)  # FFmpeg's own guess for a stream that has neither rate nor timestamps
 LEADING = 5  # packets at the start of a stream that may hold frames shown before its first key frame
@@ -64,6 +74,7 @@ class VideoStream:
             raise
 
     def _open(self) -> None:
+        plan_index(self._media)
         if not isinstance(self._media, str):
             self._media.seek(0)
         self.container = av.open(self._media, metadata_errors="ignore")
@@ -152,8 +163,7 @@ class VideoStream:
 
     def _counted(self, timeline: Timeline) -> Timeline:
         """Count the frames by a pass over the packets; by decoding where packets don't tell."""
-        self.reopen()
-        found = read_packets(self.container.demux(self.video), self.codec)
+        found = self._all_packets()
         if timeline.timed and found.ticks is not None and not found.restarts:
             ticks = [tick for tick in found.ticks if tick >= timeline.first]
             length = (ticks[-1] - timeline.first) * (self.video.time_base or 1 / self.rate) if ticks else 0
@@ -163,6 +173,11 @@ class VideoStream:
             self._adopt(None, timeline)
             count = sum(1 for _ in self._all())
         return replace(timeline, count=count, end=float(count / self.rate))
+
+    def _all_packets(self) -> Packets:
+        self.reopen()
+        plan_all(self._media)
+        return read_packets(self.container.demux(self.video), self.codec)
 
     def close(self) -> None:
         """Close the file."""
@@ -225,8 +240,7 @@ class VideoStream:
 
     def timestamps(self) -> list[int]:
         """Return the ticks of all frames in order; reads the packets of the whole file and decodes nothing."""
-        self.reopen()
-        found = read_packets(self.container.demux(self.video), self.codec)
+        found = self._all_packets()
         self.packets = found.total
         if not self.timed or found.ticks is None:
             return list(range(self.count()))
@@ -240,15 +254,17 @@ class VideoStream:
         self.reopen()
         return self._stamped(self.container.demux(self.video))
 
-    def frames_from(self, tick: int) -> Iterator[tuple[int, Any]]:
+    def frames_from(self, tick: int, until: int | None = None) -> Iterator[tuple[int, Any]]:
         """Decode from the frame on screen at `tick` (the last one not after it, or the first), as (tick, frame).
+
+        Up to the frame at `until` (by default that at `tick`) the bytes of a file in a store are fetched together.
 
         Seeks to a key frame before it and decodes forward. Where a container leads to a key frame that is shown later
         than `tick` (as with B-frames and open GOPs), it seeks further back, at last to the beginning.
         """
         back = 0
         while True:
-            frames = self._frames_near(tick - back)
+            frames = self._frames_near(tick - back, tick if until is None else until)
             current = next(frames, None)
             if tick - back <= self.first or not self.timed or (current is not None and current[0] <= tick):
                 break
@@ -264,15 +280,22 @@ class VideoStream:
         yield current
         yield from frames
 
-    def _frames_near(self, tick: int) -> Iterator[tuple[int, Any]]:
+    def _frames_near(self, tick: int, until: int) -> Iterator[tuple[int, Any]]:
         """Decode from a key frame that may lie before or after `tick`."""
         if tick <= self.first or not self.timed or not self._seeks:
+            self._plan(self.first, until)
             return self.all_frames()
+        self._plan(tick, until)
         try:
             self.container.seek(tick, stream=self.video, backward=True)
         except FFmpegError:  # not seekable, or no earlier entry in the index
             return self.all_frames()
+        self._plan(tick, until)  # some indexes are read by the first seek
         return self._stamped(_from_key(self.container.demux(self.video)))
+
+    def _plan(self, tick: int, until: int) -> None:
+        if self.timed:
+            plan_frames(self._media, self.video, tick, until)
 
     def _stamped(self, packets: Iterator[Any]) -> Iterator[tuple[int, Any]]:
         previous, step = None, int(1 / self.rate / self.time_base) or 1

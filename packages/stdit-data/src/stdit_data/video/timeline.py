@@ -1,4 +1,4 @@
-"""What a stream's packets tell of its frames, without decoding, and how much of it is remembered.
+"""What a stream's packets tell of its frames, without decoding, how much of it is remembered, and where they lie.
 
 Ticks are as in `stream`: integers of the stream's time base.
 """
@@ -8,12 +8,16 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from io import SEEK_END
+from itertools import islice
 from pathlib import Path
 from threading import Lock
-from typing import IO, Any
+from typing import IO, Any, cast
 
-from stdit_data.video.crop import NO_CROP, Crop
+from stdit_data.remote_file import RemoteFile
+from stdit_data.video.crop import NO_CROP, Crop, boxes
 
+BEFORE_INDEX = frozenset((b"ftyp", b"free", b"skip", b"wide", b"uuid", b"mdat"))  # boxes of an mp4
+MOST_SOUND = 256 << 10  # bytes between two packets of a video that are fetched with the second
 MOST_REMEMBERED = 1 << 16  # files; about 30 MB
 
 
@@ -116,3 +120,43 @@ def file_key(media: str | IO[bytes], stream: int | None) -> Hashable | None:
     if url is None:
         return None
     return url, stream, media.seek(0, SEEK_END)
+
+
+def plan_index(media: str | IO[bytes]) -> None:
+    """Have the index of an mp4 or mov file in a store fetched at once."""
+    if not isinstance(media, RemoteFile):
+        return
+    for kind, start, end in islice(boxes(cast(IO[bytes], media), 0, media.size), 8):
+        if kind == b"moov":
+            media.plan(start, end)
+        if kind not in BEFORE_INDEX:
+            return
+
+
+def plan_all(media: str | IO[bytes]) -> None:
+    """Have the packets of a file in a store fetched in few requests."""
+    if isinstance(media, RemoteFile):
+        media.plan(0, media.size)
+
+
+def plan_frames(media: str | IO[bytes], video: Any, tick: int, until: int) -> None:
+    """Have the packets that some frames are decoded from fetched at once, where the file's index tells their place.
+
+    Args:
+        media: the file; planned if it is in a store.
+        video: its stream, an `av.VideoStream`.
+        tick, until: first and last frame.
+    """
+    entries = video.index_entries
+    last = entries.search_timestamp(until, any_frame=True) if isinstance(media, RemoteFile) else -1
+    if last < 0:
+        return
+    first = max(0, entries.search_timestamp(tick))
+    start, more = entries[first].pos, 1
+    if entries[last].size:  # unlike an index of key frames alone
+        # A decoder takes some packets more before it gives the last frame, and sound may lie between two packets.
+        more = video.codec_context.has_b_frames + 2
+        before = entries[max(0, first - 1)]
+        start = min(start, max(before.pos + before.size, start - MOST_SOUND))
+    end = entries[min(last + more, len(entries) - 1)]
+    media.plan(start, end.pos + end.size)
