@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = sorted((ROOT / "benchmarks").rglob("*.py"))
-PAGES = [*SCRIPTS, *sorted((ROOT / "benchmarks").rglob("*.md"))]
+FILES = sorted((ROOT / "benchmarks").rglob("*.py"))
+SCRIPTS = [file for file in FILES if not (file.parent / "__init__.py").exists()]
+MODULES = [file for file in FILES if file not in SCRIPTS]
+PAGES = [*FILES, *sorted((ROOT / "benchmarks").rglob("*.md"))]
 
 
 def test_all_scripts_are_imported() -> None:
@@ -17,6 +19,8 @@ def test_all_scripts_are_imported() -> None:
     code += "    sys.path.insert(0, folder)\n    importlib.import_module(name)\n    sys.path.pop(0)\n"
     code += "    sys.modules.pop(name) if name in ('run', 'report', 'model', 'data') else None\n"
     pairs = [word for script in SCRIPTS for word in (str(script.parent), script.stem)]
+    for module in MODULES:
+        pairs += [str(ROOT), ".".join(module.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")]
     done = subprocess.run([sys.executable, "-c", code, *pairs], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
