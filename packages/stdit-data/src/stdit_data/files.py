@@ -10,13 +10,14 @@ import logging
 import os
 import re
 import shutil
+import stat
 import zipfile
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from io import SEEK_END, BytesIO
 from itertools import islice
 from pathlib import Path
@@ -96,6 +97,25 @@ def wrap_errors(url: str) -> Iterator[None]:
         raise FileError(f"{url}: {type(error).__name__}{': ' if words else ''}{words}") from error
 
 
+def patiently(url: str, work: Callable[[], T]) -> T:
+    """Do something with a file, waiting for its store or disk while faults pass; see `stores`.
+
+    Args:
+        url: the file.
+        work: what to do; may be called many times.
+
+    Raises:
+        FileError: as `wrap_errors` does; a `StoreError` if the faults do not pass.
+    """
+    with wrap_errors(url):
+        return stores.retry(url, work, local=_on_disk(url))
+
+
+def is_passing(url: str, error: BaseException) -> bool:
+    """Return whether an error says nothing about a file, since its store or disk failed; see `stores.is_passing`."""
+    return stores.is_passing(error, local=_on_disk(url))
+
+
 def exists(url: str) -> bool:
     """Return whether a file or folder exists.
 
@@ -103,7 +123,7 @@ def exists(url: str) -> bool:
         FileError: the store can't be reached.
     """
     fs, path = filesystem(url)
-    return _with_store(url, lambda: bool(fs.exists(path)) or _has_info(fs, path))
+    return patiently(url, lambda: bool(fs.exists(path)) or _has_info(fs, path))
 
 
 def is_folder(url: str) -> bool:
@@ -113,7 +133,7 @@ def is_folder(url: str) -> bool:
         FileError: the store can't be reached.
     """
     fs, path = filesystem(url)
-    return _with_store(url, lambda: bool(fs.isdir(path)) or (_has_info(fs, path) and bool(fs.isdir(path))))
+    return patiently(url, lambda: bool(fs.isdir(path)) or (_has_info(fs, path) and bool(fs.isdir(path))))
 
 
 def size(url: str) -> int:
@@ -123,7 +143,7 @@ def size(url: str) -> int:
         FileError: the file does not exist, or the store can't be reached.
     """
     fs, path = filesystem(url)
-    return _with_store(url, lambda: int(fs.size(path)))
+    return patiently(url, lambda: int(fs.size(path)))
 
 
 def info(url: str) -> dict[str, Any]:
@@ -133,7 +153,7 @@ def info(url: str) -> dict[str, Any]:
         FileError: the file does not exist, or the store can't be reached.
     """
     fs, path = filesystem(url)
-    return _with_store(url, lambda: dict(fs.info(path)))
+    return patiently(url, lambda: dict(fs.info(path)))
 
 
 def cache_folder(name: str) -> Path:
@@ -157,7 +177,7 @@ def copy(url: str, path: str | Path, pool: ThreadPoolExecutor | None = None) -> 
         total = size(url)
 
         def fetch(start: int) -> bytes:
-            return bytes(_with_store(url, lambda: fs.cat_file(source, start, min(start + PIECE, total))))
+            return bytes(patiently(url, lambda: fs.cat_file(source, start, min(start + PIECE, total))))
 
         with Path(path).open("wb") as file:
             starts = iter(range(0, total, PIECE))
@@ -171,7 +191,7 @@ def copy(url: str, path: str | Path, pool: ThreadPoolExecutor | None = None) -> 
                 jobs.extend((start, pool.submit(fetch, start)) for start in islice(starts, 1))
             else:
                 return
-    _with_store(url, lambda: fs.get_file(source, str(path)))
+    patiently(url, lambda: fs.get_file(source, str(path)))
 
 
 def names(folder: str) -> list[str]:
@@ -184,7 +204,7 @@ def names(folder: str) -> list[str]:
     fs.invalidate_cache(path)
     if not is_folder(folder):
         return []
-    paths = _with_store(folder, lambda: fs.ls(path, detail=False))
+    paths = patiently(folder, lambda: fs.ls(path, detail=False))
     return [str(name).rstrip("/").rsplit("/", 1)[-1] for name in paths]
 
 
@@ -207,7 +227,7 @@ def walk(folder: str) -> list[str]:
             raise error
 
     settings = {"on_error": refuse} if "http" in fs.protocol else {}  # else it leaves out folders that it can't list
-    for path in _with_store(folder, lambda: fs.find(root, **settings)):
+    for path in patiently(folder, lambda: fs.find(root, **settings)):
         relative = str(path).removeprefix(root).lstrip("/")
         if not any(part.startswith(".") for part in relative.split("/")):
             found.append(relative)
@@ -236,8 +256,12 @@ def read_text(url: str, *, escape: bool = False, limit: int | None = None) -> st
     Raises:
         DataError: the file does not exist, can't be read, is larger than the limit, or is not UTF-8.
     """
-    with open_binary(url) as file, wrap_errors(url):
-        data = file.read() if limit is None else file.read(limit + 1)
+
+    def read() -> bytes:
+        with open_binary(url) as file:
+            return file.read() if limit is None else file.read(limit + 1)
+
+    data = patiently(url, read)
     if limit is not None and len(data) > limit:
         raise DataError(f"{url}: larger than {limit // 1024} KiB, the most that a text of this kind may have")
     try:
@@ -261,7 +285,7 @@ def open_media(url: str) -> Iterator[str | IO[bytes]]:
     """
     if is_local(url):
         path = local_path(url)
-        if not path.is_file():
+        if not patiently(url, lambda: _is_regular(path)):
             raise MissingFileError(f"{url}: {missing(url)}")
         yield str(path)
     else:
@@ -335,7 +359,7 @@ def open_write(url: str) -> Iterator[IO[bytes]]:
                 fs.rm_file(unfinished)
             raise
 
-    _with_store(url, store)
+    patiently(url, store)
 
 
 def write_bytes(url: str, data: bytes) -> None:
@@ -373,12 +397,12 @@ def _open(url: str) -> IO[bytes]:
             return BytesIO(fs.cat_file(path))
     # Caches that the user has put into the URL read as they are told.
     settings = {} if isinstance(fs, CachingFileSystem) else {"cache_type": "none"}
-    file = _with_store(url, lambda: fs.open(path, "rb", **settings))
+    file = patiently(url, lambda: fs.open(path, "rb", **settings))
     if is_local(layers(url)[-1]):
         return cast(IO[bytes], file)
     if not file.seekable():  # a server that gives whole files alone
         file.close()
-        return BytesIO(_with_store(url, lambda: fs.cat_file(path)))
+        return BytesIO(patiently(url, lambda: fs.cat_file(path)))
 
     size = getattr(file, "size", None)
 
@@ -396,16 +420,18 @@ def _open(url: str) -> IO[bytes]:
         IO[bytes],
         RemoteFile(
             url,
-            size if isinstance(size, int) else _with_store(url, lambda: file.seek(0, SEEK_END)),
-            lambda start, end: _with_store(url, lambda: fetch(start, end)),
+            size if isinstance(size, int) else patiently(url, lambda: file.seek(0, SEEK_END)),
+            lambda start, end: patiently(url, lambda: fetch(start, end)),
         ),
     )
 
 
-def _with_store(url: str, work: Callable[[], T]) -> T:
-    """Do something with a file, waiting for its store, with errors as `wrap_errors` makes them."""
-    with wrap_errors(url):
-        return work() if is_local(layers(url)[-1]) else stores.retry(url, work)
+def _is_regular(path: Path) -> bool:
+    """As `path.is_file()`, which says no wherever it can't tell."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _has_info(fs: Any, path: str) -> bool:
@@ -413,7 +439,7 @@ def _has_info(fs: Any, path: str) -> bool:
     try:
         fs.info(path)
     except Exception as error:
-        if stores.is_passing(error):
+        if stores.is_passing(error, local=isinstance(fs, LocalFileSystem)):
             raise
         return False
     return True
@@ -429,34 +455,52 @@ def walk_local(root: str) -> Iterator[str]:
     while found or links:
         folder = found.pop() if found else links.popleft()
         path = os.path.join(local_path(root), folder)  # noqa: PTH118 - keeps names that are not UTF-8
-        with wrap_errors(path):
-            about = Path(path).stat()
-            if (about.st_dev, about.st_ino) in seen:
+        about = patiently(path, Path(path).stat)
+        if (about.st_dev, about.st_ino) in seen:
+            continue
+        seen.add((about.st_dev, about.st_ino))
+        try:
+            entries = patiently(path, partial(_list_folder, path))
+        except FileError as error:
+            if not folder or not isinstance(error.__cause__, PermissionError):
+                raise
+            log.warning("%s: left out: %s", path, error.__cause__.strerror)
+            continue
+        for base, leads_to_folder, is_link in entries:
+            name = f"{folder}/{base}".lstrip("/")
+            if base.startswith("."):
                 continue
-            seen.add((about.st_dev, about.st_ino))
-            try:
-                entries = sorted(os.scandir(path), key=lambda entry: entry.name)
-            except PermissionError as error:
-                if not folder:
-                    raise
-                log.warning("%s: left out: %s", path, error.strerror)
-                continue
-        for entry in entries:
-            name = f"{folder}/{entry.name}".lstrip("/")
-            if entry.name.startswith("."):
-                continue
-            if not os.path.isdir(entry.path):  # noqa: PTH112 - False for a link to itself
+            if not leads_to_folder:
                 yield name
-            elif entry.is_symlink():
+            elif is_link:
                 links.append(name)
             else:
                 found.append(name)
+
+
+def _list_folder(path: str) -> list[tuple[str, bool, bool]]:
+    """Return the names in a folder in order, and of each whether it leads to a folder, and whether it is a link."""
+
+    def leads_to_folder(entry: os.DirEntry[str]) -> bool:
+        try:
+            return entry.is_dir()
+        except OSError as error:
+            if stores.is_passing(error, local=True):
+                raise
+            return False  # a link to itself, for one
+
+    with os.scandir(path) as entries:
+        return sorted((entry.name, leads_to_folder(entry), entry.is_symlink()) for entry in entries)
 
 
 def _name(error: OSError, url: str) -> str:
     """The file that an error is about; `url` for an unfinished file of its own."""
     name = str(error.filename or url)
     return url if not is_local(url) or re.search(r"\.\d+\.part(/|$)", name) else name
+
+
+def _on_disk(url: str) -> bool:
+    return is_local(layers(url)[-1])
 
 
 def _remove(path: Path) -> None:

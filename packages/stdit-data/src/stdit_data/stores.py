@@ -1,7 +1,8 @@
-"""Tell passing faults of stores (S3, Google Cloud Storage, HTTP and so on) from lasting ones, and wait for them to end.
+"""Tell passing faults of stores (S3, HTTP and so on) and disks from lasting ones, and wait for them to end.
 
-A fault that passes (a server error, too many requests, a timeout, a broken connection) says nothing about the file.
-What failed is tried again, at growing intervals, for `patience` minutes; then a `StoreError` is raised.
+A fault that passes (a server error, too many requests, a timeout, a broken connection; a disk or a mounted folder that
+cannot be read) says nothing about the file. What failed is tried again, at growing intervals, for `patience` minutes;
+then a `StoreError` is raised.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from threading import Event
 from typing import Any, TypeVar
@@ -55,6 +57,16 @@ PASSING_ERRNO = {
     errno.ENETDOWN,
     errno.ENETUNREACH,
     errno.EPIPE,
+    errno.ETIMEDOUT,
+}
+# Of a local file: the disk or the mounted folder fails, or this process has too many files open.
+PASSING_ERRNO_OF_DISK = {
+    errno.EAGAIN,
+    errno.EBUSY,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ESTALE,
     errno.ETIMEDOUT,
 }
 # Classes of the stores' clients, by the package and name of the class or of one that it derives from.
@@ -119,12 +131,16 @@ def map_in_threads(work: Callable[[S], T], items: Iterable[S], count: int) -> It
             jobs.extend(pool.submit(work, item) for item in islice(rest, 1))
 
 
-def is_passing(error: BaseException) -> bool:
+def is_passing(error: BaseException, *, local: bool = False) -> bool:
     """Return whether an error is one that passes: the same request may succeed later.
 
-    A client's own error decides where fsspec has put another on top: its HTTP client says that a file does not exist
-    whenever it cannot look it up.
+    With `local` it is of a file on a disk or in a mounted folder, else of a store. There a client's own error decides
+    where fsspec has put another on top: its HTTP client says that a file does not exist whenever it cannot look it up.
     """
+    if local:
+        chain = list(_chain(error))
+        waited = any(isinstance(one, StoreError) for one in chain)
+        return not waited and any(isinstance(one, OSError) and one.errno in PASSING_ERRNO_OF_DISK for one in chain)
     return next((verdict for one in _chain(error) if (verdict := _verdict(one)) is not None), False)
 
 
@@ -137,23 +153,31 @@ def explain(error: BaseException) -> str:
     """Say on one line what an error comes from: `HTTP 503`, `TimeoutError`, or its class and message."""
     if (status := http_status(error)) is not None:
         return f"HTTP {status}"
-    cause = next((one for one in _chain(error) if _verdict(one) is not None), error)
+    cause = next((one for one in _chain(error) if _verdict(one) is not None or getattr(one, "errno", None)), error)
     words = " ".join(str(getattr(cause, "strerror", None) or cause).split())
     return f"{type(cause).__name__}: {words}" if words else type(cause).__name__
 
 
-def retry(url: str, work: Callable[[], T]) -> T:
-    """Return what `work` does with a file of a store, trying again while its errors pass.
+def retry(url: str, work: Callable[[], T], *, local: bool = False) -> T:
+    """Return what `work` does with a file, trying again while its errors pass.
 
     Args:
         url: URL of the file; it names the store in messages.
         work: what to do; may be called many times.
+        local: see `is_passing`.
 
     Raises:
         StoreError: the errors did not pass within the patience, or `release` was called.
     """
-    store = _store(url)
-    minutes = _patience if store in _answered else min(_patience, FIRST_PATIENCE)
+    if local:
+        try:
+            return work()  # nearly always
+        except Exception as error:
+            if not is_passing(error, local=True):
+                raise
+    passing = partial(is_passing, local=local)
+    store = "the disk" if local else _store(url)
+    minutes = _patience if local or store in _answered else min(_patience, FIRST_PATIENCE)
     released, backoff = _released, wait_random_exponential(multiplier=0.2, max=30)
 
     def wait(state: RetryCallState) -> float:
@@ -166,7 +190,7 @@ def retry(url: str, work: Callable[[], T]) -> T:
             log.warning("%s fails (%s); trying again for %g minutes", store, explain(error), minutes)
 
     attempts = Retrying(
-        retry=retry_if_exception(is_passing),
+        retry=retry_if_exception(passing),
         stop=stop_after_delay(60 * minutes) | stop_when_event_set(released),
         wait=wait,
         sleep=sleep_using_event(released),
@@ -176,9 +200,11 @@ def retry(url: str, work: Callable[[], T]) -> T:
     try:
         done = attempts(work)
     except Exception as error:
-        if is_passing(error):
+        if passing(error):
             until = "until it was interrupted" if released.is_set() else f"for {minutes:g} minutes"
-            raise StoreError(f"{url}: the store failed {until} ({explain(error)}); try again later") from error
+            raise StoreError(
+                f"{url}: {'the disk' if local else 'the store'} failed {until} ({explain(error)}); try again later"
+            ) from error
         raise
     _answered.add(store)
     if store in _failing:

@@ -18,7 +18,7 @@ from stdit_data.curation.tables import from_dicts, segment_of, to_dicts, with_co
 from stdit_data.errors import ClipError, DataError
 from stdit_data.video import color
 from stdit_data.video.pictures import is_still, open_video
-from stdit_data.video.probe import clip_errors
+from stdit_data.video.probe import reads_clip
 
 SMALL = 160  # pixels of the longer side that scene changes are looked for at
 COLUMNS = {
@@ -158,13 +158,14 @@ class CutStep:
         return found
 
 
+@reads_clip
 def find_scenes(path: str, row: dict[str, Any], detect: Detect, *, fades: bool = True) -> Scenes:
     """Decode a video once, at a small size, and find its scene boundaries.
 
     Raises:
         ClipError: it can't be read.
     """
-    with clip_errors(path), files.open_media(path) as media, open_video(path, media) as video:
+    with files.open_media(path) as media, open_video(path, media) as video:
         reformatter = VideoReformatter()
         times: list[float] = []
         black: list[bool] = []
@@ -192,8 +193,9 @@ def find_scenes(path: str, row: dict[str, Any], detect: Detect, *, fades: bool =
         return Scenes(times, sorted(boundaries), float(video.rate), shape[0], shape[1])
 
 
+@reads_clip
 def _is_still(path: str) -> bool:
-    with clip_errors(path), files.open_media(path) as media:
+    with files.open_media(path) as media:
         return is_still(path, media)
 
 

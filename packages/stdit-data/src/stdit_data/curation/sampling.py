@@ -23,7 +23,7 @@ from stdit_data.video import color
 from stdit_data.video.deinterlace import TopField
 from stdit_data.video.frames import Segment
 from stdit_data.video.pictures import is_still, open_video, read_image
-from stdit_data.video.probe import clip_errors
+from stdit_data.video.probe import reads_clip
 from stdit_data.video.stream import VideoStream
 
 Array = np.ndarray[Any, Any]
@@ -70,6 +70,7 @@ class ClipFrames:
         return [np.asarray(dis.calc(before, after, None)) for before, after in pairs]
 
 
+@reads_clip
 def read_clip(url: str, segment: Segment, *, fps: float = 2.0, size: int = 256) -> ClipFrames:
     """Decode a clip's frames at a rate: from its first frame on, the frame that is on screen at each time.
 
@@ -82,7 +83,7 @@ def read_clip(url: str, segment: Segment, *, fps: float = 2.0, size: int = 256) 
     Raises:
         ClipError: missing, damaged, no video, or no frame in the segment.
     """
-    with clip_errors(url), files.open_media(url) as media:
+    with files.open_media(url) as media:
         if is_still(url, media):
             picture = _rgb(read_image(media))
             height, width = picture.shape[:2]
@@ -104,6 +105,7 @@ def read_clip(url: str, segment: Segment, *, fps: float = 2.0, size: int = 256) 
             return ClipFrames(np.stack(small), times, full.pictures(), width, height, rate, length, video.count())
 
 
+@reads_clip
 def frames_at(url: str, segment: Segment, shares: Sequence[float], *, size: int | None = None) -> list[Array]:
     """Decode the frames on screen at shares of a clip's length, as [H, W, 3] uint8; for an image its one picture.
 
@@ -116,7 +118,7 @@ def frames_at(url: str, segment: Segment, shares: Sequence[float], *, size: int 
     Raises:
         ClipError: missing, damaged, no video, or no frame in the segment.
     """
-    with clip_errors(url), files.open_media(url) as media:
+    with files.open_media(url) as media:
         if is_still(url, media):
             return [_shrunk(_rgb(read_image(media)), size)]
         with open_video(url, media) as video:

@@ -25,7 +25,7 @@ from stdit_data.manifests.metadata import Lengths, choose_buckets, complete_meta
 from stdit_data.transforms import Fit, may_flip, stack_videos, to_float
 from stdit_data.video.frames import Sampling, Short, default_sampling, read_frames
 from stdit_data.video.pictures import is_still, open_video, read_image
-from stdit_data.video.probe import clip_errors
+from stdit_data.video.probe import reads_clip
 from stdit_data.video.read import FrameConverter
 
 log = logging.getLogger(__name__)
@@ -131,19 +131,25 @@ class VideoDataset:
 
         Raises:
             ClipError: the file is missing, damaged or too short.
+            StoreError: its store or disk fails.
         """
-        entry, bucket, url = self.entries[index], self.bucket(index), self.path(index)
+        entry, bucket = self.entries[index], self.bucket(index)
         place, x, y, flip = self._draw(seed, epoch, index)
         fit = Fit(bucket.height, bucket.width, x, y, flip=self.flip and flip < 0.5 and may_flip(entry.caption))
-        with clip_errors(url), files.open_media(url) as media:
-            if is_still(url, media):
-                video = _repeat(fit(read_image(media)), bucket.frames)
-                return Clip(self._pixels(video), entry.caption, index, fps=0.0)
-            with open_video(url, media, self.stream) as video:
-                convert = FrameConverter(fit, video)
-                clip = read_frames(video, self.samplings[bucket], convert, place=place, segment=entry.segment)
-        span = (clip.times[0], clip.times[-1])
-        return Clip(self._pixels(stack_videos(clip.pictures, dim=1)), entry.caption, index, clip.fps, span)
+
+        @reads_clip
+        def read(url: str) -> Clip:
+            with files.open_media(url) as media:
+                if is_still(url, media):
+                    still = _repeat(fit(read_image(media)), bucket.frames)
+                    return Clip(self._pixels(still), entry.caption, index, fps=0.0)
+                with open_video(url, media, self.stream) as video:
+                    convert = FrameConverter(fit, video)
+                    clip = read_frames(video, self.samplings[bucket], convert, place=place, segment=entry.segment)
+            span = (clip.times[0], clip.times[-1])
+            return Clip(self._pixels(stack_videos(clip.pictures, dim=1)), entry.caption, index, clip.fps, span)
+
+        return read(self.path(index))
 
     def _pixels(self, video: Tensor) -> Tensor:
         return video if self.uint8 else to_float(video)

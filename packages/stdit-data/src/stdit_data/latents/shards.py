@@ -14,6 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -103,8 +104,8 @@ class ShardFiles:
                 return self._open[shard]
         for _ in range(3):  # another process may remove the copy before it is opened here
             path = urls.local_path(self._url(shard)) if self.local else self._copy(shard)
-            with contextlib.suppress(FileNotFoundError), files.wrap_errors(str(path)):
-                handle = safe_open(path, framework="pt")
+            with contextlib.suppress(FileNotFoundError):
+                handle = files.patiently(str(path), partial(safe_open, path, framework="pt"))
                 break
         else:
             raise FileNotFoundError(path)

@@ -75,7 +75,8 @@ def _read(url: str, root: str | None) -> Manifest:
         return Manifest(url, url, Entries.of(_folder(url)))
     _check_kind(url)
     kind = urls.suffix(url)
-    return Manifest(url, root or urls.parent(url), Entries(open_table(url, lambda: _table_of(url, kind))))
+    table = open_table(url, lambda: files.patiently(url, lambda: _table_of(url, kind)))
+    return Manifest(url, root or urls.parent(url), Entries(table))
 
 
 def is_list(url: str) -> bool:
@@ -254,6 +255,8 @@ def _parquet(url: str) -> Iterator[pa.RecordBatch]:
         except FileError:  # of a store
             raise
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            if files.is_passing(url, error):
+                raise
             raise DataError(f"{url}: not Parquet, or damaged ({str(error).splitlines()[0]})") from None
 
 

@@ -60,7 +60,7 @@ def complete_metadata(
         once: calls a function that probes and returns its result; of several processes one calls it for all.
 
     Raises:
-        StoreError: a store does not answer.
+        StoreError: a store does not answer, or a disk fails.
     """
 
     def probed(row: int) -> tuple[int, Probe | None]:

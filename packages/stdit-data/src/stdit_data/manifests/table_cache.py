@@ -62,7 +62,7 @@ def _version(url: str) -> str | None:
     if len(urls.layers(url)) > 1:
         return None
     if urls.is_local(url):
-        about = urls.local_path(url).stat()
+        about = files.patiently(url, urls.local_path(url).stat)
         size = about.st_size
         tags: list[object] = [about.st_mtime_ns, about.st_ctime_ns, about.st_ino]
     else:

@@ -18,7 +18,7 @@ from stdit_data.manifests.format import Entry, Manifest
 from stdit_data.manifests.metadata import with_metadata
 from stdit_data.video.frames import Sampling, read_frames
 from stdit_data.video.pictures import open_video
-from stdit_data.video.probe import Probe, clip_errors, probe
+from stdit_data.video.probe import Probe, probe, reads_clip
 from stdit_data.video.verify import check_against_decode
 
 Progress = Callable[[int, int], None]  # entries done, entries in total
@@ -180,11 +180,12 @@ def check_dataset(dataset: ClipDataset, *, samples: int = 64, progress: Progress
 
 def sha256(url: str) -> str:
     """Return the SHA-256 of a file or URL, in hexadecimal."""
-    with files.open_binary(url) as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+
+    def digest() -> str:
+        with files.open_binary(url) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    return files.patiently(url, digest)
 
 
 def _check(manifest: Manifest, index: int, sampling: Sampling | None, stream: int | None, thorough: bool) -> Finding:
@@ -213,8 +214,9 @@ def _check(manifest: Manifest, index: int, sampling: Sampling | None, stream: in
     return finding
 
 
+@reads_clip
 def _check_frames(url: str, entry: Entry, sampling: Sampling | None, stream: int | None, thorough: bool) -> None:
-    with clip_errors(url), files.open_media(url) as media, open_video(url, media, stream) as video:
+    with files.open_media(url) as media, open_video(url, media, stream) as video:
         nothing = torch.zeros(0)
         read_frames(video, Sampling(1, interval=1), lambda _: nothing, place=1.0, segment=entry.segment)
         if sampling is not None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import wraps
 from io import SEEK_END
+from typing import Concatenate, ParamSpec, TypeVar
 
 from av.error import FFmpegError
 from PIL import Image, UnidentifiedImageError
@@ -19,6 +21,9 @@ from stdit_data.transforms import check_shape
 from stdit_data.video import color
 from stdit_data.video.deinterlace import is_interlaced
 from stdit_data.video.pictures import is_still, open_video, read_image
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +46,7 @@ class Probe:
 def clip_errors(url: str) -> Iterator[None]:
     """Turn what a missing or damaged file raises into a `ClipError` that names it.
 
-    A `StoreError` stays one: the file itself may be good.
+    A `StoreError` stays one, and so does a fault of the disk: the file itself may be good.
     """
     try:
         yield
@@ -54,10 +59,42 @@ def clip_errors(url: str) -> Iterator[None]:
     except FFmpegError as error:
         raise ClipError(url, _known_damage(url) or f"FFmpeg: {error.strerror or error}") from None
     except (DataError, OSError, EOFError, zipfile.BadZipFile, zlib.error, struct.error) as error:
+        if files.is_passing(url, error):
+            raise
         words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ClipError(url, " ".join(words.split()).removeprefix(f"{url}: ") or type(error).__name__) from None
     except (Image.DecompressionBombError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
         raise ClipError(url, str(error)) from None
+
+
+def reads_clip(read: Callable[Concatenate[str, P], T]) -> Callable[Concatenate[str, P], T]:
+    """Make a function that reads a clip raise `ClipError` for a bad file, and wait where its store or disk fails.
+
+    Args:
+        read: reads a file, whose path or URL is its first argument; may be called many times.
+    """
+
+    @wraps(read)
+    def waiting(url: str, *args: P.args, **kwargs: P.kwargs) -> T:
+        def attempt(left: int = 3) -> T:
+            with clip_errors(url):
+                try:
+                    return read(url, *args, **kwargs)
+                except FFmpegError as error:
+                    if not left or not files.is_passing(url, error):
+                        raise
+                _read_whole(url)  # FFmpeg reports some damaged files as a fault of the disk: this tells which it is
+                return attempt(left - 1)
+
+        return files.patiently(url, attempt)
+
+    return waiting
+
+
+def _read_whole(url: str) -> None:
+    with files.open_binary(url) as file:
+        while file.read(1 << 20):
+            pass
 
 
 def _known_damage(url: str) -> str | None:
@@ -81,6 +118,7 @@ def _known_damage(url: str) -> str | None:
     return None
 
 
+@reads_clip
 def probe(url: str, *, stream: int | None = None) -> Probe:
     """Read a file's metadata and decode its first frame.
 
@@ -91,7 +129,7 @@ def probe(url: str, *, stream: int | None = None) -> Probe:
     Raises:
         ClipError: the file can't be opened or its first frame doesn't decode.
     """
-    with clip_errors(url), files.open_media(url) as media:
+    with files.open_media(url) as media:
         if is_still(url, media):
             picture = read_image(media)
             check_shape(*picture.shape[1:])

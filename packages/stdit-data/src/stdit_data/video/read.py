@@ -19,7 +19,7 @@ from stdit_data.video import color
 from stdit_data.video.deinterlace import TopField
 from stdit_data.video.frames import Sampling, read_frames
 from stdit_data.video.pictures import is_still, open_video, read_image
-from stdit_data.video.probe import clip_errors
+from stdit_data.video.probe import reads_clip
 from stdit_data.video.stream import VideoStream
 
 
@@ -47,6 +47,7 @@ class FrameConverter:
         return picture if picture.dtype == torch.uint8 else normalise(picture)
 
 
+@reads_clip
 def read_picture(url: str, height: int, width: int) -> Tensor:
     """Read an image, scaled to cover `height` x `width` pixels and centre-cropped.
 
@@ -58,12 +59,13 @@ def read_picture(url: str, height: int, width: int) -> Tensor:
     """
     if not urls.is_image(url):
         raise ClipError(url, "not an image by its suffix; expected .png, .jpg or .webp")
-    with clip_errors(url), files.open_media(url) as media:
+    with files.open_media(url) as media:
         if not is_still(url, media):
             raise ClipError(url, "an animation, expected a single picture; give it as a video")
         return normalise(Fit(height, width)(read_image(media)))
 
 
+@reads_clip
 def read_video(url: str, height: int, width: int, fps: float | None = None) -> tuple[Tensor, float]:
     """Read all of a video, scaled to cover `height` x `width` pixels and centre-cropped.
 
@@ -78,7 +80,7 @@ def read_video(url: str, height: int, width: int, fps: float | None = None) -> t
     Raises:
         ClipError: the file is missing, not a video, or damaged.
     """
-    with clip_errors(url), files.open_media(url) as media:
+    with files.open_media(url) as media:
         if is_still(url, media):
             raise ClipError(url, "expected a video, found an image")
         with open_video(url, media) as video:
