@@ -66,7 +66,7 @@ class DataConfig:
     validation: Share = 0.0  # share of the videos held out for the validation loss
     validation_source: str | None = None  # a folder, manifest or cache for the validation loss instead
     max_reject_share: Share = 0.1  # share of unreadable clips at which a run stops
-    patience: Annotated[float, Field(ge=0, le=20)] = 10.0  # minutes to wait for a store that stops answering
+    patience: Annotated[float, Field(ge=0, le=20)] = 10.0  # minutes to wait for a store or disk that fails
     buckets: tuple[str, ...] = ()  # clip shapes, as 16x256x256 [default: frames x height x width alone]
     tokens: Count | None = None  # tokens per step; sets the batch of each bucket, in place of global_batch
     batch_multiple: Count = 8  # of tokens: a batch is a multiple of it, or its largest divisor that fits
