@@ -30,8 +30,9 @@ def check_training(numbers: Numbers) -> None:
 
 def test_two_processes(measure: Measure) -> None:
     """Sharded weights and shared clips, neither frames (5) nor positions (9) even; bytes as on paper."""
-    results = measure(2, ["train:seq:sp", "blocks:seq:sp", "sample:seq:sp:iddpm", "rest:seq:fsdp"])
-    for numbers in results["train:seq:sp"]:
+    training = ["train:seq:sp", "train:dit:sp"]
+    results = measure(2, [*training, "blocks:seq:sp", "sample:seq:sp:iddpm", "rest:seq:fsdp"])
+    for numbers in [ranks for case in training for ranks in results[case]]:
         check_training(numbers)
         assert numbers["held"] == 0.5
         assert numbers["counted.exchanged"] > 0

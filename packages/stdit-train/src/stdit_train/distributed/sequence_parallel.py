@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.distributed import _functional_collectives as collectives
 
 from stdit_model import STDiT
-from stdit_model.layers import SelfAttention
+from stdit_model.layers import SelfAttention, attention
 from stdit_train.errors import ConfigError
 
 
@@ -96,21 +96,21 @@ def _by_positions(
     return rearrange(x, "p b t s d -> b t (p s) d")[:, :, :tokens]
 
 
-def _by_heads(attention: SelfAttention, clip: _Clip, x_BtSD: Tensor) -> Tensor:
+def _by_heads(layer: SelfAttention, clip: _Clip, x_BtSD: Tensor) -> Tensor:
     """Run full attention: all heads of own tokens -> own heads of all tokens -> and back."""
     frames = x_BtSD.shape[1]
     qkv = rearrange(
-        attention.qkv(x_BtSD), "b t s (three p n k) -> p b (t s) (three n k)",
-        three=3, p=clip.size, n=attention.num_heads // clip.size,
+        layer.qkv(x_BtSD), "b t s (three p n k) -> p b (t s) (three n k)",
+        three=3, p=clip.size, n=layer.num_heads // clip.size,
     )  # fmt: skip
     qkv = rearrange(
-        clip.exchange(qkv), "p b l (three n k) -> three b n (p l) k", three=3, n=attention.num_heads // clip.size
+        clip.exchange(qkv), "p b l (three n k) -> three b n (p l) k", three=3, n=layer.num_heads // clip.size
     )
     padded, tokens = qkv.shape[3], clip.frames * x_BtSD.shape[2]
     q, k, v = qkv[:, :, :, :tokens]
     x_BnLK = _pad(attention(q, k, v), 2, padded)
     x = clip.exchange(rearrange(x_BnLK, "b n (p l) k -> p b l (n k)", p=clip.size))
-    output: Tensor = attention.proj(rearrange(x, "p b (t s) d -> b t s (p d)", t=frames))
+    output: Tensor = layer.proj(rearrange(x, "p b (t s) d -> b t s (p d)", t=frames))
     return output
 
 
