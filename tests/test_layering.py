@@ -35,7 +35,7 @@ FOLDERS_MAY_IMPORT: dict[str, dict[str, set[str]]] = {
         "model": {"blocks", "embed", "errors", "layers", "presets", "weights"},
         "convert": {"embed", "errors", "model", "presets", "weights"},
         "flops": {"blocks", "embed", "model"},
-        "sampling": {"convert", "diffusion", "errors", "model", "protocols", "text", "video_vae", "weights"},
+        "sampling": {"convert", "diffusion", "errors", "layers", "model", "protocols", "text", "video_vae", "weights"},
     },
     "stdit_data": {
         "errors": set(),

@@ -91,6 +91,8 @@ def files(tmp_path: Path) -> None:
         (["--checkpoint", "vae"], ["vae", "none of the known layouts"]),
         (["a \udcff circle"], ["is not UTF-8"]),
         (["--negative", "\udcff"], ["is not UTF-8"]),
+        (["###"], ["the prompt '###' has no words left", "describe the video in English"]),
+        (["--negative", "@x"], ["the negative prompt '@x' has no words left"]),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else value,
 )

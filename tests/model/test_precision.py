@@ -48,13 +48,10 @@ def test_modulation_keeps_neighbouring_timesteps_apart(tiny, inputs) -> None:
     model = tiny().to(torch.bfloat16)
     x, _, y, mask = inputs()
     with torch.no_grad():
-        text = model.encode_text(y.bfloat16(), mask)
+        text = model.y_embedder(y.bfloat16())
         tokens = model.x_embedder(x.bfloat16())
         t0 = model.t_block(model.t_embedder(torch.tensor([997, 998]))).view(2, 6, -1)
-        outputs = [
-            model.blocks[0](tokens[:1], t0[i : i + 1], [kv[:1] for kv in text.keys_values[0]], text.mask_BL[:1])
-            for i in range(2)
-        ]
+        outputs = [model.blocks[0](tokens[:1], t0[i : i + 1], text[:1], mask[:1]) for i in range(2)]
     assert not torch.equal(*outputs)
 
 

@@ -32,7 +32,7 @@ SCHEDULERS = {
 }
 
 
-NO_TEXT = TextCache([], None)
+NO_TEXT = TextCache(None)
 
 
 class Lines:

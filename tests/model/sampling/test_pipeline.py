@@ -1,20 +1,20 @@
 """STDiTPipeline with tiny real parts: reference samples, independence of the batch, guidance, round trips."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL, DDPMScheduler, EulerDiscreteScheduler
 from PIL import Image
 from safetensors import safe_open
 from torch import Tensor, nn
 
 pytest.importorskip("transformers", reason="the pipeline is an extra of stdit-model")
 
-from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
 
 from stdit_model import STDiT, STDiTPipeline, video_vae
 from stdit_model.errors import SettingsError
@@ -24,46 +24,6 @@ from stdit_model.sampling.schedulers import compat, use_sampler
 GOLDEN = Path(__file__).parents[2] / "golden"
 
 
-def tiny_vae(levels: int) -> AutoencoderKL:
-    """An untrained AutoencoderKL that takes 2^(levels-1) pixels to a latent."""
-    torch.manual_seed(0)
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        block_out_channels=(8,) * levels,
-        layers_per_block=1,
-        norm_num_groups=4,
-    )
-
-
-@pytest.fixture(scope="module")
-def pipeline() -> STDiTPipeline:
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {"depth": 2, "hidden_size": 32, "num_heads": 4, "caption_channels": 32}
-    model = STDiT(**sizes, model_max_length=12, learn_sigma=False)
-    for block in model.blocks:  # nothing is zero after training
-        nn.init.normal_(block.attn_temp.proj.weight, std=0.1)
-        nn.init.normal_(block.cross_attn.proj.weight, std=0.1)
-    nn.init.normal_(model.final_layer.linear.weight, std=0.1)
-    text = T5Config(
-        vocab_size=384, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu"
-    )
-    pipe = STDiTPipeline(
-        model.eval(),
-        tiny_vae(4),
-        T5EncoderModel(text).eval(),
-        ByT5Tokenizer(),
-        FlowMatchEulerDiscreteScheduler(shift=4.0),
-        num_frames=4,
-        height=32,
-        width=32,
-        num_inference_steps=3,
-        guidance_scale=3.0,
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 def seeds(*numbers: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(number) for number in numbers]
 
@@ -71,7 +31,9 @@ def seeds(*numbers: int) -> list[torch.Generator]:
 @pytest.mark.parametrize(
     ("name", "sample"), [("opensora_v1_stdit_16x256", "iddpm10_cfg7"), ("opensora_v1_stdit_edges", "iddpm7_cfg7")]
 )
-def test_the_reference_samples(name: str, sample: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reference_samples(
+    name: str, sample: str, tiny_vae: Callable[[int], AutoencoderKL], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ancestral iDDPM steps with the reference's noise give the reference's samples, guidance on 3 channels."""
     with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
         config = json.loads(file.metadata()["config"])
@@ -217,15 +179,6 @@ def test_a_callback_counts_through_all_windows_and_may_stop(pipeline: STDiTPipel
     pipeline("a cat", num_frames=10, window=4, callback_on_step_end=stop, output_type="latent")
     assert seen[:8] == [(i, 12, 3.0) for i in range(8)]
     assert pipeline.num_timesteps == 12
-
-
-def test_offload_hooks_know_of_the_text(pipeline: STDiTPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keys and values are computed outside `forward`, before which CPU offload brings the weights."""
-    brought: list[Any] = []
-    hook = SimpleNamespace(pre_forward=brought.append)
-    monkeypatch.setattr(pipeline.transformer, "_hf_hook", hook, raising=False)
-    pipeline("a cat", num_inference_steps=1, output_type="latent")
-    assert brought == [pipeline.transformer]
 
 
 def test_output_types(pipeline: STDiTPipeline) -> None:

@@ -7,7 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stdit_model.model import STDiT, TextCache
+    from stdit_model.layers import TextCache
+    from stdit_model.model import STDiT
     from stdit_model.presets import PRESETS, VARIANTS
     from stdit_model.sampling.pipeline import STDiTPipeline
 
@@ -17,7 +18,7 @@ _MODULES = {
     "PRESETS": "stdit_model.presets",
     "STDiT": "stdit_model.model",
     "STDiTPipeline": "stdit_model.sampling.pipeline",  # needs transformers (extra `pipeline`)
-    "TextCache": "stdit_model.model",
+    "TextCache": "stdit_model.layers",
     "VARIANTS": "stdit_model.presets",
     # diffusers looks for the base class of a pipeline's component in the module that its index names: this one.
     "ModelMixin": "diffusers.models.modeling_utils",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from stdit_model.errors import SettingsError
 from stdit_model.layers import (
+    BlockText,
     CrossAttention,
     FullAttention,
     LayerNorm,
@@ -72,7 +73,7 @@ class Block(nn.Module):
         self,
         x_BTSD: Tensor,
         t0_B6D: Tensor,
-        text: tuple[Tensor, Tensor],
+        text: Tensor | BlockText,
         mask_BL: Tensor | None,
         position_TD: Tensor | None = None,
     ) -> Tensor:
@@ -81,7 +82,7 @@ class Block(nn.Module):
         Args:
             x_BTSD: tokens.
             t0_B6D: the shared modulation vectors of the timestep, float32.
-            text: the caption's keys and values for this block, each [B, N, L, K].
+            text: the caption's states [B, L, D], or what is kept of it from step to step.
             mask_BL: True for text tokens that are attended to; None for all.
             position_TD: positions that temporal attention adds (in block 0 of seq and parallel).
         """

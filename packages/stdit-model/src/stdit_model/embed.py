@@ -133,5 +133,19 @@ class CaptionEmbedder(nn.Module):
         self.y_proj = Mlp(caption_channels, hidden_size, hidden_size)
         self.register_buffer("y_embedding", torch.randn(model_max_length, caption_channels) / caption_channels**0.5)
 
-    def forward(self, y_BLC: Tensor) -> Tensor:
+    def forward(self, y_BLC: Tensor, null_B: Tensor | None = None) -> Tensor:
+        """Project captions, those of the rows in null_B (bool) replaced by the null caption."""
+        if null_B is not None:
+            y_BLC = torch.where(null_B[:, None, None], self.null(y_BLC.shape[1]).to(y_BLC), y_BLC)
         return self.y_proj(y_BLC)
+
+    def null(self, length: int) -> Tensor:
+        """Return the first tokens of the null caption, [L, Dc].
+
+        Raises:
+            ValueError: `length` is above its own.
+        """
+        if length > len(self.y_embedding):
+            own = len(self.y_embedding)
+            raise ValueError(f"a null caption of {length} tokens: this model has {own} (model_max_length)")
+        return self.y_embedding[:length]

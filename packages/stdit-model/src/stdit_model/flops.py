@@ -95,11 +95,11 @@ def activation_bytes(
     n, width, text = sizes.n, sizes.width, sizes.batch * sizes.text
     heads = STDiT.arguments(config)["num_heads"]
     ends = (n * sizes.patch + text * (sizes.caption + 3 * width) + 3 * n * width) * itemsize + 8 * n
-    keys_values = len(sizes.mixings) * 2 * text * width * itemsize
-    blocks = [_kept(sizes, mixing, itemsize, heads) for mixing in sizes.mixings]
+    keys_values = 2 * text * width * itemsize
+    blocks = [keys_values + _kept(sizes, mixing, itemsize, heads) for mixing in sizes.mixings]
     if checkpointing:
-        return ends + keys_values + len(blocks) * n * width * itemsize + max(blocks)
-    return ends + keys_values + sum(blocks)
+        return ends + len(blocks) * n * width * itemsize + max(blocks)
+    return ends + sum(blocks)
 
 
 def forward_bytes(
@@ -126,18 +126,19 @@ def _ends(sizes: _Sizes) -> tuple[int, int]:
 
 
 def _text(sizes: _Sizes) -> tuple[int, int]:
-    """FLOPs of the caption's MLP and of all blocks' keys and values, in the same two parts."""
+    """FLOPs of the caption's MLP, in the same two parts."""
     text, width = sizes.batch * sizes.text, sizes.width
-    return 2 * text * sizes.caption * width, 2 * text * width**2 * (1 + 2 * len(sizes.mixings))
+    return 2 * text * sizes.caption * width, 2 * text * width**2
 
 
 def _block(sizes: _Sizes, mixing: Mixing) -> int:
-    """FLOPs of one block, given the text's keys and values."""
+    """FLOPs of one block, the caption's keys and values included."""
     n, width = sizes.n, sizes.width
     reach = {"spatial": sizes.tokens, "temporal": sizes.frames, "full": sizes.tokens * sizes.frames}
     attentions = ("spatial", "temporal") if mixing in ("sequential", "parallel") else (mixing,)
     self_attention = sum(2 * n * 4 * width**2 + 4 * n * reach[kind] * width for kind in attentions)
-    cross_attention = 2 * n * 2 * width**2 + 4 * n * sizes.text * width
+    keys_values = 2 * sizes.batch * sizes.text * 2 * width**2
+    cross_attention = keys_values + 2 * n * 2 * width**2 + 4 * n * sizes.text * width
     return self_attention + cross_attention + 2 * n * 2 * width * sizes.hidden
 
 

@@ -1,7 +1,13 @@
 """The layers of a block: attention, MLP and modulation; and the final layer.
 
+A block computes the caption's keys and values in its own forward, before which offloading brings the block's weights.
+They do not depend on the timestep, so a sampler keeps them from step to step in a `TextCache`.
+
 Legend: B batch, T frames, S tokens per frame, L sequence or text length, D width, N heads, K head width.
 """
+
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -90,8 +96,64 @@ class FullAttention(SelfAttention):
         return rearrange(x, "b (t s) d -> b t s d", t=frames)
 
 
+@dataclass(eq=False)
+class BlockText:
+    """The caption for one block: its states [B, L, D], or once computed its keys and values, each [B, N, L, K]."""
+
+    states_BLD: Tensor | None
+    keys_values: tuple[Tensor, Tensor] | None = None
+
+    def to(self, device: torch.device, **options: Any) -> Self:
+        """Move in place to a device, as offloading and device maps do with the arguments of a block."""
+        self.states_BLD = None if self.states_BLD is None else self.states_BLD.to(device, **options)
+        if self.keys_values is not None:
+            keys, values = self.keys_values
+            self.keys_values = keys.to(device, **options), values.to(device, **options)
+        return self
+
+    def first(self, batch: int) -> "BlockText":
+        """Return the first captions."""
+        states, pair = self.states_BLD, self.keys_values
+        return BlockText(
+            None if states is None else states[:batch], None if pair is None else (pair[0][:batch], pair[1][:batch])
+        )
+
+
+@dataclass(eq=False)
+class TextCache:
+    """A caption whose keys and values are computed once, by the first call of the model that it is passed to.
+
+    Attributes:
+        y_BLC: text-encoder states [B, L, caption_channels], until that call.
+        mask_BL: bool, True for tokens that are attended to; None for all.
+        null_B: bool, True for captions to be replaced by the model's null caption; None for none.
+        blocks: what is kept for each block, from that call on.
+    """
+
+    y_BLC: Tensor | None
+    mask_BL: Tensor | None = None
+    null_B: Tensor | None = None
+    blocks: list[BlockText] = field(default_factory=list)
+    _first: dict[int, "TextCache"] = field(default_factory=dict, repr=False)
+
+    def to(self, device: torch.device, **options: Any) -> Self:
+        """Move in place to a device, as offloading does with the arguments of a model."""
+        for name in ("y_BLC", "mask_BL", "null_B"):
+            tensor = getattr(self, name)
+            setattr(self, name, None if tensor is None else tensor.to(device, **options))
+        self.blocks = [block.to(device, **options) for block in self.blocks]
+        return self
+
+    def first(self, batch: int) -> "TextCache":
+        """Return the cache of the first captions, such as the prompts' half of those for guidance."""
+        if batch not in self._first:
+            tensors = (None if x is None else x[:batch] for x in (self.y_BLC, self.mask_BL, self.null_B))
+            self._first[batch] = TextCache(*tensors, [block.first(batch) for block in self.blocks])
+        return self._first[batch]
+
+
 class CrossAttention(nn.Module):
-    """Attention to the caption: [B, T, S, D] -> [B, T, S, D]; keys and values come from `keys_values`."""
+    """Attention to the caption: [B, T, S, D] -> [B, T, S, D]; what a `BlockText` has not yet is computed and kept."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -105,8 +167,14 @@ class CrossAttention(nn.Module):
         k, v = rearrange(self.kv_linear(text_BLD), "b l (two n k) -> two b n l k", two=2, n=self.num_heads)
         return k, v
 
-    def forward(self, x_BTSD: Tensor, keys_values: tuple[Tensor, Tensor], mask_BL: Tensor | None) -> Tensor:
-        k, v = keys_values
+    def _kept(self, text: BlockText) -> tuple[Tensor, Tensor]:
+        if text.keys_values is None:
+            assert text.states_BLD is not None
+            text.keys_values, text.states_BLD = self.keys_values(text.states_BLD), None
+        return text.keys_values
+
+    def forward(self, x_BTSD: Tensor, text: Tensor | BlockText, mask_BL: Tensor | None) -> Tensor:
+        k, v = self.keys_values(text) if isinstance(text, Tensor) else self._kept(text)
         frames = x_BTSD.shape[1]
         q = rearrange(self.q_linear(x_BTSD), "b t s (n k) -> b n (t s) k", n=self.num_heads)
         mask = None if mask_BL is None else mask_BL[:, None, None, :]

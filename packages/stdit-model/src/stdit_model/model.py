@@ -5,8 +5,8 @@ K head width.
 """
 
 import inspect
-from collections.abc import Mapping, MutableSequence
-from typing import Any, NamedTuple, Self, cast
+from collections.abc import Mapping, MutableSequence, Sequence
+from typing import Any, Self, cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -23,16 +23,9 @@ from stdit_model.embed import (
     temporal_positions,
 )
 from stdit_model.errors import SettingsError, WeightsError, few
-from stdit_model.layers import FinalLayer
+from stdit_model.layers import BlockText, FinalLayer, TextCache
 from stdit_model.presets import Variant, preset
 from stdit_model.weights.loaders import WeightLoaders
-
-
-class TextCache(NamedTuple):
-    """Keys and values of a caption for every block, computed once for all sampling steps by `STDiT.encode_text`."""
-
-    keys_values: list[tuple[Tensor, Tensor]]  # a pair for each block, each [B, N, L, K]
-    mask_BL: Tensor | None  # True for tokens that are attended to; None for all
 
 
 class STDiT(WeightLoaders, ConfigMixin):
@@ -161,6 +154,8 @@ class STDiT(WeightLoaders, ConfigMixin):
     def null_caption(self, batch: int, length: int) -> Tensor:
         """Return the caption that stands for "no text" in guidance and caption dropout.
 
+        A sampler passes `null` to `encode_text` instead, which works with offloaded weights, too.
+
         Args:
             batch: B.
             length: L, at most `model_max_length`.
@@ -171,24 +166,20 @@ class STDiT(WeightLoaders, ConfigMixin):
         Raises:
             ValueError: `length` is above `model_max_length`.
         """
-        null_LC = self.y_embedder.y_embedding
-        if length > len(null_LC):
-            raise ValueError(f"a null caption of {length} tokens: this model has {len(null_LC)} (model_max_length)")
-        return null_LC[:length].expand(batch, -1, -1)
+        return self.y_embedder.null(length).expand(batch, -1, -1)
 
-    def encode_text(self, y: Tensor, mask: Tensor | None = None) -> TextCache:
-        """Compute the text's keys and values for every block, to be passed as `y` at each sampling step.
+    def encode_text(self, y: Tensor, mask: Tensor | None = None, null: Tensor | None = None) -> TextCache:
+        """Return a caption to be passed as `y` at each sampling step, whose keys and values are computed once.
+
+        They are by the first call that it is passed to, so that no weights are needed outside the model's forward:
+        those of an offloaded model are elsewhere then.
 
         Args:
             y: text-encoder states [B, L, caption_channels].
             mask: [B, L], nonzero for tokens that are attended to; None for all.
+            null: [B] bool, True for captions to be replaced by the null caption; None for none.
         """
-        if y.ndim == 4:  # Open-Sora 1.0 and PixArt have a singleton axis: [B, 1, L, Dc]
-            y = y.squeeze(1)
-        text_BLD = self.y_embedder(y)
-        return TextCache(
-            [block.cross_attn.keys_values(text_BLD) for block in self.blocks], None if mask is None else mask.bool()
-        )
+        return TextCache(_without_singleton(y), None if mask is None else mask.bool(), null)
 
     def forward(
         self,
@@ -222,8 +213,8 @@ class STDiT(WeightLoaders, ConfigMixin):
         width, start = self.config.hidden_size, first_frame // self.config.patch_size[0]
         space_scale = self.config.space_scale if space_scale is None else space_scale
         time_scale = self.config.time_scale if time_scale is None else time_scale
-        text = y if isinstance(y, TextCache) else self.encode_text(y, mask)
 
+        texts, mask_BL = self._block_texts(y, mask)
         h = self.x_embedder(x)  # [B, T, S, D]
         like: dict[str, Any] = {"device": h.device, "dtype": h.dtype}
         time_TD = temporal_positions(width, start + grid_t, time_scale, **like)[start:]
@@ -237,7 +228,7 @@ class STDiT(WeightLoaders, ConfigMixin):
             if self.config.variant == "latte" and i == 1:
                 h = h + time_TD[:, None]
             position_TD = time_TD if block.mixing in ("sequential", "parallel") and i == 0 else None
-            h = block(h, t0_B6D, text.keys_values[i], text.mask_BL, position_TD)  # [B, T, S, D]
+            h = block(h, t0_B6D, texts[i], mask_BL, position_TD)  # [B, T, S, D]
 
         h = self.final_layer(h, t_BD)  # [B, T, S, patch volume * out channels]
         patch_t, patch_h, patch_w = self.config.patch_size
@@ -246,6 +237,19 @@ class STDiT(WeightLoaders, ConfigMixin):
             "b t (h w) (pt ph pw c) -> b c (t pt) (h ph) (w pw)",
             h=grid_h, pt=patch_t, ph=patch_h, pw=patch_w,
         )  # fmt: skip
+
+    def _block_texts(
+        self, y: Tensor | TextCache, mask: Tensor | None
+    ) -> tuple[Sequence[Tensor | BlockText], Tensor | None]:
+        """What each block attends to, and the mask: the caption's states [B, L, D], or what a cache keeps of it."""
+        if not isinstance(y, TextCache):
+            states_BLD = self.y_embedder(_without_singleton(y))
+            return [states_BLD] * len(self.blocks), None if mask is None else mask.bool()
+        if not y.blocks:
+            states_BLD = self.y_embedder(y.y_BLC, y.null_B)
+            y.blocks = [BlockText(states_BLD) for _ in self.blocks]
+            y.y_BLC = None  # several times as wide as what the blocks keep
+        return y.blocks, y.mask_BL
 
     def _token_grid(self, x: Tensor) -> tuple[int, int, int]:
         """Frames, rows and columns of tokens of latents [B, C, T, H, W]."""
@@ -257,6 +261,11 @@ class STDiT(WeightLoaders, ConfigMixin):
                 raise ValueError(f"{axis} of the latents is {size}, which is no multiple of the patch size {patch}")
         t, h, w = (size // patch for size, patch in zip(sizes, self.config.patch_size, strict=True))
         return t, h, w
+
+
+def _without_singleton(y: Tensor) -> Tensor:
+    """[B, L, Dc] of captions that may have the singleton axis of Open-Sora 1.0 and PixArt, [B, 1, L, Dc]."""
+    return y.squeeze(1) if y.ndim == 4 else y
 
 
 # A saved pipeline records the module of each of its classes: the public name must not change with the files.

@@ -5,7 +5,7 @@ Legend: B videos, C latent channels, T frames, K known frames, H W height and wi
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -13,17 +13,20 @@ from diffusers import DDPMScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from stdit_model.model import STDiT, TextCache
+from stdit_model.layers import TextCache
+from stdit_model.model import STDiT
 from stdit_model.protocols import Scheduler
 from stdit_model.sampling.continuation import RESAMPLING_FROM, ConditioningFrames, anderson_step
 from stdit_model.sampling.schedulers import check_continuation, model_timestep, noise_level, set_timesteps
 
-OnStepEnd = Callable[[Tensor, Tensor], Tensor | None]  # (timestep, latents) -> latents to continue with; None to stop
+OnStepEnd = Callable[[Tensor, Tensor], tuple[Tensor, bool]]  # (timestep, latents) -> latents to continue with, stop
 
 
-@dataclass(frozen=True)
+@dataclass
 class Guidance:
     """Classifier-free guidance (arXiv:2207.12598), with the terms of diffusers' `ClassifierFreeGuidance`.
+
+    A callback may change it between steps.
 
     Attributes:
         guidance_scale: weight of the difference between the conditional and the unconditional prediction; 1 is off.
@@ -63,7 +66,7 @@ class Denoiser:
     text: TextCache
     num_inference_steps: int
     generator: torch.Generator | list[torch.Generator] | None
-    guidance: Guidance = Guidance()
+    guidance: Guidance = field(default_factory=Guidance)
     space_scale: float | None = None
     time_scale: float | None = None
     resampling_steps: int = 3
@@ -75,7 +78,7 @@ class Denoiser:
             x: the starting noise [B, C, T, H, W].
             first_frames: clean latents [B, C, K, H, W] of the known frames that the video continues.
             on_step_end: called with the timestep and the latents after each step; returns the latents to continue with,
-                or None to stop.
+                and whether to stop.
 
         Returns:
             Clean latents [B, C, T, H, W], the first frames unchanged.
@@ -102,10 +105,9 @@ class Denoiser:
             x = self._scheduler_step(output, t, x)
             # 5. Let the caller see the latents, replace them, or stop.
             if on_step_end is not None:
-                replaced = on_step_end(t, x)
-                if replaced is None:
+                x, stop = on_step_end(t, x)
+                if stop:
                     break
-                x = replaced
 
         return x if conditioning is None else torch.cat([conditioning.frames, conditioning.unknown(x)], dim=2)
 
@@ -116,7 +118,7 @@ class Denoiser:
 
     def unguided(self, batch: int) -> "Denoiser":
         """Return a denoiser of the same `batch` videos without guidance."""
-        return replace(self, guidance=Guidance(), text=_first_half(self.text, batch))
+        return replace(self, guidance=Guidance(), text=self.text.first(batch))
 
     def resample(self, x: Tensor, conditioning: ConditioningFrames, step: int, t: Tensor) -> Tensor:
         """Insert the known frames and resample the unknown ones to fit them; see `stdit_model.sampling.continuation`.
@@ -151,7 +153,7 @@ class Denoiser:
         scale_input = getattr(self.scheduler, "scale_model_input", lambda x, _: x)
         x = scale_input(x, t).to(self.dtype)
         x = torch.cat([x, x]) if guided else x
-        text = self.text if guided else _first_half(self.text, batch)
+        text = self.text if guided else self.text.first(batch)
         # filled, not copied: a copy from the host would wait for the device
         timestep = torch.full((len(x),), model_timestep(self.scheduler, step), device=x.device, dtype=torch.float32)
         output = self.transformer(x, timestep, text, space_scale=self.space_scale, time_scale=self.time_scale).float()
@@ -193,9 +195,3 @@ def guide(output: Tensor, scale: float, channels: int, rescale: float = 0.0) -> 
         factor = target / guided.std(axes, keepdim=True).clamp_min(1e-12)
         guided = guided * (rescale * factor + 1.0 - rescale)
     return torch.cat([guided, conditional[:, channels:]], dim=1)
-
-
-def _first_half(text: TextCache, batch: int) -> TextCache:
-    """The prompts' half of a cache of prompts and unconditional texts."""
-    mask = None if text.mask_BL is None else text.mask_BL[:batch]
-    return TextCache([(keys[:batch], values[:batch]) for keys, values in text.keys_values], mask)

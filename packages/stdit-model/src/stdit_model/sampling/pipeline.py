@@ -4,7 +4,7 @@ Legend: B videos, C latent channels, T frames, K first frames, H W height and wi
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,15 @@ from stdit_model.errors import SettingsError, WeightsError
 from stdit_model.model import STDiT
 from stdit_model.protocols import VAE, Scheduler, TextEncoder, Tokenizer
 from stdit_model.sampling import prompts
+from stdit_model.sampling.callbacks import TENSORS, Callback, StepEnd
 from stdit_model.sampling.continuation import Window, plan_windows
 from stdit_model.sampling.denoise import Denoiser, Guidance
 from stdit_model.sampling.folder import find_pipeline
 from stdit_model.sampling.images import Frames, from_pil, to_output
+from stdit_model.sampling.inputs import callback_inputs, check_inputs
 from stdit_model.sampling.released import released_components
 from stdit_model.sampling.schedulers import check_continuation
 from stdit_model.weights.hub import hub_reason
-
-Callback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
 
 
 @dataclass
@@ -58,10 +58,10 @@ class STDiTPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
-    _callback_tensor_inputs = ["latents"]  # noqa: RUF012  (diffusers reads it from the class)
+    _callback_tensor_inputs = list(TENSORS)  # noqa: RUF012  (diffusers reads it from the class)
     _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012
 
-    _guidance_scale: float
+    _guidance: Guidance
     _num_timesteps: int
     _interrupt: bool
 
@@ -144,8 +144,22 @@ class STDiTPipeline(DiffusionPipeline):
 
     @property
     def guidance_scale(self) -> float:
-        """Guidance scale of the current call, for callbacks."""
-        return self._guidance_scale
+        """Guidance scale of the current call, for callbacks; 1 where guidance is off."""
+        return self._guidance.guidance_scale
+
+    @property
+    def _guidance_scale(self) -> float:
+        return self._guidance.guidance_scale
+
+    @_guidance_scale.setter
+    def _guidance_scale(self, scale: float) -> None:
+        """Change it from the next step on, as diffusers' callbacks do, which turn guidance off with 0."""
+        self._guidance.guidance_scale = max(scale, 1.0)
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the current call is guided, for callbacks."""
+        return self._guidance.guidance_scale != 1.0
 
     @property
     def num_timesteps(self) -> int:
@@ -229,33 +243,57 @@ class STDiTPipeline(DiffusionPipeline):
                 "latent", [B, C, T, H, W].
             decode_chunk_size: frames that an image VAE decodes at once.
             callback_on_step_end: called as (pipeline, step index, timestep, {"latents": ...}) after each step;
-                "latents" in its result replaces them. The index runs over all windows.
-            callback_on_step_end_tensor_inputs: "latents", or nothing.
+                "latents" in its result replaces them. The index runs over all windows. It may set
+                `pipeline._interrupt = True` to stop, or `pipeline._guidance_scale`, as diffusers' SDCFGCutoffCallback
+                does.
+            callback_on_step_end_tensor_inputs: of "latents" and "prompt_embeds", which it may look at.
             return_dict: return a plain tuple if false.
             settling: deprecated name of `resampling_steps`.
 
         Raises:
-            SettingsError: an empty prompt, a size that is no multiple of VAE stride and patch, an unknown output type,
+            SettingsError: an argument out of range or of another size than its fellows, see
+                `stdit_model.sampling.inputs`; an empty prompt, a size that is no multiple of VAE stride and patch,
                 first frames of another size, or a scheduler that cannot continue them.
         """
         # 1. Check the arguments; take defaults from the checkpoint.
-        _check(output_type, guidance_start, guidance_stop, guidance_rescale)
-        config = self.config
-        clip = (num_frames or config.num_frames, height or config.height, width or config.width)
-        if first_frames is not None or (window is not None and window < clip[0]):
-            check_continuation(self.scheduler)
-        shape = video_vae.latent_shape(self.vae, *clip)
-        steps = num_inference_steps or config.num_inference_steps
-        scale = config.guidance_scale if guidance_scale is None else guidance_scale
         if settling is not None:
             warnings.warn("settling is now resampling_steps", FutureWarning, stacklevel=3)  # beyond torch.no_grad
             resampling_steps = settling
+        config = self.config
+
+        def default(value: Any, name: str) -> Any:
+            return config[name] if value is None else value
+
+        clip = default(num_frames, "num_frames"), default(height, "height"), default(width, "width")
+        steps = default(num_inference_steps, "num_inference_steps")
+        self._guidance = Guidance(
+            default(guidance_scale, "guidance_scale"),
+            guidance_rescale,
+            guidance_start,
+            guidance_stop,
+            guidance_channels,
+        )
+        texts: dict[str, Any] = {
+            "prompt": (prompt, (prompt_embeds, prompt_attention_mask)),
+            "negative_prompt": (negative_prompt, (negative_prompt_embeds, negative_prompt_attention_mask)),
+        }
+        counts = {
+            "num_frames": clip[0], "height": clip[1], "width": clip[2], "num_inference_steps": steps,
+            "num_videos_per_prompt": num_videos_per_prompt, "window": window, "overlap": overlap,
+            "decode_chunk_size": decode_chunk_size,
+        }  # fmt: skip
+        scales = {"space_scale": space_scale, "time_scale": time_scale}
+        check_inputs(self.transformer.config, texts, self._guidance, generator, output_type, counts, scales)
+        names = callback_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        if first_frames is not None or (window is not None and window < clip[0]):
+            check_continuation(self.scheduler)
+        shape = video_vae.latent_shape(self.vae, *clip)
         device = self._execution_device
 
         # 2. Encode the prompts.
         embeds = self.encode_prompt(
-            prompt, negative_prompt, num_videos_per_prompt, scale != 1.0, prompt_embeds, prompt_attention_mask,
-            negative_prompt_embeds, negative_prompt_attention_mask,
+            prompt, negative_prompt, num_videos_per_prompt, self.do_classifier_free_guidance, prompt_embeds,
+            prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask,
         )  # fmt: skip
 
         # 3. Draw the starting noise, encode the first frames, plan the windows.
@@ -272,14 +310,15 @@ class STDiTPipeline(DiffusionPipeline):
             prompts.cache_text(self.transformer, embeds, device),
             steps,
             generator,
-            Guidance(scale, guidance_rescale, guidance_start, guidance_stop, guidance_channels),
+            self._guidance,
             space_scale,
             time_scale,
-            config.resampling_steps if resampling_steps is None else resampling_steps,
+            default(resampling_steps, "resampling_steps"),
         )
-        self._guidance_scale, self._num_timesteps, self._interrupt = scale, steps * len(windows), False
+        self._num_timesteps, self._interrupt = steps * len(windows), False
         with self.progress_bar(total=self._num_timesteps) as bar:
-            on_step_end = _StepEnd(self, bar, callback_on_step_end, callback_on_step_end_tensor_inputs)
+            tensors = {"prompt_embeds": embeds.prompt_embeds}
+            on_step_end = StepEnd(self, bar, callback_on_step_end, names, tensors)
             for start, stop, known in windows:
                 if self._interrupt:
                     break
@@ -319,7 +358,8 @@ class STDiTPipeline(DiffusionPipeline):
 
         Returns:
             prompt_embeds [B, L, Dc], prompt_attention_mask [B, L], negative_prompt_embeds and
-            negative_prompt_attention_mask (None without guidance), a row for each video.
+            negative_prompt_attention_mask, a row for each video; the last two are None without guidance, and
+            negative_prompt_embeds alone is for the null caption, which a call takes if none are passed.
 
         Raises:
             SettingsError: an empty prompt, or neither prompt nor embeddings.
@@ -334,6 +374,7 @@ class STDiTPipeline(DiffusionPipeline):
             do_classifier_free_guidance,
             (prompt_embeds, prompt_attention_mask),
             (negative_prompt_embeds, negative_prompt_attention_mask),
+            self._execution_device,
         )
 
     def prepare_latents(
@@ -377,31 +418,3 @@ class STDiTPipeline(DiffusionPipeline):
 
 # A saved pipeline records the module of its class: the public name must not change with the files.
 STDiTPipeline.__module__ = "stdit_model"
-
-
-@dataclass
-class _StepEnd:
-    """After each step: the caller's callback, and the progress bar."""
-
-    pipeline: STDiTPipeline
-    bar: Any
-    callback: Callback | None
-    tensor_inputs: Sequence[str]
-    step: int = 0  # over all windows
-
-    def __call__(self, t: Tensor, x: Tensor) -> Tensor | None:
-        if self.callback is not None:
-            changed = self.callback(self.pipeline, self.step, t, dict.fromkeys(self.tensor_inputs, x))
-            x = (changed or {}).get("latents", x)
-        self.step += 1
-        self.bar.update()
-        return None if self.pipeline.interrupt else x
-
-
-def _check(output_type: str, start: float, stop: float, rescale: float) -> None:
-    if output_type not in ("pt", "np", "pil", "latent"):
-        raise SettingsError(f"unknown output_type {output_type!r}: choose pt, np, pil or latent")
-    if not 0.0 <= start < stop <= 1.0:
-        raise SettingsError(f"guidance_start {start}, guidance_stop {stop}: expected shares of the steps, as 0.1, 0.7")
-    if not 0.0 <= rescale <= 1.0:
-        raise SettingsError(f"guidance_rescale {rescale}: expected 0 to 1")

@@ -13,11 +13,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import FailOnRecompileLimitHit
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from stdit_model import STDiT
-from stdit_model.model import TextCache
 from stdit_train.config.schema import Checkpointing, TrainConfig, model_arguments
 from stdit_train.distributed.mesh import ParallelMesh
 from stdit_train.distributed.sequence_parallel import share_clips
@@ -199,9 +198,7 @@ def _warn_of_limit(limit: int) -> None:
 def apply_fsdp(model: STDiT, mesh: ParallelMesh, dtype: torch.dtype | None = None) -> None:
     """Shard a model over a mesh with FSDP2: a block's weights are gathered for its forward and for its backward.
 
-    The keys and values of the caption are computed for all blocks before the first one runs (`STDiT.encode_text`), so
-    those layers are gathered together, apart from their blocks. The rest (embeddings, timestep, final layer) stays
-    gathered from the forward to the backward.
+    The rest (embeddings, timestep, final layer) stays gathered from the forward to the backward.
 
     Args:
         model: changed in place.
@@ -209,13 +206,10 @@ def apply_fsdp(model: STDiT, mesh: ParallelMesh, dtype: torch.dtype | None = Non
         dtype: precision in which weights are gathered. [default: float32]
     """
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    fully_shard([block.cross_attn.kv_linear for block in model.blocks], mesh=mesh.weights, mp_policy=policy)
     for block in model.blocks:
         fully_shard(block, mesh=mesh.weights, mp_policy=policy)
     fully_shard(model, mesh=mesh.weights, mp_policy=policy)
-    encode_text = model.encode_text
-    model.forward = partial(_forward, encode_text, model.forward)  # type: ignore[method-assign]
-    register_fsdp_forward_method(model, "encode_text")  # samplers call it on its own
+    model.forward = partial(_no_view, model.forward)  # type: ignore[method-assign]
 
 
 def set_gradient_reduction(model: nn.Module, *, last: bool, once: bool) -> None:
@@ -232,17 +226,7 @@ def set_gradient_reduction(model: nn.Module, *, last: bool, once: bool) -> None:
         model.set_requires_all_reduce(last)
 
 
-def _forward(
-    encode_text: Callable[[Tensor, Tensor | None], TextCache],
-    forward: Callable[..., Tensor],
-    x: Tensor,
-    timestep: Tensor,
-    y: Tensor | TextCache,
-    mask: Tensor | None = None,
-    **options: Any,
-) -> Tensor:
-    """Run STDiT.forward; inside FSDP's own hooks it must not enter the hooks of `encode_text` again."""
-    if not isinstance(y, TextCache):
-        y, mask = encode_text(y, mask), None
-    output = forward(x, timestep, y, mask, **options)
-    return output.clone() if output._is_view() else output  # FSDP's hooks miss an in-place change of a view
+def _no_view(forward: Callable[..., Tensor], *args: Any, **options: Any) -> Tensor:
+    """Run STDiT.forward inside FSDP's own hooks, which miss an in-place change of a view."""
+    output = forward(*args, **options)
+    return output.clone() if output._is_view() else output

@@ -62,8 +62,7 @@ def gathered_bytes(arguments: Mapping[str, Any], itemsize: int = 2) -> int:
     """
     arguments = STDiT.arguments(arguments)
     together = _gathered_together(parameter_shapes(arguments), arguments["depth"])
-    # two blocks, one computed and one being gathered; what the captions need is freed before the first
-    return itemsize * (together.ends + max(2 * together.block, together.texts))
+    return itemsize * (together.ends + 2 * together.block)  # two blocks, one computed and one being gathered
 
 
 @dataclass(frozen=True)
@@ -146,21 +145,16 @@ def _exchanged(
 
 
 class _Together(NamedTuple):
-    """Numbers of parameters that are gathered together: of all blocks' text layers, of the largest block, the rest."""
+    """Numbers of parameters that are gathered together: of the largest block, and outside the blocks."""
 
-    texts: int
     block: int
     ends: int
 
 
 def _gathered_together(parts: Mapping[str, tuple[int, ...]], depth: int) -> _Together:
     sizes = {name: math.prod(size) for name, size in parts.items()}
-    texts = sum(size for name, size in sizes.items() if ".kv_linear." in name)
-    blocks = [
-        sum(size for name, size in sizes.items() if name.startswith(f"blocks.{i}.") and ".kv_linear." not in name)
-        for i in range(depth)
-    ]
-    return _Together(texts, max(blocks), sum(sizes.values()) - sum(blocks) - texts)
+    blocks = [sum(size for name, size in sizes.items() if name.startswith(f"blocks.{i}.")) for i in range(depth)]
+    return _Together(max(blocks), sum(sizes.values()) - sum(blocks))
 
 
 def parameter_shapes(arguments: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -148,16 +148,27 @@ class SampleRequest:
 
         Raises:
             ConfigError: see `Settings.check`; or a text that is not UTF-8, a number of videos or a seed out of range.
+            SettingsError: a text without words.
         """
         self.settings.check()
         for text in (self.negative, *(text for asked in self.prompts for text in (asked.prompt, asked.negative))):
             if text is not None and any(0xD800 <= ord(letter) < 0xE000 for letter in text):
                 raise ConfigError(f"the prompt {text!a} is not UTF-8 text")
+        self._check_words()
         if self.num > VIDEOS_MAX:
             raise ConfigError(f"--num {self.num}: expected 1 to {VIDEOS_MAX}")
         last = max(self.seed if asked.seed is None else asked.seed for asked in self.prompts) + self.num - 1
         if last > SEED_MAX:
             raise ConfigError(f"--seed and --num: the last video's seed, {last}, is above {SEED_MAX}")
+
+    def _check_words(self) -> None:
+        """Check that the text encoder gets words; it takes a second, for torch."""
+        from stdit_model.sampling.inputs import check_prompts
+
+        check_prompts([asked.prompt for asked in self.prompts])
+        negatives = [text for text in (self.negative, *(asked.negative for asked in self.prompts)) if text]
+        if negatives:
+            check_prompts(negatives, "negative prompt")
 
 
 @dataclass(frozen=True)
