@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+ATOMIC = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "hf"}  # stores where a file appears when it is whole
 PIECE = 4 << 20  # bytes of a file that a thread copies at once
 PIECES = 8  # of a file, that are copied or wait to be written
 
@@ -123,7 +124,7 @@ def exists(url: str) -> bool:
         FileError: the store can't be reached.
     """
     fs, path = filesystem(url)
-    return patiently(url, lambda: bool(fs.exists(path)) or _has_info(fs, path))
+    return patiently(url, lambda: bool(fs.exists(path))) or patiently(url, lambda: _has_info(fs, path))
 
 
 def is_folder(url: str) -> bool:
@@ -177,7 +178,7 @@ def copy(url: str, path: str | Path, pool: ThreadPoolExecutor | None = None) -> 
         total = size(url)
 
         def fetch(start: int) -> bytes:
-            return bytes(patiently(url, lambda: fs.cat_file(source, start, min(start + PIECE, total))))
+            return bytes(patiently(url, lambda: fs.cat_file(source, start=start, end=min(start + PIECE, total))))
 
         with Path(path).open("wb") as file:
             starts = iter(range(0, total, PIECE))
@@ -346,6 +347,9 @@ def open_write(url: str) -> Iterator[IO[bytes]]:
     buffer = BytesIO()
     yield buffer
     fs, stored = filesystem(url)
+    if ATOMIC.intersection(protocols(url)[:1]):
+        patiently(url, lambda: fs.pipe_file(stored, buffer.getvalue()))
+        return
     folder, _, name = stored.rpartition("/")
     unfinished = f"{folder}/.{name}.{os.getpid()}.part"
 
