@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow as pa
 
 from stdit_data.curation.engine import run
-from stdit_data.curation.executors import Inline
 from stdit_data.curation.filtering.filter import open_filter
 from stdit_data.curation.neighbours import groups_of, near_pairs
 from stdit_data.curation.tables import open_rows, write_rows
+from stdit_data.workers.executors import Inline
 
 CHUNK = 50_000
 FRAMES = 8  # hashes a clip

@@ -1,11 +1,13 @@
-"""Measure reading a cache: the loader against a sequential read of the same files, and its share of a training step.
+"""Measure reading a cache: the loader against a sequential read of the same files, and its share of a training step;
+and what it costs to encode the clips of one long video in a random order.
 
     uv run python benchmarks/latents.py read [--gib 2]
     uv run python benchmarks/latents.py step [--steps 8] [--side 256]
+    uv run python benchmarks/latents.py order [--seconds 300]
 
-Both make a cache of random numbers in the shapes of a published stage: latents of 16x256x256 clips (256 KiB each) and
-120 T5-XXL tokens (960 KiB each), in shards of 256 MiB. Smaller frames (--side) make shorter steps that read nearly as
-much, so the loader has less time. Prints Markdown.
+The first two make a cache of random numbers in the shapes of a published stage: latents of 16x256x256 clips (256 KiB
+each) and 120 T5-XXL tokens (960 KiB each), in shards of 256 MiB. Smaller frames (--side) make shorter steps that read
+nearly as much, so the loader has less time. Prints Markdown.
 """
 
 import argparse
@@ -16,14 +18,19 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
+import av
+import numpy as np
 import torch
 
 from stdit_data.datasets.shapes import ShapesDataset
+from stdit_data.datasets.videos import open_videos
 from stdit_data.latents.dataset import LatentDataset
 from stdit_data.latents.encode import TextEncoder, VideoEncoder, text_job, video_job
+from stdit_data.latents.order import encoding_order
 from stdit_data.loading.loader import ClipLoader
 
 CHANNELS, FRAMES, TOKENS, WIDTH = 4, 16, 120, 4096
@@ -67,12 +74,17 @@ def make(folder: Path, clips: int, side: int = 256) -> Path:
 
 
 def forget(folder: Path) -> None:
-    """Drops the files from the page cache, as far as a user may."""
+    """Drops the shards from the page cache, as far as a user may."""
     for path in folder.rglob("*.safetensors"):
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
+        drop(path)
+
+
+def drop(path: Path) -> None:
+    """Drops a file from the page cache."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(descriptor)
 
 
 def sequential(folder: Path) -> tuple[int, float]:
@@ -162,6 +174,54 @@ def step(steps: int, batch: int, side: int, where: Path | None) -> None:
     print(f"| {mean:.2f} | {waited:.2f} | {100 * share:.3f} % | {1000 * waits[0]:.0f} |")
 
 
+def order(seconds: int, rounds: int, where: Path | None) -> None:
+    """Read the clips of one long video, 3 s each, in the manifest's order and in a cache's: 16x256x256, two threads."""
+    with tempfile.TemporaryDirectory(dir=where) as folder:
+        video, manifest = Path(folder) / "long.mp4", Path(folder) / "clips.csv"
+        write_long_video(video, seconds)
+        rows = [f"{video.name},clip,{start},{start + 3}" for start in range(0, seconds - 2, 3)]
+        manifest.write_text("\n".join(["path,caption,start,end", *rows]) + "\n")
+        clips = open_videos(manifest, frames=FRAMES, height=256, width=256)
+        orders = {"manifest": list(range(len(clips))), "cache": encoding_order(len(clips), 0).tolist()}
+        print(f"{machine()}; {len(clips)} clips of {video.stat().st_size / 1e6:.0f} MB, median of {rounds}\n")
+        print("| file | order | clips/s | CPU, ms per clip |\n|---|---|---:|---:|")
+        for state in ("in memory", "not in memory"):
+            found: dict[str, list[tuple[float, float]]] = {name: [] for name in orders}
+            for _ in range(rounds):
+                for name, indices in orders.items():
+                    if state == "not in memory":
+                        drop(video)
+                    began, cpu = time.perf_counter(), time.process_time()
+                    with ThreadPoolExecutor(2) as pool:
+                        for _clip in pool.map(lambda index: clips.load(index, seed=0, epoch=0), indices):
+                            pass
+                    took = time.perf_counter() - began, time.process_time() - cpu
+                    found[name].append((len(indices) / took[0], 1000 * took[1] / len(indices)))
+            for name, numbers in found.items():
+                rate, cost = (statistics.median(column) for column in zip(*numbers, strict=True))
+                print(f"| {state} | {name} | {rate:.2f} | {cost:.0f} |", flush=True)
+
+
+def write_long_video(path: Path, seconds: int) -> None:
+    """Write 640x360 at 24 frames/s, H.264, 12 s between key frames at most: noise that moves, with a cut every 5 s."""
+    numbers, size = np.random.default_rng(0), (360, 640)
+    noise = numbers.integers(0, 255, (130, 560, 3), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=24, options={"preset": "veryfast", "crf": "23"})
+        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+        stream.codec_context.gop_size = 288
+        for number in range(24 * seconds):
+            if number % 120 == 0:
+                x, y = (
+                    numbers.integers(0, noise.shape[1] - size[1] - 120),
+                    numbers.integers(0, noise.shape[0] - size[0]),
+                )
+            left = x + number % 120
+            picture = np.ascontiguousarray(noise[y : y + size[0], left : left + size[1]])
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        file.mux(stream.encode())
+
+
 def timed(loader: ClipLoader, count: int) -> Iterator[tuple[float, list]]:
     """Seconds waited for each step's batches, and these."""
     reading = iter(loader)
@@ -188,9 +248,14 @@ def main() -> None:
     two.add_argument("--steps", type=int, default=8)
     two.add_argument("--batch", type=int, default=2)
     two.add_argument("--side", type=int, default=256, help="pixels of a frame")
+    three = commands.add_parser("order")
+    three.add_argument("--seconds", type=int, default=300, help="of the video")
+    three.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     if args.command == "read":
         read(args.gib, args.rounds, args.where)
+    elif args.command == "order":
+        order(args.seconds, args.rounds, args.where)
     else:
         step(args.steps, args.batch, args.side, args.where)
 

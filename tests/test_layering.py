@@ -52,7 +52,8 @@ FOLDERS_MAY_IMPORT: dict[str, dict[str, set[str]]] = {
         "manifests": {"bucket_column", "buckets", "clip", "errors", "files", "stores", "urls", "video"},
         "labels": set(),
         "preview": {"clip", "errors", "files", "labels", "transforms", "video"},
-        "curation": {"errors", "files", "manifests", "stores", "urls", "video"},
+        "workers": {"errors"},
+        "curation": {"errors", "files", "manifests", "stores", "urls", "video", "workers"},
         "datasets": {
             "bucket_column",
             "buckets",
@@ -64,7 +65,7 @@ FOLDERS_MAY_IMPORT: dict[str, dict[str, set[str]]] = {
             "urls",
             "video",
         },
-        "latents": {"buckets", "clip", "errors", "files", "loading", "stores", "transforms", "urls"},
+        "latents": {"buckets", "clip", "errors", "files", "loading", "stores", "transforms", "urls", "workers"},
     },
     "stdit_train": {
         "assets": set(),
@@ -146,7 +147,8 @@ FOLDERS_MAY_IMPORT: dict[str, dict[str, set[str]]] = {
     "stdit_cli": {
         "completion": set(),
         "console": set(),
-        "commands": {"completion", "console"},
+        "workers": {"console"},
+        "commands": {"completion", "console", "workers"},
         "main": {"commands"},
         "__main__": {"main"},
     },

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -72,6 +73,42 @@ def test_shards_of_two_machines_are_merged(stdit: Callable, tmp_path: Path, monk
     assert cache.list_shards("m0", "video") == {0, 2, 4}
     assert "video: complete" in stdit("data", "merge", "m0", "m1").out
     assert len(LatentDataset("m0")) == 6
+
+
+def test_a_slurm_array_shares_the_shards(stdit: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    for task in (6, 4):
+        for name, value in (("COUNT", 2), ("MIN", 4), ("STEP", 2), ("ID", task)):
+            monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+        done = stdit("data", "encode", "shapes", "cache", *SMALL, "--video-only", "--shard-mb", "0.0003")
+        assert done.code == 0, done.err
+        assert ("rank 1 of 2" in done.out or "rank 1 is done" in done.out) == (task == 6)
+    assert len(LatentDataset("cache")) == 6
+
+
+@pytest.mark.parametrize(
+    ("gpus", "world", "options", "place"),
+    [
+        (0, 1, [], ("Inline", 1)),
+        (4, 1, [], ("Processes", 4)),
+        (4, 2, [], ("Inline", 1)),  # each of torchrun's processes has a GPU
+        (0, 1, ["--processes", "3"], ("Processes", 3)),
+        (0, 1, ["--ray", "auto", "--processes", "5", "--gpus", "0.5"], ("RayCluster", 5)),
+    ],
+)
+def test_where_clips_are_encoded(
+    gpus: int, world: int, options: list[str], place: tuple[str, int], stdit: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    seen = []
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.setattr("stdit_cli.commands.latents.run_encode", lambda *arguments: seen.append(arguments[-1]))
+    if world > 1:
+        monkeypatch.setenv("RANK", "1")
+        monkeypatch.setenv("WORLD_SIZE", str(world))
+    assert stdit("data", "encode", "shapes", "out", *options).code == 0
+    (found,) = seen
+    assert (type(found.executor).__name__, found.executor.width) == place
+    assert (found.share.world, found.gpus) == (world, 0.5 if "--gpus" in options else 0.0)
 
 
 @pytest.mark.parametrize(
@@ -199,3 +236,25 @@ def test_two_processes_under_torchrun(tmp_path: Path) -> None:
     done = subprocess.run(shared, cwd=tmp_path, env=ENVIRONMENT, check=True, capture_output=True, text=True)
     assert "rank 0 of 2" in done.stdout
     assert contents(tmp_path / "shared") == contents(tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_three_processes_killed_and_started_again(tmp_path: Path) -> None:
+    """Models, data set and settings reach the processes; the cache is that of one, and no shard is made twice."""
+    clips = write_clips(tmp_path / "clips", 20)
+    command = [*STDIT, "data", "encode", clips, "cache", "--variants", "6", "--shard-mb", "0.0625"]
+    command += ["--set", "data.interval=1"]
+    several = subprocess.Popen(
+        [*command, "--processes", "3"], cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    while len(stamps(tmp_path / "cache")) < 3:
+        assert several.poll() is None
+        time.sleep(0.01)
+    os.killpg(several.pid, signal.SIGKILL)
+    several.wait()
+    before = stamps(tmp_path / "cache")
+    subprocess.run([*command, "--processes", "3"], cwd=tmp_path, env=ENVIRONMENT, check=True)
+    assert before.items() <= stamps(tmp_path / "cache").items()
+    command[command.index("cache")] = "alone"
+    subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, check=True)
+    assert contents(tmp_path / "cache") == contents(tmp_path / "alone")

@@ -92,10 +92,10 @@ def test_encoded_and_held_out_alike(folder: Path, tmp_path: Path) -> None:
 def test_curated(folder: Path, tmp_path: Path, source: str) -> None:
     pytest.importorskip("cv2")
     from stdit_data.curation.engine import rejects_path, run
-    from stdit_data.curation.executors import Inline
     from stdit_data.curation.filtering.filter import open_filter
     from stdit_data.curation.score import ScoreStep
     from stdit_data.curation.tables import open_rows
+    from stdit_data.workers.executors import Inline
 
     url = str(folder)
     if source != "folder":

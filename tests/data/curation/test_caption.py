@@ -14,10 +14,10 @@ from stdit_data.curation.caption import CaptionStep
 from stdit_data.curation.captioners.answers import strip_openers, to_caption
 from stdit_data.curation.captioners.prompts import Answer, Captioner, Question, ask
 from stdit_data.curation.engine import rejects_path, run
-from stdit_data.curation.executors import Inline
 from stdit_data.curation.tables import open_rows
 from stdit_data.errors import DataError
 from stdit_data.video.frames import Segment
+from stdit_data.workers.executors import Inline
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,11 @@ from stdit_data import stores
 from stdit_data.curation.caption import CaptionStep, checked, flagged
 from stdit_data.curation.captioners.prompts import Question
 from stdit_data.curation.captioners.server import base_url
-from stdit_data.curation.engine import Unavailable, run
-from stdit_data.curation.executors import Inline
+from stdit_data.curation.engine import run
 from stdit_data.curation.tables import open_rows
 from stdit_data.errors import DataError
+from stdit_data.workers.executors import Inline
+from stdit_data.workers.work import Unavailable
 
 SMALL: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 WORDS = ["describe", "a", "red", "circle", "square", "moves", "left", "right", "over", "white", "snow", "and", "stops"]

@@ -15,11 +15,12 @@ from stdit_data.curation.caption import CaptionStep
 from stdit_data.curation.captioners.prompts import Answer, Captioner, Question
 from stdit_data.curation.curate import Recipe, curate, steps_folder
 from stdit_data.curation.cut import CutStep
-from stdit_data.curation.engine import Progress, Unavailable, rejects_path
-from stdit_data.curation.executors import Inline
+from stdit_data.curation.engine import rejects_path
 from stdit_data.curation.score import ScoreStep
 from stdit_data.curation.tables import open_rows
 from stdit_data.errors import DataError
+from stdit_data.workers.executors import Inline
+from stdit_data.workers.work import Progress, Unavailable
 
 
 @dataclass(frozen=True)

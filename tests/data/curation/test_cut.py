@@ -14,10 +14,10 @@ import pytest
 from stdit_data.curation import engine
 from stdit_data.curation.cut import CutStep, Scenes
 from stdit_data.curation.detectors import Boundary, find_fades
-from stdit_data.curation.executors import Inline
 from stdit_data.curation.tables import open_rows
 from stdit_data.errors import DataError
 from stdit_data.manifests.format import read_manifest
+from stdit_data.workers.executors import Inline
 
 
 def cut(folder: Path | str, out: Path, **settings: object) -> tuple[list[dict], list[dict]]:

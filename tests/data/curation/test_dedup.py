@@ -15,10 +15,10 @@ import pytest
 
 from stdit_data.curation.dedup import HashStep, Matching, dedup
 from stdit_data.curation.engine import rejects_path
-from stdit_data.curation.executors import Inline
 from stdit_data.curation.tables import open_rows
 from stdit_data.errors import DataError
 from stdit_data.manifests.format import Entry, write_manifest
+from stdit_data.workers.executors import Inline
 
 
 def moving(seed: int) -> list[np.ndarray]:

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from stdit_data.curation.engine import rejects_path, run
-from stdit_data.curation.executors import Inline
 from stdit_data.curation.filtering.filter import open_filter
 from stdit_data.curation.filtering.presets import load_preset, preset_names
 from stdit_data.curation.tables import open_rows
 from stdit_data.errors import DataError
+from stdit_data.workers.executors import Inline
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from stdit_data.curation.engine import run
-from stdit_data.curation.executors import Inline
 from stdit_data.curation.sampling import ClipFrames, frames_at, read_clip
 from stdit_data.curation.score import SCORERS, ScoreStep
 from stdit_data.curation.scorers import blockiness, camera, exposure, fingerprint, letterbox, motion, sharpness
 from stdit_data.curation.tables import open_rows
 from stdit_data.errors import ClipError, DataError
 from stdit_data.video.frames import Segment
+from stdit_data.workers.executors import Inline
 
 from .conftest import moving, texture
 

@@ -29,8 +29,9 @@ from stdit_data.errors import ClipError, DataError
 from stdit_data.latents import format as cache
 from stdit_data.latents.dataset import LatentDataset
 from stdit_data.latents.encode import TextEncoder, VideoEncoder, manifest_metadata, text_job, video_job
-from stdit_data.latents.job import Job
+from stdit_data.latents.job import Job, Place
 from stdit_data.loading.loader import ClipLoader
+from stdit_data.workers.work import Share
 
 ENTRY = 2 * 3 * 2 * 2 * 2 * 2  # bytes of [2C, T, H, W] in bfloat16 for clips of 2x16x16
 
@@ -56,10 +57,10 @@ def shapes(length: int = 11) -> ShapesDataset:
 def both(dataset: Any, out: object, **settings: Any) -> list[Job]:
     about = manifest_metadata("shapes", dataset)
     captions = [dataset.caption(i) for i in range(len(dataset))]
-    ranks = {key: settings[key] for key in ("rank", "world") if key in settings}
+    where = {key: settings[key] for key in ("place",) if key in settings}
     return [
         video_job(dataset, str(out), VIDEO, {"crop": "center"}, about, **{"shard_bytes": 4 * ENTRY, **settings}),
-        text_job(captions, str(out), TEXT, about, shard_bytes=60, batch=3, **ranks),
+        text_job(captions, str(out), TEXT, about, shard_bytes=60, batch=3, **where),
     ]
 
 
@@ -221,11 +222,11 @@ def same_source(out: Path, epochs: int = 5) -> float:
 
 def test_processes_share_the_shards_and_write_what_one_would(tmp_path: Path) -> None:
     encode(shapes(), tmp_path / "one")
-    first = [job.run() for job in both(shapes(), tmp_path / "two", rank=0, world=2)]
+    first = [job.run() for job in both(shapes(), tmp_path / "two", place=Place(Share(0, 2)))]
     assert first == [False, False]
     with pytest.raises(DataError, match=r"only 2 of 3 video shards exist"):
         LatentDataset(str(tmp_path / "two"))
-    jobs = both(shapes(), tmp_path / "two", rank=1, world=2)
+    jobs = both(shapes(), tmp_path / "two", place=Place(Share(1, 2)))
     assert (jobs[0].done, jobs[0].total, jobs[0].missing) == (0, 4, [1])
     assert [job.run() for job in jobs] == [True, True]
     assert same(tmp_path / "one", tmp_path / "two")

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stdit_cli.workers import Gpus, Ray, count_cpus, interruptible, make_executor, one_per_gpu
+
 if TYPE_CHECKING:
     from stdit_data.curation.engine import Outcome
-    from stdit_data.curation.executors import Executor
+    from stdit_data.workers.executors import Executor
 
 app = typer.Typer()
 FLAGGED_SHOWN = 5
@@ -32,10 +34,6 @@ Root = Annotated[str | None, typer.Option(help="Folder that relative paths start
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Processes, or workers of the Ray cluster.", show_default="one per CPU")
 ]
-Ray = Annotated[
-    str | None, typer.Option(help="Run on a Ray cluster: its address, `auto`, or `local` to start one here.")
-]
-Gpus = Annotated[float, typer.Option(min=0, help="GPUs per Ray worker.")]
 
 
 @app.command()
@@ -132,7 +130,7 @@ def filter_rows(
     _run(step, source, out, root, workers or 1, ray)
     if report is not None:
         with _bar("report") as progress:
-            write_report(report, rows, step.keep, clips=clips, workers=_cpus(), progress=progress)
+            write_report(report, rows, step.keep, clips=clips, workers=count_cpus(), progress=progress)
         typer.echo(report)
 
 
@@ -155,12 +153,12 @@ def dedup(
     """Find identical files, overlapping parts of a video and clips that look the same; keep the sharpest of each."""
     from stdit_data.curation.dedup import HashStep, Matching
     from stdit_data.curation.dedup import dedup as find
-    from stdit_data.curation.engine import find_share
     from stdit_data.curation.tables import open_rows
+    from stdit_data.workers.work import find_share
 
     step, matching = HashStep(fps, threads=_threads(workers)), Matching(distance, share, keep_all)
-    with _bar("hash") as progress, _interruptible(f"{out}.parts"):
-        rows, executor = open_rows(source, root=root), _executor(workers, ray)
+    with _bar("hash") as progress, interruptible(f"{out}.parts"):
+        rows, executor = open_rows(source, root=root), make_executor(workers, ray)
         outcome = find(rows, out, executor, step=step, matching=matching, share=find_share(), progress=progress)
     _tell(outcome)
 
@@ -195,7 +193,7 @@ def caption(
     """Describe clips and images that have no caption from three frames; flag answers that are no good captions."""
     from stdit_data.curation.caption import CaptionStep, checked
 
-    workers = workers or (None if ray else _gpus(server))
+    workers = workers or (None if ray else _for_captions(server))
     options: dict[str, Any] = {
         "temperature": temperature,
         "max_tokens": max_tokens,
@@ -241,11 +239,12 @@ def curate(
     from stdit_data.curation.curate import curate as run_steps
     from stdit_data.curation.cut import CutStep
     from stdit_data.curation.dedup import HashStep
-    from stdit_data.curation.engine import find_share, rejects_path
+    from stdit_data.curation.engine import rejects_path
     from stdit_data.curation.filtering.presets import load_preset
     from stdit_data.curation.score import ScoreStep
     from stdit_data.curation.tables import open_rows
     from stdit_data.errors import DataError
+    from stdit_data.workers.work import find_share
 
     if find_share().world > 1:
         raise DataError(
@@ -262,15 +261,15 @@ def curate(
     rule = chosen.condition(recipe.scored_columns(rows), partly=partly)
     recipe = replace(recipe, keep=f"({rule}) and ({keep})" if keep else rule)
     if model or server:
-        captions = CaptionStep(model, server, batch=batch, threads=_cpus(), gpus=gpus)
+        captions = CaptionStep(model, server, batch=batch, threads=count_cpus(), gpus=gpus)
         recipe = replace(recipe, caption=checked(captions))
 
     def executor(name: str) -> Executor:
-        width = {"filter": 1, "flags": 1, "caption": None if ray else _gpus(server)}.get(name, workers)
-        return _executor(width, ray)
+        width = {"filter": 1, "flags": 1, "caption": None if ray else _for_captions(server)}.get(name, workers)
+        return make_executor(width, ray)
 
     lines = []
-    with _steps_bar() as progress, _interruptible(steps_folder(out)):
+    with _steps_bar() as progress, interruptible(steps_folder(out)):
         for name, outcome in run_steps(rows, out, executor, recipe, progress=progress):
             rejects = f", {outcome.rejects} rejected" if outcome.rejects else ""
             lines.append(f"{name}: {outcome.rows} rows{rejects}")
@@ -279,44 +278,26 @@ def curate(
 
 def _run(step: Any, source: str, out: str, root: str | None, workers: int | None, ray: str | None) -> bool:
     """Run a step with a progress bar, print its result, and return whether the output is complete."""
-    from stdit_data.curation.engine import find_share, run
+    from stdit_data.curation.engine import run
     from stdit_data.curation.tables import open_rows
+    from stdit_data.workers.work import find_share
 
-    with _bar(step.name) as progress, _interruptible(f"{out}.parts"):
+    with _bar(step.name) as progress, interruptible(f"{out}.parts"):
         outcome = run(
-            step, open_rows(source, root=root), out, _executor(workers, ray), share=find_share(), progress=progress
+            step, open_rows(source, root=root), out, make_executor(workers, ray), share=find_share(), progress=progress
         )
     _tell(outcome)
     return outcome.complete
 
 
-def _executor(workers: int | None, ray: str | None) -> Executor:
-    from stdit_data.curation.executors import Inline, Processes, RayCluster
-
-    if ray is not None:
-        return RayCluster(ray, workers)
-    width = workers or _cpus()
-    return Inline() if width == 1 else Processes(width)
-
-
-def _cpus() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _gpus(server: str | None) -> int:
+def _for_captions(server: str | None) -> int:
     """Return the number of processes for a captioner: one for each GPU; for a server, or without a GPU, one."""
-    if server is not None:
-        return 1
-    import torch
-
-    return max(1, torch.cuda.device_count())
+    return 1 if server is not None else one_per_gpu()
 
 
 def _threads(workers: int | None) -> int:
     """Return the number of decoding threads per process, so that all of them fill the CPUs."""
-    return max(1, _cpus() // (workers or _cpus()))
+    return max(1, count_cpus() // (workers or count_cpus()))
 
 
 @contextmanager
@@ -341,22 +322,6 @@ def _steps_bar() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
             return lambda done, total: bar.update(task, completed=done, total=total)
 
         yield begin
-
-
-@contextmanager
-def _interruptible(kept: str) -> Iterator[None]:
-    """After Ctrl-C, say that nothing is lost.
-
-    Args:
-        kept: folder that holds what is finished.
-    """
-    from stdit_cli.console import INTERRUPTED
-
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo(f"stopped; finished shards are kept in {kept}; run the same command again to resume", err=True)
-        raise typer.Exit(INTERRUPTED) from None
 
 
 def _tell(outcome: Outcome) -> None:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stdit_cli import completion
+from stdit_cli.workers import Gpus, Ray, interruptible, make_executor, one_per_gpu
 from stdit_train.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from stdit_data.latents.job import Job
+    from stdit_data.latents.job import Job, Place
     from stdit_train.components.precompute import Encoding
     from stdit_train.distributed.world import World
 
@@ -86,11 +87,24 @@ def encode(
         str | None,
         typer.Option(metavar="SIZE", help="Device memory for an offloaded text encoder, e.g. 6GiB."),
     ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes that encode, each with the models, or workers of the Ray cluster.",
+            show_default="one per GPU, at least 1",
+        ),
+    ] = None,
+    ray: Ray = None,
+    gpus: Gpus = 0.0,
 ) -> None:
     """Encode clips and captions once, to train from with `stdit train --data OUT`.
 
-    Run the same command again to resume an interrupted one. Under torchrun, the processes share the work.
+    Run the same command again to resume an interrupted one. Under torchrun and in a Slurm job array, the processes
+    share the work.
     """
+    from stdit_data.latents.job import Place
+    from stdit_data.workers.work import find_share
     from stdit_train.components.precompute import Encoding
 
     if video_only and text_only:
@@ -117,7 +131,12 @@ def encode(
         text_loading=text_loading.value,
         text_memory=text_memory,
     )
-    run_encode(stage, {key: value for key, value in named.items() if value is not None}, setting or [], encoding)
+    share = find_share()
+    if processes is None and ray is None:
+        processes = one_per_gpu() if share.world == 1 else 1
+    place = Place(share, make_executor(processes, ray), gpus)
+    given = {key: value for key, value in named.items() if value is not None}
+    run_encode(stage, given, setting or [], encoding, place)
 
 
 def inspect(
@@ -214,7 +233,7 @@ def add_to(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def run_encode(stage: str, named: dict[str, object], settings: list[str], encoding: Encoding) -> None:
+def run_encode(stage: str, named: dict[str, object], settings: list[str], encoding: Encoding, place: Place) -> None:
     """Encode this process's share of a stage's clips and captions.
 
     Args:
@@ -222,6 +241,7 @@ def run_encode(stage: str, named: dict[str, object], settings: list[str], encodi
         named: settings that have an option of their own, by dotted key.
         settings: `KEY=VALUE` texts of --set.
         encoding: how to encode, and where to.
+        place: where it runs.
 
     Raises:
         ConfigError, DataError: settings, files or components that do not fit.
@@ -232,7 +252,6 @@ def run_encode(stage: str, named: dict[str, object], settings: list[str], encodi
 
     from rich.console import Console
 
-    from stdit_cli.console import INTERRUPTED
     from stdit_train.components.precompute import open_jobs
     from stdit_train.config.load import load_stage, parse_overrides
     from stdit_train.config.resolve import resolve_config, shapes_only
@@ -249,13 +268,10 @@ def run_encode(stage: str, named: dict[str, object], settings: list[str], encodi
     with tempfile.TemporaryDirectory(prefix="stdit-offload-") as folder:
         if encoding.text_loading == "offload":
             encoding = replace(encoding, offload_folder=Path(folder))
-        try:
-            done = [_run_job(console, job, world) for job in open_jobs(config, names, encoding, world)]
-        except KeyboardInterrupt:
-            console.print(f"stopped; {encoding.out} keeps what is done, run the same command again to resume")
-            raise typer.Exit(INTERRUPTED) from None
+        with interruptible(encoding.out):
+            done = [_run_job(console, job, world) for job in open_jobs(config, names, encoding, world, place)]
     if not all(done):
-        console.print(f"rank {world.rank} is done with its share; the last process to finish writes the index")
+        console.print(f"rank {place.share.rank} is done with its share; the last process to finish writes the index")
     elif set(encoding.parts) == {"video", "text"}:
         console.print(f"done: {encoding.out}. Inspect it with: stdit data inspect {encoding.out}")
         console.print(f"train on it with: stdit train --stage {stage} --data {encoding.out}")
@@ -269,11 +285,12 @@ def _run_job(console: Console, job: Job, world: World) -> bool:
 
     bar = CountingBar(console, transient=False, disable=not world.is_main)
     what = {"video": "clips", "text": "captions"}[job.part]
-    share = f" (rank {world.rank} of {world.size})" if world.size > 1 else ""
+    share = job.place.share
+    ranks = f" (rank {share.rank} of {share.world})" if share.world > 1 else ""
     if job.done:
-        console.print(f"{what}: {job.done} of {job.total} are already done{share}")
+        console.print(f"{what}: {job.done} of {job.total} are already done{ranks}")
     with bar:
-        task = bar.add_task(f"{what}{share}", total=job.total, completed=job.done)
+        task = bar.add_task(f"{what}{ranks}", total=job.total, completed=job.done)
         return job.run(lambda done, total: bar.update(task, completed=done))
 
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from stdit_data import files, stores
 from stdit_data.curation.captioners.answers import to_caption
 from stdit_data.curation.captioners.prompts import Captioner, Question, ask
-from stdit_data.curation.executors import Reject, Result
+from stdit_data.curation.engine import Reject, Result
 from stdit_data.curation.sampling import frames_at
 from stdit_data.curation.tables import from_dicts, segment_of, to_dicts, with_columns
 from stdit_data.errors import ClipError, DataError

@@ -10,13 +10,14 @@ from stdit_data import files, urls
 from stdit_data.curation import dedup
 from stdit_data.curation.caption import CaptionStep
 from stdit_data.curation.cut import CutStep
-from stdit_data.curation.engine import Outcome, Progress, rejects_path, run
-from stdit_data.curation.executors import Executor, Step
+from stdit_data.curation.engine import Outcome, Step, rejects_path, run
 from stdit_data.curation.filtering.expression import Condition
 from stdit_data.curation.filtering.filter import FilterStep, open_filter
 from stdit_data.curation.score import ScoreStep
 from stdit_data.curation.tables import Rows, open_rows, write_rows
 from stdit_data.errors import DataError
+from stdit_data.workers.executors import Executor
+from stdit_data.workers.work import Progress
 
 GOOD = "caption_flag is None"
 

@@ -12,8 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from stdit_data import files, stores
-from stdit_data.curation.engine import Outcome, Progress, Share, rejects_path, run
-from stdit_data.curation.executors import Executor, Result
+from stdit_data.curation.engine import Outcome, Result, rejects_path, run
 from stdit_data.curation.neighbours import groups_of, near_pairs
 from stdit_data.curation.sampling import read_clip
 from stdit_data.curation.scorers import sharpness
@@ -21,6 +20,8 @@ from stdit_data.curation.scorers.fingerprint import perceptual_hash
 from stdit_data.curation.tables import Rows, from_dicts, open_rows, segment_of, to_dicts, with_columns, write_rows
 from stdit_data.errors import ClipError, DataError, StoreError
 from stdit_data.manifests.validate import sha256
+from stdit_data.workers.executors import Executor
+from stdit_data.workers.work import Progress, Share
 
 FLAT = 4.0  # standard deviation of 255 below which a frame is too plain for its hash to mean anything
 HASH_BYTES = 32

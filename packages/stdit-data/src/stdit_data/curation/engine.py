@@ -10,47 +10,47 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import logging
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stdit_data import files, urls
-from stdit_data.curation.executors import Executor, Result, Step
 from stdit_data.curation.tables import Rows, write_rows
-from stdit_data.errors import DataError, FileError, UserError
+from stdit_data.errors import DataError
+from stdit_data.workers.executors import Executor, Task
+from stdit_data.workers.work import Progress, Share, resumable, run_shards
 
 VERSION = 1  # of what the steps compute; another one makes finished shards outdated
-
-
 RECORD = b"stdit.curation"  # key of an output's Parquet metadata
-
-
-SHOWN = 3  # failures named in a message
-
-
-logger = logging.getLogger(__name__)
-
-
-Progress = Callable[[int, int], None]  # rows done and in all, of this process
-
-
-class Unavailable(DataError):
-    """Something that all remaining shards need is lost, such as a server: the run ends at once."""
+Reject = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Share:
-    """The rank of this process among those that divide the shards."""
+class Result:
+    """The output of a step for one shard: the rows that it passes on, and those that it dropped, with reasons."""
 
-    rank: int = 0
-    world: int = 1
+    rows: pa.Table
+    rejects: list[Reject] = field(default_factory=list)
+
+
+class Step(Task, Protocol):
+    """One operation on a manifest."""
+
+    @property
+    def shard_rows(self) -> int:
+        """Return the number of rows per shard."""
+
+    def settings(self) -> Mapping[str, Any]:
+        """Return everything besides the rows that the results depend on, as JSON."""
+
+    def schema(self, given: pa.Schema) -> pa.Schema:
+        """Return the columns of the rows that the step passes on."""
+
+    def run(self, shard: pa.Table, opened: Any) -> Result:
+        """Return the result for one shard."""
 
 
 @dataclass(frozen=True)
@@ -73,21 +73,6 @@ class Outcome:
     shards: int = 0
 
 
-def find_share() -> Share:
-    """Return this process's share, from the environment of torchrun (RANK, WORLD_SIZE) or of a Slurm job array."""
-    try:
-        if "WORLD_SIZE" in os.environ:
-            return Share(int(os.environ.get("RANK", "0")), int(os.environ["WORLD_SIZE"]))
-        if "SLURM_ARRAY_TASK_COUNT" in os.environ:
-            first = int(os.environ.get("SLURM_ARRAY_TASK_MIN", "0"))
-            step = int(os.environ.get("SLURM_ARRAY_TASK_STEP", "1"))
-            rank = (int(os.environ["SLURM_ARRAY_TASK_ID"]) - first) // step
-            return Share(rank, int(os.environ["SLURM_ARRAY_TASK_COUNT"]))
-    except (KeyError, ValueError) as error:
-        raise DataError(f"RANK, WORLD_SIZE and SLURM_ARRAY_TASK_*: expected whole numbers ({error})") from None
-    return Share()
-
-
 def rejects_path(out: str) -> str:
     """Return the rejects file of an output: clips.rejects.jsonl beside clips.parquet."""
     return f"{out.removesuffix('.parquet')}.rejects.jsonl"
@@ -108,7 +93,7 @@ def run(
         step: what to do.
         rows: the manifest.
         out: the manifest to write, .parquet.
-        executor: where to run; see `executors`.
+        executor: where to run; see `workers.executors`.
         share: which shards are this process's; all by default. Whoever finds all shards finished writes `out`.
         progress: called when a shard is finished, and at the start with what was finished before.
 
@@ -124,115 +109,53 @@ def run(
         progress(rows.count, rows.count)
         return Outcome(out, True, done, _count_lines(rejects_path(out)), len(names), len(names))
     parts = f"{out}.parts"
-    work = _Work(step, schema, parts, names, executor, share or Share(), progress)
-    work.run(rows)
-    missing = [name for name in names if not files.exists(urls.join(parts, name))]
-    if missing:
-        return Outcome(out, False, resumed=work.resumed, shards=len(names))
-    with _kept(parts):
+    share = share or Share()
+    mine = share.of(len(names))
+    missing = {number for number in mine if not files.exists(urls.join(parts, names[number]))}
+    resumed = len(mine) - len(missing)
+    _run_missing(step, rows, schema, parts, names, missing, executor, mine, progress)
+    if not all(files.exists(urls.join(parts, name)) for name in names):
+        return Outcome(out, False, resumed=resumed, shards=len(names))
+    with resumable(parts):
         rejected = _join_rejects(parts, names, rejects_path(out))
         stamped = schema.with_metadata({RECORD: record})
         written = write_rows(out, _read_parts(parts, names), stamped)
-    if work.share.world == 1:  # others may still be reading them
+    if share.world == 1:  # others may still be reading them
         _remove(parts)
-    return Outcome(out, True, written, rejected, work.resumed, len(names))
+    return Outcome(out, True, written, rejected, resumed, len(names))
 
 
-class _Work:
-    """This process's shards: finds the missing ones and runs them."""
+def _run_missing(
+    step: Step,
+    rows: Rows,
+    schema: pa.Schema,
+    parts: str,
+    names: Sequence[str],
+    missing: set[int],
+    executor: Executor,
+    mine: range,
+    progress: Progress,
+) -> None:
+    """Run the shards that have no part yet, and write their parts."""
+    size = step.shard_rows
+    sizes = {number: min(size, rows.count - number * size) for number in mine}
+    total = sum(sizes.values())
+    done = total - sum(sizes[number] for number in missing)
+    progress(done, total)
+    if not missing:
+        return
 
-    def __init__(
-        self,
-        step: Step,
-        schema: pa.Schema,
-        parts: str,
-        names: Sequence[str],
-        executor: Executor,
-        share: Share,
-        progress: Progress,
-    ) -> None:
-        if not 0 <= share.rank < share.world:
-            raise DataError(f"process {share.rank} of {share.world}: expected a number from 0 to {share.world - 1}")
-        self.step, self.schema, self.parts, self.names = step, schema, parts, names
-        self.executor, self.share, self.progress = executor, share, progress
-        self.mine = range(share.rank, len(names), share.world)
-        self.missing = [number for number in self.mine if not files.exists(urls.join(parts, names[number]))]
-        self.resumed = len(self.mine) - len(self.missing)
-        self.failed: dict[int, str] = {}
+    def finish(number: int, result: Result) -> None:
+        nonlocal done
+        path = urls.join(parts, names[number])
+        with files.open_write(_rejects_part(path)) as file:
+            file.writelines(files.json_line(reject) for reject in result.rejects)
+        write_rows(path, iter([result.rows.cast(schema)]), schema)  # last: it says that both are there
+        done += sizes[number]
+        progress(done, total)
 
-    def run(self, rows: Rows) -> None:
-        size = self.step.shard_rows
-        sizes = {number: min(size, rows.count - number * size) for number in self.mine}
-        total = sum(sizes.values())
-        done = total - sum(sizes[number] for number in self.missing)
-        self.progress(done, total)
-        if not self.missing:
-            return
-        missing = set(self.missing)
-        running: dict[Future[Result], int] = {}
-        stopped: list[DataError] = []
-        shards = ((number, shard) for number, shard in enumerate(rows.shards(size)) if number in missing)
-        with self.executor.started(self.step) as submit:
-            while True:
-                while not stopped and len(running) < 2 * self.executor.width:
-                    if (more := next(shards, None)) is None:
-                        break
-                    running[submit(more[1])] = more[0]
-                if not running:
-                    break
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    number = running.pop(future)
-                    try:
-                        self._finish(number, future)
-                    except DataError as error:  # no further shard is begun, and what is under way is still kept
-                        stopped.append(error)
-                        continue
-                    done += sizes[number]
-                    self.progress(done, total)
-        if stopped:
-            raise stopped[0]
-        if self.failed:
-            listed = "; ".join(f"shard {number}: {self.failed[number]}" for number in sorted(self.failed)[:SHOWN])
-            more_failed = f"; and {len(self.failed) - SHOWN} more" if len(self.failed) > SHOWN else ""
-            raise DataError(
-                f"{len(self.failed)} of {len(self.names)} shards failed ({listed}{more_failed}); "
-                f"the finished ones are kept in {self.parts}, the same command does the others"
-            )
-
-    def _finish(self, number: int, future: Future[Result]) -> None:
-        """Writes a shard's part, or notes why there is none."""
-        try:
-            result = future.result()
-        except Unavailable as error:
-            raise Unavailable(
-                f"{error}; finished shards are kept in {self.parts}; run the same command again to resume"
-            ) from None
-        except BrokenProcessPool:
-            raise DataError(
-                f"a worker process ended unexpectedly at {self.step.name} (out of memory?); finished shards are kept "
-                f"in {self.parts}; run the same command again to resume; --workers sets the number of processes"
-            ) from None
-        except UserError as error:
-            self.failed[number] = str(error)
-            return
-        except Exception as error:  # whatever it is, the other shards are still worth doing
-            logger.debug("shard %d", number, exc_info=error)
-            self.failed[number] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            return
-        path = urls.join(self.parts, self.names[number])
-        with _kept(self.parts):
-            with files.open_write(_rejects_part(path)) as file:
-                file.writelines(files.json_line(reject) for reject in result.rejects)
-            write_rows(path, iter([result.rows.cast(self.schema)]), self.schema)  # last: it says that both are there
-
-
-@contextmanager
-def _kept(parts: str) -> Iterator[None]:
-    """Add to the error of a full or unwritable disk how to resume."""
-    try:
-        yield
-    except FileError as error:
-        raise FileError(f"{error}; finished shards are kept in {parts}; run the same command again to resume") from None
+    shards = ((number, shard) for number, shard in enumerate(rows.shards(size)) if number in missing)
+    run_shards(step, shards, executor, finish, total=len(names), kept=parts)
 
 
 def _remove(folder: str) -> None:

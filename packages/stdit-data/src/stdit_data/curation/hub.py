@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,20 +33,6 @@ def loading(model: str, kind: str) -> Iterator[None]:
             why = "no such folder, not in the Hub's cache, and HF_HUB_OFFLINE is set"
             raise DataError(f"{model}: {why}; unset it, or give the folder of a copy") from None
         raise DataError(f"{model}: no {kind} ({_line(error)})") from None
-
-
-def pick_device() -> str:
-    """Return the device for this process: one of the GPUs in turn if there are any, otherwise the CPU."""
-    import torch
-
-    count = torch.cuda.device_count()
-    if not count:
-        return "cpu"
-    number = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID")
-    if number is None:  # processes of a pool count from 1; the one that the user started has no number
-        place: tuple[int, ...] = getattr(multiprocessing.current_process(), "_identity", ())
-        number = str(place[-1] - 1 if place else 0)
-    return f"cuda:{int(number) % count}"
 
 
 def _offline() -> bool:

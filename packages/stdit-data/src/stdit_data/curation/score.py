@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from stdit_data import stores
-from stdit_data.curation.executors import Result
+from stdit_data.curation.engine import Result
 from stdit_data.curation.sampling import ClipFrames, read_clip
 from stdit_data.curation.scorers import (
     blockiness,

@@ -1,8 +1,8 @@
 """Encode clips and captions into the shards of a cache: the jobs behind `stdit data encode`.
 
-The content of each shard is a pure function of the data set and the settings. So processes share the shards by rank
-without communicating, and a job that was killed continues with the missing shards. Every clip is encoded by itself, so
-the result depends on neither ranks nor restarts.
+The content of each shard is a pure function of the data set and the settings. So processes share the shards without
+communicating, and a job that was killed continues with the missing shards. Every clip is encoded by itself, so the
+result depends on neither processes nor restarts.
 
 The encoders are functions given by the caller; this package knows no VAE or text encoder.
 C latent channels, T frames, H W height and width, L text tokens, D width of the text encoder.
@@ -17,7 +17,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -29,9 +30,11 @@ from stdit_data.clip import Clip, ClipDataset
 from stdit_data.errors import ClipError, DataError
 from stdit_data.latents import format as cache
 from stdit_data.latents.format import Part, Shard
-from stdit_data.latents.job import SHARD_BYTES, Job, parse_dtype, split_into_shards
+from stdit_data.latents.job import SHARD_BYTES, Job, Place, parse_dtype, split_into_shards
 from stdit_data.latents.order import encoding_order
 from stdit_data.transforms import to_float
+
+T = TypeVar("T")
 
 MIN_CLIPS = 20  # clips to read before the share of unreadable ones can stop the job
 
@@ -67,10 +70,10 @@ def video_job(
     variants: int = 1,
     dtype: str = "bfloat16",
     shard_bytes: int = SHARD_BYTES,
-    rank: int = 0,
-    world: int = 1,
     workers: int = 2,
     max_reject_share: float = 0.1,
+    place: Place | None = None,
+    load: Callable[[], VideoEncoder] | None = None,
 ) -> Job:
     """Make the job that encodes clips.
 
@@ -86,9 +89,10 @@ def video_job(
         variants: number of random variants of each clip.
         dtype: storage dtype, `bfloat16` or `float32`.
         shard_bytes: most bytes of tensors in a shard.
-        rank, world: this process, and the number of processes.
-        workers: number of threads that read clips.
+        workers: number of threads that read clips, in each process that encodes.
         max_reject_share: stop when more than this share of the clips can't be read.
+        place: where the job runs; here by default.
+        load: loads the encoder, in each process that encodes; pickled, as the data set is, if these are others.
 
     Raises:
         DataError: a setting is out of range, the folder holds a cache made with other settings, or the VAE does not
@@ -114,8 +118,9 @@ def video_job(
         "shards": len(shards),
         "shuffle_seed": shuffle_seed,
     }
-    clip_encoder = _ClipEncoder(dataset, encoder, shapes, parse_dtype(dtype), seed, workers, max_reject_share)
-    return Job(out, "video", metadata, shards, clip_encoder, rank, world)
+    load = load or partial(_itself, encoder)
+    open_encoder = partial(_ClipEncoder, load, dataset, shapes, parse_dtype(dtype), seed, workers, max_reject_share)
+    return Job(out, "video", metadata, shards, open_encoder, place)
 
 
 def text_job(
@@ -128,8 +133,8 @@ def text_job(
     dtype: str = "bfloat16",
     shard_bytes: int = SHARD_BYTES,
     batch: int = 16,
-    rank: int = 0,
-    world: int = 1,
+    place: Place | None = None,
+    load: Callable[[], TextEncoder] | None = None,
 ) -> Job:
     """Make the job that encodes captions, each distinct text once, in the order in which the clips are encoded.
 
@@ -142,7 +147,7 @@ def text_job(
         dtype: storage dtype, `bfloat16` or `float32`.
         shard_bytes: approximate bytes of a shard, by an estimate of each text's tokens.
         batch: texts to encode at once; texts of similar length are batched together.
-        rank, world: this process, and the number of processes.
+        place, load: as for `video_job`.
 
     Raises:
         DataError: a setting is out of range, or the folder holds a cache made with other settings.
@@ -153,36 +158,23 @@ def text_job(
     shuffle_seed = _find_shuffle_seed(out, "text", seed)
     for caption in dict.fromkeys(captions[i] for i in encoding_order(len(captions), shuffle_seed)):
         captions_by_text.setdefault(encoder.clean(caption), []).append(caption)
+    texts = [_Text(f"{i:09d}", text, tuple(spellings)) for i, (text, spellings) in enumerate(captions_by_text.items())]
     token_bytes = encoder.width * parse_dtype(dtype).itemsize
-    sizes = [token_bytes * min(encoder.max_length, 2 + len(text) // 4) for text in captions_by_text]
-    shards = split_into_shards(sizes, shard_bytes)
+    sizes = [token_bytes * min(encoder.max_length, 2 + len(one.text) // 4) for one in texts]
+    shards = [texts[part.start : part.stop] for part in split_into_shards(sizes, shard_bytes)]
     metadata = {
         "format": cache.FORMAT,
         "text_encoder": dict(encoder.metadata),
         "max_length": encoder.max_length,
         "manifest": dict(manifest),
         "dtype": dtype,
-        "texts": len(captions_by_text),
+        "texts": len(texts),
         "shard_bytes": shard_bytes,
         "shards": len(shards),
         "shuffle_seed": shuffle_seed,
     }
-    texts = list(captions_by_text)
-
-    def encode_shard(items: Sequence[int], on_entry: Callable[[], None]) -> Shard:
-        shard = Shard()
-        by_length = sorted(items, key=lambda i: len(texts[i]))
-        for start in range(0, len(by_length), batch):
-            part = by_length[start : start + batch]
-            for i, states in zip(part, encoder.encode([texts[i] for i in part]), strict=True):
-                key = f"{i:09d}"
-                shard.tensors[key] = states.to("cpu", parse_dtype(dtype)).contiguous()
-                for caption in captions_by_text[texts[i]]:
-                    shard.rows.append({"key": key, "caption": caption, "text": texts[i], "tokens": len(states)})
-                on_entry()
-        return shard
-
-    return Job(out, "text", metadata, shards, encode_shard, rank, world)
+    open_encoder = partial(_CaptionEncoder, load or partial(_itself, encoder), parse_dtype(dtype), batch)
+    return Job(out, "text", metadata, shards, open_encoder, place)
 
 
 def manifest_metadata(source: str, dataset: Any) -> dict[str, Any]:
@@ -206,20 +198,48 @@ def manifest_metadata(source: str, dataset: Any) -> dict[str, Any]:
     return {"source": source, "hash": digest.hexdigest()[:16], "samples": len(dataset)}
 
 
+class _Text(NamedTuple):
+    """A text to encode."""
+
+    key: str  # of its tensor
+    text: str  # cleaned
+    captions: tuple[str, ...]  # that it comes from
+
+
+class _CaptionEncoder:
+    """Encodes texts, one shard per call."""
+
+    def __init__(self, load: Callable[[], TextEncoder], dtype: torch.dtype, batch: int) -> None:
+        self.encoder, self.dtype, self.batch = load(), dtype, batch
+
+    def __call__(self, items: Sequence[_Text], on_entry: Callable[[], None]) -> Shard:
+        shard = Shard()
+        by_length = sorted(items, key=lambda item: len(item.text))
+        for start in range(0, len(by_length), self.batch):
+            part = by_length[start : start + self.batch]
+            for item, states in zip(part, self.encoder.encode([item.text for item in part]), strict=True):
+                shard.tensors[item.key] = states.to("cpu", self.dtype).contiguous()
+                for caption in item.captions:
+                    row = {"key": item.key, "caption": caption, "text": item.text, "tokens": len(states)}
+                    shard.rows.append(row)
+                on_entry()
+        return shard
+
+
 class _ClipEncoder:
     """Reads clips ahead in threads and encodes them, one shard per call."""
 
     def __init__(
         self,
+        load: Callable[[], VideoEncoder],
         dataset: Any,
-        encoder: VideoEncoder,
         shapes: Mapping[Bucket, tuple[int, ...]],
         dtype: torch.dtype,
         seed: int,
         workers: int,
         max_share: float,
     ) -> None:
-        self.dataset, self.encoder, self.shapes, self.dtype, self.seed = dataset, encoder, shapes, dtype, seed
+        self.encoder, self.dataset, self.shapes, self.dtype, self.seed = load(), dataset, shapes, dtype, seed
         self.weights = getattr(dataset, "weights", None)
         self.workers, self.max_share = max(1, workers), max_share
         self.read = self.bad = 0
@@ -283,6 +303,10 @@ class _ClipEncoder:
                 f"{self.bad} of {self.read} clips can't be read, the last: {clip}; write a manifest without them with "
                 "`stdit data validate --write`"
             )
+
+
+def _itself(encoder: T) -> T:
+    return encoder
 
 
 def _find_shuffle_seed(out: str, part: Part, seed: int) -> int | None:

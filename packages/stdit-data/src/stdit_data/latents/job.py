@@ -1,8 +1,9 @@
-"""A resumable encoding job: shards that processes share by rank and write independently of each other."""
+"""A resumable encoding job: the missing shards of a part of a cache, and where they are encoded."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,12 +11,28 @@ import torch
 from stdit_data.errors import DataError
 from stdit_data.latents import format as cache
 from stdit_data.latents.format import Part, Shard
+from stdit_data.workers.executors import Executor, Inline
+from stdit_data.workers.work import Progress, Share, run_shards
 
 SHARD_BYTES = 256 * 2**20
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
-Progress = Callable[[int, int], None]  # entries done, and in total, of this process
-EncodeShard = Callable[[Sequence[int], Callable[[], None]], Shard]  # items, and what to call after each, to their shard
+EncodeShard = Callable[[Sequence[Any], Callable[[], None]], Shard]  # items, and what to call after each, to their shard
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a job runs.
+
+    Attributes:
+        share: which shards are this process's.
+        executor: where they are encoded. Those in other processes write their shards themselves.
+        gpus: GPUs per worker of a Ray cluster.
+    """
+
+    share: Share = field(default_factory=Share)
+    executor: Executor = field(default_factory=Inline)
+    gpus: float = 0.0
 
 
 class Job:
@@ -26,15 +43,15 @@ class Job:
         part: the part to encode.
         metadata: written to the cache, or compared with what is there.
         shards: the items of each shard.
-        encode: encodes the items of one shard.
-        rank, world: this process, and the number of processes that share the shards.
+        open_encoder: returns what encodes the items of a shard; called once in each process that encodes.
+        place: where it runs; here by default.
 
     Attributes:
         total: entries in this process's shards.
         done: entries of them in finished shards.
 
     Raises:
-        DataError: the folder holds a part encoded with other settings, or the rank is out of range.
+        DataError: the folder holds a part encoded with other settings.
     """
 
     def __init__(
@@ -42,23 +59,26 @@ class Job:
         out: str,
         part: Part,
         metadata: Mapping[str, Any],
-        shards: Sequence[Sequence[int]],
-        encode: EncodeShard,
-        rank: int,
-        world: int,
+        shards: Sequence[Sequence[Any]],
+        open_encoder: Callable[[], EncodeShard],
+        place: Place | None = None,
     ) -> None:
-        if not 0 <= rank < world:
-            raise DataError(f"rank {rank} of {world}: expected a rank from 0 to {world - 1}")
-        self.out, self.part, self.shards, self._encode = out, part, shards, encode
+        self.out, self.part, self.shards = out, part, shards
+        self.place = place = place or Place()
+        self._open_encoder: Callable[[], EncodeShard] | None = open_encoder
         cache.lock_metadata(out, part, metadata)
         finished = cache.list_shards(out, part)
-        mine = range(rank, len(shards), world)
-        self.total = sum(len(shards[number]) for number in mine)
-        self.done = sum(len(shards[number]) for number in mine if number in finished)
-        self.missing = [number for number in mine if number not in finished]
+        self._mine = place.share.of(len(shards))
+        self.total = sum(len(shards[number]) for number in self._mine)
+        self.done = sum(len(shards[number]) for number in self._mine if number in finished)
+        self.missing = [number for number in self._mine if number not in finished]
 
     def run(self, progress: Progress = lambda done, total: None) -> bool:
         """Encode this process's missing shards; write the index if that completes the part.
+
+        Args:
+            progress: called with entries done and in total: after each entry where the shards are encoded in this
+                process, else after each shard.
 
         Returns:
             Whether the part is complete; False while other processes are encoding.
@@ -66,20 +86,70 @@ class Job:
         Raises:
             DataError: a shard can't be encoded or written.
         """
+        if self.missing and self._open_encoder is not None:
+            self._encode_missing(self._open_encoder, progress)
+        self._open_encoder = None  # frees its model
+        self.missing = []
+        finished = cache.list_shards(self.out, self.part)
+        if unseen := [number for number in self._mine if number not in finished]:
+            raise DataError(
+                f"{self.out}: a worker wrote {cache.shard_name(unseen[0])} where this process can't see it; encode "
+                "into a folder that all machines of the cluster share, by its full path, or into a URL"
+            )
+        if len(finished) < len(self.shards):
+            return False
+        cache.write_index(self.out, self.part, len(self.shards))
+        cache.remove_partials(self.out, self.part)
+        return True
+
+    def _encode_missing(self, open_encoder: Callable[[], EncodeShard], progress: Progress) -> None:
         cache.remove_partials(self.out, self.part, [cache.shard_name(number) for number in self.missing])
 
         def on_entry() -> None:
             self.done += 1
             progress(self.done, self.total)
 
-        for number in self.missing:
-            cache.write_shard(self.out, self.part, number, self._encode(self.shards[number], on_entry))
-        self.missing = []
-        if len(cache.list_shards(self.out, self.part)) < len(self.shards):
-            return False
-        cache.write_index(self.out, self.part, len(self.shards))
-        cache.remove_partials(self.out, self.part)
-        return True
+        whole = self.done
+
+        def finish(number: int, entries: int) -> None:
+            nonlocal whole
+            whole += entries
+            self.done = whole
+            progress(self.done, self.total)
+
+        separate = self.place.executor.separate
+        run_shards(
+            _Encode(self.out, self.part, open_encoder, self.place.gpus, None if separate else on_entry),
+            [(number, (number, self.shards[number])) for number in self.missing],
+            self.place.executor,
+            finish,
+            total=len(self.shards),
+            kept=self.out,
+            ends=(DataError,),
+        )
+
+
+@dataclass(frozen=True)
+class _Encode:
+    """The task of a job: encodes a shard and writes it, so that no tensor passes between processes."""
+
+    out: str
+    part: Part
+    open: Callable[[], EncodeShard]
+    gpus: float
+    on_entry: Callable[[], None] | None
+
+    has_model = True
+
+    @property
+    def name(self) -> str:
+        return f"encode ({self.part})"
+
+    def run(self, shard: tuple[int, Sequence[Any]], opened: EncodeShard) -> int:
+        """Return the number of entries."""
+        number, items = shard
+        cache.write_shard(self.out, self.part, number, opened(items, self.on_entry or (lambda: None)))
+        return len(items)
 
 
 def parse_dtype(name: str) -> torch.dtype:

@@ -1,19 +1,24 @@
 """Encode the clips and captions that a stage trains on into a cache, and decode entries of one."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from stdit_data import stores
 from stdit_data.buckets import Bucket
 from stdit_data.latents.dataset import LatentDataset
 from stdit_data.latents.encode import TextEncoder, VideoEncoder, manifest_metadata, text_job, video_job
 from stdit_data.latents.format import Part, is_cache
-from stdit_data.latents.job import SHARD_BYTES, Job
+from stdit_data.latents.job import SHARD_BYTES, Job, Place
+from stdit_data.workers.executors import Inline, Processes, worker_device
+from stdit_data.workers.work import Share
 from stdit_model import video_vae
 from stdit_model.text import clean_caption, encode_captions
 from stdit_train.components.identity import about_text_encoder, about_vae
@@ -24,6 +29,7 @@ from stdit_train.distributed.world import World
 from stdit_train.errors import ConfigError
 from stdit_train.hardware import find_device
 
+T = TypeVar("T")
 TextLoading = Literal["full", "8bit", "offload"]
 
 # Settings of a run that its clips depend on; a cache records them.
@@ -47,60 +53,90 @@ class Encoding:
     offload_folder: Path | None = None
 
 
-def open_jobs(config: TrainConfig, names: dict[str, str], encoding: Encoding, world: World) -> Iterator[Job]:
+def open_jobs(
+    config: TrainConfig, names: dict[str, str], encoding: Encoding, world: World, place: Place | None = None
+) -> Iterator[Job]:
     """Yield the jobs that encode what a run would train on, video before text, with one model loaded at a time.
 
     Args:
         config: settings of the run, with the VAE and text encoder to load.
         names: what the cache records as their sources, by setting ("vae", "text_encoder").
         encoding: settings of the cache.
-        world: processes that share the work, without messages.
+        world: the processes that torchrun started, for this one's device.
+        place: where the jobs run. [default: in this process, its share of the world's]
 
     Raises:
         ConfigError: settings contradict each other, or a model cannot be loaded.
         DataError: the clips, or an existing cache, cannot be used.
     """
-    data, device = config.data, world.device()
+    data, place = config.data, place or Place(Share(world.rank, world.size))
     if data.source != "shapes" and is_cache(data.source):
         raise ConfigError(f"{data.source} is already a cache: encode clips, or `shapes`")
     everything = replace(data, validation=0.0, validation_source=None)  # a cache is split when it is trained from
     dataset: Any = build_datasets(replace(config, data=everything))[0]
     manifest = manifest_metadata(data.source, dataset)
-    transform = {name: getattr(data, name) for name in TRANSFORM} | {"buckets": list(data.buckets)}
-    share: dict[str, Any] = {
-        "seed": config.seed,
-        "dtype": encoding.dtype,
-        "shard_bytes": encoding.shard_bytes,
-        "rank": world.rank,
-        "world": world.size,
-    }
+    common: dict[str, Any] = {"seed": config.seed, "dtype": encoding.dtype, "shard_bytes": encoding.shard_bytes}
+
+    def open_with(opener: Callable[[torch.device], T], place: Place) -> tuple[T, dict[str, Any]]:
+        """Load an encoder, and say how other processes load theirs; this one's then only describes it."""
+        if not place.executor.separate:
+            return opener(world.device()), {"place": place}
+        width = place.executor.width if isinstance(place.executor, Processes) else None
+        threads = max(1, torch.get_num_threads() // width) if width else None
+        load = _InWorker(opener, data.patience, threads, Path.cwd())
+        return opener(torch.device("cpu")), {"place": place, "load": load}
+
     if "video" in encoding.parts:
-        vae = open_video_encoder(data.vae, names["vae"], device, chunk=encoding.chunk, tiling=encoding.tiling)
-        yield video_job(
+        settings = {"chunk": encoding.chunk, "tiling": encoding.tiling}
+        vae, where = open_with(partial(open_video_encoder, data.vae, names["vae"], **settings), place)
+        transform = {name: getattr(data, name) for name in TRANSFORM} | {"buckets": list(data.buckets)}
+        reading: dict[str, Any] = {"workers": data.workers, "max_reject_share": data.max_reject_share}
+        job = video_job(
             dataset,
             encoding.out,
             vae,
             transform,
             manifest,
             variants=encoding.variants,
-            workers=data.workers,
-            max_reject_share=data.max_reject_share,
-            **share,
+            **reading,
+            **common,
+            **where,
         )
-        del vae
+        del vae, where
+        yield job
     if "text" in encoding.parts:
-        text = open_text_encoder(
-            data.text_encoder,
-            names["text_encoder"],
-            device,
-            max_length=config.model.model_max_length,
-            precision=config.precision,
-            loading=encoding.text_loading,
-            memory=encoding.text_memory,
-            folder=encoding.offload_folder,
-        )
+        options: dict[str, Any] = {
+            "max_length": config.model.model_max_length,
+            "precision": config.precision,
+            "loading": encoding.text_loading,
+            "memory": encoding.text_memory,
+            "folder": encoding.offload_folder,
+        }
+        if encoding.text_loading != "full":  # it takes all GPUs, or none
+            place = replace(place, executor=Inline())
+        text, where = open_with(partial(open_text_encoder, data.text_encoder, names["text_encoder"], **options), place)
         captions = [dataset.caption(index) for index in range(len(dataset))]
-        yield text_job(captions, encoding.out, text, manifest, batch=encoding.text_batch, **share)
+        job = text_job(captions, encoding.out, text, manifest, batch=encoding.text_batch, **common, **where)
+        del text, where
+        yield job
+
+
+@dataclass(frozen=True)
+class _InWorker(Generic[T]):
+    """Loads an encoder in a process that encodes: on a device of its own, in the folder that the command runs in."""
+
+    opener: Callable[[torch.device], T]
+    patience: float  # minutes, see `stores`
+    threads: int | None  # of torch
+    folder: Path
+
+    def __call__(self) -> T:
+        stores.set_patience(self.patience)
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        if self.folder.is_dir():  # a worker of a cluster may run elsewhere
+            os.chdir(self.folder)
+        return self.opener(torch.device(worker_device()))
 
 
 def decode_entries(cache: str, vae: str, count: int, seed: int) -> tuple[list[Tensor], list[str]]:

@@ -16,9 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from stdit_data.curation.captioners.prompts import Answer, Question
-from stdit_data.curation.engine import Unavailable
-from stdit_data.curation.hub import loading, pick_device
+from stdit_data.curation.hub import loading
 from stdit_data.errors import DataError
+from stdit_data.workers.executors import worker_device
+from stdit_data.workers.work import Unavailable
 
 KIND = "captioner"
 EXAMPLES = "LLaVA, LLaVA-OneVision, Qwen-VL or the like"
@@ -43,7 +44,7 @@ class LocalCaptioner:
 
         self.name, self.temperature, self.max_tokens = model, temperature, max_tokens
         self.processor = load_processor(model)
-        self.device = pick_device()
+        self.device = worker_device()
         dtype = torch.float32 if self.device == "cpu" else torch.bfloat16
         with loading(model, KIND):
             self.model = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype).eval().to(self.device)

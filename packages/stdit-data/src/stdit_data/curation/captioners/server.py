@@ -19,8 +19,8 @@ from PIL import Image
 
 from stdit_data import stores
 from stdit_data.curation.captioners.prompts import Answer, Question
-from stdit_data.curation.engine import Unavailable
 from stdit_data.errors import DataError, StoreError
+from stdit_data.workers.work import Unavailable
 
 TIMEOUT = 600.0  # seconds for an answer; a busy server queues requests
 JPEG_QUALITY = 92

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stdit_data.curation.executors import Result
+from stdit_data.curation.engine import Result
 from stdit_data.curation.filtering.expression import Condition, column_values, find_quantiles
 from stdit_data.curation.tables import Rows, to_dicts
 

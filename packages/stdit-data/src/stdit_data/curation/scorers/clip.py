@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from stdit_data.curation.hub import loading, pick_device
+from stdit_data.curation.hub import loading
 from stdit_data.curation.sampling import ClipFrames
 from stdit_data.errors import DataError
+from stdit_data.workers.executors import worker_device
 
 FRAMES = 3  # first, middle and last
 
@@ -36,7 +37,7 @@ class ClipScores:
             kind = AutoConfig.from_pretrained(model).model_type
             if kind != "clip":
                 raise DataError(f"{model}: a model of kind {kind!r}; expected CLIP")
-            self.device = pick_device()
+            self.device = worker_device()
             self.model = CLIPModel.from_pretrained(model).eval().to(self.device)
             self.processor = CLIPProcessor.from_pretrained(model)
         self.head = _read_head(head, self.model.config.projection_dim) if head else []

@@ -1,39 +1,24 @@
-"""A step over shards of a manifest, and the places to run it: this process, a pool of processes, or a Ray cluster."""
+"""The places to run a task's shards: this process, a pool of processes, or a Ray cluster."""
 
 from __future__ import annotations
 
 import logging
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, Protocol
-
-import pyarrow as pa
 
 from stdit_data.errors import DataError
 
-Reject = dict[str, Any]
 
-
-@dataclass(frozen=True)
-class Result:
-    """The output of a step for one shard: the rows that it passes on, and those that it dropped, with reasons."""
-
-    rows: pa.Table
-    rejects: list[Reject] = field(default_factory=list)
-
-
-class Step(Protocol):
-    """One operation on a manifest. It is pickled to the processes that run it."""
-
-    name: str
+class Task(Protocol):
+    """Work on shards, each independent of the others. It is pickled to the processes that run it."""
 
     @property
-    def shard_rows(self) -> int:
-        """Return the number of rows per shard."""
+    def name(self) -> str:
+        """Return its name, for messages."""
 
     @property
     def gpus(self) -> float:
@@ -43,31 +28,26 @@ class Step(Protocol):
     def has_model(self) -> bool:
         """Return whether `open` loads a model that is worth keeping."""
 
-    def settings(self) -> Mapping[str, Any]:
-        """Return everything besides the rows that the results depend on, as JSON."""
-
-    def schema(self, given: pa.Schema) -> pa.Schema:
-        """Return the columns of the rows that the step passes on."""
-
     def open(self) -> Any:
         """Load what a process needs once, such as a model."""
 
-    def run(self, shard: pa.Table, opened: Any) -> Result:
+    def run(self, shard: Any, opened: Any) -> Any:
         """Return the result for one shard."""
 
 
-Submit = Callable[[pa.Table], "Future[Result]"]
+Submit = Callable[[Any], "Future[Any]"]
 
 
 RETRIES = 3  # of a shard whose Ray worker was lost
 
 
 class Executor(Protocol):
-    """Runs a step on shards."""
+    """Runs a task on shards."""
 
     width: int  # shards at a time
+    separate: bool  # whether they run in other processes, which the task is pickled to
 
-    def started(self, step: Step) -> Any:
+    def started(self, task: Task) -> Any:
         """Return a context manager in which shards can be submitted; its value is a `Submit`."""
 
 
@@ -75,16 +55,17 @@ class Inline:
     """Runs shards in this process, one after another."""
 
     width = 1
+    separate = False
 
     @contextmanager
-    def started(self, step: Step) -> Iterator[Submit]:
-        """Open the step once."""
-        opened = step.open()
+    def started(self, task: Task) -> Iterator[Submit]:
+        """Open the task once."""
+        opened = task.open()
 
-        def submit(shard: pa.Table) -> Future[Result]:
-            future: Future[Result] = Future()
+        def submit(shard: Any) -> Future[Any]:
+            future: Future[Any] = Future()
             try:
-                future.set_result(step.run(shard, opened))
+                future.set_result(task.run(shard, opened))
             except Exception as error:
                 future.set_exception(error)
             return future
@@ -93,7 +74,9 @@ class Inline:
 
 
 class Processes:
-    """A pool of processes on this machine, each of which opens the step once."""
+    """A pool of processes on this machine, each of which opens the task once."""
+
+    separate = True
 
     def __init__(self, width: int) -> None:
         if width < 1:
@@ -101,10 +84,10 @@ class Processes:
         self.width = width
 
     @contextmanager
-    def started(self, step: Step) -> Iterator[Submit]:
+    def started(self, task: Task) -> Iterator[Submit]:
         """Spawn the workers rather than fork them, since PyTorch's and FFmpeg's threads do not survive a fork."""
         context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(self.width, mp_context=context, initializer=_open, initargs=(step,))
+        pool = ProcessPoolExecutor(self.width, mp_context=context, initializer=_open, initargs=(task,))
         try:
             yield lambda shard: pool.submit(_run, shard)
         finally:
@@ -122,6 +105,8 @@ class RayCluster:
         width: workers; as many as fit by default.
     """
 
+    separate = True
+
     def __init__(self, address: str, width: int | None = None) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # Read when Ray is imported: otherwise it starts its workers by `uv run` in a copy of the working directory.
@@ -134,25 +119,25 @@ class RayCluster:
         self.width = width or 1
 
     @contextmanager
-    def started(self, step: Step) -> Iterator[Submit]:
-        """Use an actor per worker for steps with a model, tasks for others. Shards of a lost worker are run again."""
+    def started(self, task: Task) -> Iterator[Submit]:
+        """Use an actor per worker for tasks with a model, tasks for others. Shards of a lost worker are run again."""
         ray = self.ray
         self._connect()
         try:
             resources = ray.cluster_resources()
             room = int(resources.get("CPU", 1))
-            if step.gpus:
-                room = min(room, int(resources.get("GPU", 0) / step.gpus))
+            if task.gpus:
+                room = min(room, int(resources.get("GPU", 0) / task.gpus))
             if room < 1:
-                raise DataError(f"Ray at {self.address}: {step.name} needs {step.gpus:g} GPU, it has none")
+                raise DataError(f"Ray at {self.address}: {task.name} needs {task.gpus:g} GPU, it has none")
             self.width = min(self.wanted or room, room)
-            needs = {"num_cpus": 1, "num_gpus": step.gpus}
-            if step.has_model:
-                yield self._actors(step, needs)
+            needs = {"num_cpus": 1, "num_gpus": task.gpus}
+            if task.has_model:
+                yield self._actors(task, needs)
             else:
-                shared = ray.put(step)
-                task = ray.remote(**needs, max_retries=RETRIES)(_run_once)
-                yield lambda shard: task.remote(shared, shard).future()
+                shared = ray.put(task)
+                once = ray.remote(**needs, max_retries=RETRIES)(_run_once)
+                yield lambda shard: once.remote(shared, shard).future()
         finally:
             ray.shutdown()
 
@@ -165,15 +150,15 @@ class RayCluster:
         except Exception as error:  # Ray raises plain ones too, as when a node does not start in time
             raise DataError(f"Ray at {self.address}: {' '.join(str(error).split())[:200]}") from None
 
-    def _actors(self, step: Step, needs: dict[str, Any]) -> Submit:
+    def _actors(self, task: Task, needs: dict[str, Any]) -> Submit:
         remote: Any = self.ray.remote(**needs, max_restarts=RETRIES, max_task_retries=RETRIES)(_Actor)
-        actors: list[Any] = [remote.remote(step) for _ in range(self.width)]
+        actors: list[Any] = [remote.remote(task) for _ in range(self.width)]
         waiting = dict.fromkeys(actors, 0)
 
-        def submit(shard: pa.Table) -> Future[Result]:
+        def submit(shard: Any) -> Future[Any]:
             actor = min(actors, key=lambda one: waiting[one])
             waiting[actor] += 1
-            future: Future[Result] = actor.run.remote(shard).future()
+            future: Future[Any] = actor.run.remote(shard).future()
 
             def finished(_: object) -> None:
                 waiting[actor] -= 1
@@ -187,27 +172,39 @@ class RayCluster:
 class _Actor:
     """One worker of a Ray cluster with its model."""
 
-    def __init__(self, step: Step) -> None:
-        self.step, self.opened = step, step.open()
+    def __init__(self, task: Task) -> None:
+        self.task, self.opened = task, task.open()
 
-    def run(self, shard: pa.Table) -> Result:
-        return self.step.run(shard, self.opened)
-
-
-def _run_once(step: Step, shard: pa.Table) -> Result:
-    return step.run(shard, step.open())
+    def run(self, shard: Any) -> Any:
+        return self.task.run(shard, self.opened)
 
 
-_worker: dict[str, Any] = {}  # of a pool's process: the step, and what it opened
+def _run_once(task: Task, shard: Any) -> Any:
+    return task.run(shard, task.open())
 
 
-def _open(step: Step) -> None:
-    _worker["step"] = step
+_worker: dict[str, Any] = {}  # of a pool's process: the task, and what it opened
 
 
-def _run(shard: pa.Table) -> Result:
+def _open(task: Task) -> None:
+    _worker["task"] = task
+
+
+def _run(shard: Any) -> Any:
     # Opened here rather than at the start of the process, where an error would only break the pool.
     if "opened" not in _worker:
-        _worker["opened"] = _worker["step"].open()
-    result: Result = _worker["step"].run(shard, _worker["opened"])
-    return result
+        _worker["opened"] = _worker["task"].open()
+    return _worker["task"].run(shard, _worker["opened"])
+
+
+def worker_device() -> str:
+    """Return the device for this process: one of the GPUs in turn if there are any, otherwise the CPU."""
+    import torch
+
+    count = torch.cuda.device_count()
+    if not count:
+        return "cpu"
+    local = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"
+    # Processes of a pool count from 1; the one that the user started has no number.
+    place: tuple[int, ...] = getattr(multiprocessing.current_process(), "_identity", ())
+    return f"cuda:{(int(local) + (place[-1] - 1 if place else 0)) % count}"
