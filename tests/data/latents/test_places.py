@@ -79,7 +79,7 @@ def encode(encoders: Any, dataset: Any, out: Path, executor: Executor, notes: Pa
     video = video_job(dataset, str(out), load(), {}, about, shard_bytes=200, place=place, load=load)
     assert video.run()
     assert text_job(
-        captions, str(out), encoders.load_text(), about, shard_bytes=30, place=place, load=encoders.load_text
+        captions, str(out), encoders.load_text(), about, shard_bytes=100, place=place, load=encoders.load_text
     ).run()
     return LatentDataset(str(out))
 

@@ -135,7 +135,7 @@ def encode(
     if processes is None and ray is None:
         processes = one_per_gpu() if share.world == 1 else 1
     place = Place(share, make_executor(processes, ray), gpus)
-    given = {key: value for key, value in named.items() if value is not None}
+    given: dict[str, object] = {key: value for key, value in named.items() if value is not None}
     run_encode(stage, given, setting or [], encoding, place)
 
 

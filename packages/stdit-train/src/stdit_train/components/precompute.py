@@ -87,7 +87,7 @@ def open_jobs(
         return opener(torch.device("cpu")), {"place": place, "load": load}
 
     if "video" in encoding.parts:
-        settings = {"chunk": encoding.chunk, "tiling": encoding.tiling}
+        settings: dict[str, Any] = {"chunk": encoding.chunk, "tiling": encoding.tiling}
         vae, where = open_with(partial(open_video_encoder, data.vae, names["vae"], **settings), place)
         transform = {name: getattr(data, name) for name in TRANSFORM} | {"buckets": list(data.buckets)}
         reading: dict[str, Any] = {"workers": data.workers, "max_reject_share": data.max_reject_share}
