@@ -147,9 +147,10 @@ FOLDERS_MAY_IMPORT: dict[str, dict[str, set[str]]] = {
     "stdit_cli": {
         "completion": set(),
         "console": set(),
+        "settings": set(),
         "workers": {"console"},
-        "commands": {"completion", "console", "workers"},
-        "main": {"commands"},
+        "commands": {"completion", "console", "settings", "workers"},
+        "main": {"commands", "settings"},
         "__main__": {"main"},
     },
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from stdit_cli.main import as_options
 from stdit_train.assets import demo_folder
 
 
@@ -162,6 +163,30 @@ def test_debug_shows_where_it_came_from() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["data", "encode", "shapes", "out", "--size", "64x64"], "No such option: --size: give --height and --width"),
+        (["train", "--size", "64"], "--size: give --set data.height=... and --set data.width=..."),
+        (["plan", "--hidden-size", "64"], "--hidden-size: give --set model.hidden_size=..."),
+        (["train", "--hight", "64"], "No such option: --hight"),
+    ],
+)
+def test_an_unknown_option_that_is_a_setting_names_it(arguments: list[str], said: str, stdit: Callable) -> None:
+    done = stdit(*arguments)
+    assert done.code == 2
+    assert said in done.err
+
+
+def test_arguments_that_messages_name_are_shown_as_options() -> None:
+    assert as_options("no captioner: give `model=PATH`, or `text_encoder=google/t5`") == (
+        "no captioner: give --model PATH, or --text-encoder google/t5"
+    )
+    assert as_options("`partly=True` applies the rest") == "--partly applies the rest"
+    said = "run `stdit data encode`, `hf download a --local-dir b`, or --set optimizer.lr=1"
+    assert as_options(said) == said
 
 
 def test_help_imports_neither_torch_nor_pydantic() -> None:

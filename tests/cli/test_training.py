@@ -135,6 +135,13 @@ def test_a_bare_resume_means_the_newest() -> None:
     assert with_resumed_run(["train", "--resume", "runs/a"]) == ["train", "--resume", "runs/a"]
 
 
+def test_reports_show_a_bare_resume_as_typed(stdit: Callable, tmp_path: Path) -> None:
+    assert stdit("train", *TINY, "--steps", "1", "--out", "run").code == 0
+    assert stdit("train", "--out", "run", "--steps", "2", "--resume").code == 0
+    sessions = json.loads((tmp_path / "run" / "run.json").read_text())["sessions"]
+    assert sessions[1]["command"].endswith("train --out run --steps 2 --resume")
+
+
 def test_plan(stdit: Callable) -> None:
     done = stdit("plan", "--stage", "64x512", "--gpus", "8", "--gpu", "h200")
     assert done.code == 0, done

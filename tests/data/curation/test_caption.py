@@ -116,7 +116,7 @@ def test_clips_without_a_caption_are_described_in_batches(raw: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({}, "--model PATH"),
+        ({}, "`model=PATH`"),
         ({"model": "x", "temperature": -1}, "temperature -1"),
         ({"model": "x", "batch": 0}, "batch 0"),
     ],

@@ -125,7 +125,7 @@ def test_a_preset_names_the_columns_that_are_missing() -> None:
         "preset basic needs columns that the manifest lacks: frozen_share (for frozen_share is None or"
     )
     assert "stdit data score" in said
-    assert said.endswith("; --partly applies the other rules alone")
+    assert said.endswith("; `partly=True` applies the other rules alone")
     assert preset.condition(known, partly=True) == "black_share <= 0.1 and sharpness >= 5 and letterbox <= 0.05"
     with pytest.raises(DataError, match="needs columns"):  # no rule is left
         preset.condition(["path"], partly=True)

@@ -158,7 +158,7 @@ def test_a_segment_beyond_the_end(raw: Path) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "said"),
-    [({"fps": 0.0}, "rate above 0"), ({"size": 8}, "32 pixels"), ({"aesthetic": "head.pth"}, "--clip")],
+    [({"fps": 0.0}, "rate above 0"), ({"size": 8}, "32 pixels"), ({"aesthetic": "head.pth"}, "`clip=MODEL`")],
 )
 def test_wrong_settings(settings: dict, said: str) -> None:
     with pytest.raises(DataError, match=said):

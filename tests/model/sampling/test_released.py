@@ -99,8 +99,8 @@ def test_offline_everything_that_is_missing_is_told_at_once(
     for said in (
         "vae stabilityai/sd-vae-ft-ema",
         "text_encoder and tokenizer DeepFloyd/t5-v1_1-xxl",
-        "hf download stabilityai/sd-vae-ft-ema --local-dir sd-vae-ft-ema` and --vae sd-vae-ft-ema",
-        "hf download DeepFloyd/t5-v1_1-xxl --local-dir t5-v1_1-xxl` and --text-encoder t5-v1_1-xxl",
+        "hf download stabilityai/sd-vae-ft-ema --local-dir sd-vae-ft-ema` and `vae=sd-vae-ft-ema`",
+        "hf download DeepFloyd/t5-v1_1-xxl --local-dir t5-v1_1-xxl` and `text_encoder=t5-v1_1-xxl`",
     ):
         assert said in message
     assert "\n" not in message

@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 import torch
 
+from stdit_data import stores
+from stdit_data.errors import StoreError
 from stdit_train.build import open_trainer
 from stdit_train.callbacks import NullCallback
 from stdit_train.checkpoint import manager
 from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.checkpoint.verify import CheckpointError, list_checkpoints, verify
 from stdit_train.config.schema import TrainConfig
-from stdit_train.errors import CheckpointFailed, RunEnded
+from stdit_train.curriculum import TrainOptions, find_run
+from stdit_train.errors import CheckpointFailed, ConfigError, RunEnded
 from stdit_train.trainer import Trainer
 
 
@@ -192,6 +195,47 @@ def test_a_disk_that_cannot_be_read_now_damages_nothing(
         return text(path, *arguments, **options)
 
     monkeypatch.setattr(Path, "read_text", fail)
+    monkeypatch.setattr(stores, "_patience", 0.1 / 60)
     with pytest.raises(RunEnded, match=r"cannot read .*step-000006 \(Input/output error\): check the disk"):
         RunFolder(tmp_path / "run").latest_checkpoint()
     assert steps_of(tmp_path / "run") == [3, 6]
+
+
+@pytest.mark.parametrize("name", ["config.json", "run.json", "state.json"])
+def test_a_run_is_found_although_the_disk_fails_for_a_moment(
+    name: str, small: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened(small, tmp_path / "run").train()
+    expected = find_run(TrainOptions(resume=str(tmp_path / "run")))
+    text, failed = Path.read_text, list[Path]()
+
+    def fail(path: Path, *arguments: Any, **options: Any) -> str:
+        if path.name == name and len(failed) < 2:
+            failed.append(path)
+            raise OSError(116, "Stale file handle")
+        return text(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "read_text", fail)
+    found = find_run(TrainOptions(resume=str(tmp_path / "run")))
+    checkpoint = found.runs[0].latest_checkpoint()
+    assert len(failed) == 2
+    assert found.configs == expected.configs
+    assert checkpoint is not None and checkpoint.path.name == "step-000006"
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "words"),
+    [(5, StoreError, "config.json: the disk failed for"), (13, ConfigError, "config.json cannot be read")],
+)
+def test_a_disk_that_goes_on_failing_is_told(
+    code: int, kind: type, words: str, small: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    RunFolder(tmp_path / "run").create(small)
+
+    def fail(path: Path, *arguments: Any, **options: Any) -> str:
+        raise OSError(code, "no")
+
+    monkeypatch.setattr(Path, "read_text", fail)
+    monkeypatch.setattr(stores, "_patience", 0.1 / 60)
+    with pytest.raises(kind, match=words):
+        find_run(TrainOptions(resume=str(tmp_path / "run")))

@@ -8,6 +8,7 @@ always.
 import atexit
 import errno
 import os
+import re
 import signal
 import sys
 from io import TextIOWrapper
@@ -20,6 +21,7 @@ from stdit_cli.commands import build_demo as demo
 from stdit_cli.commands import latents as encoding
 from stdit_cli.commands.sample import command as sample
 from stdit_cli.commands.train import command as train
+from stdit_cli.settings import SettingsCommand
 from stdit_data import errors as data_errors
 from stdit_model import errors as model_errors
 from stdit_train import errors as train_errors
@@ -40,14 +42,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("sample")(sample.sample)
-app.command("train")(train.train)
+app.command("train", cls=SettingsCommand)(train.train)
 app.command("stages")(stages.stages)
-app.command("plan")(plan.plan)
+app.command("plan", cls=SettingsCommand)(plan.plan)
 app.command("report")(report.report)
 app.command("export")(export.export)
 app.command("doctor")(doctor.doctor)
 app.command("eval")(evaluate.evaluate)
-app.command("ablate")(ablate.ablate)
+app.command("ablate", cls=SettingsCommand)(ablate.ablate)
 app.command("build-demo")(demo.build_demo)
 data.app.registered_commands[:0] = curation.app.registered_commands  # help lists the pipeline in its order
 encoding.add_to(data.app)
@@ -85,9 +87,19 @@ def with_resumed_run(arguments: list[str]) -> list[str]:
     return arguments
 
 
+def as_options(message: str) -> str:
+    """Show arguments of Python that a message names as options: `text_encoder=PATH` as --text-encoder PATH."""
+
+    def option(found: re.Match[str]) -> str:
+        value = "" if found[2] == "True" else f" {found[2]}"
+        return f"--{found[1].replace('_', '-')}{value}"
+
+    return re.sub(r"`([a-z][a-z0-9_]*)=([^`]*)`", option, message)
+
+
 def fail(message: str, code: int, world: World) -> NoReturn:
     """Print one line of error on stderr, with the rank of a process that is not the main one, and exit."""
-    line = " ".join(model_errors.without_numbers(message).split())
+    line = " ".join(model_errors.without_numbers(as_options(message)).split())
     print(f"stdit: {'' if world.is_main else f'process {world.rank}: '}{line}", file=sys.stderr)
     raise SystemExit(code)
 
@@ -98,12 +110,12 @@ def main() -> None:
     if isinstance(sys.stdout, TextIOWrapper):  # names of files may hold what the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
     world = World()
-    sys.argv = with_resumed_run([argument for argument in sys.argv if argument != "--debug"])
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]  # as reports show the command
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         world = World.from_env()
-        app()
+        app(with_resumed_run(sys.argv[1:]))
     except KeyboardInterrupt:
         if debug:
             raise

@@ -15,7 +15,7 @@ from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.checkpoint.shared import check_shared
 from stdit_train.checkpoint.verify import Checkpoint
 from stdit_train.components.load import Components, check_components, check_sources, open_components
-from stdit_train.config.load import flatten, to_dict
+from stdit_train.config.load import flatten, has_settings, to_dict
 from stdit_train.config.resolve import is_cached
 from stdit_train.config.schema import TrainConfig
 from stdit_train.data.datasets import build_datasets
@@ -80,7 +80,7 @@ def open_trainer(
     world = world or World()
 
     def begin() -> tuple[bool, int | None, Checkpoint | None]:
-        if not run.config_file.exists():
+        if not has_settings(run.config_file):
             run.check_free()
             return False, fitted.micro_batch, None
         return True, run.metadata().get("micro_batch", fitted.micro_batch), run.latest_checkpoint()

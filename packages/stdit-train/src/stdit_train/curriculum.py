@@ -14,6 +14,7 @@ from stdit_train.config.load import (
     CURRICULUM_FILE,
     flatten,
     from_dict,
+    has_settings,
     load_curriculum,
     load_stage,
     read_curriculum,
@@ -109,7 +110,7 @@ def find_run(options: TrainOptions, *, demo_parts: bool = True) -> RunPlan:
         if options.out is None:
             raise ConfigError("--resume auto needs the run's folder: give it with --out")
         new = find_run(replace(options, resume=None), demo_parts=demo_parts)
-        started = any((options.out / file).is_file() for file in ("config.json", CURRICULUM_FILE))
+        started = any(has_settings(options.out / file) for file in ("config.json", CURRICULUM_FILE))
         return _same_run(new, _resumed_run(replace(options, resume=NEWEST), {})) if started else new
     if options.resume is not None:
         return _resumed_run(options, overrides)
@@ -136,9 +137,9 @@ def _resumed_run(options: TrainOptions, overrides: Mapping[str, Any]) -> RunPlan
         raise ConfigError(f"--resume {options.resume} continues in its own folder: leave out --out")
     else:
         folder = Path(options.resume)
-    if (folder.resolve().parent / CURRICULUM_FILE).is_file():
+    if has_settings(folder.resolve().parent / CURRICULUM_FILE):
         raise ConfigError(f"{folder} is a stage of a curriculum: resume that with --resume {folder.parent}")
-    if (folder / CURRICULUM_FILE).is_file():
+    if has_settings(folder / CURRICULUM_FILE):
         curriculum, configs = read_curriculum(folder, overrides)
         kind, found = f"the curriculum {curriculum}", curriculum if options.curriculum else None
     else:
@@ -191,7 +192,7 @@ def _check_budget(config: TrainConfig, run: "RunFolder") -> None:
     Raises:
         ConfigError: it is not, or it is to go on after its end but has no checkpoint any more.
     """
-    if not run.config_file.is_file():
+    if not has_settings(run.config_file):
         return  # a stage that has not begun
     (step, seconds), ended = run.reached(), run.metadata().get("finished_at_step", 0)
     step = max(step, ended)

@@ -1,5 +1,6 @@
 """Find the device of this machine, its memory and peak rate; what other devices have, as their makers state it."""
 
+import os
 import time
 from dataclasses import dataclass
 
@@ -44,6 +45,12 @@ def find_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def describe_cpu() -> str:
+    """Return the number of cores and of torch's threads in words: CPU, 8 cores, 1 thread."""
+    counts = {"core": os.cpu_count() or 1, "thread": torch.get_num_threads()}
+    return ", ".join(["CPU", *(f"{count} {name}{'s' if count > 1 else ''}" for name, count in counts.items())])
 
 
 def this_device() -> Device:

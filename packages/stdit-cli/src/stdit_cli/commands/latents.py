@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stdit_cli import completion
+from stdit_cli.settings import SettingsCommand
 from stdit_cli.workers import Gpus, Ray, interruptible, make_executor, one_per_gpu
 from stdit_train.errors import ConfigError
 
@@ -229,7 +230,8 @@ def sizes(
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands of this file."""
-    for command in (encode, inspect, merge, sizes):
+    app.command(cls=SettingsCommand)(encode)
+    for command in (inspect, merge, sizes):
         app.command()(command)
 
 

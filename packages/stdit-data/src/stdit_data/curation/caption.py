@@ -61,7 +61,7 @@ class CaptionStep:
 
     def __post_init__(self) -> None:
         if self.model is None and self.server is None:
-            raise DataError("no captioner: give --model PATH, a Hub id, or --server URL")
+            raise DataError("no captioner: give `model=PATH`, a Hub id, or `server=URL`")
         if self.temperature < 0 or self.max_tokens < 1 or self.size < 32 or self.batch < 1:
             raise DataError(
                 f"temperature {self.temperature:g}, max-tokens {self.max_tokens}, size {self.size}, batch {self.batch}"

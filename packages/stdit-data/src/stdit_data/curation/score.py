@@ -64,7 +64,7 @@ class ScoreStep:
         if not 0 < self.fps <= 1000 or self.size < 32:
             raise DataError(f"fps {self.fps:g}, size {self.size}: expected a rate above 0 and at least 32 pixels")
         if self.aesthetic and not self.clip:
-            raise DataError("an aesthetic head works on the embedding of a CLIP model: give --clip too")
+            raise DataError("an aesthetic head works on the embedding of a CLIP model: give `clip=MODEL` too")
 
     @property
     def has_model(self) -> bool:

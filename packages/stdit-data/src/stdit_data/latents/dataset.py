@@ -208,7 +208,7 @@ class CachedTexts:
             if caption not in self:
                 raise DataError(
                     f"{self.url}: the text part, encoded from {self.metadata['manifest']['source']}, lacks the caption "
-                    f"{caption[:60]!r}; encode this manifest's captions (--text-only)"
+                    f"{caption[:60]!r}; encode this manifest's captions with `stdit data encode --text-only`"
                 )
 
     def table(self) -> pa.Table:

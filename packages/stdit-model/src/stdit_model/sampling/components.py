@@ -116,11 +116,11 @@ def _advice(failures: Mapping[str, list[str]], reasons: Mapping[str, str]) -> st
     """Describe in one line what is missing, why, and the commands that download it."""
     parts = "; ".join(f"{' and '.join(parts)} {repo}: not found ({reasons[repo]})" for repo, parts in failures.items())
     steps = "; ".join(
-        f"`hf download {repo} --local-dir {repo.split('/')[1]}` and --{_option(parts)} {repo.split('/')[1]}"
+        f"`hf download {repo} --local-dir {repo.split('/')[1]}` and `{_argument(parts)}={repo.split('/')[1]}`"
         for repo, parts in failures.items()
     )
     return f"{parts}. Where there is a network: {steps}; or `hf download {next(iter(failures))}` into the Hub's cache"
 
 
-def _option(parts: list[str]) -> str:
-    return ("text_encoder" if "tokenizer" in parts else parts[0]).replace("_", "-")
+def _argument(parts: list[str]) -> str:
+    return "text_encoder" if "tokenizer" in parts else parts[0]

@@ -131,10 +131,10 @@ def _check_widths(path: Path, transformer: STDiT, vae: VAE, text_encoder: TextEn
     if vae.config.latent_channels != channels:
         raise WeightsError(
             f"{path}: takes {channels} latent channels, this VAE has {vae.config.latent_channels}: pass the one that "
-            f"it was trained with by --vae ({VAE_ID})"
+            f"it was trained with, `vae={VAE_ID}`"
         )
     if text_encoder is not None and text_encoder.config.d_model != width:
         raise WeightsError(
             f"{path}: takes captions {width} wide, this text encoder's are {text_encoder.config.d_model}: pass the one "
-            f"that it was trained with by --text-encoder ({T5_ID})"
+            f"that it was trained with, `text_encoder={T5_ID}`"
         )

@@ -12,7 +12,15 @@ from typing import Any
 from stdit_data.files import replace_text
 from stdit_train.checkpoint.lock import HOLDER, LOCK
 from stdit_train.checkpoint.verify import Checkpoint, CheckpointError, list_checkpoints, newest_whole, read_state
-from stdit_train.config.load import BEFORE, CURRICULUM_FILE, ConfigError, from_dict, read_settings, to_dict
+from stdit_train.config.load import (
+    BEFORE,
+    CURRICULUM_FILE,
+    ConfigError,
+    from_dict,
+    has_settings,
+    read_settings,
+    to_dict,
+)
 from stdit_train.config.schema import TrainConfig
 
 
@@ -80,7 +88,7 @@ class RunFolder:
 
     def metadata(self) -> dict[str, Any]:
         """Return the contents of run.json: id, micro_batch (as fitted to the machine), sessions, finished_at_step."""
-        return read_settings(self.metadata_file) if self.metadata_file.exists() else {}
+        return read_settings(self.metadata_file) if has_settings(self.metadata_file) else {}
 
     def update_metadata(self, **values: Any) -> None:
         """Set values of run.json and keep the others."""
@@ -93,7 +101,7 @@ class RunFolder:
         Raises:
             ConfigError: this is not a run folder, or its settings are not valid.
         """
-        if not self.config_file.is_file():
+        if not has_settings(self.config_file):
             what = "has no config.json" if self.path.exists() else "does not exist"
             raise ConfigError(f"{self.path} is not a run folder: it {what}")
         values = BEFORE | read_settings(self.config_file)
@@ -127,7 +135,7 @@ class RunFolder:
 
 def stage_folders(path: Path) -> list[Path]:
     """Return the run folders in a curriculum's folder, in order; for a run folder, itself."""
-    if not (path / CURRICULUM_FILE).is_file():
+    if not has_settings(path / CURRICULUM_FILE):
         return [path]
     stages = [stage for stage in path.glob("[0-9]*-*") if (stage / "config.json").is_file()]
     return sorted(stages, key=lambda stage: int(stage.name.partition("-")[0]))

@@ -5,9 +5,11 @@ import json
 import logging
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from stdit_data import stores
 from stdit_model.errors import reason
 from stdit_train.errors import ConfigError, RunEnded
 
@@ -100,18 +102,18 @@ def newest_whole(folder: Path, run_id: str) -> Checkpoint | None:
 
     Raises:
         CheckpointError: there are checkpoints, but none is whole; they stay where they are.
-        RunEnded: the disk fails.
+        RunEnded: the disk fails, and goes on to.
     """
     refused: list[tuple[Path, CheckpointError]] = []
-    for path in reversed(list_checkpoints(folder)):
+    for path in reversed(stores.retry(str(folder), lambda: list_checkpoints(folder), local=True)):
         try:
-            checkpoint = verify(path, run_id)
+            checkpoint = stores.retry(str(path), partial(verify, path, run_id), local=True)
         except CheckpointError as error:
             refused.append((path, error))
             continue
         except OSError as error:
             raise RunEnded(
-                f"cannot read {path} ({reason(error)}): check the disk, then resume with --resume"
+                f"cannot read {path} ({reason(error.__cause__ or error)}): check the disk, then resume with --resume"
             ) from error
         for bad, why in refused:
             aside = bad.with_name(f"refused-{bad.name}")

@@ -13,7 +13,8 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from stdit_data.files import replace_text
+from stdit_data import files, stores
+from stdit_data.errors import StoreError
 from stdit_model.errors import reason
 from stdit_train.assets import DEMO, is_demo_folder
 from stdit_train.config.schema import TrainConfig
@@ -101,7 +102,7 @@ def write_curriculum(folder: Path, name: str, configs: Sequence[TrainConfig]) ->
     """Save the settings of a curriculum's stages in its folder, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
     values = {"schedule": name, "stages": [to_dict(config) for config in configs]}
-    replace_text(folder / CURRICULUM_FILE, json.dumps(values, indent=1) + "\n")
+    files.replace_text(folder / CURRICULUM_FILE, json.dumps(values, indent=1) + "\n")
 
 
 def read_curriculum(folder: Path, overrides: Mapping[str, Any]) -> tuple[str, list[TrainConfig]]:
@@ -222,14 +223,26 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def has_settings(file: Path) -> bool:
+    """Return whether a file exists, waiting while the disk fails.
+
+    Raises:
+        StoreError: the disk does not answer.
+    """
+    return files.exists(str(file))
+
+
 def read_settings(file: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object.
+    """Read a JSON file that holds an object, waiting while the disk fails.
 
     Raises:
         ConfigError: it cannot be read or holds something else; the message names the file.
+        StoreError: the disk does not answer.
     """
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(stores.retry(str(file), lambda: file.read_text(encoding="utf-8"), local=True))
+    except StoreError:
+        raise
     except OSError as error:
         raise ConfigError(f"{file} cannot be read: {reason(error)}") from error
     except ValueError as error:

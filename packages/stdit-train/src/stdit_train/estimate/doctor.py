@@ -1,6 +1,5 @@
 """Report on this machine: device, memory, compiler, versions, disk and hub; and the stages that fit."""
 
-import os
 import platform
 import shutil
 from collections.abc import Iterable
@@ -11,7 +10,7 @@ import torch
 
 from stdit_train.config.schema import TrainConfig
 from stdit_train.estimate.training import Estimate, estimate_run
-from stdit_train.hardware import GIB, available_memory, find_device
+from stdit_train.hardware import GIB, available_memory, describe_cpu, find_device
 from stdit_train.versions import package_versions
 
 
@@ -46,7 +45,7 @@ def _device(device: torch.device) -> str:
         return f"{len(names)} x {names[0]} (CUDA {torch.version.cuda})"
     if device.type == "mps":
         return "Apple GPU (MPS)"
-    return f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads for torch; no GPU that torch can use"
+    return f"{describe_cpu()} for torch; no GPU that torch can use"
 
 
 def _bfloat16(device: torch.device) -> str:

@@ -1,6 +1,5 @@
 """Record when, on what and with what a run was trained: a session per start or resumption, in its run.json."""
 
-import os
 import platform
 import shlex
 import sys
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from stdit_train.checkpoint.run_folder import RunFolder
+from stdit_train.hardware import describe_cpu
 from stdit_train.versions import package_versions
 
 
@@ -67,8 +67,7 @@ def describe_machine(device: torch.device, processes: int) -> str:
     elif device.type == "mps":
         name = "Apple GPU (MPS)"
     else:
-        threads = torch.get_num_threads()
-        name = f"CPU, {os.cpu_count()} cores, {threads} thread{'s' if threads > 1 else ''}"
+        name = describe_cpu()
     shared = f"{processes} processes, each on " if processes > 1 else ""
     return f"{shared}{name}, {platform.system()} {platform.machine()}"
 

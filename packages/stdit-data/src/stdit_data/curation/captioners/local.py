@@ -72,7 +72,8 @@ class LocalCaptioner:
             )
         except torch.OutOfMemoryError:
             raise Unavailable(
-                f"{self.name}: out of GPU memory with --batch {len(questions)}; give a smaller one, or a smaller --size"
+                f"{self.name}: out of GPU memory with `batch={len(questions)}`; give a smaller one, or smaller frames "
+                "(`size=PIXELS`)"
             ) from None
         tokens = tokens[:, inputs["input_ids"].shape[1] :]
         texts = self.processor.batch_decode(tokens, skip_special_tokens=True)

@@ -87,7 +87,7 @@ def find_model(url: str, model: str | None) -> str:
     except (KeyError, TypeError):
         raise DataError(f"{base}/models: no list of models; expected a server with OpenAI's API") from None
     if model is None and len(names) != 1:
-        raise DataError(f"{base} serves {', '.join(names) or 'no model'}; name one of them by --model")
+        raise DataError(f"{base} serves {', '.join(names) or 'no model'}; name one of them, `model=NAME`")
     name = model or names[0]
     if name not in names:
         raise DataError(f"{base} does not serve {name!r}; it serves {', '.join(names) or 'no model'}")

@@ -56,7 +56,7 @@ class Preset:
         lacking = [(name, rule) for rule, names in missing.items() for name in names]
         if lacking and not (partly and usable):
             listed = "; ".join(f"{name} (for {rule.keep}: {rule.column_from})" for name, rule in lacking)
-            hint = "" if not usable else "; --partly applies the other rules alone"
+            hint = "" if not usable else "; `partly=True` applies the other rules alone"
             raise DataError(f"preset {self.name} needs columns that the manifest lacks: {listed}{hint}")
         return " and ".join(f"({keep})" if " or " in keep else keep for keep in usable)
 
