@@ -81,7 +81,7 @@ FOLDERS_MAY_IMPORT: dict[str, dict[str, set[str]]] = {
         "optim": {"config"},
         "checkpoint": {"config", "distributed", "errors"},
         "components": {"assets", "config", "data", "distributed", "errors", "hardware"},
-        "estimate": {"components", "config", "distributed", "errors", "hardware", "versions"},
+        "estimate": {"components", "config", "distributed", "errors", "hardware", "optim", "versions"},
         "evaluation": {"components", "errors"},
         "loss": {"components", "config", "data", "distributed", "hardware", "optim"},
         "pipeline": {"assets", "checkpoint", "components", "config", "distributed", "errors", "hardware", "optim"},

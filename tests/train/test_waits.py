@@ -20,7 +20,8 @@ from stdit_train.distributed.world import World
 from stdit_train.trainer import Trainer
 
 MESSAGES = (
-    "broadcast_from_main", "on_all", "all_max", "gather_numbers", "all_gather", "all_arrive", "first_result", "gather",
+    "broadcast_from_main", "on_all", "all_max", "gather_numbers", "all_gather", "collect", "all_arrive", "first_result",
+    "gather",
 )  # fmt: skip
 READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__")
 

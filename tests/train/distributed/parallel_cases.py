@@ -22,7 +22,9 @@ from stdit_model.sampling.denoise import Denoiser, Guidance
 from stdit_model.sampling.schedulers import flow_scheduler, iddpm_scheduler
 from stdit_train.checkpoint.format import finish_write, load_checkpoint, named_tensors
 from stdit_train.checkpoint.verify import checkpoint_name, verify
-from stdit_train.config.schema import ObjectiveConfig
+from stdit_train.components.load import load_components
+from stdit_train.config.load import load_stage
+from stdit_train.config.schema import ObjectiveConfig, model_arguments
 from stdit_train.distributed.mesh import ParallelDims, build_mesh
 from stdit_train.distributed.parallelize import build_sharded_model
 from stdit_train.distributed.sharded_weights import (
@@ -31,11 +33,12 @@ from stdit_train.distributed.sharded_weights import (
     init_weights,
     load_full_state_dict,
 )
-from stdit_train.distributed.world import DistributedWorld
+from stdit_train.distributed.world import DistributedWorld, World
 from stdit_train.estimate.parallel import traffic
 from stdit_train.loss.objective import training_loss
 from stdit_train.optim.ema import Ema
 from stdit_train.optim.optimizers import clip_gradients
+from stdit_train.pipeline import save
 
 CPU = torch.device("cpu")
 BATCH, FRAMES, SIDE = 4, 5, 6  # 5 frames of 3x3 tokens: neither is even
@@ -251,6 +254,36 @@ def sample(variant: str, how: str, sampler: str) -> dict[str, float]:
             denoiser = Denoiser(model, scheduler, text, 4, generator, Guidance(3.0))
             videos.append(denoiser(samples["noise"]))
     return {"video": apart({"": videos[0]}, {"": videos[1]}), "moved": apart({"": videos[1]}, {"": samples["noise"]})}
+
+
+def along_the_way(how: str) -> dict[str, float]:
+    """The videos of three prompts along the way, over the processes and on each alone; prompts encoded here."""
+    config = load_stage("demo", {"model.depth": 2, "data.frames": 4, "sampling.steps": 3, "micro_batch": 1})
+    components = load_components("demo", "demo", CPU, "fp32")
+    settings = model_arguments(config, components.vae.config.latent_channels, components.caption_channels)
+    mesh = build_mesh(dims(how), CPU)
+    many, one = build_sharded_model(settings, mesh, CPU).eval(), STDiT(**settings).eval()
+    start = weights(settings)
+    load_full_state_dict(many, start.items())
+    one.load_state_dict(start)
+    encoded, written = [0], []
+
+    def count(_encoder: Any, _arguments: Any, inputs: dict[str, Tensor]) -> None:
+        encoded[0] += len(inputs["input_ids"])
+
+    components.text_encoder.register_forward_pre_hook(count, with_kwargs=True)
+    save._write_samples = lambda _folder, videos, *_: written.append(videos)  # type: ignore[assignment, func-returns-value]
+    prompts = ["a red circle", "a blue bar moving left", ""]
+    rank = dist.get_rank()
+    many_worlds = DistributedWorld(rank, dist.get_world_size(), rank, mesh)
+    for model, world in ((many, many_worlds), (one, World())):
+        save.draw_samples(model, components, config, prompts, Path() if world.is_main else None, 1, world)
+    alone = written[-1]
+    return {
+        "encoded": float(encoded[0] - len(prompts)),
+        "videos": float((written[0] - alone).abs().max()) if len(written) > 1 else 0.0,
+        "different": min(float((alone[i] - alone[i - 1]).abs().max()) for i in range(3)),
+    }
 
 
 def rest(variant: str, how: str) -> dict[str, float]:

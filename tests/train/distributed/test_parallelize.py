@@ -31,7 +31,9 @@ def check_training(numbers: Numbers) -> None:
 def test_two_processes(measure: Measure) -> None:
     """Sharded weights and shared clips, neither frames (5) nor positions (9) even; bytes as on paper."""
     training = ["train:seq:sp", "train:dit:sp"]
-    results = measure(2, [*training, "blocks:seq:sp", "sample:seq:sp:iddpm", "rest:seq:fsdp"])
+    shared = {"along_the_way:fsdp": 2.0, "along_the_way:sp": 3.0}
+    others = ["blocks:seq:sp", "sample:seq:sp:iddpm", "rest:seq:fsdp"]
+    results = measure(2, [*training, *others, *shared])
     for numbers in [ranks for case in training for ranks in results[case]]:
         check_training(numbers)
         assert numbers["held"] == 0.5
@@ -42,6 +44,10 @@ def test_two_processes(measure: Measure) -> None:
         assert numbers["video"] < LIMIT < numbers["moved"]
     for numbers in results["rest:seq:fsdp"]:
         check_rest(numbers)
+    for case, encoded in shared.items():
+        for numbers in results[case]:
+            assert numbers["encoded"] == encoded  # of three prompts: those of this process, or of its group
+            assert numbers["videos"] < 1.01 / 127.5 < 0.1 < numbers["different"], case  # of 8-bit pixels
     assert results["rest:seq:fsdp"][0]["gathered"] < LIMIT
     assert results["rest:seq:fsdp"][1]["gathered"] == 0.0  # tensors: only the first process has them
 

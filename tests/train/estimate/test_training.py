@@ -12,8 +12,9 @@ import pytest
 from stdit_train.config.load import ConfigError, from_dict, load_stage, set_values, to_dict
 from stdit_train.config.schema import TrainConfig
 from stdit_train.distributed.mesh import ParallelDims
+from stdit_train.estimate.fit import advice, refusal
 from stdit_train.estimate.plan import SHARE_OF_PEAK, find_device_kind, plan_stage
-from stdit_train.estimate.training import advice, describe, estimate_run, refusal
+from stdit_train.estimate.training import describe, estimate_run
 from stdit_train.hardware import DEVICES, known_device
 
 # Two steps under the profiler, in a process of their own: prints the most that the CPU's allocator had given out.

@@ -6,6 +6,7 @@ K head width.
 
 import inspect
 from collections.abc import Mapping, MutableSequence, Sequence
+from functools import lru_cache
 from typing import Any, Self, cast
 
 import torch
@@ -125,8 +126,8 @@ class STDiT(WeightLoaders, ConfigMixin):
         unknown = sorted(arguments.keys() - inspect.signature(cls.__init__).parameters.keys())
         if unknown:
             raise WeightsError(f"STDiT has no argument {few(unknown)}: was this written by a newer version?")
-        with torch.device("meta"):
-            return {name: tuple(tensor.shape) for name, tensor in cls(**arguments).state_dict().items()}
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
+        return dict(_parameter_shapes(cls, tuple(sorted(values.items()))))
 
     def initialize_weights(self) -> None:
         """Initialise as Open-Sora 1.0 does: the temporal and cross-attention projections and the output are zero."""
@@ -270,3 +271,9 @@ def _without_singleton(y: Tensor) -> Tensor:
 
 # A saved pipeline records the module of each of its classes: the public name must not change with the files.
 STDiT.__module__ = "stdit_model"
+
+
+@lru_cache(maxsize=32)
+def _parameter_shapes(cls: type[STDiT], arguments: tuple[tuple[str, Any], ...]) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in cls(**dict(arguments)).state_dict().items()}

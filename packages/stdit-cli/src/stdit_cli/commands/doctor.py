@@ -15,7 +15,8 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     from stdit_train.config.load import load_stage, stage_names
     from stdit_train.config.resolve import resolve_config
     from stdit_train.estimate.doctor import estimate_stages, examine
-    from stdit_train.estimate.training import advice, shortfall, to_dict
+    from stdit_train.estimate.fit import advice, shortfall
+    from stdit_train.estimate.training import to_dict
 
     facts = examine(Path.cwd())
     found = (demo_folder() / "model_index.json").exists()

@@ -43,8 +43,9 @@ def plan(
     from stdit_train.distributed.mesh import nearest_batch
     from stdit_train.errors import ConfigError
     from stdit_train.estimate.duration import duration
+    from stdit_train.estimate.fit import advice, shortfall
     from stdit_train.estimate.plan import SHARE_OF_PEAK, find_device_kind, plan_stage
-    from stdit_train.estimate.training import advice, describe, shortfall
+    from stdit_train.estimate.training import describe
 
     console = plain_console()
     overrides = parse_overrides(setting or [])

@@ -1,6 +1,7 @@
 """Sizes of VAEs and text encoders from their configurations, without loading them."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -91,7 +92,7 @@ def component_config(source: str, part: Part) -> ComponentConfig:
     return published.config._replace(note=published.missing.format(source))
 
 
-def vae_stride(values: dict[str, Any]) -> int:
+def vae_stride(values: Mapping[str, Any]) -> int:
     """Return the pixels per latent, along height and width, of a VAE's configuration."""
     return 2 ** (len(values["block_out_channels"]) - 1)
 

@@ -17,6 +17,8 @@ PrecisionName = Literal["fp32", "bf16", "bf16-weights", "fp16"]
 DrawName = Literal["philox", "mt19937"]
 Checkpointing = bool | Literal["selective"]
 
+SAMPLED_PROMPTS = 4  # sampled during training
+
 Count = Annotated[int, Field(ge=1)]
 WholeNumber = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]

@@ -14,13 +14,11 @@ from stdit_data.datasets.shapes import ShapesDataset, triples
 from stdit_data.latents.memory import InMemoryLatents
 from stdit_model import video_vae
 from stdit_train.config.resolve import is_cached
-from stdit_train.config.schema import TrainConfig
+from stdit_train.config.schema import SAMPLED_PROMPTS, TrainConfig
 from stdit_train.data.cached import cached_prompts, is_of_shapes, open_cached, validation_of_shapes
 from stdit_train.data.holdout import ValidationClips, train_val_split
 from stdit_train.data.videos import open_clips
 from stdit_train.distributed.world import World
-
-SAMPLED_PROMPTS = 4  # sampled during training
 
 
 def build_datasets(

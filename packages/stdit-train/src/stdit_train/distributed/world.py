@@ -134,6 +134,14 @@ class World:
         """Concatenate tensors [..., n] of equal shape in the order of `dp_rank`: [..., dp_size * n]."""
         return part
 
+    def collect(self, part: "Tensor", count: int) -> "Tensor | None":
+        """Concatenate tensors [n, ...] of equal shape from the first `count` data-parallel ranks, on rank 0.
+
+        Returns:
+            [count * n, ...] on rank 0, None on the others.
+        """
+        return part
+
     def all_arrive(self) -> bool:
         """Return whether every rank calls this within `PATIENCE`, so that they can exchange messages."""
         return True
@@ -275,6 +283,22 @@ class DistributedWorld(World):
         parts = [torch.empty_like(part) for _ in range(self.size)]
         dist.all_gather(parts, part.contiguous())
         return torch.cat(parts[:: self.size // self.dp_size], dim=-1)
+
+    def collect(self, part: "Tensor", count: int) -> "Tensor | None":
+        """Send a tensor of the CPU to rank 0 from the first data-parallel ranks."""
+        import torch
+        import torch.distributed as dist
+
+        together = self.size // self.dp_size  # processes that share a clip have neighbouring ranks
+        if not self.is_main:
+            if self.rank % together == 0 and self.dp_rank < count:
+                dist.send(part.contiguous(), 0)
+            return None
+        parts = [part]
+        for rank in range(1, count):
+            parts.append(torch.empty_like(part))
+            dist.recv(parts[-1], rank * together)
+        return torch.cat(parts)
 
     def all_arrive(self) -> bool:
         """Wait for the other ranks, in a group that has no other messages."""

@@ -2,17 +2,18 @@
 
 import re
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stdit_train.config.load import did_you_mean
 from stdit_train.config.schema import TrainConfig, model_arguments
+from stdit_train.distributed.mesh import NODE, default_replicas, parallel_dims
 from stdit_train.errors import ConfigError
 from stdit_train.estimate.duration import duration
-from stdit_train.estimate.training import Estimate, batch_words, estimate_run, refusal, to_dict
+from stdit_train.estimate.fit import refusal
+from stdit_train.estimate.parallel import Traffic, traffic
+from stdit_train.estimate.phases import STEP
+from stdit_train.estimate.training import Estimate, batch_words, estimate_run, to_dict
 from stdit_train.hardware import DEVICES, GIB, Device, find_device, measured_peak, this_device
-
-if TYPE_CHECKING:
-    from stdit_train.estimate.parallel import Traffic
 
 SHARE_OF_PEAK = 0.4  # assumed model FLOPs utilisation
 CONTEXT = GIB  # of a card's memory that the driver and a CUDA context take
@@ -28,7 +29,7 @@ class Plan:
     fits: bool
     peak: float  # FLOP/s of a device
     seconds_per_step: float  # at SHARE_OF_PEAK
-    sent: "Traffic"  # bytes that a device sends in a step
+    sent: Traffic  # bytes that a device sends in a step
     default: bool  # whether `stdit train` takes this way
 
     def to_dict(self, device: Device) -> dict[str, Any]:
@@ -87,9 +88,6 @@ def plan_stage(config: TrainConfig, device: Device, count: int) -> list[Plan]:
     Raises:
         ConfigError: the devices don't divide the global batch, or have no stated peak.
     """
-    from stdit_train.distributed.mesh import NODE, default_replicas, parallel_dims
-    from stdit_train.estimate.parallel import traffic
-
     peak = device.peak(config.precision)
     if peak is None:
         raise ConfigError(f"no peak rate is known for {device.title}: name a device with --gpu")
@@ -149,7 +147,10 @@ class DryRun:
         """Return a table for people: name and value."""
         e, config = self.estimate, self.estimate.config
         c, t, h, w = e.latent
-        memory = f"{e.total_memory / GIB:.2f} GiB at the peak, {self.device.memory / GIB:.1f} GiB free"
+        memory = f"{e.total_memory / GIB:.2f} GiB at the peak, {e.peak_phase}; {self.device.memory / GIB:.1f} GiB free"
+        main = f"{sum(e.host.values()) / GIB:.2f} GiB on each process"
+        if e.processes > 1:
+            main += f", {e.host_per_node / GIB:.1f} GiB on a node of {min(e.processes, NODE)}"
         batch = f"{batch_words(e)} per step: {e.accumulation} x {e.micro_batch} at once"
         if self.seconds_per_step is None:
             time = f"unknown: no peak rate of {self.device.title} (--gpu names another device)"
@@ -168,7 +169,11 @@ class DryRun:
             "FLOPs": f"{e.step_flops:.3g} per step, {e.step_flops * config.steps:.3g} in all",
             "device": f"{e.processes} x {self.device.title}",
             "memory": memory,
-            **{f"  {name}": f"{size / GIB:.2f} GiB" for name, size in e.memory.items()},
+            f"  {STEP}": f"{e.step_memory / GIB:.2f} GiB",
+            **{f"    {name}": f"{size / GIB:.2f} GiB" for name, size in e.memory.items()},
+            **{f"  {name}": f"{size / GIB:.2f} GiB" for name, size in e.others.items()},
+            "main memory": main,
+            **{f"  {name}": f"{size / GIB:.2f} GiB" for name, size in e.host.items()},
             "time": time,
         }
 
@@ -199,8 +204,6 @@ def dry_run(config: TrainConfig, processes: int = 1, device: str | None = None) 
     Raises:
         ConfigError: no such device, or processes that don't divide the global batch.
     """
-    from stdit_train.distributed.mesh import parallel_dims
-
     kind = find_device_kind(device) if device is not None else this_device()
     if device is None and find_device().type == "cpu":
         kind = find_device_kind("cpu")

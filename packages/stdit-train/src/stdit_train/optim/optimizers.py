@@ -23,13 +23,14 @@ def build_optimizers(model: STDiT, config: OptimizerConfig) -> list[Optimizer]:
     adamw: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay, "fused": True}
     if config.name == "adamw":
         return [AdamW(trained.values(), **adamw)]
-    hidden = set(_hidden_matrices(model))
+    hidden = set(hidden_matrices(model))
     matrices = [parameter for parameter in trained.values() if parameter in hidden]
     rest = [parameter for parameter in trained.values() if parameter not in hidden]
     return [Muon(matrices, lr=config.muon_lr, weight_decay=config.muon_weight_decay), AdamW(rest, **adamw)]
 
 
-def _hidden_matrices(model: STDiT) -> Iterator[Tensor]:
+def hidden_matrices(model: STDiT) -> Iterator[Tensor]:
+    """Yield the matrices that Muon updates."""
     for part in (model.y_embedder, model.t_embedder, model.t_block, *model.blocks):
         for module in part.modules():
             if isinstance(module, nn.Linear):

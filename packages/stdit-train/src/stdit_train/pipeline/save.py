@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stdit_data.files import replace_text, write_atomically
 from stdit_data.preview import contact_sheet
+from stdit_data.transforms import to_float, to_uint8
 from stdit_data.video.write import write_mp4
 from stdit_model import STDiT, STDiTPipeline
 from stdit_model.sampling.folder import HUB_COMPONENTS
@@ -69,6 +70,10 @@ def draw_samples(
 ) -> Path | None:
     """Sample a video per prompt, with fixed seeds, and write them as mp4 and as a contact sheet.
 
+    The processes share the prompts, from encoding them to decoding the videos. Weights that are sharded take all
+    processes in every step, so all sample equally many: what does not divide evenly is sampled twice. At most a
+    micro-batch is sampled at once, which takes less memory than training on it.
+
     Args:
         model: the EMA weights.
         components: VAE and text encoder.
@@ -87,22 +92,30 @@ def draw_samples(
     """
     world = world or World()
     pipeline = build_pipeline(model, components, config)
-    generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
+    share = -(-len(prompts) // world.dp_size)
+    own = [i % len(prompts) for i in range(world.dp_rank * share, (world.dp_rank + 1) * share)]
+    at_once = config.micro_batch or share
     parts = components.tokenizer, components.text_encoder, components.texts
-    encode = TextMemory(*parts, model.config.model_max_length, len(prompts))
-    y, mask = on_every_rank(world, lambda: encode(prompts))
-    for i, prompt in enumerate(prompts):
-        if not prompt.strip():
-            y[i] = model.null_caption(1, y.shape[1])[0].to(y)
-    with autocast():
-        output: Any = pipeline(prompt_embeds=y, prompt_attention_mask=mask, generator=generators, output_type="latent")
+    encode = TextMemory(*parts, model.config.model_max_length, share)
+    y, mask = on_every_rank(world, lambda: encode([prompts[i] for i in own]))
+    for row, i in enumerate(own):
+        if not prompts[i].strip():
+            y[row] = model.null_caption(1, y.shape[1])[0].to(y)
+    latents = []
+    for start in range(0, share, at_once):
+        rows = slice(start, start + at_once)
+        inputs = {"prompt_embeds": y[rows], "prompt_attention_mask": mask[rows]}
+        generators = [torch.Generator().manual_seed(i) for i in own[rows]]
+        with autocast():
+            output: Any = pipeline(**inputs, generator=generators, output_type="latent")
+        latents.append(output.frames)
+    videos = on_every_rank(world, lambda: torch.cat([to_uint8(decode(components.vae, part)) for part in latents]))
+    shown = world.collect(videos, -(-len(prompts) // share))
 
     def write() -> Path | None:
-        return (
-            None
-            if folder is None
-            else _write_samples(folder, decode(components.vae, output.frames), prompts, config, step)
-        )
+        if folder is None or shown is None:
+            return None
+        return _write_samples(folder, to_float(shown[: len(prompts)]), prompts, config, step)
 
     return on_every_rank(world, write)
 

@@ -136,7 +136,7 @@ def prepare(
     from stdit_train.checkpoint.run_folder import RunFolder
     from stdit_train.config.resolve import shapes_only
     from stdit_train.curriculum import Stage, find_run
-    from stdit_train.estimate.training import fit_to_memory
+    from stdit_train.estimate.fit import fit_to_memory
     from stdit_train.tracking.metrics import check_wandb
 
     plan = plan or find_run(request.options)
