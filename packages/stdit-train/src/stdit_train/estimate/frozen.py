@@ -34,9 +34,10 @@ def decoding_bytes(vae: Mapping[str, Any], clips: int, shape: Bucket) -> int:
     Args: as of `encoding_bytes`.
     """
     widths = vae["block_out_channels"]
-    # Its input, of the width of the level below, and then as in `encoding_bytes`; the lowest follows the middle block.
+    # Its input, as wide as the level below, is normalised first; then as in `encoding_bytes`.
     levels = enumerate(zip(widths, [*widths[1:], widths[-1]], strict=True))
-    widest = max(_attention(widths), *((below + 4 * width) // 4**level for level, (width, below) in levels))
+    maps = (max(3 * below, below + 4 * width) // 4**level for level, (width, below) in levels)
+    widest = max(_attention(widths), *maps)
     area = shape.height * shape.width
     return ITEMSIZE * (widest * area * _frames(vae, clips, shape) + 3 * clips * shape.frames * area)
 
