@@ -18,13 +18,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
 import av
 import numpy as np
-import pyarrow.json as pj
+import pyarrow as pa
+import pyarrow.csv as pc
 import pyarrow.parquet as pq
 import torch
 
@@ -188,29 +189,35 @@ WORDS = [
 ]
 
 
-def write_rows(path: Path, rows: int) -> None:
-    """Write a manifest: five cuts of each video, two sizes, captions of about 110 characters, every other in quotes."""
+def tables(rows: int) -> Iterator[pa.Table]:
+    """Rows of a manifest: five cuts of each video, two sizes, captions of about 110 characters, half with commas."""
     draw = np.random.default_rng(0)
-    with path.open("w") as file:
-        print(",".join(COLUMNS), file=file) if path.suffix == ".csv" else None
-        for row in range(rows):
-            words = [WORDS[i] for i in draw.integers(0, len(WORDS), 13)]
-            start, size = 150 * (row % 5), (1280, 720) if row % 3 else (720, 720)
-            caption = f"{row}: {' '.join(words[:5])}{',' if row % 2 else ''} {' '.join(words[5:])}."
-            clip = (
-                f"part{row // 50_000}/{row // 5:010x}.mp4",
-                caption,
-                start,
-                start + 120,
-                29.97,
-                *size,
-                900,
-            )
-            if path.suffix == ".csv":
-                quoted = f'"{caption}"' if "," in caption else caption
-                print(clip[0], quoted, *clip[2:], sep=",", file=file)
-            else:
-                print(json.dumps(dict(zip(COLUMNS, clip, strict=True))), file=file)
+    words = np.array(WORDS)
+    for first in range(0, rows, 50_000):
+        row = np.arange(first, min(first + 50_000, rows))
+        start = 150 * (row % 5)
+        texts = [f"{number}:" for number in row], *words[draw.integers(0, len(WORDS), (13, len(row)))].tolist()
+        captions = [
+            f"{' '.join(text[:6])}{',' * (text[0][-2] in '13579')} {' '.join(text[6:])}."
+            for text in zip(*texts, strict=True)
+        ]
+        paths = [f"part{number // 50_000}/{number // 5:010x}.mp4" for number in row.tolist()]
+        width, fps = np.where(row % 3, 1280, 720), np.full(len(row), 29.97)
+        sizes = [width, np.full(len(row), 720), np.full(len(row), 900)]
+        yield pa.table([paths, captions, start, start + 120, fps, *sizes], names=list(COLUMNS))
+
+
+def write_rows(path: Path, rows: int) -> None:
+    """Write a manifest of made-up rows."""
+    schema = next(tables(1)).schema
+    if path.suffix == ".jsonl":
+        with path.open("w") as file:
+            for table in tables(rows):
+                file.writelines(json.dumps(row) + "\n" for row in table.to_pylist())
+        return
+    with pc.CSVWriter(path, schema) if path.suffix == ".csv" else pq.ParquetWriter(path, schema) as writer:
+        for table in tables(rows):
+            writer.write_table(table)
 
 
 def open_rows(path: str) -> None:
@@ -237,7 +244,8 @@ def open_rows(path: str) -> None:
     timed("resume", lambda: loader.load_state_dict(state))
     gc.collect()
     found["own MB"], found["MB"] = round(memory_of_own() - before[0]), round(resident() - before[1])
-    timed("split", lambda: split([dataset.path(index) for index in range(len(dataset))], 0.01))
+    found["peak MB"] = round(memory_of_own("VmHWM") - before[1])
+    timed("split", lambda: split(dataset.paths(), 0.01))
     found["identity"], found["fingerprint"] = dataset.identity, loader.order.fingerprint()
     found["first"] = sum(slot.sample for slot in first.slots)
     print(json.dumps(found))
@@ -249,22 +257,18 @@ def manifests(rows: list[int], formats: list[str]) -> None:
         for count in rows:
             for kind in formats:
                 path = Path(folder) / f"{count}.{kind}"
-                source = path.with_suffix(".jsonl") if kind == "parquet" else path
-                if not source.exists():
-                    write_rows(source, count)
-                if kind == "parquet":
-                    pq.write_table(pj.read_json(source), path)
+                write_rows(path, count)
                 for which in ("first", "again"):
                     command = [sys.executable, __file__, "open", str(path)]
                     environment = {**os.environ, "XDG_CACHE_HOME": folder, "OMP_NUM_THREADS": "1"}
                     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
                     print(count, kind, which, f"{path.stat().st_size / 1e6:.0f} MB", done.stdout.strip(), flush=True)
-                path.unlink() if kind != "jsonl" else None
+                path.unlink()
 
 
-def memory_of_own() -> float:
-    """Memory of this process that it shares with no file, in MiB (Linux)."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+def memory_of_own(name: str = "RssAnon") -> float:
+    """Memory of this process that it shares with no file, in MiB (Linux); `VmHWM`: its peak, with files."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) / 1024
 
 

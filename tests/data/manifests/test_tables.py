@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+import sys
 import zlib
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
@@ -19,10 +21,10 @@ from stdit_data import urls
 from stdit_data.buckets import Bucket, choose_bucket
 from stdit_data.errors import DataError
 from stdit_data.manifests import table_cache
-from stdit_data.manifests.columns import _plain_batch, check_row, checked_batch
+from stdit_data.manifests.columns import _plain_arrays, _plain_batch, check_row, checked_arrays, checked_batch
 from stdit_data.manifests.entries import COLUMNS, Entries, Entry
 from stdit_data.manifests.format import read_manifest, write_manifest
-from stdit_data.manifests.identity import clips_identity
+from stdit_data.manifests.identity import _float_texts, clips_identity
 from stdit_data.manifests.metadata import Lengths, choose_buckets, is_picture, known_frames
 from stdit_data.manifests.split import hash_position
 from stdit_data.video.frames import default_sampling
@@ -108,6 +110,87 @@ def test_rows_are_checked_by_columns_as_one_by_one(data: st.DataObject) -> None:
     assert Entries(pa.Table.from_batches([checked_batch(columns, lambda row: "x")])) == expected
 
 
+texts = st.none() | st.sampled_from(
+    ["", "a.mp4", " a", "a\u3000", "\u00a0a", "\x1ca", "é", "。", "nan", "N/A", "\0", "a b"]
+)
+whole = st.none() | st.sampled_from([0, 1, 5, -1, 2**24])
+arrays = (
+    st.tuples(st.sampled_from([pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())]), st.just(texts))
+    | st.tuples(st.sampled_from([pa.int32(), pa.int64(), pa.float32(), pa.float64()]), st.just(whole))
+    | st.just((pa.float64(), st.none() | st.floats(-1, 100) | st.sampled_from([np.nan, np.inf, 2.0**53])))
+    | st.sampled_from([(pa.bool_(), st.booleans()), (pa.null(), st.none()), (pa.uint64(), st.just(2**63))])
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(data=st.data())
+def test_arrays_are_checked_as_rows_are(data: st.DataObject) -> None:
+    names = ["path", *data.draw(st.lists(st.sampled_from(COLUMNS[1:]), max_size=4, unique=True))]
+    count = data.draw(st.integers(1, 3))
+    columns: dict[str, pa.Array] = {}
+    for name in names:
+        kind, values = data.draw(arrays) if name != "path" else (pa.string(), texts)
+        columns[name] = pa.array(data.draw(st.lists(values, min_size=count, max_size=count)), kind)
+    rows = [dict(zip(names, row, strict=True)) for row in zip(*map(pa.Array.to_pylist, columns.values()), strict=True)]
+    try:
+        expected = [check_row("x", row) for row in rows]
+    except DataError as error:
+        assert _plain_arrays(columns) is None
+        with pytest.raises(DataError) as caught:
+            checked_arrays(columns, lambda row: "x")
+        assert str(caught.value) == str(error)
+        return
+    assert Entries(pa.Table.from_batches([checked_arrays(columns, lambda row: "x")])) == expected
+
+
+def test_usual_arrays_are_not_checked_row_by_row() -> None:
+    columns = {
+        "path": pa.array(["a.mp4", "é.mp4"]),
+        "caption": pa.array(["two words", None]),
+        "fps": pa.array([24, None]),
+    }
+    batch = _plain_arrays(columns)
+    assert batch is not None
+    assert batch.to_pylist()[1] == {"path": "é.mp4".encode(), "caption": None, "fps": None}
+
+
+def test_seconds_are_written_as_python_writes_them() -> None:
+    """In the text whose checksum is a data set's identity."""
+    drawn = np.random.default_rng(0).random(20_000)
+    values = np.concatenate(
+        [drawn * 1000, np.round(drawn * 1000, 3), np.arange(20_000) / 29.97, 10 ** (24 * drawn - 8)]
+    )
+    for part in np.array_split(values, 7):
+        array = pa.array([*part.tolist(), 0.0, 5.0, 1e9, None])
+        assert _float_texts(array).to_pylist() == [repr(value) for value in array.to_pylist()]
+        usual = array.filter(pa.array([value is None or 1e-4 <= value < 1e9 for value in array.to_pylist()]))
+        assert _float_texts(usual).to_pylist() == [repr(value) for value in usual.to_pylist()]
+
+
+def test_a_kept_table_is_opened_without_pandas(tmp_path: Path) -> None:
+    """pyarrow imports it for conversions: a second and 60 MB in each process."""
+    code = f"""
+import os, sys
+from stdit_data.buckets import Bucket
+from stdit_data.datasets.videos import open_videos
+from stdit_data.manifests import table_cache
+from stdit_data.manifests.format import Entry, write_manifest
+table_cache.LEAST = 1
+sizes = dict(fps=25.0, width=640, height=360, num_frames=100)
+url = {str(tmp_path / "set.csv")!r}
+if not os.path.exists(url):
+    write_manifest(url, [Entry(f"{{i}}.mp4", "x", start=0.5 * i, end=9 + i, **sizes) for i in range(9)])
+open_videos(url, buckets=[Bucket(4, 32, 32), Bucket(8, 32, 64)])
+print("pandas" in sys.modules)
+"""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    run = [
+        subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    ]
+    assert run[1] == "False\n"
+
+
 @settings(deadline=None, max_examples=200)
 @given(wanted=st.lists(entries, min_size=1, max_size=6), interval=st.sampled_from([None, 1, 3]))
 def test_lengths_and_buckets_by_columns(wanted: list[Entry], interval: int | None) -> None:
@@ -173,7 +256,8 @@ def test_a_table_is_written_once_and_read_again_until_the_file_changes(
     folder = tmp_path / "cache/stdit/manifests"
     (first,) = folder.glob("*.arrow")
     with monkeypatch.context() as patch:
-        patch.setattr("stdit_data.manifests.format.checked_batch", None)  # it is not read again
+        for name in ("checked_batch", "checked_arrays"):  # it is not read again
+            patch.setattr(f"stdit_data.manifests.format.{name}", None)
         again = read_manifest(url)
     assert again.entries == wanted
     Path(url).write_bytes(Path(url).read_bytes())  # as long as before

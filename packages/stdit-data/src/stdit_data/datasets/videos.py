@@ -18,6 +18,7 @@ from stdit_data.bucket_column import BucketColumn
 from stdit_data.buckets import Bucket
 from stdit_data.clip import Clip
 from stdit_data.errors import DataError
+from stdit_data.manifests.arrays import flags
 from stdit_data.manifests.entries import Entries
 from stdit_data.manifests.format import Manifest, is_list, read_manifest
 from stdit_data.manifests.identity import clips_identity
@@ -278,7 +279,7 @@ def _check_captions(manifest: Manifest) -> None:
     for block in entries.blocks(["path", "caption"]):
         missing = np.ones(len(block), bool)
         if "caption" in block.schema.names:
-            missing = block["caption"].is_null().to_numpy(zero_copy_only=False)
+            missing = flags(block["caption"].is_null())
         if not empty and missing.any():
             first = start + int(missing.argmax())
         empty, start = empty + int(missing.sum()), start + len(block)

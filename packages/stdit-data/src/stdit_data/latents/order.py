@@ -96,7 +96,7 @@ class WindowedOrder(Order):
         position[ordered] = np.arange(len(numbers))
         return position[which]
 
-    def _make_places(self, b: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def _make_places(self, b: int, epoch: int) -> tuple[NDArray[np.integer], NDArray[np.float64]]:
         """The samples of bucket `b` in `epoch` in their order, and their places, in shards."""
         indices = self._members[b]
         if self._weights is not None:

@@ -84,7 +84,10 @@ class Order:
         self.seed, self.shuffle, self.samples = seed, shuffle, len(buckets)
         column = BucketColumn.of(buckets)
         self.buckets = list(column.counts())
-        self._members = [np.flatnonzero(column.numbers == column.shapes.index(bucket)) for bucket in self.buckets]
+        small = np.int32 if self.samples < 2**31 else np.int64
+        self._members: list[NDArray[np.integer]] = [
+            np.flatnonzero(column.numbers == column.shapes.index(bucket)).astype(small) for bucket in self.buckets
+        ]
         self.sizes = [_size_of(bucket, global_batch) for bucket in self.buckets]
         self._weights = self._check_weights(weights)
         self._plan = lru_cache(maxsize=4)(self._make_plan)
@@ -166,7 +169,7 @@ class Order:
             return epoch * len(self._members[b])
         return int(self._seen(b, epoch).sum())
 
-    def _make_sequence(self, b: int, epoch: int) -> NDArray[np.int64]:
+    def _make_sequence(self, b: int, epoch: int) -> NDArray[np.integer]:
         """Order the samples of bucket `b` in `epoch`."""
         indices = self._members[b]
         if self._weights is not None:

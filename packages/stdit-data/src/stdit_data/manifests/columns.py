@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from stdit_data.errors import DataError
-from stdit_data.manifests.entries import COLUMNS, KINDS, Entry, to_batch
+from stdit_data.manifests.arrays import floats, from_numpy, text_scalar
+from stdit_data.manifests.entries import COLUMNS, KINDS, SCHEMA, Entry, to_batch
 from stdit_data.manifests.values import (
     MISSING,
     check_caption,
@@ -30,6 +32,8 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
 ALIASES = {"text": "caption", "file": "path", "video": "path", "license": "licence"}
 POSITIVE = ("fps", "width", "height", "num_frames")
 EXACT = 2**53  # up to here a float holds every whole number
+SHORT = max(map(len, MISSING))
+NO_SPACE = r"^[^\p{Z}\p{Cc}]?$"  # a character that is no space by any measure, or none
 
 
 def column_name(name: str) -> str:
@@ -72,6 +76,13 @@ def checked_batch(columns: dict[str, list[Any]], where: Callable[[int], str]) ->
     return to_batch({name: [getattr(entry, name) for entry in entries] for name in columns})
 
 
+def checked_arrays(columns: dict[str, pa.Array], where: Callable[[int], str]) -> pa.RecordBatch:
+    """As `checked_batch`, for columns that are Arrow arrays: as arrays where nothing is unusual."""
+    if (batch := _plain_arrays(columns)) is not None:
+        return batch
+    return checked_batch({name: values.to_pylist() for name, values in columns.items()}, where)
+
+
 def check_row(where: str, row: Mapping[str, Any]) -> Entry:
     """Make an entry from column values and check them; `where` names the line in messages.
 
@@ -111,21 +122,81 @@ def _plain_batch(columns: Mapping[str, list[Any]]) -> pa.RecordBatch | None:
         if not all(texts["path"]) or any("\0" in (path or "") for path in texts["path"]):
             return None
         for name in ("path", "caption"):
-            if any(text and len(text) <= 5 and text.lower() in MISSING for text in texts.get(name, ())):
+            if any(text and len(text) <= SHORT and text.lower() in MISSING for text in texts.get(name, ())):
                 return None
         numbers = {name: _plain_numbers(values, KINDS[name]) for name, values in columns.items() if name in KINDS}
         batch = to_batch({name: texts[name] if name in texts else numbers[name] for name in columns})
     except (ValueError, TypeError, OverflowError, pa.ArrowException):  # UnicodeEncodeError among them
         return None
-    found = {name: _floats(batch[name]) for name in numbers}
+    return batch if _fits(batch) else None
+
+
+def _plain_arrays(columns: Mapping[str, pa.Array]) -> pa.RecordBatch | None:
+    """As `_plain_batch`, without an object for each value."""
+    try:
+        arrays = {
+            name: _number_array(array, KINDS[name]) if name in KINDS else _text_array(array)
+            for name, array in columns.items()
+        }
+    except (ValueError, TypeError, OverflowError, pa.ArrowException):
+        return None
+    if arrays["path"].null_count or pc.any(pc.match_substring(arrays["path"], "\0")).as_py():
+        return None
+    for name in ("path", "caption"):
+        if name in arrays:
+            short = np.flatnonzero(floats(pc.binary_length(arrays[name])) <= SHORT)
+            if any(text and text.lower() in MISSING for text in arrays[name].take(from_numpy(short)).to_pylist()):
+                return None
+    arrays = {name: array.cast(SCHEMA.field(name).type) for name, array in arrays.items()}
+    batch = pa.RecordBatch.from_arrays(list(arrays.values()), names=list(arrays))
+    return batch if _fits(batch) else None
+
+
+def _text_array(array: pa.Array) -> pa.Array:
+    """Return texts, null where they are empty; raise where one might have spaces around it."""
+    if pa.types.is_null(array.type):
+        return array.cast(pa.large_string())
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
+        raise TypeError
+    array.validate(full=True)  # as UTF-8
+    array = array.cast(pa.large_string())
+    ends = (pc.utf8_slice_codeunits(array, 0, 1), pc.utf8_slice_codeunits(array, -1))
+    if not all(pc.all(pc.match_substring_regex(end, NO_SPACE)).as_py() in (True, None) for end in ends):
+        raise ValueError
+    if not (floats(pc.binary_length(array)) == 0).any():
+        return array
+    return pc.if_else(pc.equal(array, text_scalar("")), pa.nulls(1, array.type)[0], array)
+
+
+def _number_array(array: pa.Array, kind: type) -> pa.Array:
+    """Return numbers, null where they are missing; raise where one is unusual."""
+    if pa.types.is_integer(array.type) and kind is int:
+        return array.cast(pa.int64())
+    if not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type) or pa.types.is_null(array.type)):
+        raise TypeError
+    array = array.cast(pa.float64())
+    values = floats(array)
+    missing = np.isnan(values)
+    if not (np.abs(values[~missing]) < EXACT).all() or (kind is int and (values != np.floor(values))[~missing].any()):
+        raise ValueError
+    if missing.any():
+        array = pc.if_else(pc.is_nan(array), pa.nulls(1, array.type)[0], array)
+    return array.cast(pa.int64()) if kind is int else array
+
+
+def _fits(batch: pa.RecordBatch) -> bool:
+    """Return whether all numbers, and the segments that they make, are in bounds."""
+    found = {name: floats(batch[name]) for name in batch.schema.names if name in KINDS}
     least = {name: np.nextafter(0, 1) if name in POSITIVE else 0 for name in found}
     if any(((values < least[name]) | (values >= EXACT)).any() for name, values in found.items()):
-        return None
+        return False
     nothing = np.full(len(batch), np.nan)
     start, end, first, last = (found.get(name, nothing) for name in ("start", "end", "start_frame", "end_frame"))
     both = ~(np.isnan(start) & np.isnan(end)) & ~(np.isnan(first) & np.isnan(last))
     empty = (end <= np.nan_to_num(start)) | (last <= np.nan_to_num(first))
-    return None if (both | empty).any() else batch
+    return not (both | empty).any()
 
 
 def _plain_texts(values: list[Any]) -> list[str | None]:
@@ -155,8 +226,3 @@ def _plain_numbers(values: list[Any], kind: type) -> list[float | None] | list[i
     if whole != floats:
         raise ValueError
     return whole
-
-
-def _floats(array: pa.Array) -> np.ndarray:
-    values: np.ndarray = array.cast(pa.float64(), safe=False).fill_null(np.nan).to_numpy(zero_copy_only=False)
-    return values

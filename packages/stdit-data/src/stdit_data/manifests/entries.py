@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
+from stdit_data.manifests.arrays import floats, from_numpy
 from stdit_data.video.frames import Segment
 
 BLOCK = 65_536  # rows that are handled at once
@@ -137,12 +138,11 @@ class Entries(Sequence[Entry]):
 
     def numbers(self, name: str) -> NDArray[np.float64]:
         """Return a column of numbers, with NaN for missing ones; whole numbers are exact up to 2**53."""
-        found = np.full(len(self), np.nan)
-        start = 0
-        for block in self.blocks([name]) if name in self._columns else ():
-            found[start : start + len(block)] = (
-                block[name].cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-            )
+        if name not in self._columns:
+            return np.full(len(self), np.nan)
+        found, start = np.empty(len(self)), 0
+        for block in self.blocks([name]):
+            found[start : start + len(block)] = floats(block[name])
             start += len(block)
         return found
 
@@ -152,18 +152,18 @@ class Entries(Sequence[Entry]):
         if self._rows is None:
             yield from table.to_batches(max_chunksize=BLOCK)
         elif (np.diff(self._rows) < 0).any():
-            yield from table.take(pa.array(self._rows)).to_batches(max_chunksize=BLOCK)
+            yield from table.take(from_numpy(self._rows)).to_batches(max_chunksize=BLOCK)
         else:  # block by block, since `take` would copy whole columns first
             start = 0
             for batch in table.to_batches(max_chunksize=BLOCK):
                 first, stop = np.searchsorted(self._rows, (start, start + len(batch)))
                 if first < stop:
-                    yield batch.take(pa.array(self._rows[first:stop] - start))
+                    yield batch.take(from_numpy(self._rows[first:stop] - start))
                 start += len(batch)
 
     def replaced(self, columns: dict[str, NDArray[np.float64]]) -> Entries:
         """Return the entries with other columns of numbers, NaN for missing ones."""
-        table = self.table if self._rows is None else self.table.take(pa.array(self._rows))
+        table = self.table if self._rows is None else self.table.take(from_numpy(self._rows))
         for name, values in columns.items():
             field = SCHEMA.field(name)
             column = pa.array(values, mask=np.isnan(values)).cast(field.type)

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from stdit_data import files, stores, urls
 from stdit_data.errors import DataError, FileError, MissingFileError
-from stdit_data.manifests.columns import checked_batch, column_name, column_names
+from stdit_data.manifests.columns import checked_arrays, checked_batch, column_name, column_names
 from stdit_data.manifests.entries import ARROW, BLOCK, COLUMNS, KINDS, Entries, Entry
 from stdit_data.manifests.rows import csv_rows, json_rows
 from stdit_data.manifests.table_cache import open_table
@@ -75,8 +75,9 @@ def _read(url: str, root: str | None) -> Manifest:
         return Manifest(url, url, Entries.of(_folder(url)))
     _check_kind(url)
     kind = urls.suffix(url)
-    table = open_table(url, lambda: files.patiently(url, lambda: _table_of(url, kind)))
-    return Manifest(url, root or urls.parent(url), Entries(table))
+    table = open_table(url, partial(_batches_of, url, kind))
+    used = [name for name in table.column_names if table[name].null_count < len(table)]
+    return Manifest(url, root or urls.parent(url), Entries(table.select(used)))
 
 
 def is_list(url: str) -> bool:
@@ -84,12 +85,13 @@ def is_list(url: str) -> bool:
     return urls.suffix(url) in MANIFEST_SUFFIXES
 
 
-def _table_of(url: str, kind: str) -> pa.Table:
-    batches = list({".csv": _csv, ".tsv": _csv, ".parquet": _parquet}.get(kind, _json_lines)(url))
-    if not batches:
+def _batches_of(url: str, kind: str) -> Iterator[pa.RecordBatch]:
+    batches = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet}.get(kind, _json_lines)(url)
+    first = next(batches, None)
+    if first is None:
         raise DataError(f"{url}: no entries; expected at least one line with a path")
-    table = pa.Table.from_batches(batches)
-    return table.select([name for name in table.column_names if table[name].null_count < len(table)])
+    yield first
+    yield from batches
 
 
 def check_manifest(url: str) -> None:
@@ -249,8 +251,8 @@ def _parquet(url: str) -> Iterator[pa.RecordBatch]:
             kept = [name for name, column in zip(found, column_names(url, found), strict=True) if column in COLUMNS]
             number = 0
             for batch in table.iter_batches(batch_size=BLOCK, columns=kept):
-                columns = {column_name(name): batch[name].to_pylist() for name in kept}
-                yield checked_batch(columns, partial(_row_at, url, number))
+                columns = {column_name(name): batch[name] for name in kept}
+                yield checked_arrays(columns, partial(_row_at, url, number))
                 number += len(batch)
         except FileError:  # of a store
             raise

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
@@ -13,11 +15,13 @@ from stdit_data import stores, urls
 from stdit_data.bucket_column import BucketColumn
 from stdit_data.buckets import Bucket, choose_bucket
 from stdit_data.errors import ClipError
-from stdit_data.manifests.entries import Entries, Entry
+from stdit_data.manifests.arrays import codes, flags, floats
+from stdit_data.manifests.entries import BLOCK, Entries, Entry
 from stdit_data.manifests.format import Manifest
 from stdit_data.video.frames import Sampling
 from stdit_data.video.probe import Probe, probe
 
+LENGTHS = ("start", "end", "start_frame", "end_frame", "num_frames")
 PROBED = ("fps", "width", "height", "num_frames")
 EXACT = 2**52  # a float holds every whole number up to here, and some more
 CLOSE = 1e-9  # relative; floats that differ by less are compared as fractions
@@ -126,6 +130,12 @@ class Lengths:
         self.fps, self.pictures = entries.numbers("fps"), _pictures(entries)
         self.frames = _known_frames(entries, self.fps)
 
+    def part(self, rows: slice) -> Lengths:
+        """Return the lengths of some entries, in the same memory."""
+        part = copy(self)
+        part.fps, part.pictures, part.frames = self.fps[rows], self.pictures[rows], self.frames[rows]
+        return part
+
     def short(self, sampling: Sampling) -> Flags:
         """Return which entries are too short for `sampling` by the manifest's own metadata, [N]."""
         known = ~self.pictures & ~np.isnan(self.frames)
@@ -152,17 +162,21 @@ def choose_buckets(entries: Entries, lengths: Lengths, samplings: Mapping[Bucket
     shapes = list(samplings)
     if len(shapes) == 1:
         return BucketColumn(shapes, np.zeros(len(entries), np.uint8))
-    frames = np.zeros(len(entries))
-    for shape, sampling in samplings.items():
-        fits = ~lengths.below(sampling) & ~np.isnan(lengths.frames)
-        frames[fits] = np.maximum(frames[fits], shape.frames)
-    frames[lengths.pictures] = 1
-    sizes = np.stack([frames, entries.numbers("height"), entries.numbers("width")])
-    known = ~np.isnan(sizes).any(axis=0)
-    distinct, which = _distinct(sizes[:, known])
-    chosen = [shapes.index(choose_bucket(shapes, *map(int, size))) for size in distinct]
     numbers = np.zeros(len(entries), np.uint16)
-    numbers[known] = np.array(chosen, np.uint16)[which]
+    heights, widths = entries.numbers("height"), entries.numbers("width")
+    for start in range(0, len(entries), BLOCK):
+        rows = slice(start, start + BLOCK)
+        part = lengths.part(rows)
+        frames = np.zeros(len(part.frames))
+        for shape, sampling in samplings.items():
+            fits = ~part.below(sampling) & ~np.isnan(part.frames)
+            frames[fits] = np.maximum(frames[fits], shape.frames)
+        frames[part.pictures] = 1
+        sizes = np.stack([frames, heights[rows], widths[rows]])
+        known = ~np.isnan(sizes).any(axis=0)
+        distinct, which = _distinct(sizes[:, known])
+        chosen = [shapes.index(choose_bucket(shapes, *map(int, size))) for size in distinct]
+        numbers[rows][known] = np.array(chosen, np.uint16)[which]
     return BucketColumn(shapes, numbers)
 
 
@@ -170,8 +184,8 @@ def _distinct(columns: Floats) -> tuple[list[tuple[float, ...]], NDArray[np.int6
     """Return the distinct columns of an array [K, N], and the number among them of each, [N]."""
     code = np.zeros(columns.shape[1], np.int64)
     for row in columns:
-        values, which = np.unique(row, return_inverse=True)
-        _, code = np.unique(code * len(values) + which, return_inverse=True)
+        values, which = codes(row)
+        _, code = codes(code * len(values) + which)
     first = np.unique(code, return_index=True)[1]
     return [tuple(columns[:, i]) for i in first], code
 
@@ -182,10 +196,9 @@ def _pictures(entries: Entries) -> Flags:
     found = np.zeros(len(entries), bool)
     start = 0
     for block in entries.blocks(["path"]):
-        maybe = pc.match_substring_regex(block["path"], rf"(?i)\.(?:{suffixes})").to_numpy(zero_copy_only=False)
+        maybe = flags(pc.match_substring_regex(block["path"], rf"(?i)\.(?:{suffixes})"))
         if maybe.any():
-            sure = pc.match_substring_regex(block["path"], rf"(?i)^[^:]*[^/.:]\.(?:{suffixes})$")
-            sure = sure.to_numpy(zero_copy_only=False)
+            sure = flags(pc.match_substring_regex(block["path"], rf"(?i)^[^:]*[^/.:]\.(?:{suffixes})$"))
             found[start : start + len(block)] = sure
             for row in np.flatnonzero(maybe & ~sure):
                 found[start + row] = urls.is_image(entries.value("path", start + int(row)))
@@ -198,7 +211,22 @@ def _pictures(entries: Entries) -> Flags:
 
 def _known_frames(entries: Entries, fps: Floats) -> Floats:
     """As `known_frames`, for all entries: in floats, and as fractions where these are too close to a frame's bound."""
-    start, end, first, last, total = map(entries.numbers, ("start", "end", "start_frame", "end_frame", "num_frames"))
+    frames = np.full(len(entries), np.nan)
+    begin = 0
+    for block in entries.blocks(LENGTHS) if set(LENGTHS) & set(entries.table.column_names) else ():
+        rows = slice(begin, begin + len(block))
+        frames[rows], doubtful = _frames_of(block, fps[rows])
+        for row in np.flatnonzero(doubtful):
+            frames[begin + row] = known_frames(entries[begin + int(row)])
+        begin += len(block)
+    return frames
+
+
+def _frames_of(block: pa.RecordBatch, fps: Floats) -> tuple[Floats, Flags]:
+    """Return the number of frames of each row, NaN where it is unknown, and where rounding might give another one."""
+    nothing = np.full(len(block), np.nan)
+    columns = [floats(block[name]) if name in block.schema.names else nothing for name in LENGTHS]
+    start, end, first, last, total = columns
     bound = [_first_frame(seconds, fps) for seconds in (start, end)]
     low = np.where(np.isnan(start), np.nan_to_num(first), bound[0][0])
     high = np.where(np.isnan(end), last, bound[1][0])
@@ -208,10 +236,8 @@ def _known_frames(entries: Entries, fps: Floats) -> Floats:
     doubtful = bound[0][1] | bound[1][1]
     for values in (low, high, total):
         doubtful |= np.abs(values) > EXACT
-    for row in np.flatnonzero(doubtful & ~unknown):
-        frames[row] = known_frames(entries[int(row)])
     frames[unknown] = np.nan
-    return frames
+    return frames, doubtful & ~unknown
 
 
 def _first_frame(seconds: Floats, fps: Floats) -> tuple[Floats, Flags]:

@@ -39,7 +39,11 @@ def split(clips: Iterable[str], share: float) -> tuple[list[int], list[int]]:
     Raises:
         DataError: one of the two would be empty.
     """
-    positions = [hash_position(url) for url in clips]
+    positions, last, position = [], None, 0.0
+    for url in clips:
+        if url != last:  # the segments of a file are neighbours
+            last, position = url, hash_position(url)
+        positions.append(position)
     kept = [index for index, position in enumerate(positions) if position >= share]
     held = [index for index, position in enumerate(positions) if position < share]
     if not held or not kept:

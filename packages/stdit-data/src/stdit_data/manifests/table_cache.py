@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,7 +19,6 @@ from filelock import FileLock
 
 from stdit_data import files, urls
 from stdit_data.errors import FileError
-from stdit_data.manifests.entries import BLOCK
 
 log = logging.getLogger(__name__)
 
@@ -28,16 +28,17 @@ KEPT = 16  # tables, the latest used
 TAGS = ("ETag", "etag", "md5Hash", "generation", "LastModified", "last_modified", "mtime", "updated")  # of stores
 
 
-def open_table(url: str, read: Callable[[], pa.Table]) -> pa.Table:
+def open_table(url: str, read: Callable[[], Iterator[pa.RecordBatch]]) -> pa.Table:
     """Return the table of a manifest, mapped from the file that the first process to open the manifest wrote.
 
     Args:
         url: the manifest.
-        read: reads it; called by one process of a machine at a time.
+        read: reads it, one batch of rows after another; called by one process of a machine at a time, and again where
+            its store or disk fails.
     """
     version = _version(url)
     if version is None:
-        return read()
+        return files.patiently(url, lambda: pa.Table.from_batches(read()))
     name = hashlib.sha256(urls.canonical(url).encode(errors="surrogateescape")).hexdigest()[:16]
     path = files.cache_folder("manifests") / f"{name}-{hashlib.sha256(version.encode()).hexdigest()[:16]}.arrow"
     try:
@@ -45,16 +46,17 @@ def open_table(url: str, read: Callable[[], pa.Table]) -> pa.Table:
         with FileLock(path.parent / f"{name}.lock"):
             table = _mapped(path)
             if table is None:
-                table = read()
-                if _version(url) == version:  # not written to meanwhile
-                    _write(path, table)
-                    table = _mapped(path) or table
+                files.patiently(url, lambda: _write(path, read()))
+                table = _mapped(path)
+                if _version(url) != version:  # written to meanwhile
+                    path.unlink(missing_ok=True)  # what is mapped can still be read
+        if table is not None:
             return table
     except (FileError, OSError) as error:
         if urls.printable(str(path.parent)) not in urls.printable(str(error)):
             raise
         log.warning("%s: its table can't be kept, so that every process reads it: %s", url, error)
-        return read()
+    return files.patiently(url, lambda: pa.Table.from_batches(read()))
 
 
 def _version(url: str) -> str | None:
@@ -83,14 +85,16 @@ def _mapped(path: Path) -> pa.Table | None:
         return None
 
 
-def _write(path: Path, table: pa.Table) -> None:
+def _write(path: Path, batches: Iterator[pa.RecordBatch]) -> None:
     others = sorted(path.parent.glob("*.arrow"), key=_used, reverse=True)
     with suppress(OSError):
         for number, other in enumerate(others):
             if other.name[:16] == path.name[:16] or number >= KEPT - 1:  # of a file that has changed; the oldest
                 other.unlink(missing_ok=True)  # processes that have it mapped can still read it
-    with files.write_atomically(path) as partial, pa.ipc.new_file(str(partial), table.schema) as writer:
-        writer.write_table(table, max_chunksize=BLOCK)
+    first = next(batches)
+    with files.write_atomically(path) as partial, pa.ipc.new_file(str(partial), first.schema) as writer:
+        for batch in chain([first], batches):
+            writer.write_batch(batch)
 
 
 def _used(path: Path) -> float:
