@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from stdit_train.build import build_trainer
 from stdit_train.callbacks import NullCallback
@@ -15,6 +16,7 @@ from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.config.load import ConfigError, from_dict, set_values, to_dict
 from stdit_train.config.schema import TrainConfig
 from stdit_train.distributed.parallelize import build_model
+from stdit_train.pipeline.find import find_checkpoint
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "pixart_alpha_512.safetensors"
 
@@ -64,3 +66,25 @@ def test_another_size_is_named(small, tmp_path: Path) -> None:
     other = build_model(from_dict(set_values(to_dict(small), {"model.depth": 1})), 4, 32)
     with pytest.raises(ConfigError, match="has depth 2, this run 1"):
         load_initial(other, str(tmp_path / "saved"))
+
+
+@pytest.mark.parametrize("name", ["diffusion_pytorch_model.fp16.safetensors", "model.safetensors", "pytorch_model.bin"])
+def test_a_model_folder_under_other_names(small: TrainConfig, name: str, tmp_path: Path) -> None:
+    """`--init` and `--checkpoint` find what `stdit weights inspect` does."""
+    model = build_model(small, 4, 32)
+    model.save_pretrained(tmp_path / "saved")
+    file = tmp_path / "saved" / "diffusion_pytorch_model.safetensors"
+    if name.endswith(".bin"):
+        torch.save(load_file(file), tmp_path / "saved" / name)
+        file.unlink()
+    else:
+        file.rename(tmp_path / "saved" / name)
+    other = build_model(replace(small, seed=1), 4, 32)
+    load_initial(other, str(tmp_path / "saved"))
+    assert all(torch.equal(tensor, model.state_dict()[key]) for key, tensor in other.state_dict().items())
+    found = find_checkpoint(str(tmp_path / "saved"))
+    assert found.bare
+    assert [path.name for path in found.weights()] == [name]
+    (tmp_path / "released").mkdir()
+    torch.save(model.state_dict(), tmp_path / "released" / "OpenSora.pth")
+    assert find_checkpoint(str(tmp_path / "released")).weights() == [tmp_path / "released" / "OpenSora.pth"]

@@ -37,6 +37,13 @@ def samplers(incomplete: str) -> list[str]:
     return choices(*SAMPLERS)(incomplete)
 
 
+def caches(incomplete: str) -> list[str]:
+    """Complete the name of a cache."""
+    from stdit_model.sampling.caches import DEFAULTS
+
+    return choices(*DEFAULTS)(incomplete)
+
+
 def gpus(incomplete: str) -> list[str]:
     """Complete the name of a device."""
     return choices("h200", "h100", "a100", "4090", "cpu")(incomplete)  # of stdit_train.hardware, which imports torch

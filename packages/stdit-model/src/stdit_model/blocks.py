@@ -71,7 +71,7 @@ class Block(nn.Module):
 
     def forward(
         self,
-        x_BTSD: Tensor,
+        hidden_states: Tensor,
         t0_B6D: Tensor,
         text: Tensor | BlockText,
         mask_BL: Tensor | None,
@@ -80,13 +80,13 @@ class Block(nn.Module):
         """Apply the block.
 
         Args:
-            x_BTSD: tokens.
+            hidden_states: tokens [B, T, S, D], under the name that diffusers' caches look for.
             t0_B6D: the shared modulation vectors of the timestep, float32.
             text: the caption's states [B, L, D], or what is kept of it from step to step.
             mask_BL: True for text tokens that are attended to; None for all.
             position_TD: positions that temporal attention adds (in block 0 of seq and parallel).
         """
-        x = x_BTSD
+        x = hidden_states
         vectors = (self.scale_shift_table.float() + t0_B6D).to(x.dtype)  # summed in float32: timesteps differ by little
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = vectors[:, :, None, None].unbind(1)
 

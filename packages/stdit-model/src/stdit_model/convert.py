@@ -22,6 +22,7 @@ from stdit_model.weights.layouts import (
     LAYOUT_NAMES,
     expected_unused,
     infer_sizes,
+    is_sigma,
     position_scales,
     recognise,
     stdit_items,
@@ -75,7 +76,7 @@ def find(
         WeightsError: it cannot be read, or its layout does not take one of the arguments.
     """
     path = local_path(path_or_hub_id)
-    folder = path / "transformer" if (path / "model_index.json").is_file() else path
+    folder = path / "transformer" if (path / "transformer").is_dir() else path
     if (folder / "config.json").is_file() and read_json(folder / "config.json").get("_class_name") == "STDiT":
         if num_heads is not None or overrides:
             given = few(sorted([*overrides, *(["num_heads"] if num_heads is not None else [])]))
@@ -194,9 +195,12 @@ def describe(path_or_hub_id: str | Path, ema: bool = False) -> list[str]:
     beside = f" (beside it: {', '.join(checkpoint.beside)})" if checkpoint.beside else ""
     dtypes = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())
     parameters = sum(math.prod(tensor.shape) for name, tensor in tensors.items() if name != NULL_CAPTION)
+    name = LAYOUT_NAMES[layout]
+    if layout != "stdit" and is_sigma(checkpoint):
+        name = name.replace("PixArt-alpha", "PixArt-Sigma")
     lines = [
         str(checkpoint.path),
-        f"layout        {LAYOUT_NAMES[layout]}{entry}{beside}",
+        f"layout        {name}{entry}{beside}",
         f"parameters    {parameters:,} in {len(tensors.keys() - {NULL_CAPTION})} tensors",
         f"dtype         {', '.join(f'{name} ({count})' for name, count in dtypes.most_common())}",
     ]

@@ -11,6 +11,8 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_dispatch import dispatch_attention_fn
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -35,6 +37,23 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
+class AttentionKernel:
+    """Attention with torch's choice of kernel, or with the one that `STDiT.set_attention_backend` names.
+
+    It is what diffusers calls a processor, and finds by these two attributes.
+    """
+
+    _attention_backend: Any = None
+    _parallel_config: Any = None
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute `attention`."""
+        if self._attention_backend is None:
+            return attention(q, k, v, mask)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # diffusers' layout is [B, L, N, K]
+        return dispatch_attention_fn(q, k, v, attn_mask=mask, backend=self._attention_backend).transpose(1, 2)
+
+
 class LayerNorm(nn.LayerNorm):
     """Layer norm without affine parameters (eps 1e-6): adaLN supplies shift and scale. Keeps its input's dtype.
 
@@ -49,18 +68,22 @@ class LayerNorm(nn.LayerNorm):
         return torch.native_layer_norm(x, self.normalized_shape, None, None, self.eps)[0]
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(nn.Module, AttentionModuleMixin):
     """Multi-head self-attention over the second-last axis: [B, L, D] -> [B, L, D]; qkv with bias, no qk-norm."""
+
+    is_cross_attention = False  # for diffusers' caches
+    _supports_qkv_fusion = False  # it is one layer already
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.processor = AttentionKernel()
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         q, k, v = rearrange(self.qkv(x_BLD), "b l (three n k) -> three b n l k", three=3, n=self.num_heads)
-        x_BNLK = attention(q, k, v)
+        x_BNLK = self.processor(q, k, v)
         return self.proj(rearrange(x_BNLK, "b n l k -> b l (n k)"))
 
 
@@ -147,17 +170,21 @@ class TextCache:
     def first(self, batch: int) -> "TextCache":
         """Return the cache of the first captions, such as the prompts' half of those for guidance."""
         if batch not in self._first:
-            tensors = (None if x is None else x[:batch] for x in (self.y_BLC, self.mask_BL, self.null_B))
-            self._first[batch] = TextCache(*tensors, [block.first(batch) for block in self.blocks])
+            y, mask, null = (None if x is None else x[:batch] for x in (self.y_BLC, self.mask_BL, self.null_B))
+            self._first[batch] = TextCache(y, mask, null, [block.first(batch) for block in self.blocks])
         return self._first[batch]
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(nn.Module, AttentionModuleMixin):
     """Attention to the caption: [B, T, S, D] -> [B, T, S, D]; what a `BlockText` has not yet is computed and kept."""
+
+    is_cross_attention = True  # for diffusers' caches
+    _supports_qkv_fusion = False
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.processor = AttentionKernel()
         self.q_linear = nn.Linear(width, width)
         self.kv_linear = nn.Linear(width, 2 * width)
         self.proj = nn.Linear(width, width)
@@ -178,7 +205,7 @@ class CrossAttention(nn.Module):
         frames = x_BTSD.shape[1]
         q = rearrange(self.q_linear(x_BTSD), "b t s (n k) -> b n (t s) k", n=self.num_heads)
         mask = None if mask_BL is None else mask_BL[:, None, None, :]
-        x_BNLK = attention(q, k, v, mask)
+        x_BNLK = self.processor(q, k, v, mask)
         return self.proj(rearrange(x_BNLK, "b n (t s) k -> b t s (n k)", t=frames))
 
 

@@ -11,6 +11,9 @@ from typing import Any, Self, cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+from diffusers.models.cache_utils import CacheMixin
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -28,8 +31,10 @@ from stdit_model.layers import BlockText, FinalLayer, TextCache
 from stdit_model.presets import Variant, preset
 from stdit_model.weights.loaders import WeightLoaders
 
+CACHES = ("FirstBlockCacheConfig", "PyramidAttentionBroadcastConfig", "MagCacheConfig", "TaylorSeerCacheConfig")
 
-class STDiT(WeightLoaders, ConfigMixin):
+
+class STDiT(WeightLoaders, CacheMixin, ConfigMixin):
     """A video diffusion transformer over latents.
 
     Args:
@@ -62,6 +67,10 @@ class STDiT(WeightLoaders, ConfigMixin):
     blocks: MutableSequence[Block]  # an nn.ModuleList, typed by what it holds
     _no_split_modules = ["Block"]  # noqa: RUF012  (diffusers reads these from the class)
     _repeated_blocks = ["Block"]  # noqa: RUF012
+    _supports_gradient_checkpointing = True
+    # The path of the timestep keeps its precision in a model that is quantised or cast as it is loaded.
+    _keep_in_fp32_modules = ["t_embedder", "t_block", "scale_shift_table"]  # noqa: RUF012
+    _skip_layerwise_casting_patterns = ("x_embedder", "t_embedder", "t_block", "final_layer", "norm")
 
     @register_to_config
     def __init__(
@@ -94,6 +103,7 @@ class STDiT(WeightLoaders, ConfigMixin):
         blocks = (Block(hidden_size, num_heads, mlp_ratio, mixing) for mixing in mixings(variant, depth))
         self.blocks = cast("MutableSequence[Block]", nn.ModuleList(blocks))
         self.final_layer = FinalLayer(hidden_size, patch_t * patch_h * patch_w * self.out_channels)
+        self.gradient_checkpointing = False
         self.initialize_weights()
 
     @classmethod
@@ -191,7 +201,8 @@ class STDiT(WeightLoaders, ConfigMixin):
         space_scale: float | None = None,
         time_scale: float | None = None,
         first_frame: int = 0,
-    ) -> Tensor:
+        return_dict: bool = False,
+    ) -> Tensor | Transformer2DModelOutput:
         """Predict the noise (iDDPM) or the velocity (rectified flow) of noisy latents.
 
         Args:
@@ -201,6 +212,7 @@ class STDiT(WeightLoaders, ConfigMixin):
             mask: [B, L], nonzero for text tokens that are attended to; None for all. A `TextCache` has its own.
             space_scale, time_scale: position scales; those of the configuration by default.
             first_frame: index in its clip of the first frame of x, if x is part of a clip; a multiple of the patch.
+            return_dict: return diffusers' output, with the prediction as `sample`.
 
         Returns:
             [B, 2C, T, H, W] (epsilon or velocity, then the variance channels), or [B, C, T, H, W] without learn_sigma.
@@ -229,15 +241,39 @@ class STDiT(WeightLoaders, ConfigMixin):
             if self.config.variant == "latte" and i == 1:
                 h = h + time_TD[:, None]
             position_TD = time_TD if block.mixing in ("sequential", "parallel") and i == 0 else None
-            h = block(h, t0_B6D, texts[i], mask_BL, position_TD)  # [B, T, S, D]
+            inputs = (h, t0_B6D, texts[i], mask_BL, position_TD)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                h = self._gradient_checkpointing_func(block, *inputs)
+            else:
+                h = block(*inputs)  # [B, T, S, D]
 
         h = self.final_layer(h, t_BD)  # [B, T, S, patch volume * out channels]
         patch_t, patch_h, patch_w = self.config.patch_size
-        return rearrange(
+        sample = rearrange(
             h,
             "b t (h w) (pt ph pw c) -> b c (t pt) (h ph) (w pw)",
             h=grid_h, pt=patch_t, ph=patch_h, pw=patch_w,
         )  # fmt: skip
+        return Transformer2DModelOutput(sample) if return_dict else sample
+
+    def enable_cache(self, config: Any) -> None:
+        """Reuse parts of earlier steps, see `CacheMixin.enable_cache` of diffusers; `disable_cache` ends it.
+
+        Args:
+            config: diffusers' FirstBlockCacheConfig, PyramidAttentionBroadcastConfig, MagCacheConfig or
+                TaylorSeerCacheConfig. `stdit_model.sampling.caches` has some with this model's names of layers.
+
+        Raises:
+            SettingsError: another cache, which does not work with this model; or one of blocks, and there is one block.
+        """
+        name = type(config).__name__
+        if name not in CACHES:
+            raise SettingsError(f"{name} does not work with STDiT: choose {', '.join(CACHES)}")
+        if name in ("FirstBlockCacheConfig", "MagCacheConfig"):
+            if len(self.blocks) < 2:
+                raise SettingsError(f"{name} skips blocks, and this model has one")
+            TransformerBlockRegistry.register(Block, TransformerBlockMetadata(return_hidden_states_index=0))
+        super().enable_cache(config)
 
     def _block_texts(
         self, y: Tensor | TextCache, mask: Tensor | None
@@ -247,7 +283,10 @@ class STDiT(WeightLoaders, ConfigMixin):
             states_BLD = self.y_embedder(_without_singleton(y))
             return [states_BLD] * len(self.blocks), None if mask is None else mask.bool()
         if not y.blocks:
+            assert y.y_BLC is not None
             states_BLD = self.y_embedder(y.y_BLC, y.null_B)
+            if torch.is_grad_enabled():  # a backward frees what would be kept
+                return [states_BLD] * len(self.blocks), y.mask_BL
             y.blocks = [BlockText(states_BLD) for _ in self.blocks]
             y.y_BLC = None  # several times as wide as what the blocks keep
         return y.blocks, y.mask_BL

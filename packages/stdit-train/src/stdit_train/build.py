@@ -8,6 +8,7 @@ from importlib.metadata import version
 from stdit_data.clip import ClipDataset
 from stdit_data.latents.dataset import LatentDataset
 from stdit_data.manifests.format import check_manifest
+from stdit_model.video_vae import latent_channels
 from stdit_model.weights.hub import local_path
 from stdit_train.callbacks import Callback
 from stdit_train.checkpoint.init_weights import load_initial
@@ -141,7 +142,7 @@ def build_trainer(
     for clips in (dataset, validation.dataset if isinstance(validation, ValidationClips) else None):
         if isinstance(clips, LatentDataset):
             check_components(clips, components)
-    model = build_model(config, components.vae.config.latent_channels, components.caption_channels, world)
+    model = build_model(config, latent_channels(components.vae), components.caption_channels, world)
     if config.init is not None:
         log.info(load_initial(model, config.init))
     task = STDiTTask(config, model, components, prompts, device, world)

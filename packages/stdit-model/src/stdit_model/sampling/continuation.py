@@ -26,6 +26,8 @@ from torch import Tensor
 
 from stdit_model.diffusion import RESAMPLING_SHARE, NoiseLevel
 from stdit_model.errors import SettingsError
+from stdit_model.protocols import VAE
+from stdit_model.video_vae import encode_moments, latent_frames, sample_latents, whole_latent_frames
 
 RESAMPLING_FROM = 0.5  # noise level above which unknown frames are noised afresh; below it the known ones are corrected
 
@@ -73,9 +75,10 @@ def anderson_step(tried: list[tuple[Tensor, Tensor]], damping: float) -> Tensor:
     d_point_BNM = torch.stack([after - before for (before, _), (after, _) in pairwise(flat)], dim=2)
     d_residual_BNM = torch.stack([after - before for (_, before), (_, after) in pairwise(flat)], dim=2)
     # Least squares for the mix of past differences that cancels the residual, by normal equations in a few unknowns.
-    normal_BMM = (d_residual_BNM.mT @ d_residual_BNM).double()
-    target_BM1 = (d_residual_BNM.mT @ flat[-1][1][:, :, None]).double()
-    mix_BM1 = (torch.linalg.pinv(normal_BMM, rtol=1e-7, hermitian=True) @ target_BM1).to(residual.dtype)
+    place = torch.device("cpu") if residual.device.type == "mps" else residual.device  # MPS has no float64
+    normal_BMM = (d_residual_BNM.mT @ d_residual_BNM).to(place).double()
+    target_BM1 = (d_residual_BNM.mT @ flat[-1][1][:, :, None]).to(place).double()
+    mix_BM1 = (torch.linalg.pinv(normal_BMM, rtol=1e-7, hermitian=True) @ target_BM1).to(residual)
     step_back = ((d_point_BNM + damping * d_residual_BNM) @ mix_BM1)[:, :, 0]
     return (flat[-1][0] + damping * flat[-1][1] - step_back).view_as(point)
 
@@ -115,3 +118,43 @@ def plan_windows(total: int, known: int, window: int, overlap: int) -> list[Wind
         windows.append(Window(start, start + window, known - start))
         known = start + window
     return windows
+
+
+def latent_windows(vae: VAE, total: int, known: int, window: int | None, overlap: int | None) -> list[Window]:
+    """Plan windows of latent frames.
+
+    Args:
+        vae: gives the number of latent frames.
+        total, known: latent frames of the video, and those that exist at the start.
+        window, overlap: in frames of pixels; None for one window, and for half a window.
+
+    Raises:
+        SettingsError: see `plan_windows`.
+    """
+    length = total if window is None else latent_frames(vae, window)
+    if length >= total:
+        return [Window(0, total, known)]
+    shared = length // 2 if overlap is None else latent_frames(vae, overlap)
+    return plan_windows(total, known, length, shared)
+
+
+def encode_first_frames(vae: VAE, first_frames: Tensor, batch: int, clip: tuple[int, int, int]) -> Tensor:
+    """Encode the frames that a video begins with to latents, the posterior's mean: [B, C, K, H, W].
+
+    Args:
+        vae: on the device of the frames.
+        first_frames: pixels [3, K, H, W] or [B, 3, K, H, W] in [-1, 1].
+        batch: B.
+        clip: frames, height and width of the video.
+
+    Raises:
+        SettingsError: frames of another size, or not fewer than the video has.
+    """
+    frames = first_frames if first_frames.ndim == 5 else first_frames[None]
+    if frames.ndim != 5 or frames.shape[1] != 3 or tuple(frames.shape[-2:]) != clip[1:]:
+        expected = f"[3, K, {clip[1]}, {clip[2]}]"
+        raise SettingsError(f"expected first_frames of shape {expected}, not {list(first_frames.shape)}")
+    if frames.shape[2] >= clip[0]:
+        raise SettingsError(f"{frames.shape[2]} first_frames in a video of {clip[0]}: nothing is left to sample")
+    latents = sample_latents(vae, encode_moments(vae, frames.expand(batch, -1, -1, -1, -1)))
+    return latents[:, :, : whole_latent_frames(vae, frames.shape[2])]

@@ -5,6 +5,7 @@ Legend: B videos, C latent channels, T frames, K known frames, H W height and wi
 
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -59,6 +60,7 @@ class Denoiser:
         guidance: off by default.
         space_scale, time_scale: position scales; the model's by default.
         resampling_steps: evaluations of the model that each step spends on resampling, if there are known frames.
+        on_timestep: called with the model's timestep before it is evaluated.
     """
 
     transformer: STDiT
@@ -70,6 +72,7 @@ class Denoiser:
     space_scale: float | None = None
     time_scale: float | None = None
     resampling_steps: int = 3
+    on_timestep: Callable[[float], None] | None = None
 
     def __call__(self, x: Tensor, first_frames: Tensor | None = None, on_step_end: OnStepEnd | None = None) -> Tensor:
         """Denoise latents.
@@ -93,7 +96,11 @@ class Denoiser:
             check_continuation(self.scheduler)
             conditioning = ConditioningFrames(first_frames, x[:, :, : first_frames.shape[2]])
 
+        guided = None
         for step, t in enumerate(self.scheduler.timesteps):
+            if self.guidance.enabled(step, self.num_inference_steps) != guided:
+                guided = self.guidance.enabled(step, self.num_inference_steps)
+                self._empty_cache()
             # 2. Insert the known frames, and resample the unknown ones to fit them.
             if conditioning is not None:
                 x = self.resample(x, conditioning, step, t)
@@ -154,13 +161,24 @@ class Denoiser:
         x = scale_input(x, t).to(self.dtype)
         x = torch.cat([x, x]) if guided else x
         text = self.text if guided else self.text.first(batch)
+        level = model_timestep(self.scheduler, step)
+        if self.on_timestep is not None:
+            self.on_timestep(level)
         # filled, not copied: a copy from the host would wait for the device
-        timestep = torch.full((len(x),), model_timestep(self.scheduler, step), device=x.device, dtype=torch.float32)
-        output = self.transformer(x, timestep, text, space_scale=self.space_scale, time_scale=self.time_scale).float()
+        timestep = torch.full((len(x),), level, device=x.device, dtype=torch.float32)
+        cached = getattr(self.transformer, "is_cache_enabled", False)
+        with self.transformer.cache_context("denoising") if cached else nullcontext():
+            output = self.transformer(x, timestep, text, space_scale=self.space_scale, time_scale=self.time_scale)
+        output = output.float()
         if not guided:
             return output
         guidance = self.guidance
         return guide(output, guidance.guidance_scale, guidance.channels or channels, guidance.guidance_rescale)
+
+    def _empty_cache(self) -> None:
+        """Forget what one of diffusers' caches keeps: of another window, or of a batch of another size."""
+        if getattr(self.transformer, "is_cache_enabled", False):
+            self.transformer._reset_stateful_cache()
 
     def _scheduler_step(self, output: Tensor, t: Tensor, x: Tensor) -> Tensor:
         """Take one scheduler step; ancestral samplers draw from the generator."""

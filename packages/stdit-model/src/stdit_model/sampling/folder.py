@@ -9,7 +9,7 @@ from typing import Any
 import diffusers
 from huggingface_hub import hf_hub_download
 
-from stdit_model.convert import VAE_FACTOR, read
+from stdit_model.convert import VAE_FACTOR, find
 from stdit_model.errors import WeightsError, WeightsFileExistsError, WeightsFileNotFoundError
 from stdit_model.model import STDiT
 from stdit_model.sampling.bundled import bundled_names, bundled_pipeline
@@ -17,10 +17,11 @@ from stdit_model.sampling.components import PARTS, load_part, require
 from stdit_model.sampling.schedulers import flow_scheduler, iddpm_scheduler
 from stdit_model.weights.files import read_json
 from stdit_model.weights.hub import HUB_OPTIONS, hub_options, hub_reason, split_hub_id
-from stdit_model.weights.load import NULL_CAPTION, Weights
+from stdit_model.weights.load import NULL_CAPTION, Weights, build
 
 # Hub ids of the components that Open-Sora 1.0 was trained with.
 VAE_ID = "stabilityai/sd-vae-ft-ema"
+SIGMA_VAE_ID = "PixArt-alpha/pixart_sigma_sdxlvae_T5_diffusers/vae"  # SDXL's
 T5_ID = "DeepFloyd/t5-v1_1-xxl"
 INDEX = "model_index.json"
 BARE = ("STDiT", "PixArtTransformer2DModel")  # classes of transformers that can be loaded
@@ -53,7 +54,7 @@ def write_pipeline(
         scheduler: the same, or "iddpm" or "flow"; by default the pipeline's own, or for weights alone "iddpm" for a
             model that predicts its variance, "flow" for others.
         max_shard_size: of the transformer's safetensors files.
-        options: of `stdit_model.convert.read`.
+        options: of `stdit_model.convert.find`.
 
     Returns:
         The converted model.
@@ -66,10 +67,11 @@ def write_pipeline(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise WeightsFileExistsError(f"{folder}: already exists and is not empty; name another folder")
     own = own_parts(source)
+    found = find(source, **options)
     if tokenizer is None and text_encoder is not None and (Path(text_encoder) / "tokenizer_config.json").is_file():
         tokenizer = text_encoder
     parts = {
-        "vae": vae or own.get("vae", VAE_ID),
+        "vae": vae or own.get("vae", vae_id(found)),
         "text_encoder": text_encoder or own.get("text_encoder", T5_ID),
         "tokenizer": tokenizer or own.get("tokenizer", T5_ID),
     }
@@ -84,7 +86,7 @@ def write_pipeline(
             raise WeightsFileNotFoundError(f"{part}: neither a folder nor a Hub id (owner/name) for the {name}")
     classes = {name: _component_class(name, path) for name, path in copied.items()}
 
-    model, found = read(source, **options)
+    model = build(STDiT, found, dtype=None)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder / "transformer", max_shard_size=max_shard_size)
     classes["transformer"] = ("stdit_model", "STDiT")
@@ -133,6 +135,11 @@ def _component_class(name: str, folder: Path) -> tuple[str, str]:
     if not isinstance(found, str):
         raise WeightsError(f"{folder / file}: has no class ({key})")
     return library, found
+
+
+def vae_id(found: Weights) -> str:
+    """Return the Hub id of the VAE that published weights were trained with."""
+    return SIGMA_VAE_ID if found.sigma else VAE_ID
 
 
 def clip_size(model: STDiT, found: Weights) -> dict[str, int]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
@@ -21,8 +22,8 @@ from stdit_model.errors import SettingsError, WeightsError
 from stdit_model.model import STDiT
 from stdit_model.protocols import VAE, Scheduler, TextEncoder, Tokenizer
 from stdit_model.sampling import prompts
-from stdit_model.sampling.callbacks import TENSORS, Callback, StepEnd
-from stdit_model.sampling.continuation import Window, plan_windows
+from stdit_model.sampling.callbacks import TENSORS, Callback, CallState, StepEnd
+from stdit_model.sampling.continuation import encode_first_frames, latent_windows
 from stdit_model.sampling.denoise import Denoiser, Guidance
 from stdit_model.sampling.folder import find_pipeline
 from stdit_model.sampling.images import Frames, from_pil, to_output
@@ -39,7 +40,7 @@ class STDiTPipelineOutput(BaseOutput):
     frames: Any
 
 
-class STDiTPipeline(DiffusionPipeline):
+class STDiTPipeline(CallState, DiffusionPipeline):
     """Text to video with an STDiT, any diffusers scheduler, a VAE and a T5-style text encoder.
 
     Args:
@@ -61,10 +62,6 @@ class STDiTPipeline(DiffusionPipeline):
     _callback_tensor_inputs = list(TENSORS)  # noqa: RUF012  (diffusers reads it from the class)
     _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012
 
-    _guidance: Guidance
-    _num_timesteps: int
-    _interrupt: bool
-
     def __init__(
         self,
         transformer: STDiT,
@@ -75,7 +72,7 @@ class STDiTPipeline(DiffusionPipeline):
         num_frames: int = 16,
         height: int = 256,
         width: int = 256,
-        fps: float = 8,
+        fps: int | float = 8,
         num_inference_steps: int = 100,
         guidance_scale: float = 7.0,
         resampling_steps: int = 3,
@@ -142,34 +139,21 @@ class STDiTPipeline(DiffusionPipeline):
         """
         return cls(**released_components(path_or_hub_id, **options))
 
-    @property
-    def guidance_scale(self) -> float:
-        """Guidance scale of the current call, for callbacks; 1 where guidance is off."""
-        return self._guidance.guidance_scale
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **options: Any) -> "STDiTPipeline":
+        """Make another pipeline of the same components, with some of them or of the defaults of calls replaced.
+
+        Args:
+            pipeline: an `STDiTPipeline`.
+            options: components by name, and dtype, which is the transformer's by default.
+        """
+        dtype = {} if {"dtype", "torch_dtype"} & options.keys() else {"torch_dtype": pipeline.transformer.dtype}
+        return super().from_pipe(pipeline, **{**pipeline.components, **dtype, **options})
 
     @property
-    def _guidance_scale(self) -> float:
-        return self._guidance.guidance_scale
-
-    @_guidance_scale.setter
-    def _guidance_scale(self, scale: float) -> None:
-        """Change it from the next step on, as diffusers' callbacks do, which turn guidance off with 0."""
-        self._guidance.guidance_scale = max(scale, 1.0)
-
-    @property
-    def do_classifier_free_guidance(self) -> bool:
-        """Whether the current call is guided, for callbacks."""
-        return self._guidance.guidance_scale != 1.0
-
-    @property
-    def num_timesteps(self) -> int:
-        """Number of denoising steps of the current call, over all windows."""
-        return self._num_timesteps
-
-    @property
-    def interrupt(self) -> bool:
-        """Whether sampling ends after the current step; a callback may set `pipeline._interrupt = True`."""
-        return self._interrupt
+    def vae_scale_factor(self) -> int:
+        """Pixels per latent along height and width."""
+        return video_vae.spatial_stride(self.vae)
 
     @torch.no_grad()
     def __call__(
@@ -300,8 +284,10 @@ class STDiTPipeline(DiffusionPipeline):
         if first_frames is not None and not isinstance(first_frames, Tensor):
             first_frames = from_pil(first_frames, *clip[1:])
         noise = self.prepare_latents(latents, (len(embeds.prompt_embeds), *shape), generator, device)
-        done = None if first_frames is None else self._encode_first_frames(first_frames, len(noise), clip)
-        windows = self._plan_windows(noise.shape[2], 0 if done is None else done.shape[2], window, overlap)
+        done = None
+        if first_frames is not None:
+            done = encode_first_frames(self.vae, first_frames.to(device), len(noise), clip)
+        windows = latent_windows(self.vae, noise.shape[2], 0 if done is None else done.shape[2], window, overlap)
 
         # 4. Denoise window by window.
         denoise = Denoiser(
@@ -314,6 +300,7 @@ class STDiTPipeline(DiffusionPipeline):
             space_scale,
             time_scale,
             default(resampling_steps, "resampling_steps"),
+            self._set_timestep,
         )
         self._num_timesteps, self._interrupt = steps * len(windows), False
         with self.progress_bar(total=self._num_timesteps) as bar:
@@ -333,7 +320,7 @@ class STDiTPipeline(DiffusionPipeline):
         if output_type == "latent":
             frames: Any = done
         else:
-            video = video_vae.decode(self.vae, done, decode_chunk_size)
+            video = video_vae.decode(self.vae, done, decode_chunk_size, clip[0])
             if first_frames is not None:
                 video[:, :, : first_frames.shape[-3]] = first_frames.to(video)
             frames = to_output(output_type, video)
@@ -395,26 +382,8 @@ class STDiTPipeline(DiffusionPipeline):
             raise SettingsError(f"expected latents of shape {list(shape)}, not {list(latents.shape)}")
         return latents.to(device) * getattr(self.scheduler, "init_noise_sigma", 1.0)
 
-    def _encode_first_frames(self, first_frames: Tensor, batch: int, clip: tuple[int, int, int]) -> Tensor:
-        """Encode pixels to latents, the posterior's mean: [B, C, K, H, W]."""
-        frames = first_frames if first_frames.ndim == 5 else first_frames[None]
-        if frames.ndim != 5 or frames.shape[1] != 3 or tuple(frames.shape[-2:]) != clip[1:]:
-            raise SettingsError(
-                f"expected first_frames of shape [3, K, {clip[1]}, {clip[2]}], not {list(first_frames.shape)}"
-            )
-        if frames.shape[2] >= clip[0]:
-            raise SettingsError(f"{frames.shape[2]} first_frames in a video of {clip[0]}: nothing is left to sample")
-        frames = frames.expand(batch, -1, -1, -1, -1).to(self._execution_device)
-        return video_vae.sample_latents(self.vae, video_vae.encode_moments(self.vae, frames))
-
-    def _plan_windows(self, total: int, known: int, window: int | None, overlap: int | None) -> list[Window]:
-        """Plan windows of latent frames; `window` and `overlap` are in frames of pixels."""
-        if window is None or window >= total:
-            return [Window(0, total, known)]
-        length = video_vae.latent_frames(self.vae, window)
-        shared = length // 2 if overlap is None else video_vae.latent_frames(self.vae, overlap)
-        return plan_windows(total, known, length, shared)
-
 
 # A saved pipeline records the module of its class: the public name must not change with the files.
 STDiTPipeline.__module__ = "stdit_model"
+# DiffusionPipeline.from_pretrained looks for the class of a saved pipeline in diffusers alone.
+diffusers.STDiTPipeline = STDiTPipeline  # type: ignore[attr-defined]

@@ -13,9 +13,9 @@ from stdit_model.errors import WeightsError
 from stdit_model.model import STDiT
 from stdit_model.protocols import VAE, Scheduler, TextEncoder, Tokenizer
 from stdit_model.sampling.components import load_part, require
-from stdit_model.sampling.folder import T5_ID, VAE_ID, clip_size, default_negative_prompt, own_parts
+from stdit_model.sampling.folder import T5_ID, clip_size, default_negative_prompt, own_parts, vae_id
 from stdit_model.sampling.schedulers import flow_scheduler, iddpm_scheduler
-from stdit_model.video_vae import spatial_stride
+from stdit_model.video_vae import latent_channels, spatial_stride
 from stdit_model.weights.files import open_checkpoint
 from stdit_model.weights.hub import local_path
 from stdit_model.weights.layouts import recognise
@@ -66,7 +66,7 @@ def released_components(
     # A file of another kind is refused before the Hub is asked.
     found = find(path, num_heads, ema=ema, null_caption=null_caption, **overrides)
     if vae is None:
-        vae = own.get("vae", VAE_ID)
+        vae = own.get("vae", vae_id(found))
     if tokenizer is None:
         tokenizer = own.get("tokenizer", own.get("text_encoder", T5_ID))
         if isinstance(text_encoder, str | Path) and text_encoder != OWN:
@@ -87,7 +87,7 @@ def released_components(
     transformer = build(STDiT, found, dtype=None)
     nn.Module.to(transformer, dtype)  # diffusers' own `to` warns about modules kept in float32, of which there are none
     nn.Module.to(parts["vae"], dtype)
-    _check_widths(path, transformer, parts["vae"], parts["text_encoder"])
+    _check_widths(path, transformer, parts["vae"], parts["text_encoder"], vae_id(found))
     if scheduler is None and "scheduler" in own:
         scheduler = load_part("scheduler", own["scheduler"])
     elif scheduler is None:
@@ -125,13 +125,13 @@ def _image_size(path: Path, transformer: STDiT, stride: int) -> dict[str, Any]:
     return {"num_frames": 1, "height": side * stride, "width": side * stride, "guidance_scale": PIXART_GUIDANCE}
 
 
-def _check_widths(path: Path, transformer: STDiT, vae: VAE, text_encoder: TextEncoder | None) -> None:
+def _check_widths(path: Path, transformer: STDiT, vae: VAE, text_encoder: TextEncoder | None, own: str) -> None:
     """Check that VAE and text encoder have the widths that the transformer was trained with."""
     channels, width = transformer.config.in_channels, transformer.config.caption_channels
-    if vae.config.latent_channels != channels:
+    if latent_channels(vae) != channels:
         raise WeightsError(
-            f"{path}: takes {channels} latent channels, this VAE has {vae.config.latent_channels}: pass the one that "
-            f"it was trained with, `vae={VAE_ID}`"
+            f"{path}: takes {channels} latent channels, this VAE has {latent_channels(vae)}: pass the one that "
+            f"it was trained with, `vae={own}`"
         )
     if text_encoder is not None and text_encoder.config.d_model != width:
         raise WeightsError(

@@ -25,6 +25,7 @@ ENTRIES = ("ema", "state_dict", "model", "model_state_dict", "module")
 WRAPPERS = re.compile(
     r"_orig_mod\.|_checkpoint_wrapped_module\.|_fsdp_wrapped_module\."
 )  # of torch, anywhere in a name
+SAVED_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")  # that models are saved under, beside a config.json
 SETTINGS = "stdit_model"  # of the metadata of a file, for settings that Open-Sora's layout has no place for
 
 
@@ -91,15 +92,17 @@ def open_checkpoint(path: Path, entry: str | None = None) -> Checkpoint:
     """
     if not path.exists():
         raise WeightsFileNotFoundError(f"{path}: no such file or folder")
-    file = _weights_in(path) if path.is_dir() else path
+    file = find_weights(path) if path.is_dir() else path
     try:
         with file.open("rb") as stream:
             head = stream.read(16)
     except OSError as error:
         raise WeightsError(f"{file}: not readable ({reason(error)})") from error
     config_file = file.parent / "config.json"
-    paired = file.name.startswith("diffusion_pytorch_model") and config_file.is_file()  # as diffusers saves them
+    paired = file.name.startswith(SAVED_NAMES) and config_file.is_file()
     config = read_json(config_file) if paired else {}
+    paired = "_class_name" in config  # of a diffusers model
+    config = config if paired else {}
     if head.startswith(b"version https:"):
         raise WeightsError(f"{file}: a git-lfs pointer, not the weights: fetch the file itself with `git lfs pull`")
     if head[:1] == b"{":
@@ -142,23 +145,42 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _weights_in(folder: Path) -> Path:
-    """Find the only checkpoint in a folder."""
-    for name in ("diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors"):
-        if (folder / name).is_file():
-            return folder / name
-    if (folder / "transformer").is_dir():
-        return _weights_in(folder / "transformer")
-    for pattern in ("*.index*.json", "*.safetensors", "*.bin", "*.pth"):
+def find_weights(folder: Path) -> Path:
+    """Find the only checkpoint in a folder of a model or pipeline: a file, or the index of a sharded one.
+
+    Complete safetensors come before variants such as fp16, and those before torch archives.
+
+    Raises:
+        WeightsFileNotFoundError: there is none.
+        WeightsError: there are several.
+    """
+    if (folder / "transformer").is_dir() and not any(folder.glob("diffusion_pytorch_model*")):
+        return find_weights(folder / "transformer")
+    for stem in SAVED_NAMES:
+        for name in (f"{stem}.safetensors.index.json", f"{stem}.safetensors"):
+            if (folder / name).is_file():
+                return folder / name
+    for pattern in ("*.safetensors.index*.json", "*.safetensors", "*.index*.json", "*.bin", "*.pth"):
         files = sorted(folder.glob(pattern))
         if len(files) == 1:
             return files[0]
         if files:
             raise WeightsError(f"{folder}: several checkpoints ({few([f.name for f in files])}): name one of them")
     there = sorted(f.name for f in folder.iterdir())
-    raise WeightsError(
+    raise WeightsFileNotFoundError(
         f"{folder}: no weights in this folder, which holds {few(there)}" if there else f"{folder}: is an empty folder"
     )
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether there is a checkpoint in a folder, or several."""
+    try:
+        find_weights(folder)
+    except WeightsFileNotFoundError:
+        return False
+    except WeightsError:
+        return True
+    return True
 
 
 def _safetensors(file: Path) -> dict[str, Tensor]:

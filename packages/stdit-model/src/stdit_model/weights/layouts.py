@@ -20,7 +20,7 @@ from torch import Tensor
 
 from stdit_model.embed import spatial_positions, temporal_positions
 from stdit_model.errors import WeightsError, few
-from stdit_model.weights.files import Checkpoint, PackedTensor, StoredTensor
+from stdit_model.weights.files import Checkpoint, PackedTensor, StoredTensor, read_json
 
 Layout = Literal["stdit", "pixart", "pixart-diffusers", "latte-diffusers"]
 LAYOUT_NAMES: dict[Layout, str] = {
@@ -39,6 +39,8 @@ OTHER_MODELS = {
     "double_blocks.": "a double-stream model (Flux, HunyuanVideo or Open-Sora 2.0)",
     "joint_blocks.": "an MMDiT (Stable Diffusion 3)",
 }
+
+SIGMA_TOKENS = 300  # of PixArt-Sigma's captions; PixArt-alpha's have 120
 
 # Computed in forward for each size, so never read.
 POSITIONS = ("pos_embed", "pos_embed_temporal", "pos_embed.pos_embed")
@@ -66,6 +68,23 @@ def recognise(checkpoint: Checkpoint) -> Layout:
             f"{few(sorted(tensors))}"
         )
     return "pixart" if len(patch.shape) == 4 else "stdit"
+
+
+def is_sigma(checkpoint: Checkpoint) -> bool:
+    """Whether a PixArt checkpoint is of PixArt-Sigma (arXiv:2403.04692), which has SDXL's VAE and longer captions.
+
+    The tensors are those of PixArt-alpha but for the null caption. diffusers' layout has none: there the pipeline
+    tells, or that a model for 1024 pixels or more has no micro-conditions. A folder of the transformer alone for
+    smaller images is taken for PixArt-alpha.
+    """
+    null_caption = checkpoint.tensors.get("y_embedder.y_embedding")
+    if null_caption is not None:
+        return null_caption.shape[0] == SIGMA_TOKENS
+    index = checkpoint.path.parent.parent / "model_index.json"
+    if checkpoint.path.parent.name == "transformer" and index.is_file():
+        return "Sigma" in str(read_json(index).get("_class_name"))
+    large = (checkpoint.config.get("sample_size") or 0) >= 128
+    return large and checkpoint.config.get("use_additional_conditions") is False
 
 
 def expected_unused(name: str) -> bool:

@@ -7,7 +7,7 @@ by STDiT's names, which stay in the file until they are read. `build` makes a mo
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -16,14 +16,23 @@ from diffusers.utils import is_accelerate_available
 from torch import Tensor, nn
 
 from stdit_model.errors import WeightsError, WeightsFileNotFoundError
-from stdit_model.weights.files import Checkpoint, StoredTensor, open_checkpoint, read_json, read_tensor
+from stdit_model.weights.files import (
+    Checkpoint,
+    StoredTensor,
+    find_weights,
+    open_checkpoint,
+    read_json,
+    read_tensor,
+)
 from stdit_model.weights.hub import HUB_OPTIONS, local_path
 from stdit_model.weights.layouts import (
     LAYOUT_NAMES,
     MICRO_CONDITIONS,
+    SIGMA_TOKENS,
     Layout,
     expected_unused,
     infer_sizes,
+    is_sigma,
     position_scales,
     recognise,
     stdit_items,
@@ -55,6 +64,7 @@ class Weights:
         new: tensors of the model that the file is expected to lack; they keep their initial values.
         unused: tensors of the file, by its own names, that are expected to be unused.
         grid: tokens (T, H, W) of the file's position buffers, if it has them.
+        sigma: whether they are PixArt-Sigma's, which has another VAE than the other published models.
     """
 
     path: Path
@@ -63,6 +73,7 @@ class Weights:
     new: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     grid: tuple[int, int, int] | None = None
+    sigma: bool = False
 
     def read(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the tensors by name, so that no more than one at a time is in memory."""
@@ -99,7 +110,7 @@ def pixart_weights(
     null_caption: Tensor | None = None,
     **overrides: Any,
 ) -> Weights:
-    """Open a PixArt-alpha release in either layout; see `WeightLoaders.from_pixart`.
+    """Open a PixArt-alpha or -Sigma release in either layout; see `WeightLoaders.from_pixart`.
 
     Args:
         cls: the model's class, `STDiT`.
@@ -113,8 +124,12 @@ def pixart_weights(
         tensors[NULL_CAPTION] = null_caption.detach()
     variant = overrides.pop("variant", "seq")
     found = {**_infer_sizes(checkpoint, tensors), "variant": variant}
+    sigma = is_sigma(checkpoint)
+    if sigma:
+        found.setdefault("model_max_length", SIGMA_TOKENS)
     config = _configuration(checkpoint, found, num_heads, overrides)
-    return _checked(checkpoint, config, fit(cls.parameter_shapes(**config), tensors, *from_images(layout, variant)))
+    match = fit(cls.parameter_shapes(**config), tensors, *from_images(layout, variant))
+    return replace(_checked(checkpoint, config, match), sigma=sigma)
 
 
 def from_images(layout: Layout, variant: str) -> tuple[Callable[[str], bool], Callable[[str], bool]]:
@@ -214,18 +229,24 @@ def checked_folder(
         options["torch_dtype"] = options.pop("dtype")
     for_hub = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
     folder = local_path(path_or_hub_id, options.pop("subfolder", None), **for_hub)
-    saved_weights(cls, folder, options.get("variant"), options["use_safetensors"])
+    saved_weights(cls, folder, _names(options.get("variant"), options["use_safetensors"]))
     return folder, options
 
 
-def saved_weights(cls: type[HasShapes], folder: Path, infix: str | None = None, safetensors: bool = True) -> Weights:
-    """Open what `save_pretrained` wrote.
+def _names(infix: str | None, safetensors: bool) -> tuple[str, str]:
+    """Names of the files that diffusers looks for: the index of a sharded model, or its only file."""
+    stem, suffix = "diffusion_pytorch_model", "safetensors" if safetensors else "bin"
+    dotted = f".{infix}" if infix else ""
+    return f"{stem}.{suffix}.index{dotted}.json", f"{stem}{dotted}.{suffix}"
+
+
+def saved_weights(cls: type[HasShapes], folder: Path, names: tuple[str, ...] | None = None) -> Weights:
+    """Open what `save_pretrained` wrote, under any name that `find_weights` finds.
 
     Args:
         cls: the model's class, `STDiT`.
         folder: with a config.json.
-        infix: diffusers' `variant`, such as "fp16" for diffusion_pytorch_model.fp16.safetensors.
-        safetensors: false for torch archives (.bin).
+        names: of its files, the only ones to look for.
 
     Raises:
         WeightsFileNotFoundError: no config.json or no weights.
@@ -237,12 +258,12 @@ def saved_weights(cls: type[HasShapes], folder: Path, infix: str | None = None, 
     if saved.get("_class_name") != "STDiT":
         hint = "; read it with STDiT.from_pixart" if saved.get("_class_name") == "PixArtTransformer2DModel" else ""
         raise WeightsError(f"{folder / 'config.json'}: is of {saved.get('_class_name')}, not of STDiT{hint}")
-    stem, suffix = "diffusion_pytorch_model", "safetensors" if safetensors else "bin"
-    dotted = f".{infix}" if infix else ""
-    names = [f"{stem}.{suffix}.index{dotted}.json", f"{stem}{dotted}.{suffix}"]
-    file = next((folder / name for name in names if (folder / name).is_file()), None)
+    if names is None:
+        file: Path | None = find_weights(folder)
+    else:
+        file = next((folder / name for name in names if (folder / name).is_file()), None)
     if file is None:
-        raise WeightsFileNotFoundError(f"{folder}: no {names[1]} in it")
+        raise WeightsFileNotFoundError(f"{folder}: no {(names or ('weights',))[-1]} in it")
     config = {key: value for key, value in saved.items() if not key.startswith("_") and key != "quantization_config"}
     tensors: dict[str, StoredTensor] = {**open_checkpoint(file).tensors}
     if "quantization_config" not in saved:  # quantised tensors have shapes of their own, which diffusers checks

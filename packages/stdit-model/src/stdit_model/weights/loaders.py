@@ -91,6 +91,10 @@ class WeightLoaders(ModelMixin):
             WeightsError: tensors missing, unexpected or of another shape; or the download from the Hub failed.
         """
         folder, options = load.checked_folder(cls, pretrained_model_name_or_path, options)
-        loaded = super().from_pretrained(folder, **options)
+        loading: Any = super()
+        if not options["low_cpu_mem_usage"]:  # with which diffusers cannot keep some weights in float32
+            loading = super(WeightLoaders, type(cls.__name__, (cls,), {"_keep_in_fp32_modules": None}))
+        loaded = loading.from_pretrained(folder, **options)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).__class__ = cls
         load.check_finite(loaded[0] if isinstance(loaded, tuple) else loaded, folder)  # with output_loading_info
         return loaded

@@ -18,6 +18,7 @@ from stdit_data.clip import ClipDataset
 from stdit_data.files import replace_text
 from stdit_data.latents.dataset import LatentDataset
 from stdit_model import STDiT
+from stdit_model.video_vae import latent_channels
 from stdit_train.ablation.arms import Arm, Study, estimate_arm, reference_arm
 from stdit_train.ablation.costs import Cost, measure_costs, measured, study_seconds
 from stdit_train.ablation.matching import share_initial_weights, with_length, with_parameters_matched
@@ -258,7 +259,7 @@ class Ablation:
 
     @staticmethod
     def _build_model(config: TrainConfig, components: Components) -> STDiT:
-        return build_model(config, components.vae.config.latent_channels, components.text_encoder.config.d_model)
+        return build_model(config, latent_channels(components.vae), components.text_encoder.config.d_model)
 
     def _load_components(self, config: TrainConfig) -> Components:
         key = (config.data.vae, config.data.text_encoder, config.precision)

@@ -103,7 +103,7 @@ def reconstruction(vae: Any, clips: Iterable[Clip], measures: Sequence[Measure] 
     device = next(vae.parameters()).device
     for clip in clips:
         latents = video_vae.sample_latents(vae, video_vae.encode_moments(vae, clip.video[None].to(device)))
-        again = video_vae.decode(vae, latents)[0].cpu()
+        again = video_vae.decode(vae, latents, frames=clip.video.shape[1])[0].cpu()
         ratios.append(psnr(again, clip.video))
         similarities.append(ssim(again, clip.video))
         for measure in measures:

@@ -2,6 +2,7 @@
 
 import torch
 
+from stdit_model.video_vae import latent_channels
 from stdit_train.checkpoint.format import load_weights
 from stdit_train.checkpoint.run_folder import RunFolder, stage_folders
 from stdit_train.checkpoint.verify import CheckpointError, checkpoint_name, verify
@@ -45,7 +46,7 @@ def export_run(
     if checkpoint is None:
         raise ConfigError(f"{run.path} has no checkpoint to export yet; `stdit train --resume {run.path}` resumes it")
     parts = load_components(config.data.vae, config.data.text_encoder, torch.device("cpu"), "fp32")
-    model = build_model(config, parts.vae.config.latent_channels, parts.text_encoder.config.d_model)
+    model = build_model(config, latent_channels(parts.vae), parts.text_encoder.config.d_model)
     ema = Ema(model, config.optimizer.ema)
     load_weights(checkpoint, model, ema.model)
     chosen = model if raw else ema.model

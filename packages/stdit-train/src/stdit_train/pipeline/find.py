@@ -9,7 +9,7 @@ from stdit_model.sampling.bundled import bundled_names, bundled_pipeline
 from stdit_model.sampling.folder import INDEX, hub_index, own_parts
 from stdit_model.sampling.released import trained_frames
 from stdit_model.sampling.schedulers import recorded_objective
-from stdit_model.weights.files import read_json
+from stdit_model.weights.files import find_weights, has_weights, read_json
 from stdit_model.weights.hub import local_path, split_hub_id
 from stdit_train.checkpoint.run_folder import stage_folders
 from stdit_train.errors import ConfigError
@@ -35,8 +35,8 @@ class CheckpointSource:
         place = local_path(self.source, None if self.bare else "transformer")
         if place.is_file():
             return [place]
-        inner = place / "transformer"
-        return sorted((inner if inner.is_dir() else place).glob("*.safetensors"))
+        inner = place / "transformer" if (place / "transformer").is_dir() else place
+        return sorted(inner.glob("*.safetensors")) or sorted(inner.glob("*.bin")) or [find_weights(inner)]
 
     def trained(self) -> Trained:
         """Return what the checkpoint was trained for, without reading its weights.
@@ -85,13 +85,13 @@ def find_checkpoint(checkpoint: str) -> CheckpointSource:
             f"{path} is a run that has saved no pipeline yet: let it finish, or make one from its newest checkpoint "
             f"with `stdit export {path} OUT`"
         )
-    if path.is_file() or (path / "config.json").is_file():
+    if path.is_file() or (path.is_dir() and has_weights(path)):
         return CheckpointSource(str(path), bare=True)
     bundled = bundled_pipeline(checkpoint)
     if path.is_dir():
         hint = "; it takes precedence over the bundled pipeline of that name" if bundled is not None else ""
         raise ConfigError(
-            f"{path} is neither a pipeline folder ({INDEX}), a run folder nor a model folder (config.json){hint}"
+            f"{path} is neither a pipeline folder ({INDEX}), a run folder nor a folder with weights{hint}"
         )
     if bundled is not None:
         return CheckpointSource(str(bundled), bare=False)

@@ -9,6 +9,7 @@ from stdit_model import STDiTPipeline
 from stdit_model.sampling.components import load_part, require
 from stdit_model.sampling.folder import T5_ID, own_parts
 from stdit_train.components.load import eight_bit_config, quiet_libraries
+from stdit_train.errors import ConfigError
 from stdit_train.hardware import find_device
 from stdit_train.pipeline.find import CheckpointSource, find_checkpoint
 
@@ -20,6 +21,7 @@ def load_pipeline(
     text_encoder: str | None = None,
     text_8bit: bool = False,
     low_memory: bool = False,
+    offload: str | None = None,
 ) -> STDiTPipeline:
     """Load a pipeline: in bfloat16 on CUDA, in float32 on MPS or the CPU; without a progress bar.
 
@@ -29,9 +31,11 @@ def load_pipeline(
         text_encoder: likewise for text encoder and tokenizer.
         text_8bit: load the text encoder's weights in 8 bits.
         low_memory: leave out the text encoder (`attach_text_encoder` adds it) and keep the rest in main memory.
+        offload: see `offload_pipeline`.
 
     Raises:
-        ConfigError: the checkpoint cannot be found, read or fetched, or bitsandbytes is missing for 8 bits.
+        ConfigError: the checkpoint cannot be found, read or fetched, bitsandbytes is missing for 8 bits, or there is
+            no GPU to offload from.
         WeightsError: one of its parts cannot be.
     """
     if text_8bit:
@@ -39,6 +43,8 @@ def load_pipeline(
     found = checkpoint if isinstance(checkpoint, CheckpointSource) else find_checkpoint(checkpoint)
     require({part: source for part, source in (("vae", vae), ("text_encoder", text_encoder)) if source is not None})
     device = find_device()
+    if offload is not None and device.type == "cpu":
+        raise ConfigError(f"`offload={offload}`: this machine computes on the CPU, where all weights are; leave it out")
     dtype = _dtype(device)
     quiet_libraries()
     options: dict[str, Any] = {}
@@ -63,7 +69,29 @@ def load_pipeline(
     pipeline.set_progress_bar_config(disable=True)
     for part in (pipeline.transformer, pipeline.vae, *([] if low_memory or text_8bit else [pipeline.text_encoder])):
         torch.nn.Module.to(part, dtype)  # parts loaded above, and those whose type older diffusers ignore
+    if offload is not None:
+        return offload_pipeline(pipeline, offload, device)
     return pipeline if low_memory else pipeline.to(device)
+
+
+def offload_pipeline(pipeline: STDiTPipeline, way: str, device: torch.device) -> STDiTPipeline:
+    """Keep a pipeline's weights in main memory, except for those that are computed with; the videos stay the same.
+
+    Args:
+        pipeline: in main memory.
+        way: "model" for one component at a time on the device; "group" for one block of the transformer at a time, the
+            next one being copied meanwhile, beside the whole VAE; "sequential" for one layer at a time, the slowest.
+        device: to compute on.
+    """
+    if way == "model":
+        pipeline.enable_model_cpu_offload(device=device)
+    elif way == "sequential":
+        pipeline.enable_sequential_cpu_offload(device=device)
+    else:
+        pipeline.enable_group_offload(
+            device, num_blocks_per_group=1, use_stream=device.type == "cuda", exclude_modules="vae"
+        )
+    return pipeline
 
 
 def attach_text_encoder(

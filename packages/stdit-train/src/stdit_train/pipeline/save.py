@@ -109,7 +109,10 @@ def draw_samples(
         with autocast():
             output: Any = pipeline(**inputs, generator=generators, output_type="latent")
         latents.append(output.frames)
-    videos = on_every_rank(world, lambda: torch.cat([to_uint8(decode(components.vae, part)) for part in latents]))
+    length = config.data.frames
+    videos = on_every_rank(
+        world, lambda: torch.cat([to_uint8(decode(components.vae, part, frames=length)) for part in latents])
+    )
     shown = world.collect(videos, -(-len(prompts) // share))
 
     def write() -> Path | None:

@@ -8,7 +8,7 @@ import typer
 
 from stdit_cli import completion
 from stdit_cli.commands.sample.prompts import read_prompts
-from stdit_cli.commands.sample.request import FORMATS, LONG, SEED_MAX, PromptRequest, SampleRequest, Settings
+from stdit_cli.commands.sample.request import FORMATS, LONG, OFFLOADS, SEED_MAX, PromptRequest, SampleRequest, Settings
 from stdit_train.assets import named_source
 from stdit_train.errors import ConfigError
 
@@ -80,6 +80,19 @@ def sample(
         typer.Option(
             "--text-8bit", help="Load the text encoder in 8 bits (needs bitsandbytes).", rich_help_panel=MODEL
         ),
+    ] = None,
+    offload: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep in main memory what is not computed with: model (all but a component), group (all but a block) "
+            "or sequential (all but a layer, slow).",
+            autocompletion=completion.choices(*OFFLOADS),
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    compile: Annotated[
+        bool | None,
+        typer.Option("--compile", help="Compile the transformer's blocks, for many videos.", rich_help_panel=MODEL),
     ] = None,
     frames: Annotated[
         int | None,
@@ -171,6 +184,14 @@ def sample(
         str | None,
         typer.Option(help="Reference whose sampler and guidance to use: open-sora-1.0.", rich_help_panel=SAMPLING),
     ] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(
+            help="Reuse parts of earlier steps, faster and less exact: first-block[:0.05], pab[:2] or taylorseer[:3].",
+            autocompletion=completion.caches,
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None,
     batch: Annotated[
         int | None, typer.Option(min=1, help="Videos made at once.", show_default="1", rich_help_panel=SAMPLING)
     ] = None,
@@ -217,6 +238,9 @@ def sample(
         "resampling_steps": settling if resampling_steps is None else resampling_steps,
         "low_memory": low_memory,
         "text_8bit": text_8bit,
+        "offload": offload,
+        "compile": compile,
+        "cache": cache,
     }
     options = {
         "num": num,

@@ -12,6 +12,7 @@ from stdit_cli.commands.sample import sidecar
 from stdit_cli.commands.sample.request import Job, SampleRequest, Settings, parse_interval, parse_size
 from stdit_data.video.read import read_picture, read_video
 from stdit_model import video_vae
+from stdit_model.sampling.caches import cache_config
 from stdit_model.sampling.schedulers import compat, sampler_name, use_sampler
 from stdit_model.text import dropped_text, encode_captions, unknown_words
 from stdit_train.errors import ConfigError
@@ -57,7 +58,12 @@ class VideoGenerator:
             text_encoder=asked.text_encoder,
             text_8bit=asked.text_8bit,
             low_memory=asked.low_memory,
+            offload=asked.offload,
         )
+        if asked.cache is not None:
+            self.pipeline.transformer.enable_cache(cache_config(asked.cache, lambda: self.pipeline.current_timestep))
+        if asked.compile:
+            self.pipeline.transformer.compile_repeated_blocks()
         self.reference = compat(asked.compat) if asked.compat is not None else {}
         sampler = asked.sampler or self.reference.get("sampler")
         if sampler is not None:
@@ -82,7 +88,7 @@ class VideoGenerator:
         self._states: dict[str, tuple[Tensor, Tensor]] = {}
         if asked.low_memory:
             self._encode_all(request)
-        if request.recorded is not None and self.pipeline.device.type == "cpu":
+        if request.recorded is not None and self.pipeline._execution_device.type == "cpu":
             torch.set_num_threads(request.recorded["made_on"]["threads"])  # sums in the same order
 
     def _read_conditioning(self) -> None:
@@ -127,7 +133,9 @@ class VideoGenerator:
         """Return states [1, L, Dc] and mask [1, L] of a text, encoded once and independently of the other texts."""
         if text not in self._states:
             length = self.pipeline.transformer.config.model_max_length
-            y, mask = encode_captions(self.pipeline.tokenizer, self.pipeline.text_encoder, [text], length)
+            parts = self.pipeline.tokenizer, self.pipeline.text_encoder
+            device = None if self.settings.low_memory else self.pipeline._execution_device
+            y, mask = encode_captions(*parts, [text], length, device)
             self._states[text] = y.cpu(), mask.cpu()
         return self._states[text]
 
@@ -264,10 +272,10 @@ def _psnr_of_given_frames(generator: VideoGenerator) -> float:
     assert given is not None
     if not video_vae.is_temporal(vae):
         given = given[:, -1:]
-    frames = _pad(given, generator.sampled_size)[None].to(generator.pipeline.device)
+    frames = _pad(given, generator.sampled_size)[None].to(generator.pipeline._execution_device)
     latents = video_vae.sample_latents(vae, video_vae.encode_moments(vae, frames))
-    again = video_vae.decode(vae, latents)
-    return psnr(again, frames[:, :, : again.shape[2]])
+    again = video_vae.decode(vae, latents, frames=frames.shape[2])
+    return psnr(again, frames)
 
 
 def _by(sizes: tuple[int, ...]) -> str:

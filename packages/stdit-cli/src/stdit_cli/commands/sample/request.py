@@ -1,7 +1,9 @@
 """A request to `stdit sample` as plain data: its prompts, its settings, and a job for each video. No heavy imports."""
 
 import math
+import os
 import re
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from stdit_train.errors import ConfigError
 FORMATS = ("mp4", "gif", "webp", "png", "frames")
 SEED_MAX = 2**63 - 1  # of torch's generators
 LONG = ("windows", "stretch", "whole")
+OFFLOADS = ("model", "group", "sequential")
 SIDE_MAX = 8192  # pixels
 FRAMES_MAX = 100_000
 VIDEOS_MAX = 100_000  # per prompt
@@ -57,6 +60,9 @@ class Settings:
         resampling_steps: extra passes per step, to fit new frames to the given ones.
         low_memory: load the text encoder, then drop it, and decode frame by frame.
         text_8bit: keep the text encoder's weights in 8 bits.
+        offload: what of the weights to keep in main memory, one of `OFFLOADS`; None for nothing.
+        compile: compile the transformer's blocks.
+        cache: reuse parts of earlier steps, see `stdit_model.sampling.caches`.
     """
 
     checkpoint: str = "demo"
@@ -79,6 +85,9 @@ class Settings:
     resampling_steps: int | None = None
     low_memory: bool = False
     text_8bit: bool = False
+    offload: str | None = None
+    compile: bool = False
+    cache: str | None = None
 
     def check(self) -> None:
         """Check what can be checked before anything is loaded.
@@ -86,6 +95,7 @@ class Settings:
         Raises:
             ConfigError: an option whose value makes no sense, two that contradict each other, or a missing file.
         """
+        from stdit_model.sampling.caches import parse_cache
         from stdit_model.sampling.schedulers import check_sampler, compat
 
         parse_size(self.size)
@@ -98,6 +108,15 @@ class Settings:
             check_sampler(self.sampler)
         if self.compat is not None:
             compat(self.compat)
+        if self.cache is not None:
+            parse_cache(self.cache)
+        if self.offload is not None and self.offload not in OFFLOADS:
+            raise ConfigError(f"--offload {self.offload}: choose {', '.join(OFFLOADS)}")
+        if self.offload is not None and (self.low_memory or self.text_8bit):
+            other = "--low-memory" if self.low_memory else "--text-8bit"
+            raise ConfigError(f"--offload and {other}: choose one of the two")
+        if self.compile and shutil.which(os.environ.get("CXX", "g++")) is None:
+            raise ConfigError("--compile needs a C++ compiler: install g++, or name another one in CXX")
         if self.guidance is not None and not math.isfinite(self.guidance):
             raise ConfigError(f"--guidance {self.guidance}: expected a finite number")
         if self.long not in LONG:
