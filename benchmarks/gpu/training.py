@@ -77,7 +77,7 @@ def build(setup: Setup, checkpointing: Checkpointing, compiled: bool) -> torch.n
 
 
 def estimate(setup: Setup, size: str, checkpointing: Checkpointing, batch: int) -> int:
-    """Return the bytes that `stdit plan` estimates, for the parts that are here: no EMA, VAE and text encoder."""
+    """Return the bytes of a step that `stdit plan` estimates, for what is here: no EMA, VAE and text encoder."""
     from stdit_train.config.load import load_stage
     from stdit_train.estimate.training import estimate_run
 
@@ -97,7 +97,7 @@ def estimate(setup: Setup, size: str, checkpointing: Checkpointing, batch: int) 
     found = estimate_run(config, 0)
     left_out = ("EMA", "VAE and text encoder")
     memory = {name: 0 if name in left_out else size for name, size in found.memory.items()}
-    return replace(found, memory=memory).total_memory
+    return replace(found, memory=memory).step_memory
 
 
 def guess(setup: Setup, size: str, checkpointing: Checkpointing) -> int:

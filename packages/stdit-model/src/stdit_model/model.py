@@ -137,7 +137,7 @@ class STDiT(WeightLoaders, CacheMixin, ConfigMixin):
         if unknown:
             raise WeightsError(f"STDiT has no argument {few(unknown)}: was this written by a newer version?")
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
-        return dict(_parameter_shapes(cls, tuple(sorted(values.items()))))
+        return dict(_parameter_shapes(cast(Any, cls), tuple(sorted(values.items()))))
 
     def initialize_weights(self) -> None:
         """Initialise as Open-Sora 1.0 does: the temporal and cross-attention projections and the output are zero."""
@@ -313,6 +313,6 @@ STDiT.__module__ = "stdit_model"
 
 
 @lru_cache(maxsize=32)
-def _parameter_shapes(cls: type[STDiT], arguments: tuple[tuple[str, Any], ...]) -> dict[str, tuple[int, ...]]:
+def _parameter_shapes(cls: Any, arguments: tuple[tuple[str, Any], ...]) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         return {name: tuple(tensor.shape) for name, tensor in cls(**dict(arguments)).state_dict().items()}

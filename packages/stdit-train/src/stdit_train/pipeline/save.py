@@ -104,10 +104,11 @@ def draw_samples(
     latents = []
     for start in range(0, share, at_once):
         rows = slice(start, start + at_once)
-        inputs = {"prompt_embeds": y[rows], "prompt_attention_mask": mask[rows]}
-        generators = [torch.Generator().manual_seed(i) for i in own[rows]]
+        generator = [torch.Generator().manual_seed(i) for i in own[rows]]
         with autocast():
-            output: Any = pipeline(**inputs, generator=generators, output_type="latent")
+            output: Any = pipeline(
+                prompt_embeds=y[rows], prompt_attention_mask=mask[rows], generator=generator, output_type="latent"
+            )
         latents.append(output.frames)
     length = config.data.frames
     videos = on_every_rank(
