@@ -147,8 +147,10 @@ def plan_frames(media: str | IO[bytes], video: Any, tick: int, until: int) -> No
         video: its stream, an `av.VideoStream`.
         tick, until: first and last frame.
     """
+    if not isinstance(media, RemoteFile):
+        return
     entries = video.index_entries
-    last = entries.search_timestamp(until, any_frame=True) if isinstance(media, RemoteFile) else -1
+    last = entries.search_timestamp(until, any_frame=True)
     if last < 0:
         return
     first = max(0, entries.search_timestamp(tick))
