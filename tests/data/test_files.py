@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stdit_data import files, urls
+from stdit_data import files, listing, urls
 from stdit_data.errors import ClipError, DataError, FileError, MissingFileError
 from stdit_data.video.probe import probe
 
@@ -103,7 +103,7 @@ def test_a_local_archive_with_two_colons_in_its_name(tmp_path: Path) -> None:
     with zipfile.ZipFile(folder / "set::1.zip", "w") as archive:
         archive.writestr("in/a.mp4", b"x")
     url = f"zip://in::{folder}/set::1.zip"
-    assert files.walk(url) == ["a.mp4"]
+    assert listing.walk(url) == ["a.mp4"]
     assert urls.join(str(folder), "a::b.mp4") == f"{folder}/a::b.mp4"
     assert urls.parent(f"{folder}/a::b.mp4") == str(folder)
     with files.open_binary(urls.join(url, "a.mp4")) as file:
@@ -124,7 +124,7 @@ def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
     (root / "self").symlink_to(root / "self")
     (root / "lost.mp4").symlink_to(tmp_path / "none.mp4")
     (root / ".hidden").symlink_to(other)
-    assert [name for name in files.walk(str(root)) if name.endswith(".mp4")] == [
+    assert [name for name in listing.walk(str(root)) if name.endswith(".mp4")] == [
         "b.mp4",
         "file.mp4",
         "linked/d.mp4",
@@ -133,7 +133,7 @@ def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
         "z/a.mp4",
     ]
     (tmp_path / "set").symlink_to(root)
-    assert files.walk(str(tmp_path / "set")) == files.walk(str(root))
+    assert listing.walk(str(tmp_path / "set")) == listing.walk(str(root))
 
 
 def test_a_missing_path_with_backslashes_is_explained(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import fsspec
 import pytest
 import torch
 
-from stdit_data import files, stores
+from stdit_data import files, listing, stores
 from stdit_data.datasets.videos import open_videos
 from stdit_data.errors import ClipError, DataError, FileError, MissingFileError, StoreError
 from stdit_data.latents.dataset import LatentDataset
@@ -160,7 +160,7 @@ def test_a_cache_is_written_and_read(s3: S3, local: Path, tmp_path: Path) -> Non
     encode(open_videos(f"{local}/set.csv", **SHAPE), f"{tmp_path}/cache")
     encode(open_videos("s3://bucket/clips/set.csv", **SHAPE), "s3://bucket/cache")
     assert s3.failed > 5
-    assert sorted(files.names("s3://bucket/cache/video")) == sorted(files.names(f"{tmp_path}/cache/video"))
+    assert sorted(listing.names("s3://bucket/cache/video")) == sorted(listing.names(f"{tmp_path}/cache/video"))
     ours, theirs = (
         iter(ClipLoader(LatentDataset(url, window=2, copies=tmp_path / "copies"), global_batch=3, seed=0))
         for url in ("s3://bucket/cache", f"{tmp_path}/cache")

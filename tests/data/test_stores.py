@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from stdit_data import files, stores
+from stdit_data import files, listing, stores
 from stdit_data.buckets import Bucket
 from stdit_data.datasets.videos import open_videos
 from stdit_data.errors import ClipError, FileError, MissingFileError, StoreError
@@ -141,7 +141,7 @@ def test_a_clip_is_read_as_if_nothing_had_failed(
 
 def test_a_listing_and_questions_wait_too(store: Any) -> None:
     store.fault = lambda number, path: 503 if number % 2 == 0 else None
-    assert files.walk(store.url) == sorted([f"{n}.{kind}" for n in range(CLIPS) for kind in ("mp4", "txt")] + OTHERS)
+    assert listing.walk(store.url) == sorted([f"{n}.{kind}" for n in range(CLIPS) for kind in ("mp4", "txt")] + OTHERS)
     assert files.is_folder(store.url)
     assert files.exists(f"{store.url}/3.mp4")
     assert not files.exists(f"{store.url}/none.mp4")

@@ -20,7 +20,7 @@ from einops import reduce
 from safetensors import safe_open
 from torch import Tensor
 
-from stdit_data import files
+from stdit_data import listing
 from stdit_data.buckets import Bucket
 from stdit_data.clip import Clip
 from stdit_data.datasets.shapes import ShapesDataset
@@ -95,7 +95,7 @@ def test_what_is_stored_is_what_was_encoded(where: str, tmp_path: Path) -> None:
         assert found.entry(index)["source"] == f"shapes:train/0/{index}"
     assert found.metadata["manifest"]["samples"] == 11
     assert cache.list_shards(out, "video") == {0, 1, 2}
-    names = {path for path in files.walk(out) if path.startswith("video/")}
+    names = {path for path in listing.walk(out) if path.startswith("video/")}
     assert names == {"video/about.json", "video/index.parquet", *(f"video/0000{n}.safetensors" for n in range(3))}
 
 

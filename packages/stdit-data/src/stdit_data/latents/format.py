@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from safetensors.torch import save
 from torch import Tensor
 
-from stdit_data import files, stores, urls
+from stdit_data import files, listing, stores, urls
 from stdit_data.errors import DataError
 
 FORMAT = 1  # version of this layout
@@ -126,7 +126,7 @@ def write_shard(cache: str, part: Part, number: int, shard: Shard) -> None:
 
 def list_shards(cache: str, part: Part) -> set[int]:
     """Return the numbers of the shards that exist."""
-    names = files.names(urls.join(cache, part))
+    names = listing.names(urls.join(cache, part))
     return {int(match[1]) for name in names if (match := re.fullmatch(r"(\d+)\.safetensors", name))}
 
 
@@ -134,7 +134,7 @@ def remove_partials(cache: str, part: Part, names: Iterable[str] | None = None) 
     """Remove unfinished files of killed processes: all, or only those of the files `names`."""
     wanted = None if names is None else set(names)
     fs, folder = files.filesystem(urls.join(cache, part))
-    for name in files.names(urls.join(cache, part)):
+    for name in listing.names(urls.join(cache, part)):
         match = re.fullmatch(r"\.(.+)\.\d+\.part", name)
         if match and (wanted is None or match[1] in wanted):
             fs.rm_file(f"{folder.rstrip('/')}/{name}")

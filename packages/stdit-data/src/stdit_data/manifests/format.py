@@ -21,7 +21,7 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stdit_data import files, stores, urls
+from stdit_data import files, listing, stores, urls
 from stdit_data.errors import DataError, FileError, MissingFileError
 from stdit_data.manifests.columns import checked_arrays, checked_batch, column_name, column_names
 from stdit_data.manifests.entries import ARROW, BLOCK, COLUMNS, KINDS, Entries, Entry
@@ -101,7 +101,7 @@ def check_manifest(url: str) -> None:
         DataError: it does not exist, is a folder without clips, or a file of an unknown kind.
     """
     _check_kind(url)
-    if not is_list(url) and urls.is_local(url) and not any(map(urls.is_media, files.walk_local(url))):
+    if not is_list(url) and urls.is_local(url) and not any(map(urls.is_media, listing.walk_local(url))):
         raise _no_media(url)
 
 
@@ -267,7 +267,7 @@ def _folder(url: str) -> list[Entry]:
     if urls.is_local(url):
         _check_kind(url)
     with suppress(MissingFileError):  # explained below
-        found = files.walk(url)
+        found = listing.walk(url)
     media = [path for path in found if urls.is_media(path)]
     if not media:
         _check_kind(url)

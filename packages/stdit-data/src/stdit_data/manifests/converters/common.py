@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from stdit_data import files, urls
+from stdit_data import files, listing, urls
 from stdit_data.errors import DataError
 from stdit_data.manifests.format import Entry, write_manifest
 
@@ -63,7 +63,7 @@ def videos_by_name(folder: str, suffixes: Iterable[str] = urls.VIDEO_SUFFIXES) -
     """
     if not files.is_folder(folder):
         raise DataError(f"{folder}: no such folder")
-    found = {PurePosixPath(path).name: path for path in files.walk(folder) if urls.suffix(path) in suffixes}
+    found = {PurePosixPath(path).name: path for path in listing.walk(folder) if urls.suffix(path) in suffixes}
     if not found:
         raise DataError(f"{folder}: no videos in this folder or below")
     return found
