@@ -7,14 +7,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stdit_model.causal_vae.video_autoencoder import CausalVideoVAE
     from stdit_model.layers import TextCache
     from stdit_model.model import STDiT
     from stdit_model.presets import PRESETS, VARIANTS
     from stdit_model.sampling.pipeline import STDiTPipeline
 
-__all__ = ["PRESETS", "VARIANTS", "STDiT", "STDiTPipeline", "TextCache"]
+__all__ = ["PRESETS", "VARIANTS", "CausalVideoVAE", "STDiT", "STDiTPipeline", "TextCache"]
 
 _MODULES = {
+    "CausalVideoVAE": "stdit_model.causal_vae.video_autoencoder",
     "PRESETS": "stdit_model.presets",
     "STDiT": "stdit_model.model",
     "STDiTPipeline": "stdit_model.sampling.pipeline",  # needs transformers (extra `pipeline`)

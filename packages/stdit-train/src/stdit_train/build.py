@@ -5,6 +5,8 @@ from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 
+import torch
+
 from stdit_data.clip import ClipDataset
 from stdit_data.latents.dataset import LatentDataset
 from stdit_data.manifests.format import check_manifest
@@ -15,7 +17,13 @@ from stdit_train.checkpoint.init_weights import load_initial
 from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.checkpoint.shared import check_shared
 from stdit_train.checkpoint.verify import Checkpoint
-from stdit_train.components.load import Components, check_components, check_sources, open_components
+from stdit_train.components.load import (
+    Components,
+    check_components,
+    check_sources,
+    check_vae_source,
+    open_components,
+)
 from stdit_train.config.load import flatten, has_settings, to_dict
 from stdit_train.config.resolve import is_cached
 from stdit_train.config.schema import TrainConfig
@@ -24,9 +32,12 @@ from stdit_train.data.holdout import ValidationClips, validation_captions
 from stdit_train.distributed.agreement import check_agreement
 from stdit_train.distributed.parallelize import build_model
 from stdit_train.distributed.world import World
+from stdit_train.errors import ConfigError
 from stdit_train.task import STDiTTask
 from stdit_train.tracking.run_log import RunLog
 from stdit_train.trainer import Trainer
+from stdit_train.vae.networks import build_networks
+from stdit_train.vae.vae_task import VaeTask
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +56,12 @@ def check_inputs(config: TrainConfig, *, begun: bool) -> None:
     """
     if config.data.source != "shapes" and not is_cached(config):
         check_manifest(config.data.source)
+    if config.trains == "vae":
+        if is_cached(config):
+            raise ConfigError(f"{config.data.source} is a cache: a VAE is trained on videos or pictures themselves")
+        if config.init is not None and not begun:
+            check_vae_source(config.init, "--init")
+        return
     if config.init is not None and not begun:
         local_path(config.init)
     check_sources(config)
@@ -135,6 +152,8 @@ def build_trainer(
     world = (world or World()).with_mesh(config)
     device = world.device()
     dataset, validation, prompts = build_datasets(config, world)
+    if config.trains == "vae":
+        return _build_vae_trainer(config, run, callback, dataset, validation, device, world)
     if components is None:
         captions = [*prompts, *validation_captions(validation)]
         components = open_components(config, dataset, captions, device)
@@ -146,6 +165,23 @@ def build_trainer(
     if config.init is not None:
         log.info(load_initial(model, config.init))
     task = STDiTTask(config, model, components, prompts, device, world)
+    return Trainer(config, run, task, dataset, validation, device, callback, world)
+
+
+def _build_vae_trainer(
+    config: TrainConfig,
+    run: RunFolder,
+    callback: Callback,
+    dataset: ClipDataset,
+    validation: ClipDataset | None,
+    device: torch.device,
+    world: World,
+) -> Trainer:
+    networks, about = build_networks(config, device)
+    for line in (_about_validation(validation), about):
+        if line is not None:
+            log.info(line)
+    task = VaeTask(config, networks, validation or dataset, device, world)
     return Trainer(config, run, task, dataset, validation, device, callback, world)
 
 

@@ -44,6 +44,8 @@ class Loss(Protocol):
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return timesteps [b] in 0..1000, on the CPU, and loss terms [b] of a micro-batch, "loss" among them.
 
+        A loss without timesteps returns NaN for each.
+
         The names of the terms are the same on all processes.
         """
 

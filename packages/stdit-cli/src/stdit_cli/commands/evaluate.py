@@ -1,4 +1,4 @@
-"""`stdit eval`: score a checkpoint by the videos that it makes."""
+"""`stdit eval`: score a checkpoint by the videos that it makes, or a VAE by its reconstructions."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stdit_cli import completion
+from stdit_cli.commands.evaluate_vae import VaeEvaluation, run_vae_evaluation
 from stdit_train.assets import DEMO, named_source
 from stdit_train.errors import ConfigError
 
@@ -49,7 +50,11 @@ class EvaluateOptions:
 
 def evaluate(
     checkpoint: Annotated[
-        str | None, typer.Argument(help="Pipeline folder, run folder or Hub id.", show_default="the bundled demo")
+        str | None,
+        typer.Argument(
+            help="Pipeline folder, run folder or Hub id; or a VAE's folder, run or Hub id.",
+            show_default="the bundled demo",
+        ),
     ] = None,
     prompts: Annotated[int, typer.Option(min=1, help="Prompts per split, or captions of --data.")] = 200,
     split: Annotated[
@@ -85,8 +90,18 @@ def evaluate(
         Path | None, typer.Option(help="JSON file for scores, prompts, seeds and readings; it must not exist.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the content of --out instead of tables.")] = False,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="HEIGHTxWIDTH", help="Of a VAE: size of the clips in pixels.", show_default="the run's"),
+    ] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Of a VAE: PNG file for a contact sheet, original | reconstruction.")
+    ] = None,
 ) -> None:
-    """Measure how well a checkpoint follows prompts, how smooth its videos are, and how much its VAE loses."""
+    """Measure how well a checkpoint follows prompts, how smooth its videos are, and how much its VAE loses.
+
+    Of a VAE, measure PSNR, SSIM and flicker of clips that it has encoded and decoded, also by frame position.
+    """
     if split not in ("both", *SPLITS):
         raise ConfigError(f"--split {split}: choose {', '.join(SPLITS)} or both")
     if out is not None and out.exists():
@@ -96,7 +111,19 @@ def evaluate(
     splits = list(SPLITS) if split == "both" else [split]
     source = DEMO if checkpoint is None else named_source(checkpoint)
     models = source, prompts, splits, data, clip, fvd
-    run_evaluation(EvaluateOptions(*models, vae_clips, seed, steps, guidance, frames, out, as_json))
+    from stdit_train.components.find_vae import find_vae
+
+    vae = find_vae(source)
+    if vae is not None:
+        for name, value in {"clip": clip, "fvd": fvd, "steps": steps, "guidance": guidance}.items():
+            if value is not None:
+                raise ConfigError(f"--{name} is for pipelines, and {source} is a VAE: leave it out")
+        asked = VaeEvaluation(source, vae, data, vae_clips, seed, frames, size, sheet, out, as_json)
+        run_vae_evaluation(asked)
+    elif size is not None or sheet is not None:
+        raise ConfigError(f"--size and --sheet are for a VAE, and {source} is none: leave them out")
+    else:
+        run_evaluation(EvaluateOptions(*models, vae_clips, seed, steps, guidance, frames, out, as_json))
 
 
 def run_evaluation(options: EvaluateOptions) -> None:

@@ -15,6 +15,7 @@ def stages(as_json: Annotated[bool, typer.Option("--json", help="Print JSON, wit
 
     from stdit_data.video.frames import default_sampling
     from stdit_train.config.load import curriculum_names, curriculum_summary, load_stage, stage_names, to_dict
+    from stdit_train.config.resolve import model_words
 
     if as_json:
         curricula = [{"name": name, "about": curriculum_summary(name)} for name in curriculum_names()]
@@ -31,8 +32,8 @@ def stages(as_json: Annotated[bool, typer.Option("--json", help="Print JSON, wit
             name,
             f"{c.data.frames}x{c.data.height}x{c.data.width}",
             str(taken.interval) if taken.interval else f"{taken.fps:g}/s",
-            f"{c.model.preset} {c.model.variant}",
-            c.objective.name,
+            model_words(c),
+            "L1" if c.trains == "vae" else c.objective.name,
             f"{c.steps:,}",
             str(c.global_batch),
             f"{c.optimizer.lr:g}",

@@ -6,6 +6,7 @@ from typing import Any
 
 from huggingface_hub import hf_hub_download, snapshot_download
 
+from stdit_model.causal_vae.video_autoencoder import vae_class
 from stdit_model.errors import WeightsError, WeightsFileNotFoundError, reason
 from stdit_model.weights.files import read_json
 from stdit_model.weights.hub import HUB_OPTIONS, hub_options, hub_reason, split_hub_id
@@ -59,8 +60,8 @@ def load_part(part: str, source: str | Path, **options: Any) -> Any:
         if part in ("vae", "scheduler"):
             mark = _mark(part, source, **{key: options[key] for key in HUB_OPTIONS if key in options})
             name = str(read_json(mark).get("_class_name")) if mark.is_file() else ""
-            default = diffusers.AutoencoderKL if part == "vae" else diffusers.DDPMScheduler
-            classes[part] = getattr(diffusers, name, default)
+            vae = part == "vae"
+            classes[part] = vae_class(name) if vae else getattr(diffusers, name, diffusers.DDPMScheduler)
         if folder is not None:
             return classes[part].from_pretrained(folder, **options)
         repo, inside = _hub_id(part, source)

@@ -39,6 +39,7 @@ class RunFolder:
         self.samples = path / "samples"
         self.checkpoints = path / "checkpoints"
         self.pipeline = path / "pipeline"
+        self.vae = path / "vae"
 
     def check_free(self) -> None:
         """Check that the folder is empty or does not exist.

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from stdit_data.clip import ClipDataset
 from stdit_data.latents.dataset import LatentDataset
+from stdit_model import CausalVideoVAE
 from stdit_model.text import encode_captions
+from stdit_model.weights.files import read_json
 from stdit_model.weights.hub import hub_options, hub_reason
 from stdit_train.assets import resolve_source
 from stdit_train.components.captions import CachedTexts
@@ -109,13 +111,27 @@ def check_sources(config: TrainConfig) -> None:
     Raises:
         ConfigError: one of them cannot be found or fetched; the message names it.
     """
-    _check_source(_location(config.data.vae, "vae"), "VAE", "--vae")
+    check_vae_source(config.data.vae)
     if cached_text_width(config) is None:
         _check_source(_location(config.data.text_encoder, "text_encoder"), "text encoder", "--text-encoder")
 
 
-def load_vae(source: str, device: torch.device) -> Any:
-    """Load an image or video VAE of diffusers, in float32.
+def check_vae_source(source: str, option: str = "--vae") -> None:
+    """Check that a VAE exists, without loading it; `option` is how it was named.
+
+    Raises:
+        ConfigError: it cannot be found or fetched.
+    """
+    _check_source(_location(source, "vae"), "VAE", option)
+
+
+def load_vae(source: str, device: torch.device, option: str = "--vae") -> Any:
+    """Load an image or video VAE, of diffusers or a `CausalVideoVAE`, in float32.
+
+    Args:
+        source: its folder, a folder that has it as `vae` (of a pipeline or a run), a Hub id, or "demo".
+        device: where it is put.
+        option: how it was named, for the message.
 
     Raises:
         ConfigError: it cannot be found, read or fetched, or is no VAE.
@@ -123,9 +139,12 @@ def load_vae(source: str, device: torch.device) -> Any:
     from diffusers import AutoModel
 
     quiet_libraries()
-    vae = _load(AutoModel, _location(source, "vae"), "VAE", "--vae")
+    location = _location(source, "vae")
+    file = Path(location) / "config.json"
+    own = file.is_file() and read_json(file).get("_class_name") == CausalVideoVAE.__name__
+    vae = _load(CausalVideoVAE if own else AutoModel, location, "VAE", option)
     if not hasattr(vae, "encode"):
-        raise ConfigError(f"{source} is a {type(vae).__name__}, not a VAE: give one with --vae")
+        raise ConfigError(f"{source} is a {type(vae).__name__}, not a VAE: give one with {option}")
     return vae.to(device).eval().requires_grad_(False)
 
 

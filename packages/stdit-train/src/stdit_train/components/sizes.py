@@ -97,6 +97,11 @@ def vae_stride(values: Mapping[str, Any]) -> int:
     return 2 ** (len(values["block_out_channels"]) - 1)
 
 
+def vae_frames(values: Mapping[str, Any], frames: int) -> int:
+    """Return the latent frames that cover a clip, from a VAE's configuration; of an image VAE, the clip's frames."""
+    return -(-(frames - 1) // int(values.get("temporal_compression_ratio") or 1)) + 1
+
+
 def _stored_parameters(folder: Path) -> int:
     """Count the parameters in a folder's safetensors files, from their headers."""
     from safetensors import SafetensorError, safe_open

@@ -48,7 +48,7 @@ def shapes_only(config: TrainConfig) -> str | None:
         DataError: a damaged cache.
     """
     data = config.data
-    if data.source == "shapes" or DEMO not in (data.vae, data.text_encoder):
+    if config.trains == "vae" or data.source == "shapes" or DEMO not in (data.vae, data.text_encoder):
         return None
     if is_cached(config):
         from stdit_data.latents.format import read_metadata
@@ -67,6 +67,13 @@ def shapes_only(config: TrainConfig) -> str | None:
         options.append(f"--text-encoder {published.text_encoder}")
     again = "encode with" if is_cached(config) else "take"
     return f"warning: the demo's {', and its '.join(reasons)}: {again} {' '.join(options)}, or others"
+
+
+def model_words(config: TrainConfig) -> str:
+    """Return what a run trains, in a word or two."""
+    if config.trains == "vae":
+        return f"{config.vae.kind} VAE"
+    return f"{config.model.preset} {config.model.variant}"
 
 
 def is_cached(config: TrainConfig) -> bool:

@@ -152,6 +152,60 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class VaeConfig:
+    """The VAE of a run with `trains = "vae"`: its sizes and its losses (see `stdit_train.vae`)."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    kind: Literal["image", "video"] = "image"  # diffusers' AutoencoderKL, or a causal video VAE
+    temporal: Literal[1, 2, 4] = 4  # of a video VAE: frames per latent after the first, which has one of its own
+    latent_channels: Count = 4
+    channels: tuple[Count, ...] = (128, 256, 512, 512)  # at each size; each but the first halves height and width
+    layers: Count = 2  # blocks at each size of the encoder; the decoder has one more
+    groups: Count = 32  # of the norms; divides all channels
+    attention: bool = True  # in the middle
+    kl: NonNegative = 1e-6  # weight of the divergence, per value of the frames
+    perceptual: str | None = None  # TorchScript file: frames [N, 3, H, W] in [-1, 1] to feature maps [N, C, h, w]
+    perceptual_weight: NonNegative = 1.0
+    discriminator: Literal["none", "2d", "3d"] = "none"  # of patches of frames, or of clips
+    discriminator_start: WholeNumber = 20_000  # steps before it takes part
+    discriminator_weight: NonNegative = 0.5  # times the adaptive weight
+    discriminator_channels: Count = 64
+    discriminator_layers: Count = 3
+
+    def __post_init__(self) -> None:
+        """Check what spans fields."""
+        if odd := [width for width in self.channels if width % self.groups]:
+            raise ConfigError(f"vae.groups {self.groups} does not divide vae.channels {odd[0]}")
+        if self.kind == "video" and self.temporal > 2 ** (len(self.channels) - 1):
+            needed = self.temporal.bit_length()
+            raise ConfigError(f"vae.temporal {self.temporal} needs {needed} vae.channels, not {len(self.channels)}")
+
+    @property
+    def stride(self) -> int:
+        """Return the pixels per latent along height and width."""
+        return int(2 ** (len(self.channels) - 1))
+
+    def check_clip(self, frames: int, height: int, width: int) -> None:
+        """Check that the VAE can take clips of a size.
+
+        Raises:
+            ConfigError: it cannot; the message has the nearest sizes that it can.
+        """
+        for name, size in (("height", height), ("width", width)):
+            if size % self.stride:
+                low = max(self.stride, size // self.stride * self.stride)
+                nearest = f"take {low} or {low + self.stride}"
+                raise ConfigError(f"data.{name} {size} is not a multiple of the VAE's stride {self.stride}: {nearest}")
+        if self.kind == "video" and (frames - 1) % self.temporal:
+            low = (frames - 1) // self.temporal * self.temporal + 1
+            raise ConfigError(
+                f"{frames} frames: a video VAE of vae.temporal {self.temporal} takes 1 + a multiple of it, the nearest "
+                f"are {low} and {low + self.temporal} (data.frames, data.buckets)"
+            )
+
+
+@dataclass(frozen=True)
 class SamplingConfig:
     """Samples during training, and the defaults of the finished pipeline."""
 
@@ -194,18 +248,43 @@ class TrainConfig:
     max_skipped: Count = 10  # consecutive non-finite steps that end the run
     wandb: str | None = None  # Weights & Biases project to log to
     init: str | None = None  # weights to start from
+    trains: Literal["stdit", "vae"] = "stdit"  # the diffusion transformer, or a VAE by itself
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     sampling: SamplingConfig = SamplingConfig()
+    vae: VaeConfig = VaeConfig()
 
     def __post_init__(self) -> None:
         """Check what spans the parts."""
+        if self.trains == "vae":
+            self._check_vae()
         later_only = self.objective.conditioning_share > 0 and self.objective.conditioning_clips == "later"
         if later_only and self.data.source == "shapes" and not self.data.later:
             raise ConfigError(
                 "objective.conditioning_clips=later: `shapes` has such clips with data.later above 0 only"
+            )
+
+    def _check_vae(self) -> None:
+        refused = {
+            "optimizer.name": (self.optimizer.name, "adamw"),
+            "precision": (self.precision if self.precision == "fp16" else "", ""),
+            "compile": (self.compile, False),
+            "sequence": (self.sequence, 1),
+            "data.cache_latents": (self.data.cache_latents, False),
+        }
+        for key, (value, only) in refused.items():
+            if value != only:
+                other = "bf16 or fp32" if key == "precision" else str(only).lower()
+                raise ConfigError(f"{key} is {str(value).lower()}: a VAE is trained with {other}")
+        buckets = [parse_bucket(bucket) for bucket in self.data.buckets]
+        sizes = buckets or [(self.data.frames, self.data.height, self.data.width)]
+        for size in sizes:
+            self.vae.check_clip(*size)
+        if self.vae.kind == "video" and all(frames == 1 for frames, _, _ in sizes):
+            raise ConfigError(
+                f"a video VAE needs clips, not images alone: set data.frames to {1 + self.vae.temporal} or more"
             )
 
 

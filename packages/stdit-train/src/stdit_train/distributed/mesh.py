@@ -159,7 +159,7 @@ def parallel_dims(config: TrainConfig, world_size: int, node: int | None = None)
     """
     if world_size == 1:
         return ParallelDims(1)
-    replicate = config.replicate
+    replicate = config.replicate if config.trains == "stdit" else world_size
     if replicate is None:
         replicate = default_replicas(world_size, node or node_size() or NODE)
     dims = ParallelDims(world_size, replicate or world_size, config.sequence)

@@ -91,7 +91,8 @@ def advice(estimate: Estimate, available: int) -> str:
     if estimate.replicas > 1:
         ways.append("--set replicate=1")
     if fixed > available:
-        ways.append("a smaller preset (--set model.preset=S/2)")
+        vae = config.trains == "vae"
+        ways.append("fewer vae.channels" if vae else "a smaller preset (--set model.preset=S/2)")
     else:
         if not config.activation_checkpointing:
             ways.append("--set activation_checkpointing=true")

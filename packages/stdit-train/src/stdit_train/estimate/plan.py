@@ -5,14 +5,15 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from stdit_train.config.load import did_you_mean
+from stdit_train.config.resolve import model_words
 from stdit_train.config.schema import TrainConfig, model_arguments
-from stdit_train.distributed.mesh import NODE, default_replicas, parallel_dims
+from stdit_train.distributed.mesh import NODE, ParallelDims, default_replicas, parallel_dims
 from stdit_train.errors import ConfigError
 from stdit_train.estimate.duration import duration
 from stdit_train.estimate.fit import refusal
 from stdit_train.estimate.parallel import Traffic, traffic
 from stdit_train.estimate.phases import STEP
-from stdit_train.estimate.training import Estimate, batch_words, estimate_run, to_dict
+from stdit_train.estimate.training import Estimate, batch_words, estimate_run, parameter_words, to_dict
 from stdit_train.hardware import DEVICES, GIB, Device, find_device, measured_peak, this_device
 
 SHARE_OF_PEAK = 0.4  # assumed model FLOPs utilisation
@@ -92,7 +93,9 @@ def plan_stage(config: TrainConfig, device: Device, count: int) -> list[Plan]:
     if peak is None:
         raise ConfigError(f"no peak rate is known for {device.title}: name a device with --gpu")
     ways = {"alone": config}
-    if count > 1:
+    if count > 1 and config.trains == "vae":
+        ways = {"a copy on each": config}
+    elif count > 1:
         alone = replace(config, sequence=1)
         shared = max(2, config.sequence)
         ways = {"a copy on each": replace(alone, replicate=0), "sharded (FSDP2)": replace(alone, replicate=1)}
@@ -111,21 +114,27 @@ def plan_stage(config: TrainConfig, device: Device, count: int) -> list[Plan]:
             refused = refused or error  # the first: the later ways were not asked for
             continue
         estimate = estimate_run(way, device.memory, dims)
-        channels = estimate.latent[0]
-        sent = traffic(
-            model_arguments(way, channels, estimate.caption_channels),
-            dims,
-            (estimate.micro_batch, *estimate.latent),
-            itemsize=4 if way.precision == "fp32" else 2,
-            checkpointing=way.activation_checkpointing is True,
-        ).of_step(estimate.accumulation, way.reduce_once is not False)
+        sent = _sent(way, estimate, dims)
         seconds = estimate.step_flops / (count * peak * SHARE_OF_PEAK)
         fits = estimate.total_memory <= device.memory
-        default = count == 1 or (way.replicate, way.sequence) == (chosen, config.sequence)
+        default = len(ways) == 1 or (way.replicate, way.sequence) == (chosen, config.sequence)
         plans.append(Plan(how, estimate, fits, peak, seconds, sent, default))
     if refused is not None and not plans:
         raise refused
     return plans
+
+
+def _sent(config: TrainConfig, estimate: Estimate, dims: ParallelDims) -> Traffic:
+    """Return the bytes that a process sends in a step."""
+    if config.trains == "vae":  # all gradients in float32, once
+        return Traffic(0, 0, 8 * estimate.parameters * (dims.world_size - 1) // dims.world_size, 0)
+    return traffic(
+        model_arguments(config, estimate.latent[0], estimate.caption_channels),
+        dims,
+        (estimate.micro_batch, *estimate.latent),
+        itemsize=4 if config.precision == "fp32" else 2,
+        checkpointing=config.activation_checkpointing is True,
+    ).of_step(estimate.accumulation, config.reduce_once is not False)
 
 
 @dataclass(frozen=True)
@@ -163,8 +172,8 @@ class DryRun:
             "stage": config.stage,
             "clip": f"{config.data.frames}x{config.data.height}x{config.data.width} "
             f"(latents {c}x{t}x{h}x{w}, {e.tokens:,} tokens)",
-            "model": f"{config.model.preset} {config.model.variant}",
-            "parameters": f"{e.parameters:,} ({e.temporal_parameters:,} of them temporal attention)",
+            "model": model_words(config),
+            "parameters": parameter_words(e),
             "batch": batch + (f", on {e.data_ranks} data-parallel ranks" if e.processes > 1 else ""),
             "FLOPs": f"{e.step_flops:.3g} per step, {e.step_flops * config.steps:.3g} in all",
             "device": f"{e.processes} x {self.device.title}",

@@ -5,7 +5,7 @@ from typing import Any
 
 from stdit_model import STDiT, flops
 from stdit_train import hardware
-from stdit_train.components.sizes import component_config, vae_stride
+from stdit_train.components.sizes import component_config, vae_frames, vae_stride
 from stdit_train.config.batches import check_shared_tokens, clips_per_step, step_batches
 from stdit_train.config.resolve import cached_text_width, is_cached
 from stdit_train.config.schema import TrainConfig, model_arguments
@@ -16,6 +16,7 @@ from stdit_train.estimate.muon import MuonMemory, muon_memory
 from stdit_train.estimate.parallel import sharded_memory
 from stdit_train.estimate.phases import STEP, Work, text_itemsize
 from stdit_train.hardware import GIB
+from stdit_train.vae.networks import forward_needs, latent_size
 
 HEADROOM = 0.9  # share of the free memory that a micro-batch is chosen for
 
@@ -128,6 +129,8 @@ def estimate_run(config: TrainConfig, available: int | None = None, dims: Parall
 
 def _estimate(config: TrainConfig, micro_batch: int, dims: ParallelDims | None) -> Estimate:
     dims = dims or ParallelDims(1)
+    if config.trains == "vae":
+        return _estimate_vae(config, micro_batch, dims)
     vae = component_config(config.data.vae, "vae")
     channels, stride = vae.values["latent_channels"], vae_stride(vae.values)
     notes = [vae.note]
@@ -137,7 +140,8 @@ def _estimate(config: TrainConfig, micro_batch: int, dims: ParallelDims | None) 
         caption_channels = text.values["d_model"]
         notes.append(text.note)
     model = STDiT.arguments(model_arguments(config, channels, caption_channels))
-    latent = (channels, config.data.frames, config.data.height // stride, config.data.width // stride)
+    frames = vae_frames(vae.values, config.data.frames)
+    latent = (channels, frames, config.data.height // stride, config.data.width // stride)
     patch = config.model.patch_size
     tokens = (latent[1] // patch[0]) * (latent[2] // patch[1]) * (latent[3] // patch[2])
     count = flops.parameters(model)
@@ -198,6 +202,47 @@ def _estimate(config: TrainConfig, micro_batch: int, dims: ParallelDims | None) 
     )
 
 
+def _estimate_vae(config: TrainConfig, micro_batch: int, dims: ParallelDims) -> Estimate:
+    """Estimate a VAE's run, without its discriminator; each process has all weights."""
+    data, vae, half = config.data, config.vae, config.precision != "fp32"
+    size, checkpointing = (data.frames, data.height, data.width), bool(config.activation_checkpointing)
+    needs, latent = forward_needs(vae, 1, *size, checkpointing=checkpointing), latent_size(vae, *size)
+    memory = {
+        "weights": (6 if half else 4) * needs.parameters,
+        "gradients": 4 * needs.parameters,
+        "optimizer": 8 * needs.parameters,
+        "EMA": 4 * needs.parameters,
+        "activations": micro_batch * needs.activations // (2 if half else 1),
+    }
+    values = {"latent_channels": vae.latent_channels, "block_out_channels": vae.channels}
+    values |= {"temporal_compression_ratio": vae.temporal} if vae.kind == "video" else {}
+    host = host_memory(
+        config,
+        values,
+        cached=False,
+        text_states=0,
+        micro_batch=micro_batch,
+        ranks=dims.data,
+        shards=16 * needs.parameters,
+    )
+    host.pop("text states, at most", None)
+    return Estimate(
+        config=config,
+        parameters=needs.parameters,
+        temporal_parameters=0,
+        latent=latent,
+        tokens=latent[1] * latent[2] * latent[3],
+        step_flops=(4 if checkpointing else 3) * clips_per_step(config, dims.data) * needs.flops,
+        micro_batch=micro_batch,
+        memory=memory,
+        others={},
+        host=host,
+        assumed=[] if vae.discriminator == "none" else ["the discriminator is not counted"],
+        processes=dims.world_size,
+        data_ranks=dims.data,
+    )
+
+
 def batch_words(estimate: Estimate) -> str:
     """Return the samples of a step, in words: `512 samples`, or the clips of each bucket that fill a token budget."""
     config = estimate.config
@@ -236,6 +281,14 @@ def to_dict(estimate: Estimate, available: int) -> dict[str, Any]:
     }
 
 
+def parameter_words(estimate: Estimate) -> str:
+    """Return the number of parameters."""
+    count = f"{estimate.parameters:,}"
+    if estimate.config.trains == "vae":
+        return count
+    return f"{count} ({estimate.temporal_parameters:,} of them temporal attention)"
+
+
 def describe(estimate: Estimate) -> list[str]:
     """Return the estimate in lines for people."""
     config = estimate.config
@@ -245,12 +298,12 @@ def describe(estimate: Estimate) -> list[str]:
         together = estimate.processes // estimate.data_ranks
         shared = f" on each of {estimate.data_ranks}" + (f" groups of {together} processes" if together > 1 else "")
     lines = [
-        f"parameters   {estimate.parameters:,} ({estimate.temporal_parameters:,} of them temporal attention)",
+        f"parameters   {parameter_words(estimate)}",
         f"latents      {c}x{t}x{h}x{w}, {estimate.tokens:,} tokens per sample",
         f"batch        {batch_words(estimate)} per step: "
         f"{estimate.accumulation} x {estimate.micro_batch} at once{shared}",
         f"FLOPs        {estimate.step_flops:.3g} per step, {estimate.step_flops * config.steps:.3g} in "
-        f"{config.steps:,} steps (matrix products of the transformer)",
+        f"{config.steps:,} steps (matrix products of the {'VAE' if config.trains == 'vae' else 'transformer'})",
         f"memory       about {estimate.total_memory / GIB:.2f} GiB at the peak, {estimate.peak_phase}",
         f"  {STEP}: {_in_gib(estimate.memory)}",
         f"  at the peak of each phase: {_in_gib(estimate.phases)}",

@@ -20,6 +20,8 @@ from stdit_train.tracking.sessions import read_sessions
 LAST = {  # metrics whose last value is told, with their titles
     "loss": "last training loss",
     "validation_loss": "last validation loss",
+    "validation_psnr": "last validation PSNR, dB",
+    "validation_ssim": "last validation SSIM",
     "samples_per_second": "last samples per second",
     "memory_gib": "last memory, GiB",
 }

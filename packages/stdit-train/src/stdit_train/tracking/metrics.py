@@ -98,8 +98,10 @@ class TimestepBins:
         self.sums, self.counts = [0.0] * count, [0] * count
 
     def add(self, timesteps: Iterable[float], losses: Iterable[float]) -> None:
-        """Add samples by their timesteps in 0..1000 and losses."""
+        """Add samples by their timesteps in 0..1000 and losses; those without a timestep (NaN) are left out."""
         for t, value in zip(timesteps, losses, strict=True):
+            if math.isnan(t):
+                continue
             part = min(int(t / 1000 * len(self.sums)), len(self.sums) - 1)
             self.sums[part] += value
             self.counts[part] += 1

@@ -105,6 +105,10 @@ def train_prepared(
         return stopped_code(outcome.signal)
     assert outcome is not None  # a finished run has not come so far
     console.print(f"done: {outcome.step} steps. Losses in {run.loss_plot}, samples in {run.samples}")
+    if stages[number - 1].config.trains == "vae":
+        folder = shlex.quote(str(run.path))
+        console.print(f"measure it: stdit eval {folder}; train an STDiT on it: --vae {folder}", soft_wrap=True)
+        return 0
     captions = [prompt for prompt in outcome.prompts if prompt.strip()] or ["PROMPT"]
     prompt, checkpoint = shlex.quote(min(captions, key=len)), shlex.quote(str(run.path))
     console.print(f"try it: stdit sample {prompt} --checkpoint {checkpoint}", soft_wrap=True)
@@ -199,13 +203,16 @@ def resume_command(folder: Path, nproc: int = 1) -> str:
 def announce(console: "Console", config: "TrainConfig", run: "RunFolder") -> None:
     """Print what is about to be trained: model, clips, components, run folder."""
     from stdit_train.assets import DEMO
-    from stdit_train.config.resolve import shapes_only
+    from stdit_train.config.resolve import model_words, shapes_only
 
     data = config.data
     clips = f"{data.frames}x{data.height}x{data.width}"
+    model = model_words(config)
     source = "the embedded set `shapes` (--data FOLDER trains on videos)" if data.source == "shapes" else data.source
-    console.print(f"stage {config.stage}: {config.model.preset} {config.model.variant}, {clips}, on {source}")
+    console.print(f"stage {config.stage}: {model}, {clips}, on {source}")
     options = {"VAE": (data.vae, "--vae"), "text encoder": (data.text_encoder, "--text-encoder")}
+    if config.trains == "vae":
+        options = {}
     bundled = {name: option for name, (source, option) in options.items() if source == DEMO}
     if bundled and shapes_only(config) is None:  # else the warning has said so
         console.print(f"with the demo's {' and '.join(bundled)}; choose others with {' and '.join(bundled.values())}")

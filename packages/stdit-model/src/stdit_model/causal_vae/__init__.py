@@ -1,0 +1,1 @@
+"""A causal video VAE that starts from an image VAE."""
