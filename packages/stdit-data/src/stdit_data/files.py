@@ -177,8 +177,11 @@ def copy(url: str, path: str | Path, pool: ThreadPoolExecutor | None = None) -> 
     if pool is not None and len(layers(url)) == 1 and not is_local(url):
         total = size(url)
 
+        settings = {} if fs.async_impl else {"cache_type": "none"}  # others open the file, to read ahead of the piece
+
         def fetch(start: int) -> bytes:
-            return bytes(patiently(url, lambda: fs.cat_file(source, start=start, end=min(start + PIECE, total))))
+            end = min(start + PIECE, total)
+            return bytes(patiently(url, lambda: fs.cat_file(source, start=start, end=end, **settings)))
 
         with Path(path).open("wb") as file:
             starts = iter(range(0, total, PIECE))
