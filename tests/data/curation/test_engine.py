@@ -111,14 +111,32 @@ def test_failures_are_named_and_the_rest_is_kept(rows: Rows, tmp_path: Path) -> 
     with pytest.raises(DataError, match=r"1 of 8 shards failed \(shard 2: RuntimeError: a bug\); the finished ones"):
         run(Double(fails_at=9), rows, str(out), Inline())
     assert not out.exists()
-    assert len(list(Path(f"{out}.parts").glob("*.parquet"))) == 7
+    assert len(list(Path(f"{out}.parts").glob("*/*.parquet"))) == 7
+
+
+def test_parts_lie_in_folders_of_a_thousand_and_those_of_an_older_version_in_one(
+    rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, parts = tmp_path / "out.parquet", tmp_path / "out.parquet.parts"
+    run(Double(), rows, str(out), Inline())
+    wanted = digest(out)
+    out.unlink()
+    monkeypatch.setattr(engine, "IN_FOLDER", 3)
+    with pytest.raises(DataError, match="1 of 8 shards failed"):
+        run(Double(fails_at=9), rows, str(out), Inline())
+    assert [len(list((parts / name).glob("*.parquet"))) for name in ("0000", "0001", "0002")] == [2, 3, 2]
+    for part in parts.glob("0000/*"):
+        part.rename(parts / part.name)
+    assert run(Double(), rows, str(out), Inline()).resumed == 7
+    assert digest(out) == wanted
+    assert not parts.exists()
 
 
 def test_a_lost_server_ends_the_run_at_once(rows: Rows, tmp_path: Path) -> None:
     out = tmp_path / "out.parquet"
     with pytest.raises(Unavailable, match="the server is gone; finished shards are kept"):
         run(Double(lost_at=9), rows, str(out), Inline())
-    assert len(list(Path(f"{out}.parts").glob("*.parquet"))) == 2
+    assert len(list(Path(f"{out}.parts").glob("*/*.parquet"))) == 2
     assert run(Double(), rows, str(out), Inline()).resumed == 2
 
 
@@ -211,7 +229,7 @@ def test_killed_and_started_again(raw: Path, scored: Path, tmp_path: Path) -> No
             break
     process.wait()
     assert not out.exists()
-    finished = len(list(Path(f"{out}.parts").glob("*.parquet")))
+    finished = len(list(Path(f"{out}.parts").glob("*/*.parquet")))
     assert finished >= 2
     outcome = run(ScoreStep(shard_rows=2), open_rows(str(raw)), str(out), Inline())
     assert outcome.resumed == finished

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from stdit_data.curation.scorers import sharpness
 from stdit_data.curation.scorers.fingerprint import perceptual_hash
 from stdit_data.curation.tables import Rows, from_dicts, open_rows, segment_of, to_dicts, with_columns, write_rows
 from stdit_data.errors import ClipError, DataError, StoreError
+from stdit_data.manifests.arrays import floats
 from stdit_data.manifests.validate import sha256
 from stdit_data.workers.executors import Executor
 from stdit_data.workers.work import Progress, Share
@@ -171,26 +172,26 @@ def dedup(
 
 def _decide(rows: Rows, matching: Matching) -> tuple[Array, dict[int, str], Array]:
     """Of each row its group and the row that is kept of it; and in what way rows of groups are the same as another."""
-    digests, starts, ends, sharp = [], [], [], []
-    hashes, counts = [], []
+    digests, lows, highs, sharp, hashes, counts = [], [], [], [], [], []
     for table in rows.shards(65536):
-        digests += table.column("sha256").to_pylist()
+        digests.append(table.column("sha256"))
         sharp.append(table.column("sharpness").to_numpy())
-        segments = [segment_of(row) for row in table.select(_segment_columns(table)).to_pylist()]
-        for segment, fps in zip(segments, _rates(table), strict=True):
-            start, end = _seconds(segment, fps)
-            starts.append(start)
-            ends.append(end)
+        low, high = _seconds(table)
+        lows.append(low)
+        highs.append(high)
         lists = table.column("frame_hashes").combine_chunks()
         counts.append(np.diff(lists.offsets.to_numpy()))
-        flat = b"".join(lists.flatten().to_pylist())
-        hashes.append(np.frombuffer(flat, np.uint8).reshape(-1, HASH_BYTES))
-    low, high = np.array(starts), np.array(ends)
-    same_file = _overlapping(digests, low, high, matching.share)
+        flat = lists.flatten()
+        data = flat.buffers()[1] if len(flat) else b""
+        data = np.ndarray((flat.offset + len(flat), HASH_BYTES), np.uint8, data)
+        hashes.append(data[flat.offset :])
+    low, high = np.concatenate(lows), np.concatenate(highs)
+    names = pa.chunked_array(chain.from_iterable(column.chunks for column in digests))
+    file = names.dictionary_encode().combine_chunks().indices.to_numpy()
+    same_file = _overlapping(file, low, high, matching.share)
     first = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
     alike = near_pairs(np.concatenate(hashes), first, distance=matching.distance, share=matching.share)
     if len(alike):  # neighbouring parts of one long take look alike and are no duplicates
-        _, file = np.unique(np.array(digests), return_inverse=True)
         alike = alike[file[alike[:, 0]] != file[alike[:, 1]]]
     kind: dict[int, str] = {}
     for name, pairs in (("looks the same", alike), ("overlaps in the same file", same_file)):
@@ -207,23 +208,28 @@ def _decide(rows: Rows, matching: Matching) -> tuple[Array, dict[int, str], Arra
     return group, kind, kept
 
 
-def _overlapping(digests: list[str], low: Array, high: Array, share: float) -> Array:
-    """Return [pairs, 2]: segments of identical files that share enough of the shorter one's time."""
-    by_file: dict[str, list[int]] = defaultdict(list)
-    for number, digest in enumerate(digests):
-        by_file[digest].append(number)
+def _overlapping(file: Array, low: Array, high: Array, share: float) -> Array:
+    """Return [pairs, 2]: segments of identical files that share enough of the shorter one's time.
+
+    Args:
+        file: a number for each distinct file, [rows].
+        low, high: start and end of each segment in seconds, [rows].
+        share: of the shorter one's time.
+    """
+    order = np.lexsort((low, file))  # stable: then by row
+    file, low, high = file[order], low[order], high[order]
     pairs = []
-    for numbers in by_file.values():
-        numbers.sort(key=lambda number: (low[number], number))
-        for i, left in enumerate(numbers):
-            for right in numbers[i + 1 :]:
-                if low[right] >= high[left] and low[right] > low[left]:
-                    break
-                common = min(high[left], high[right]) - low[right]
-                shorter = min(high[left] - low[left], high[right] - low[right])
-                if common >= share * shorter:
-                    pairs.append(sorted((left, right)))
-    return np.array(pairs, np.int64).reshape(-1, 2)
+    left, ahead = np.arange(len(order)), 1
+    while len(left := left[: np.searchsorted(left, len(order) - ahead)]):
+        right = left + ahead
+        # Later ones begin later: what lies behind a segment ends the search for it.
+        goes_on = (file[left] == file[right]) & ((low[right] < high[left]) | (low[right] == low[left]))
+        left, right = left[goes_on], right[goes_on]
+        common = np.minimum(high[left], high[right]) - low[right]
+        enough = common >= share * np.minimum(high[left] - low[left], high[right] - low[right])
+        pairs.append(np.sort(np.stack([order[left[enough]], order[right[enough]]], axis=1), axis=1))
+        ahead += 1
+    return np.concatenate(pairs).astype(np.int64) if pairs else np.zeros((0, 2), np.int64)
 
 
 def _segment_columns(table: pa.Table) -> list[str]:
@@ -231,26 +237,31 @@ def _segment_columns(table: pa.Table) -> list[str]:
     return [name for name in wanted if name in table.column_names]
 
 
-def _rates(table: pa.Table) -> list[float | None]:
-    return table.column("fps").to_pylist() if "fps" in table.column_names else [None] * len(table)
+def _seconds(table: pa.Table) -> tuple[Array, Array]:
+    """Return the start and end of each row's segment in seconds; a billion if it has no end."""
 
+    def numbers(name: str) -> Array:
+        if name not in table.column_names:
+            return np.full(len(table), np.nan)
+        return floats(table.column(name).combine_chunks())
 
-def _seconds(segment: Any, fps: float | None) -> tuple[float, float]:
-    """Return a segment's start and end in seconds; infinity if it has no end."""
-    rate = fps or 25.0  # of frames that are given for a video of unknown rate: the same for all of its parts
-    low = segment.start if segment.start is not None else (segment.start_frame or 0) / rate
-    high = segment.end if segment.end is not None else None if segment.end_frame is None else segment.end_frame / rate
-    return float(low), 1e9 if high is None else float(high)
+    rate = np.nan_to_num(numbers("fps"))
+    rate[rate == 0] = 25.0  # of frames that are given for a video of unknown rate: the same for all of its parts
+    start, end = numbers("start"), numbers("end")
+    low = np.where(np.isnan(start), np.nan_to_num(numbers("start_frame")) / rate, start)
+    high = np.where(np.isnan(end), numbers("end_frame") / rate, end)
+    return low, np.where(np.isnan(high), 1e9, high)
 
 
 def _places(rows: Rows, numbers: set[int]) -> dict[int, dict[str, Any]]:
     """Return path and segment of some rows, by row number."""
     found: dict[int, dict[str, Any]] = {}
+    ordered = np.array(sorted(numbers), np.int64)
     start = 0
     for table in rows.shards(65536):
-        here = sorted(number for number in numbers if start <= number < start + len(table))
-        picked = table.select(_segment_columns(table)).take(pa.array([number - start for number in here], pa.int64()))
-        found |= dict(zip(here, to_dicts(picked), strict=True))
+        here = ordered[slice(*np.searchsorted(ordered, (start, start + len(table))))]
+        picked = table.select(_segment_columns(table)).take(pa.array(here - start))
+        found |= dict(zip(here.tolist(), to_dicts(picked), strict=True))
         start += len(table)
     return found
 

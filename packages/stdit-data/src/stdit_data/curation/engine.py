@@ -24,6 +24,7 @@ from stdit_data.workers.executors import Executor, Task
 from stdit_data.workers.work import Progress, Share, resumable, run_shards
 
 VERSION = 1  # of what the steps compute; another one makes finished shards outdated
+IN_FOLDER = 1000  # parts
 RECORD = b"stdit.curation"  # key of an output's Parquet metadata
 Reject = dict[str, Any]
 
@@ -111,15 +112,16 @@ def run(
     parts = f"{out}.parts"
     share = share or Share()
     mine = share.of(len(names))
-    missing = {number for number in mine if not files.exists(urls.join(parts, names[number]))}
+    paths = _part_paths(parts, names)
+    missing = {number for number in mine if not files.exists(paths[number])}
     resumed = len(mine) - len(missing)
-    _run_missing(step, rows, schema, parts, names, missing, executor, mine, progress)
-    if not all(files.exists(urls.join(parts, name)) for name in names):
+    _run_missing(step, rows, schema, parts, paths, missing, executor, mine, progress)
+    if not all(map(files.exists, paths)):
         return Outcome(out, False, resumed=resumed, shards=len(names))
     with resumable(parts):
-        rejected = _join_rejects(parts, names, rejects_path(out))
+        rejected = _join_rejects(paths, rejects_path(out))
         stamped = schema.with_metadata({RECORD: record})
-        written = write_rows(out, _read_parts(parts, names), stamped)
+        written = write_rows(out, _read_parts(paths), stamped)
     if share.world == 1:  # others may still be reading them
         _remove(parts)
     return Outcome(out, True, written, rejected, resumed, len(names))
@@ -130,7 +132,7 @@ def _run_missing(
     rows: Rows,
     schema: pa.Schema,
     parts: str,
-    names: Sequence[str],
+    paths: Sequence[str],
     missing: set[int],
     executor: Executor,
     mine: range,
@@ -147,7 +149,7 @@ def _run_missing(
 
     def finish(number: int, result: Result) -> None:
         nonlocal done
-        path = urls.join(parts, names[number])
+        path = paths[number]
         with files.open_write(_rejects_part(path)) as file:
             file.writelines(files.json_line(reject) for reject in result.rejects)
         write_rows(path, iter([result.rows.cast(schema)]), schema)  # last: it says that both are there
@@ -155,7 +157,7 @@ def _run_missing(
         progress(done, total)
 
     shards = ((number, shard) for number, shard in enumerate(rows.shards(size)) if number in missing)
-    run_shards(step, shards, executor, finish, total=len(names), kept=parts)
+    run_shards(step, shards, executor, finish, total=len(paths), kept=parts)
 
 
 def _remove(folder: str) -> None:
@@ -172,6 +174,15 @@ def _part_name(step: Step, number: int, shard: pa.Table) -> str:
     digest = hashlib.sha256(about.encode())
     digest.update(content.getbuffer())
     return f"{step.name}-{number:06d}-{digest.hexdigest()[:16]}.parquet"
+
+
+def _part_paths(parts: str, names: Sequence[str]) -> list[str]:
+    """Return where parts are: a thousand to a folder, or where an older version has put them, all into one."""
+    before = set(files.names(parts))
+    return [
+        urls.join(parts, name if name in before else f"{number // IN_FOLDER:04d}/{name}")
+        for number, name in enumerate(names)
+    ]
 
 
 def _rejects_part(path: str) -> str:
@@ -196,17 +207,17 @@ def _finished(out: str, record: bytes) -> int | None:
         return int(parquet.metadata.num_rows) if same else None
 
 
-def _read_parts(parts: str, names: Sequence[str]) -> Iterator[pa.Table]:
-    for name in names:
-        with files.open_binary(urls.join(parts, name)) as file:
+def _read_parts(paths: Sequence[str]) -> Iterator[pa.Table]:
+    for path in paths:
+        with files.open_binary(path) as file:
             yield pq.read_table(file)
 
 
-def _join_rejects(parts: str, names: Sequence[str], out: str) -> int:
+def _join_rejects(paths: Sequence[str], out: str) -> int:
     count = 0
     with files.open_write(out) as file:
-        for name in names:
-            with files.open_binary(_rejects_part(urls.join(parts, name))) as part:
+        for path in paths:
+            with files.open_binary(_rejects_part(path)) as part:
                 data = part.read()
             count += data.count(b"\n")
             file.write(data)
