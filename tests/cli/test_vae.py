@@ -49,8 +49,8 @@ def test_a_vae_is_trained_measured_and_kept_apart_from_pipelines(stdit: Callable
 
     for arguments, message in (
         (
-            ("eval", "run", "--frames", "4"),
-            "takes 1 + a multiple of 2, the nearest are 3 and 5",
+            ("eval", "run", "--size", "17x16"),
+            "height 17 is not a multiple of 2: take 16 or 18",
         ),
         (("eval", "run", "--size", "24"), "--size 24: expected HEIGHTxWIDTH"),
         (("eval", "run", "--steps", "3"), "--steps is for pipelines, and run is a VAE: leave it out"),
