@@ -36,7 +36,7 @@ def parse_cache(cache: str) -> tuple[str, float]:
     return name, value
 
 
-def cache_config(cache: str, current_timestep: Callable[[], float]) -> Any:
+def cache_config(cache: str, current_timestep: Callable[[], float | None]) -> Any:
     """Return diffusers' configuration of a cache, for `STDiT.enable_cache`.
 
     Args:

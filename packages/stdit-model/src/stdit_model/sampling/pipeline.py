@@ -386,4 +386,4 @@ class STDiTPipeline(CallState, DiffusionPipeline):
 # A saved pipeline records the module of its class: the public name must not change with the files.
 STDiTPipeline.__module__ = "stdit_model"
 # DiffusionPipeline.from_pretrained looks for the class of a saved pipeline in diffusers alone.
-diffusers.STDiTPipeline = STDiTPipeline  # type: ignore[attr-defined]
+diffusers.STDiTPipeline = STDiTPipeline
