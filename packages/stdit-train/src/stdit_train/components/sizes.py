@@ -92,14 +92,31 @@ def component_config(source: str, part: Part) -> ComponentConfig:
     return published.config._replace(note=published.missing.format(source))
 
 
+def vae_channels(values: Mapping[str, Any]) -> int:
+    """Return the channels of the latents of a VAE's configuration."""
+    return int(values.get("latent_channels") or values["z_dim"])
+
+
 def vae_stride(values: Mapping[str, Any]) -> int:
     """Return the pixels per latent, along height and width, of a VAE's configuration."""
-    return 2 ** (len(values["block_out_channels"]) - 1)
+    if told := values.get("scale_factor_spatial") or values.get("spatial_compression_ratio"):
+        return int(told)
+    if "spatial_expansions" in values:  # Mochi
+        return math.prod(values["spatial_expansions"])
+    if "spatio_temporal_scaling" in values:  # LTX-Video
+        return int(values["patch_size"]) * 2 ** sum(values["spatio_temporal_scaling"])
+    widths = values.get("block_out_channels") or values["encoder_block_out_channels"]  # the latter of DC-AE
+    return 2 ** (len(widths) - 1)
 
 
 def vae_frames(values: Mapping[str, Any], frames: int) -> int:
     """Return the latent frames that cover a clip, from a VAE's configuration; of an image VAE, the clip's frames."""
-    return -(-(frames - 1) // int(values.get("temporal_compression_ratio") or 1)) + 1
+    ratio = values.get("scale_factor_temporal") or values.get("temporal_compression_ratio") or 1
+    if "temporal_expansions" in values:
+        ratio = math.prod(values["temporal_expansions"])
+    elif "spatio_temporal_scaling" in values:
+        ratio = int(values.get("patch_size_t", 1)) * 2 ** sum(values["spatio_temporal_scaling"])
+    return -(-(frames - 1) // int(ratio)) + 1
 
 
 def _stored_parameters(folder: Path) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 from stdit_data.buckets import Bucket
 from stdit_train.components.captions import MEMORY
-from stdit_train.components.sizes import vae_frames, vae_stride
+from stdit_train.components.sizes import vae_channels, vae_frames, vae_stride
 from stdit_train.config.batches import own_shape, step_batches
 from stdit_train.config.schema import TrainConfig
 
@@ -70,7 +70,7 @@ def _step_bytes(
 def _latent_elements(vae: Mapping[str, Any], bucket: Bucket) -> int:
     frames = vae_frames(vae, bucket.frames)
     stride = vae_stride(vae)
-    return int(vae["latent_channels"]) * frames * (bucket.height // stride) * (bucket.width // stride)
+    return vae_channels(vae) * frames * (bucket.height // stride) * (bucket.width // stride)
 
 
 def _pinned(size: int) -> int:

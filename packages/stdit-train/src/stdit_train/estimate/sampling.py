@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from stdit_train.components.sizes import PUBLISHED, component_config, vae_stride
+from stdit_train.components.sizes import PUBLISHED, component_config, vae_channels, vae_stride
 from stdit_train.config.schema import TrainConfig, model_arguments
 
 
@@ -107,7 +107,7 @@ def plan_sampling(config: TrainConfig) -> list[Phase]:
     """
     vae = component_config(config.data.vae, "vae").values
     text_encoder = component_config(config.data.text_encoder, "text_encoder").values
-    channels, stride, data = vae["latent_channels"], vae_stride(vae), config.data
+    channels, stride, data = vae_channels(vae), vae_stride(vae), config.data
     return sampling_phases(
         model_arguments(config, channels, text_encoder["d_model"]),
         (1, channels, data.frames, data.height // stride, data.width // stride),

@@ -5,7 +5,7 @@ from typing import Any
 
 from stdit_model import STDiT, flops
 from stdit_train import hardware
-from stdit_train.components.sizes import component_config, vae_frames, vae_stride
+from stdit_train.components.sizes import component_config, vae_channels, vae_frames, vae_stride
 from stdit_train.config.batches import check_shared_tokens, clips_per_step, step_batches
 from stdit_train.config.resolve import cached_text_width, is_cached
 from stdit_train.config.schema import TrainConfig, model_arguments
@@ -132,7 +132,7 @@ def _estimate(config: TrainConfig, micro_batch: int, dims: ParallelDims | None) 
     if config.trains == "vae":
         return _estimate_vae(config, micro_batch, dims)
     vae = component_config(config.data.vae, "vae")
-    channels, stride = vae.values["latent_channels"], vae_stride(vae.values)
+    channels, stride = vae_channels(vae.values), vae_stride(vae.values)
     notes = [vae.note]
     caption_channels, text = cached_text_width(config), None
     if caption_channels is None:  # else the texts are in the cache, and no text encoder is kept
