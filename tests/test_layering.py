@@ -135,7 +135,7 @@ FOLDERS_MAY_IMPORT: dict[str, dict[str, set[str]]] = {
             "task",
             "tracking",
         },
-        "estimate": {"components", "config", "distributed", "errors", "hardware", "optim", "vae", "versions"},
+        "estimate": {"assets", "components", "config", "distributed", "errors", "hardware", "optim", "vae", "versions"},
         "outputs": {"checkpoint", "config", "distributed", "report", "task", "tracking"},
         "trainer": {
             "callbacks",

@@ -152,6 +152,10 @@ def test_main_memory() -> None:
     assert eight.host["copy for a checkpoint"] == 2 * eight.memory["EMA"] + eight.memory["optimizer"]
     assert eight.host_per_node == 8 * sum(eight.host.values())
     assert estimate_run(config, 2**50, ParallelDims(16)).host_per_node < 8.1 * sum(eight.host.values())
+    published = estimate_run(set_all(config, {"data.source": "shapes"}), 2**50, ParallelDims(8))
+    assert published.host == eight.host  # the stage as published, without data yet
+    drawn_clips = estimate_run(set_all(config, {"data.source": "shapes", "data.vae": "demo"}), 2**50, ParallelDims(8))
+    assert drawn_clips.host["clips"] > 3 * eight.host["clips"]  # in float32
     less = estimate_run(set_all(config, {"data.prefetch_bytes": 0, "checkpoint_async": False}), 2**50, ParallelDims(8))
     assert less.host["clips"] == 3 * step
     assert "copy for a checkpoint" not in less.host

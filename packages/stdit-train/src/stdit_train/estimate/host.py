@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stdit_data.buckets import Bucket
+from stdit_train.assets import DEMO
 from stdit_train.components.captions import MEMORY
 from stdit_train.components.sizes import vae_channels, vae_frames, vae_stride
 from stdit_train.config.batches import own_shape, step_batches
@@ -16,6 +17,7 @@ def host_memory(
     vae: Mapping[str, Any],
     *,
     cached: bool,
+    cached_texts: bool,
     text_states: int,
     micro_batch: int,
     ranks: int,
@@ -26,7 +28,8 @@ def host_memory(
     Args:
         config: of the run.
         vae: arguments of AutoencoderKL.
-        cached: whether clips and captions come from a cache.
+        cached: whether clips come from a cache, as latents.
+        cached_texts: whether the states of captions come with them.
         text_states: bytes of a caption's states.
         micro_batch: samples at once.
         ranks: data-parallel ranks that share a step.
@@ -34,18 +37,17 @@ def host_memory(
     """
     data = config.data
     steps = {
-        bucket: _step_bytes(config, vae, bucket, cached, clips // ranks, micro_batch, text_states)
+        bucket: _step_bytes(config, vae, bucket, cached, clips // ranks, micro_batch, text_states * cached_texts)
         for bucket, clips in step_batches(config).items()
     }
     step = max(steps.values())
     clips, own = data.clips, own_shape(data)
+    states = _remembered(clips * text_states if _is_drawn(config) else MEMORY)
     memory = {
         # the step in use and the one before it, for a moment; and what is read ahead, unless it is encoded on first use
         "clips": 2 * step + (0 if data.cache_latents else max(step, data.prefetch_bytes)),
         "latents that are kept": clips * 2 * 2 * _latent_elements(vae, own) if data.cache_latents else 0,
-        "text states, at most": 0
-        if cached
-        else _remembered(clips * text_states if data.source == "shapes" else MEMORY),
+        "text states, at most": 0 if cached_texts else states,
         "copy for a checkpoint": 0 if config.checkpoint_async is False else shards,
     }
     return {name: size for name, size in memory.items() if size}
@@ -61,10 +63,15 @@ def _step_bytes(
     elif data.cache_latents:
         video = 4 * 2 * latent
     else:
-        video = pixels * (4 if data.source == "shapes" else 1)  # videos are uint8
+        video = pixels * (4 if _is_drawn(config) else 1)  # videos are uint8
     micro = max(1, min(clips, micro * own_shape(data).tokens() // bucket.tokens()))
     drawn = 2 * _pinned(micro * 4 * latent) if config.draw == "philox" else 0
-    return -(-clips // micro) * (_pinned(micro * video) + drawn + (micro * text_states if cached else 0))
+    return -(-clips // micro) * (_pinned(micro * video) + drawn + micro * text_states)
+
+
+def _is_drawn(config: TrainConfig) -> bool:
+    """Return whether clips are drawn, in float32. A stage as published names no data: it is one of videos."""
+    return config.data.source == "shapes" and config.data.vae == DEMO
 
 
 def _latent_elements(vae: Mapping[str, Any], bucket: Bucket) -> int:

@@ -60,7 +60,7 @@ class Work:
         phases = {
             "VAE encoding": held + self.encoding() if self.vae is not None else 0,
             "text encoding": held + self.texts(self.micro_batch) if self.text is not None else 0,
-            "optimizer step": lasting + memory["gradients"] + self.muon.buffers,
+            "optimizer step": lasting + memory["EMA"] + self.muon.buffers,  # the gradients are as large as the average
             "validation": lasting + self.validation() if _validates(config) else 0,
             "sampling": lasting + self.sampling(),
         }

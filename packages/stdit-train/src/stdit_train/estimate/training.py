@@ -178,6 +178,7 @@ def _estimate(config: TrainConfig, micro_batch: int, dims: ParallelDims | None) 
         config,
         vae.values,
         cached=cached,
+        cached_texts=text is None,
         text_states=config.model.model_max_length * caption_channels * text_itemsize(config),
         micro_batch=micro_batch,
         ranks=dims.data,
