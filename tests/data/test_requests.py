@@ -151,6 +151,20 @@ def test_a_clip_costs_about_its_own_bytes(
     assert len(reads) <= 3
 
 
+def test_wherever_a_clip_lies_it_takes_three_requests(
+    noise: Callable[..., bytes], counting: Any, tmp_path: Path
+) -> None:
+    counting.content["bucket/a.mp4"] = data = noise("plain")
+    (tmp_path / "a.mp4").write_bytes(data)
+    settings: dict[str, Any] = {"frames": 4, "height": 32, "width": 32, "empty_captions": True}
+    found, local = (open_videos(source, **settings) for source in ("counting://bucket", tmp_path))
+    for epoch in range(40):
+        counting.requests.clear()
+        clip = found.load(0, seed=0, epoch=epoch)
+        assert torch.equal(clip.video, local.load(0, seed=0, epoch=epoch).video)
+        assert sum(kind == "read" for kind, *_ in counting.requests) <= 3, clip.span
+
+
 def test_matroska_is_read_once_for_its_length_and_then_by_its_index(
     noise: Callable[..., bytes], counting: Any, tmp_path: Path
 ) -> None:

@@ -153,7 +153,9 @@ def plan_frames(media: str | IO[bytes], video: Any, tick: int, until: int) -> No
     last = entries.search_timestamp(until, any_frame=True)
     if last < 0:
         return
-    first = max(0, entries.search_timestamp(tick))
+    # The index of an mp4 has the times of decoding, by which a frame comes before it is shown.
+    early = max(0, (video.start_time or 0) - entries[0].timestamp)
+    first = max(0, entries.search_timestamp(tick - early))
     start, more = entries[first].pos, 1
     if entries[last].size:  # unlike an index of key frames alone
         # A decoder takes some packets more before it gives the last frame, and sound may lie between two packets.
