@@ -26,7 +26,8 @@ STEPS = max(60, round(60 * MINUTES))
 STORE_FAULTS, DISK_FAULTS = 0.05, 0.01  # shares of requests and of operations
 HOW: list[int | str] = [503, 500, 429, "reset", "cut"]
 WORKER = Path(__file__).with_name("chaos_worker.py")
-PATIENCE = 300  # seconds for a start, or for the end
+PATIENCE = 300  # seconds for a start, or for the processes to end
+ALL_STEPS = PATIENCE * max(1.0, MINUTES / 5)  # seconds for all steps without a kill
 
 
 class Runs:
@@ -130,7 +131,7 @@ def test_a_run_in_bad_weather_is_that_of_a_calm_day(serve: Callable[[Path], Any]
     calm = Runs(store.url, tmp_path / "calm", 0.0)
     process = calm.start()
     try:
-        assert process.wait(PATIENCE * max(1.0, MINUTES / 5)) == 0, calm.end_of_log()
+        assert process.wait(ALL_STEPS) == 0, calm.end_of_log()
     finally:
         kill_all(calm, process)
 
@@ -146,7 +147,7 @@ def test_a_run_in_bad_weather_is_that_of_a_calm_day(serve: Callable[[Path], Any]
             if time.monotonic() < deadline:
                 killed(runs, process, kills)
             else:
-                process.wait(PATIENCE)
+                process.wait(ALL_STEPS)
         finally:
             kill_all(runs, process)
         codes.append(process.returncode)
