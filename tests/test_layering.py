@@ -66,7 +66,7 @@ FOLDERS_MAY_IMPORT: dict[str, dict[str, set[str]]] = {
         "labels": set(),
         "preview": {"clip", "errors", "files", "labels", "transforms", "video"},
         "workers": {"errors"},
-        "curation": {"errors", "files", "manifests", "stores", "urls", "video", "workers"},
+        "curation": {"errors", "files", "listing", "manifests", "stores", "urls", "video", "workers"},
         "datasets": {
             "bucket_column",
             "buckets",

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stdit_data import files, urls
+from stdit_data import files, listing, urls
 from stdit_data.curation.tables import Rows, write_rows
 from stdit_data.errors import DataError
 from stdit_data.workers.executors import Executor, Task
@@ -178,7 +178,7 @@ def _part_name(step: Step, number: int, shard: pa.Table) -> str:
 
 def _part_paths(parts: str, names: Sequence[str]) -> list[str]:
     """Return where parts are: a thousand to a folder, or where an older version has put them, all into one."""
-    before = set(files.names(parts))
+    before = set(listing.names(parts))
     return [
         urls.join(parts, name if name in before else f"{number // IN_FOLDER:04d}/{name}")
         for number, name in enumerate(names)
