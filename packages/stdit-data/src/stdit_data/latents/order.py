@@ -106,7 +106,7 @@ class WindowedOrder(Order):
         order = np.argsort(places, kind="stable")
         return indices[order], places[order]
 
-    def _make_sequence(self, b: int, epoch: int) -> NDArray[np.int64]:
+    def _make_sequence(self, b: int, epoch: int) -> NDArray[np.integer]:
         if not self.restricted(epoch):
             return super()._make_sequence(b, epoch)
         return self._places(b, epoch)[0]

@@ -161,7 +161,8 @@ class Order:
         assert self._weights is not None
         members = self._members[b]
         phase = (self._raw(WEIGHT_PHASE, 0, b, len(members)) % WEIGHT_UNIT).astype(np.int64)
-        return (epoch * self._weights[members] + phase) // WEIGHT_UNIT
+        seen: NDArray[np.int64] = (epoch * self._weights[members] + phase) // WEIGHT_UNIT
+        return seen
 
     def _make_count(self, b: int, epoch: int) -> int:
         """Count the samples of bucket `b` in all epochs before `epoch`."""

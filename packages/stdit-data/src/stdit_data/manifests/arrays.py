@@ -19,7 +19,7 @@ def floats(array: pa.Array) -> NDArray[np.float64]:
     """Return an array of numbers, with NaN for missing ones; whole numbers are exact up to 2**53."""
     array = array.cast(pa.float64(), safe=False)
     if not array.null_count:
-        return np.from_dlpack(array)
+        return np.asarray(np.from_dlpack(array), np.float64)
     missing = flags(array.is_null())
     values = np.frombuffer(array.buffers()[1], np.float64, len(array), 8 * array.offset).copy()
     values[missing] = np.nan
