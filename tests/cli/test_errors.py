@@ -1,6 +1,7 @@
 """What a user can get wrong ends in one clear line on stderr, exit code 2, and no traceback."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -206,6 +207,41 @@ def test_help_imports_neither_torch_nor_pydantic() -> None:
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
     assert "Commands" in done.stdout
     assert json.loads(done.stdout.splitlines()[-1]) == []
+
+
+def test_what_a_name_tells_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("no picture")
+    (tmp_path / "empty").mkdir()
+    commands = [
+        ["sample", "x", "--checkpoint", "none/such"],
+        ["sample", "x", "--checkpoint", "nowhere"],
+        ["sample", "x", "--checkpoint", "empty"],
+        ["sample", "x", "--image", "notes.md"],
+        ["sample", "x", "--vae", "none/such"],
+        ["sample", "x", "--text-encoder", "none/such"],
+        ["sample", "x", "--frames", "32", "--overlap", "16"],
+        ["sample", "x", "--sampler", "ddpm"],
+        ["eval", "none/such"],
+        ["eval", "nowhere"],
+    ]
+    script = """
+import json, sys
+from stdit_cli.main import main
+found = []
+for command in json.loads(sys.argv[1]):
+    sys.argv = ["stdit", *command]
+    try:
+        main()
+    except SystemExit as end:
+        found.append([end.code, sorted({"torch", "diffusers", "transformers"} & set(sys.modules))])
+print(json.dumps(found))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, json.dumps(commands)],
+        cwd=tmp_path, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout.splitlines()[-1]) == [[2, []]] * len(commands)
+    assert done.stderr.count("\n") == len(commands)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from stdit_model import STDiT
 from stdit_model.convert import describe, find, read
 from stdit_model.errors import WeightsError, WeightsFileNotFoundError
 from stdit_model.sampling.folder import SIGMA_VAE_ID, VAE_ID, write_pipeline
-from stdit_model.weights.files import find_weights
+from stdit_model.weights.folders import find_weights
 from stdit_model.weights.layouts import SIGMA_TOKENS
 
 NAMES = [

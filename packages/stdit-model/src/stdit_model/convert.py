@@ -16,7 +16,8 @@ from stdit_model.embed import spatial_positions, temporal_positions
 from stdit_model.errors import WeightsError, WeightsFileExistsError, few, reason
 from stdit_model.model import STDiT
 from stdit_model.presets import VARIANTS
-from stdit_model.weights.files import SETTINGS, open_checkpoint, read_json
+from stdit_model.weights.files import SETTINGS, open_checkpoint
+from stdit_model.weights.folders import read_json
 from stdit_model.weights.hub import local_path
 from stdit_model.weights.layouts import (
     LAYOUT_NAMES,

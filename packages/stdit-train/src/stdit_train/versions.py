@@ -3,8 +3,6 @@
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-import torch
-
 PACKAGES = (
     "stdit-cli",
     "stdit-train",
@@ -21,6 +19,8 @@ PACKAGES = (
 
 def package_versions() -> dict[str, str]:
     """Return versions by name, Python's first."""
+    import torch  # not at the top: a command that is refused has no need of it
+
     found = {"python": platform.python_version(), "torch": torch.__version__}  # with its build, e.g. 2.11.0+cpu
     for name in PACKAGES:
         try:

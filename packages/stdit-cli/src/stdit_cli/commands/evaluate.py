@@ -132,6 +132,10 @@ def run_evaluation(options: EvaluateOptions) -> None:
 
     from stdit_cli.console import CountingBar
     from stdit_train.assets import resolve_source
+    from stdit_train.pipeline.find import find_checkpoint
+
+    source = find_checkpoint(resolve_source(options.checkpoint))  # before the imports that take seconds
+
     from stdit_train.evaluation.clip_score import load_clip
     from stdit_train.evaluation.evaluate import evaluate_captions, reference_clips, scores_content, write_scores
     from stdit_train.evaluation.fvd import FrechetDistance, load_features
@@ -143,7 +147,7 @@ def run_evaluation(options: EvaluateOptions) -> None:
     console, device = Console(highlight=False, stderr=options.as_json), find_device()
     clip = load_clip(options.clip, device) if options.clip else None
     features = load_features(options.fvd, device) if options.fvd else None
-    pipeline = load_pipeline(resolve_source(options.checkpoint))
+    pipeline = load_pipeline(source)
     references = open_references(options, pipeline)
 
     def measures(name: str) -> list[Measure]:

@@ -8,7 +8,7 @@ from huggingface_hub import hf_hub_download, snapshot_download
 
 from stdit_model.causal_vae.video_autoencoder import vae_class
 from stdit_model.errors import WeightsError, WeightsFileNotFoundError, reason
-from stdit_model.weights.files import read_json
+from stdit_model.weights.folders import read_json
 from stdit_model.weights.hub import HUB_OPTIONS, hub_options, hub_reason, split_hub_id
 
 PARTS = ("vae", "text_encoder", "tokenizer", "scheduler")

@@ -7,27 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-from huggingface_hub import hf_hub_download
 
 from stdit_model.convert import VAE_FACTOR, find
 from stdit_model.errors import WeightsError, WeightsFileExistsError, WeightsFileNotFoundError
 from stdit_model.model import STDiT
 from stdit_model.sampling.bundled import bundled_names, bundled_pipeline
 from stdit_model.sampling.components import PARTS, load_part, require
+from stdit_model.sampling.index import HUB_COMPONENTS, INDEX, check_class, find_index, hub_index, own_parts
 from stdit_model.sampling.schedulers import flow_scheduler, iddpm_scheduler
-from stdit_model.weights.files import read_json
-from stdit_model.weights.hub import HUB_OPTIONS, hub_options, hub_reason, split_hub_id
+from stdit_model.weights.folders import read_json
+from stdit_model.weights.hub import HUB_OPTIONS, hub_options, split_hub_id
 from stdit_model.weights.load import NULL_CAPTION, Weights, build
 
 # Hub ids of the components that Open-Sora 1.0 was trained with.
 VAE_ID = "stabilityai/sd-vae-ft-ema"
 SIGMA_VAE_ID = "PixArt-alpha/pixart_sigma_sdxlvae_T5_diffusers/vae"  # SDXL's
 T5_ID = "DeepFloyd/t5-v1_1-xxl"
-INDEX = "model_index.json"
-BARE = ("STDiT", "PixArtTransformer2DModel")  # classes of transformers that can be loaded
-ONLY = "only pipelines around an STDiT or a PixArt can be loaded"
 _WEIGHTS = ("*.safetensors", "*.bin", "*.h5", "*.msgpack", "*.index.json")
-HUB_COMPONENTS = "_hub_components"  # key of model_index.json: Hub ids of components that are not in the folder
 
 
 def write_pipeline(
@@ -114,7 +110,7 @@ def write_pipeline(
 
 def _call_defaults(source: str | Path) -> dict[str, Any]:
     """Return the settings that a pipeline's model_index.json records beside its components."""
-    index = _index(source)
+    index = find_index(source)
     found = read_json(index) if index is not None else {}
     if found.get("_class_name") != "STDiTPipeline":
         return {}
@@ -192,72 +188,6 @@ def find_pipeline(name: str | Path, options: Mapping[str, Any]) -> tuple[str, di
     index = hub_index(repo[0], options)
     check_class(index, repo[0])
     return repo[0], {**named_parts(index.parent, options), **options, **hub_options()}
-
-
-def check_class(index: Path, name: str) -> None:
-    """Check that a model_index.json is of an `STDiTPipeline`.
-
-    Raises:
-        WeightsError: it is of another pipeline; the message names it, and what loads it if anything here does.
-    """
-    found = read_json(index) if index.is_file() else {}
-    if found.get("_class_name") not in ("STDiTPipeline", None):
-        transformer = (found.get("transformer") or [None, None])[1]
-        advice = "STDiTPipeline.from_released loads it" if transformer in BARE else ONLY
-        raise WeightsError(f"{name}: a {found['_class_name']} around a {transformer}, not an STDiTPipeline; {advice}")
-
-
-def own_parts(path_or_hub_id: str | Path) -> dict[str, str]:
-    """Return the sources of the components of a pipeline folder or Hub id of any class; {} for weights alone.
-
-    Raises:
-        WeightsError: a pipeline whose transformer is neither an STDiT nor a PixArt; nothing but its model_index.json is
-            downloaded before.
-    """
-    index = _index(path_or_hub_id)
-    if index is None:
-        return {}
-    found = read_json(index)
-    transformer = (found.get("transformer") or [None, None])[1]
-    if transformer not in BARE:
-        raise WeightsError(f"{path_or_hub_id}: a {found.get('_class_name')} around a {transformer}; {ONLY}")
-    named = found.get(HUB_COMPONENTS, {})
-    parts = {part: f"{path_or_hub_id}/{part}" for part in PARTS if (found.get(part) or [None])[0] is not None}
-    return {**parts, **named}
-
-
-def _index(path_or_hub_id: str | Path) -> Path | None:
-    """Return the model_index.json of a folder or Hub id; None for weights alone."""
-    path, hub_id = Path(path_or_hub_id).expanduser(), split_hub_id(str(path_or_hub_id))
-    if path.exists():
-        return path / INDEX if (path / INDEX).is_file() else None
-    if hub_id is None or hub_id[1] or Path(path.parts[0]).is_dir():
-        return None
-    try:
-        return hub_index(hub_id[0])
-    except WeightsError:  # a repository of weights alone; if it cannot be reached, they cannot either
-        return None
-
-
-def hub_index(repo: str, options: Mapping[str, Any] | None = None) -> Path:
-    """Return a pipeline's model_index.json from the Hub or its cache.
-
-    Args:
-        repo: Hub id.
-        options: those of a download among them are used: cache_dir, revision, token and so on.
-
-    Raises:
-        WeightsError: not available; the message says why, and how to download it.
-    """
-    chosen = {key: value for key, value in (options or {}).items() if key in HUB_OPTIONS}
-    try:
-        return Path(hf_hub_download(repo, INDEX, **{**chosen, **hub_options()}))
-    except (OSError, ValueError) as error:  # which the Hub's errors derive from
-        here = repo.split("/")[1]
-        raise WeightsError(
-            f"{repo}: no such folder, and no pipeline of this name on the Hub ({hub_reason(error)}); check the name, "
-            f"or run `hf download {repo} --local-dir {here}` where there is a network, and pass that folder"
-        ) from error
 
 
 def _known_names(name: str) -> str:

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from stdit_model.embed import spatial_positions, temporal_positions
 from stdit_model.errors import WeightsError, few
-from stdit_model.weights.files import Checkpoint, PackedTensor, StoredTensor, read_json
+from stdit_model.weights.files import Checkpoint, PackedTensor, StoredTensor
+from stdit_model.weights.folders import read_json
 
 Layout = Literal["stdit", "pixart", "pixart-diffusers", "latte-diffusers"]
 LAYOUT_NAMES: dict[Layout, str] = {

@@ -19,11 +19,10 @@ from stdit_model.errors import WeightsError, WeightsFileNotFoundError
 from stdit_model.weights.files import (
     Checkpoint,
     StoredTensor,
-    find_weights,
     open_checkpoint,
-    read_json,
     read_tensor,
 )
+from stdit_model.weights.folders import find_weights, read_json
 from stdit_model.weights.hub import HUB_OPTIONS, local_path
 from stdit_model.weights.layouts import (
     LAYOUT_NAMES,

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stdit_model.weights.files import read_json
+from stdit_model.weights.folders import read_json
 from stdit_model.weights.hub import hub_options, split_hub_id
 from stdit_train.config.load import from_dict, read_settings
 from stdit_train.errors import ConfigError

@@ -16,7 +16,7 @@ from stdit_data.clip import ClipDataset
 from stdit_data.latents.dataset import LatentDataset
 from stdit_model import CausalVideoVAE
 from stdit_model.text import encode_captions
-from stdit_model.weights.files import read_json
+from stdit_model.weights.folders import read_json
 from stdit_model.weights.hub import hub_options, hub_reason
 from stdit_train.assets import resolve_source
 from stdit_train.components.captions import CachedTexts

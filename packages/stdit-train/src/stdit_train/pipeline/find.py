@@ -1,15 +1,16 @@
-"""Find a checkpoint by any name a user may give it, and what it was trained for, before anything is loaded."""
+"""Find a checkpoint by any name a user may give it, and what it was trained for, before anything is loaded.
+
+Nothing here imports torch, except for weights without a pipeline, so that a wrong name is told at once.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stdit_model import convert
 from stdit_model.sampling.bundled import bundled_names, bundled_pipeline
-from stdit_model.sampling.folder import INDEX, hub_index, own_parts
-from stdit_model.sampling.released import trained_frames
+from stdit_model.sampling.index import INDEX, hub_index, own_parts
 from stdit_model.sampling.schedulers import recorded_objective
-from stdit_model.weights.files import find_weights, has_weights, read_json
+from stdit_model.weights.folders import find_weights, has_weights, read_json
 from stdit_model.weights.hub import local_path, split_hub_id
 from stdit_train.checkpoint.run_folder import stage_folders
 from stdit_train.components.find_vae import find_vae
@@ -49,6 +50,9 @@ class CheckpointSource:
             WeightsError: a file or folder of another kind, or not available from the Hub.
         """
         if self.bare:
+            from stdit_model import convert
+            from stdit_model.sampling.released import trained_frames
+
             found = convert.find(self.source)
             return Trained(trained_frames(found), flow=not found.config["learn_sigma"])
         folder = Path(self.source)

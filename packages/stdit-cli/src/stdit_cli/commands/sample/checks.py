@@ -17,13 +17,15 @@ def check_request(request: SampleRequest, source: CheckpointSource) -> str:
         The format of the videos.
 
     Raises:
-        ConfigError, DataError, WeightsError: a picture or video that cannot be read, a checkpoint of another kind, or
-            settings that do not fit it.
+        ConfigError, DataError, WeightsError: a picture or video that cannot be read, a checkpoint of another kind, a
+            VAE or text encoder that is not found, or settings that do not fit the checkpoint.
     """
+    from stdit_model.sampling.components import require
     from stdit_model.sampling.schedulers import check_sampler, compat
 
     settings = request.settings
-    _check_media(settings)
+    named = {"vae": settings.vae, "text_encoder": settings.text_encoder}
+    require({part: component for part, component in named.items() if component is not None})
     trained = source.trained()
     reference = compat(settings.compat) if settings.compat is not None else {}
     sampler = settings.sampler or reference.get("sampler")
@@ -35,6 +37,7 @@ def check_request(request: SampleRequest, source: CheckpointSource) -> str:
         raise ConfigError(
             f"--overlap {settings.overlap}: windows of {trained.frames} frames can share 1 to {trained.frames - 1}"
         )
+    _check_media(settings)
     kind = video_format(request, frames)
     assert kind is not None  # since the number of frames is known
     return kind
@@ -42,13 +45,8 @@ def check_request(request: SampleRequest, source: CheckpointSource) -> str:
 
 def _check_media(settings: Settings) -> None:
     """Check that the picture or video to start from can be read, by its first frame."""
-    from stdit_data.urls import is_image
-    from stdit_data.video.probe import probe
+    for file in (settings.image, settings.video):
+        if file is not None:
+            from stdit_data.video.probe import probe  # with torch, which what is checked before does without
 
-    for option, file, picture in (("--image", settings.image, True), ("--video", settings.video, False)):
-        if file is None:
-            continue
-        if is_image(file) != picture:
-            expected = "a picture (.png, .jpg or .webp)" if picture else "a video; a picture is given with --image"
-            raise ConfigError(f"{option} {file}: expected {expected}")
-        probe(file)
+            probe(file)

@@ -129,9 +129,20 @@ class Settings:
             raise ConfigError("--extend is the number of frames to add to --video: give that too")
         if self.video is not None and self.frames is not None:
             raise ConfigError("--frames and --video: set the number of frames to add with --extend")
-        for option, file in (("--image", self.image), ("--video", self.video)):
-            if file is not None and "://" not in file and not Path(file).expanduser().is_file():
-                raise ConfigError(f"{option} {file}: no such file")
+        for option, file, picture in (("--image", self.image, True), ("--video", self.video, False)):
+            if file is not None:
+                _check_source(option, file, picture)
+
+
+def _check_source(option: str, file: str, picture: bool) -> None:
+    """Check that the picture or video to start from exists, by the suffix of its name a picture or not."""
+    from stdit_data.urls import is_image
+
+    if "://" not in file and not Path(file).expanduser().is_file():
+        raise ConfigError(f"{option} {file}: no such file")
+    if is_image(file) != picture:
+        expected = "a picture (.png, .jpg or .webp)" if picture else "a video; a picture is given with --image"
+        raise ConfigError(f"{option} {file}: expected {expected}")
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,6 @@ def run_sampling(request: SampleRequest) -> None:
         console.print("using the bundled demo model (shapes, 16 frames of 64x64); choose another with --checkpoint")
 
     from stdit_cli.commands.sample.checks import check_request
-    from stdit_data.video.write import export_video
     from stdit_train.assets import resolve_source
     from stdit_train.pipeline.find import find_checkpoint
 
@@ -42,6 +41,7 @@ def run_sampling(request: SampleRequest) -> None:
     kind = check_request(request, source)
 
     from stdit_cli.commands.sample.generate import VideoGenerator, remarks
+    from stdit_data.video.write import export_video
 
     world.select_gpu()
     generator = VideoGenerator(request, source)
