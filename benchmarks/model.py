@@ -1,9 +1,10 @@
-"""Measure FLOP/s of forward and backward: STDiT's variants beside diffusers' PixArt and Latte transformers.
+"""Measure FLOP/s of forward, and of forward and backward: STDiT's variants beside diffusers' PixArt and Latte.
 
 Not seconds, because the blocks differ: ours have spatial and temporal attention in one block (seq, parallel), theirs
 one of them, and Latte's temporal blocks no cross-attention. All models get the same width, heads, number of blocks,
 tokens and text; PixArt takes the frames as images. FLOPs are counted by torch (attention as two matrix products).
-The models take turns, one step each a round; the median of the rounds counts.
+The share is that of the rate at which the matrix products of seq alone run, of its shapes and as often. The models take
+turns, once each a round; the median of the rounds counts. On a CPU processor time is measured, not wall time.
 
     uv run python benchmarks/model.py --help
 """
@@ -12,7 +13,10 @@ import argparse
 import platform
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import diffusers
 import torch
@@ -20,11 +24,13 @@ from diffusers import LatteTransformer3DModel, PixArtTransformer2DModel
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from stdit_model import VARIANTS, STDiT
 
 TEXT_TOKENS, CAPTION_CHANNELS = 120, 4096
+PLAIN = "the matrix products of STDiT seq alone"
 
 
 def models(args: argparse.Namespace) -> dict[str, Callable[[], nn.Module]]:
@@ -59,29 +65,72 @@ def models(args: argparse.Namespace) -> dict[str, Callable[[], nn.Module]]:
     return made
 
 
-def step(model: nn.Module, args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> None:
-    """Forward and backward of a batch of clips."""
+def forward(model: nn.Module, args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Forward of a batch of clips."""
     batch, frames = args.batch, args.frames
     x = torch.randn(batch, 4, frames, args.size, args.size, device=device, dtype=dtype)
     t = torch.full((batch,), 500, device=device)
     y = torch.randn(batch, TEXT_TOKENS, CAPTION_CHANNELS, device=device, dtype=dtype)
-    output: Tensor
     if isinstance(model, STDiT):
-        output = model(x, t, y)
-    elif isinstance(model, LatteTransformer3DModel):
-        output = model(x, t, y).sample
-    else:
-        images = x.transpose(1, 2).flatten(0, 1)
-        conditions = {"resolution": None, "aspect_ratio": None}
-        output = model(images, y.repeat_interleave(frames, 0), t.repeat_interleave(frames), conditions).sample
-    output.sum().backward()
+        return model(x, t, y)
+    if isinstance(model, LatteTransformer3DModel):
+        return model(x, t, y).sample
+    images = x.transpose(1, 2).flatten(0, 1)
+    conditions = {"resolution": None, "aspect_ratio": None}
+    return model(images, y.repeat_interleave(frames, 0), t.repeat_interleave(frames), conditions).sample
 
 
-def count(make: Callable[[], nn.Module], args: argparse.Namespace) -> tuple[int, int]:
-    """Parameters, and FLOPs of one step, counted on tensors without contents."""
+def step(model: nn.Module, args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> None:
+    """Forward and backward of a batch of clips."""
+    forward(model, args, device, dtype).sum().backward()
+
+
+@torch.no_grad()
+def sample(model: nn.Module, args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> None:
+    """Forward alone, as in sampling."""
+    forward(model, args, device, dtype)
+
+
+class Products(TorchDispatchMode):
+    """Records the shapes of matrix products, with how often each occurs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: Counter[tuple[torch.Size, torch.Size]] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm):
+            self.shapes[args[-2].shape, args[-1].shape] += 1
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def flops(self) -> int:
+        return sum(2 * a.numel() * b[-1] * often for (a, b), often in self.shapes.items())
+
+    def replay(self, device: torch.device, dtype: torch.dtype) -> Callable[[], None]:
+        """Return a function that computes these products, on contiguous matrices."""
+        pairs = {pair: tuple(torch.randn(shape, device=device, dtype=dtype) for shape in pair) for pair in self.shapes}
+
+        def run() -> None:
+            for pair, often in self.shapes.items():
+                for _ in range(often):
+                    torch.matmul(*pairs[pair])
+
+        return run
+
+
+def products(make: Callable[[], nn.Module], args: argparse.Namespace, run: Callable[..., None]) -> Products:
+    """Return the matrix products of a forward, or of a forward and backward; attention has two, and two copies."""
+    with FakeTensorMode(), sdpa_kernel(SDPBackend.MATH), Products() as found:
+        run(make(), args, torch.device("cpu"), torch.float32)
+    return found
+
+
+def count(make: Callable[[], nn.Module], args: argparse.Namespace, run: Callable[..., None] = step) -> tuple[int, int]:
+    """Parameters, and FLOPs of a forward and backward, or of `run`, counted on tensors without contents."""
     with FakeTensorMode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model = make()
-        step(model, args, torch.device("cpu"), torch.float32)
+        run(model, args, torch.device("cpu"), torch.float32)
         return sum(p.numel() for p in model.parameters()), counter.get_total_flops()
 
 
@@ -93,42 +142,53 @@ def main() -> None:
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--models", nargs="+", help="names of models, or parts of them [all]")
     parser.add_argument("--dtype", default="bfloat16" if torch.cuda.is_available() else "float32")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, args.dtype)
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
 
-    parameters, counts = {}, {}
-    for name, make in models(args).items():
-        parameters[name], counts[name] = count(make, args)
+    makers = {
+        name: make
+        for name, make in models(args).items()
+        if not args.models or any(part in name for part in args.models)
+    }
     # nn.Module's own `to`: that of diffusers warns of layers to keep in float32, of which there are none here.
-    built = {name: nn.Module.to(make(), device, dtype) for name, make in models(args).items()}
-    seconds: dict[str, list[float]] = {name: [] for name in built}
-    for _ in range(args.rounds + 1):
-        for name, model in built.items():
-            model.zero_grad()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            step(model, args, device, dtype)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - start)
-
+    built = {name: nn.Module.to(make(), device, dtype) for name, make in makers.items()}
+    tokens = args.batch * args.frames * (args.size // 2) ** 2
     hardware = torch.cuda.get_device_name() if device.type == "cuda" else f"{_cpu()}, {torch.get_num_threads()} threads"
     print(f"{hardware}; {args.dtype}; torch {torch.__version__}, diffusers {diffusers.__version__}")
-    tokens = args.batch * args.frames * (args.size // 2) ** 2
-    print(f"{args.depth} blocks of width {args.width}, {args.heads} heads; {tokens} tokens, {TEXT_TOKENS} of text\n")
-    print("| model | parameters | GFLOP a step | GFLOP/s (median) | slowest to fastest round |")
-    print("|---|---:|---:|---:|---|")
-    for name, times in seconds.items():
-        rates = sorted(counts[name] / t / 1e9 for t in times[1:])  # the first round warms up
-        print(
-            f"| {name} | {parameters[name] / 1e6:.1f} M | {counts[name] / 1e9:.1f} | {statistics.median(rates):.1f} "
-            f"| {rates[0]:.1f} to {rates[-1]:.1f} |"
-        )
+    print(f"{args.depth} blocks of width {args.width}, {args.heads} heads; {tokens} tokens, {TEXT_TOKENS} of text")
+    for title, run in (("forward", sample), ("forward and backward", step)):
+        counts = {name: count(make, args, run) for name, make in makers.items()}
+        plain = products(models(args)["STDiT seq"], args, run)
+        replay = plain.replay(device, dtype)
+        ways = {name: partial(run, model, args, device, dtype) for name, model in built.items()} | {PLAIN: replay}
+        counts[PLAIN] = 0, plain.flops
+        rates: dict[str, list[float]] = {name: [] for name in ways}
+        for number in range(args.rounds + 1):
+            for name, way in ways.items():
+                if name in built:
+                    built[name].zero_grad()
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                start = clock()
+                way()
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                if number:  # the first round warms up
+                    rates[name].append(counts[name][1] / (clock() - start) / 1e9)
+        full = statistics.median(rates[PLAIN])
+        print(f"\n| {title} | parameters | GFLOP | GFLOP/s (median) | slowest to fastest round | share |")
+        print("|---|---:|---:|---:|---|---:|")
+        for name, found in rates.items():
+            size = f"{counts[name][0] / 1e6:.1f} M" if counts[name][0] else ""
+            middle = statistics.median(found)
+            cells = [name, size, f"{counts[name][1] / 1e9:.1f}", f"{middle:.1f}"]
+            print(f"| {' | '.join([*cells, f'{min(found):.1f} to {max(found):.1f}', f'{middle / full:.2f}'])} |")
 
 
 def _cpu() -> str:

@@ -115,3 +115,16 @@ def test_real_runs_and_a_folder_without_any(publish: ModuleType, stdit: Callable
     config.write_text(config.read_text().replace('"global_batch": 2', '"global_batch": 4'))
     assert publish.main([str(tmp_path / "ranking"), "--out", str(tmp_path / "page")]) == 2
     assert "dit-seed0 differ in global_batch" in capfd.readouterr().err
+
+
+def test_the_best_rate_of_a_sweep(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    from best_rate import best_rate
+
+    file = tmp_path / "runs.csv"
+    rows = ["seq-lr=0.1,0.5", "dit-lr=0.1,0.9", "seq-lr=0.2,0.6", "dit-lr=0.2,0.7"]
+    file.write_text("\n".join(["arm,validation_loss", *rows]))
+    assert best_rate(file) == "0.2"
+    file.write_text("\n".join(["arm,validation_loss", *rows[:3]]))
+    with pytest.raises(SystemExit, match="let the sweep finish"):
+        best_rate(file)
