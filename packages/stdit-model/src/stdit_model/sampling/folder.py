@@ -12,8 +12,17 @@ from stdit_model.convert import VAE_FACTOR, find
 from stdit_model.errors import WeightsError, WeightsFileExistsError, WeightsFileNotFoundError
 from stdit_model.model import STDiT
 from stdit_model.sampling.bundled import bundled_names, bundled_pipeline
-from stdit_model.sampling.components import PARTS, load_part, require
-from stdit_model.sampling.index import HUB_COMPONENTS, INDEX, check_class, find_index, hub_index, own_parts
+from stdit_model.sampling.components import (
+    HUB_COMPONENTS,
+    INDEX,
+    PARTS,
+    check_class,
+    find_index,
+    hub_index,
+    load_part,
+    own_parts,
+    require,
+)
 from stdit_model.sampling.schedulers import flow_scheduler, iddpm_scheduler
 from stdit_model.weights.folders import read_json
 from stdit_model.weights.hub import HUB_OPTIONS, hub_options, split_hub_id

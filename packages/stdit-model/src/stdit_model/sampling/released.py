@@ -12,9 +12,8 @@ from stdit_model.convert import find
 from stdit_model.errors import WeightsError
 from stdit_model.model import STDiT
 from stdit_model.protocols import VAE, Scheduler, TextEncoder, Tokenizer
-from stdit_model.sampling.components import load_part, require
+from stdit_model.sampling.components import load_part, own_parts, require
 from stdit_model.sampling.folder import T5_ID, clip_size, default_negative_prompt, vae_id
-from stdit_model.sampling.index import own_parts
 from stdit_model.sampling.schedulers import flow_scheduler, iddpm_scheduler
 from stdit_model.video_vae import latent_channels, spatial_stride
 from stdit_model.weights.files import open_checkpoint

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stdit_model.sampling.bundled import bundled_names, bundled_pipeline
-from stdit_model.sampling.index import INDEX, hub_index, own_parts
+from stdit_model.sampling.components import INDEX, hub_index, own_parts
 from stdit_model.sampling.schedulers import recorded_objective
 from stdit_model.weights.folders import find_weights, has_weights, read_json
 from stdit_model.weights.hub import local_path, split_hub_id

@@ -6,9 +6,8 @@ from typing import Any
 import torch
 
 from stdit_model import STDiTPipeline
-from stdit_model.sampling.components import load_part, require
+from stdit_model.sampling.components import load_part, own_parts, require
 from stdit_model.sampling.folder import T5_ID
-from stdit_model.sampling.index import own_parts
 from stdit_train.components.load import eight_bit_config, quiet_libraries
 from stdit_train.errors import ConfigError
 from stdit_train.hardware import find_device

@@ -15,7 +15,7 @@ from stdit_data.preview import contact_sheet
 from stdit_data.transforms import to_float, to_uint8
 from stdit_data.video.write import write_mp4
 from stdit_model import STDiT, STDiTPipeline
-from stdit_model.sampling.index import HUB_COMPONENTS, INDEX
+from stdit_model.sampling.components import HUB_COMPONENTS, INDEX
 from stdit_model.sampling.schedulers import iddpm_scheduler
 from stdit_model.video_vae import decode
 from stdit_train.assets import resolve_source
