@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from stdit_data.buckets import batch_sizes, parse_bucket
+from stdit_data.buckets import Bucket, batch_sizes, parse_bucket
 from stdit_data.errors import DataError
 from stdit_model.presets import Variant, preset
 from stdit_train.errors import ConfigError
@@ -279,7 +279,7 @@ class TrainConfig:
                 other = "bf16 or fp32" if key == "precision" else str(only).lower()
                 raise ConfigError(f"{key} is {str(value).lower()}: a VAE is trained with {other}")
         buckets = [parse_bucket(bucket) for bucket in self.data.buckets]
-        sizes = buckets or [(self.data.frames, self.data.height, self.data.width)]
+        sizes = buckets or [Bucket(self.data.frames, self.data.height, self.data.width)]
         for size in sizes:
             self.vae.check_clip(*size)
         if self.vae.kind == "video" and all(frames == 1 for frames, _, _ in sizes):
