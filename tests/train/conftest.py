@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from stdit_data.datasets.shapes import vocabulary
+from stdit_model import STDiT
 from stdit_train.config.load import load_stage
-from stdit_train.config.schema import TrainConfig
+from stdit_train.config.schema import TrainConfig, model_arguments
 from stdit_train.demo.autoencoder import AutoencoderConfig, build_autoencoder
 from stdit_train.demo.text import build_text_encoder, build_tokenizer
 
@@ -51,3 +52,14 @@ def small(parts: Path) -> TrainConfig:
             "optimizer.warmup": 0,
         },
     )
+
+
+@pytest.fixture
+def base(small: TrainConfig, tmp_path: Path) -> Path:
+    """A folder with a transformer of `small`, every weight random, to be adapted."""
+    model = STDiT(**model_arguments(small, 4, 32))
+    generator = torch.Generator().manual_seed(0)
+    for tensor in model.state_dict().values():
+        tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
+    model.save_pretrained(tmp_path / "base" / "transformer")
+    return tmp_path / "base"

@@ -10,7 +10,7 @@ from stdit_train.ablation.arms import Arm, Study, estimate_arm, loss_is_comparab
 from stdit_train.ablation.costs import Cost, study_seconds
 from stdit_train.ablation.matching import share_initial_weights, with_length, with_parameters_matched
 from stdit_train.config.load import ConfigError, load_stage
-from stdit_train.config.schema import TrainConfig
+from stdit_train.config.schema import LoRAConfig, TrainConfig
 from stdit_train.distributed.parallelize import build_model
 
 FOUR = ["dit", "seq", "parallel", "latte"]
@@ -38,6 +38,13 @@ def test_values_are_read_as_toml() -> None:
 def test_what_can_not_be_varied(text: str, word: str) -> None:
     with pytest.raises(ConfigError, match=word):
         parse_vary(text)
+
+
+def test_only_whole_models_are_compared(base: TrainConfig) -> None:
+    arms = make_arms(base, ["seq", "dit"], [])
+    for settings in ({"trained_weights": "temporal"}, {"lora": LoRAConfig(4)}):
+        with pytest.raises(ConfigError, match=r"leave out lora\.rank and trained_weights"):
+            study(replace(base, init="demo", **settings), arms)
 
 
 def test_arms_are_every_combination(base: TrainConfig) -> None:

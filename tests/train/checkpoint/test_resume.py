@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -97,6 +98,16 @@ def test_killed(config: TrainConfig, tmp_path: Path, when: str) -> None:
     expected, _ = trained(config, tmp_path / "whole")
     assert_same(resumed, expected)
     assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
+
+
+@pytest.mark.parametrize("part", [{"lora.rank": 2}, {"trained_weights": "temporal"}])
+def test_killed_while_a_part_is_trained(config: TrainConfig, base: Path, tmp_path: Path, part: dict[str, Any]) -> None:
+    config = from_dict(set_values(to_dict(config), {"init": str(base), **part}))
+    killed(config, tmp_path / "run", "step 5")
+    resumed, lines = trained(config, tmp_path / "run")
+    assert any("step-000003" in line for line in lines)
+    expected, _ = trained(config, tmp_path / "whole")
+    assert_same(resumed, expected)
 
 
 @pytest.mark.slow

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from stdit_model import STDiT, STDiTPipeline
+from stdit_model.weights.lora import LORA_FILE
 from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.config.load import ConfigError, from_dict, load_stage, set_values, to_dict
 from stdit_train.config.schema import TrainConfig
@@ -106,6 +108,34 @@ def test_from_one_process_to_two_and_back(config: TrainConfig, tmp_path: Path) -
         assert (run.samples / file).is_file()
         assert (whole.samples / file).is_file()
     assert STDiTPipeline.from_pretrained(run.pipeline).transformer.config.depth == 2
+
+
+def test_an_adapter_on_two_processes(config: TrainConfig, base: Path, tmp_path: Path) -> None:
+    """Each has all weights; the gradients are averaged once a step, over micro-batches too."""
+    part = {"init": str(base), "objective.name": "flow", "lora.rank": 2, "optimizer.lr": 1e-3, "micro_batch": 1}
+    config = changed(config, **part, validate_every=2, checkpoint_every=2)
+    (expected, *reports) = trained(
+        [
+            (1, tmp_path / "whole", replace(config, steps=4)),
+            (2, tmp_path / "run", replace(config, steps=2)),
+            (1, tmp_path / "run", replace(config, steps=3)),
+            (2, tmp_path / "run", replace(config, steps=4)),
+        ]
+    )
+    found = {step: samples for ranks in reports for step, samples in samples_of(ranks).items()}
+    assert found == samples_of(expected)
+    assert [ranks[0]["held"] for ranks in reports] == [expected[0]["held"]] * 3
+    rows, wanted = logged(tmp_path / "run"), logged(tmp_path / "whole")
+    for step, row in wanted.items():
+        for name, value in row.items():
+            assert rows[step][name] == pytest.approx(value, rel=LIMIT), (step, name)
+    adapters = [load_file(folder / LORA_FILE) for folder in (tmp_path / "run", tmp_path / "whole")]
+    assert adapters[0].keys() == adapters[1].keys()
+    for name, value in adapters[1].items():
+        torch.testing.assert_close(adapters[0][name], value, rtol=0, atol=LIMIT)
+    assert read_sessions(RunFolder(tmp_path / "run"))[0]["parallel"] == {
+        "world_size": 2, "replicate": 2, "sequence": 1,
+    }  # fmt: skip
 
 
 @pytest.mark.slow

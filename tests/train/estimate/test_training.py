@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from stdit_model import STDiT
 from stdit_train.config.load import ConfigError, from_dict, load_stage, set_values, to_dict
-from stdit_train.config.schema import TrainConfig
+from stdit_train.config.schema import TrainConfig, model_arguments
 from stdit_train.distributed.mesh import ParallelDims
 from stdit_train.estimate.fit import advice, refusal
 from stdit_train.estimate.plan import SHARE_OF_PEAK, find_device_kind, plan_stage
@@ -52,6 +53,12 @@ SCRIPT = """
         pytest.param({"global_batch": 8, "precision": "bf16-weights"}, marks=pytest.mark.slow),
         pytest.param({"global_batch": 8, "optimizer.name": "muon"}, marks=pytest.mark.slow),
         {"global_batch": 4, "micro_batch": 2},  # accumulated
+        {"global_batch": 2, "lora.rank": 4},
+        pytest.param({"global_batch": 2, "lora.rank": 4, "precision": "bf16"}, marks=pytest.mark.slow),
+        pytest.param(
+            {"global_batch": 2, "trained_weights": "temporal", "precision": "bf16", "frozen": "bf16"},
+            marks=pytest.mark.slow,
+        ),
         pytest.param({"global_batch": 1, "model.hidden_size": 384}, marks=pytest.mark.slow),  # gradients outweigh
     ],
     ids=lambda settings: ",".join(f"{key}={value}" for key, value in settings.items()),
@@ -61,6 +68,10 @@ def test_measured_memory(small: TrainConfig, tmp_path: Path, settings: dict) -> 
         "model.hidden_size": 192, "model.depth": 4, "data.frames": 8, "data.height": 64, "data.width": 64,
         "data.workers": 0, "data.cache_latents": True, "optimizer.name": "adamw",
     }  # fmt: skip
+    if settings.keys() & {"lora.rank", "trained_weights"}:
+        whole = from_dict(set_values(to_dict(small), config))
+        STDiT(**model_arguments(whole, 4, 32)).save_pretrained(tmp_path / "base" / "transformer")
+        settings = {**settings, "init": str(tmp_path / "base")}
     run = from_dict(set_values(to_dict(small), config | settings))
     run = replace(run, micro_batch=run.micro_batch or run.global_batch)
     command = [sys.executable, "-c", textwrap.dedent(SCRIPT), json.dumps(to_dict(run)), str(tmp_path)]

@@ -75,6 +75,25 @@ def train_flops(
     return 3 * blocks + sum(2 * first + 3 * rest for first, rest in outer) + (blocks if checkpointing else 0)
 
 
+def partial_train_flops(
+    config: Mapping[str, Any], shape: Sequence[int], trained: int, *, added: bool, checkpointing: bool = False
+) -> int:
+    """Count the FLOPs of a forward and a backward in which a part of the weights is trained.
+
+    The backward computes the gradients of all tokens, and of what is trained.
+
+    Args:
+        config, shape, checkpointing: as of `train_flops`.
+        trained: number of parameters that are trained, each of which is counted as if all tokens came to it.
+        added: whether they are an adapter beside the model's own weights, and have a forward of their own.
+    """
+    sizes = _sizes(config, shape, None)
+    blocks = sum(_block(sizes, mixing) for mixing in sizes.mixings)
+    (first, rest), text = _ends(sizes), sum(_text(sizes))
+    own = 2 * sizes.n * trained * (3 if added else 1)
+    return (3 if checkpointing else 2) * blocks + first + 2 * rest + text + own
+
+
 def activation_bytes(
     config: Mapping[str, Any],
     shape: Sequence[int],

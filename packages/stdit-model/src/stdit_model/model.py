@@ -12,6 +12,7 @@ from typing import Any, Self, cast
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+from diffusers.loaders.peft import PeftAdapterMixin
 from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from einops import rearrange
@@ -34,7 +35,7 @@ from stdit_model.weights.loaders import WeightLoaders
 CACHES = ("FirstBlockCacheConfig", "PyramidAttentionBroadcastConfig", "MagCacheConfig", "TaylorSeerCacheConfig")
 
 
-class STDiT(WeightLoaders, CacheMixin, ConfigMixin):
+class STDiT(WeightLoaders, PeftAdapterMixin, CacheMixin, ConfigMixin):
     """A video diffusion transformer over latents.
 
     Args:

@@ -12,6 +12,8 @@ from stdit_data.latents.dataset import LatentDataset
 from stdit_data.manifests.format import check_manifest
 from stdit_model.video_vae import latent_channels
 from stdit_model.weights.hub import local_path
+from stdit_train.adapters import build_partial
+from stdit_train.assets import resolve_source
 from stdit_train.callbacks import Callback
 from stdit_train.checkpoint.init_weights import load_initial
 from stdit_train.checkpoint.run_folder import RunFolder
@@ -33,7 +35,7 @@ from stdit_train.distributed.agreement import check_agreement
 from stdit_train.distributed.parallelize import build_model
 from stdit_train.distributed.world import World
 from stdit_train.errors import ConfigError
-from stdit_train.task import STDiTTask
+from stdit_train.task import PartialTask, STDiTTask
 from stdit_train.tracking.run_log import RunLog
 from stdit_train.trainer import Trainer
 from stdit_train.vae.networks import build_networks
@@ -47,7 +49,7 @@ def check_inputs(config: TrainConfig, *, begun: bool) -> None:
 
     Args:
         config: the run's settings.
-        begun: whether the run has begun, and needs its initial weights no more.
+        begun: whether the run has begun, and needs its initial weights no more, unless it has frozen ones.
 
     Raises:
         DataError: there are no such clips.
@@ -62,8 +64,8 @@ def check_inputs(config: TrainConfig, *, begun: bool) -> None:
         if config.init is not None and not begun:
             check_vae_source(config.init, "--init")
         return
-    if config.init is not None and not begun:
-        local_path(config.init)
+    if config.init is not None and (config.partial or not begun):
+        local_path(resolve_source(config.init))
     check_sources(config)
 
 
@@ -108,16 +110,18 @@ def open_trainer(
             run.write_config(config)
         else:
             run.create(config)
-        run.update_metadata(micro_batch=fitted.micro_batch)
+        frozen = {} if (digest := _frozen_sha256(trainer)) is None else {"frozen_sha256": digest}
+        run.update_metadata(micro_batch=fitted.micro_batch, **frozen)
 
     with RunLog(run) if world.is_main else nullcontext():
         check_shared(world, run.path)
         begun, micro_batch, checkpoint = world.broadcast_from_main(begin)
         if config.micro_batch is None:
             fitted = replace(fitted, micro_batch=micro_batch)
-        initial = config.init if checkpoint is None else None
+        initial = config.init if checkpoint is None or config.partial else None
         trainer = build_trainer(replace(fitted, init=initial), run, callback, components, world)
         if checkpoint is not None:
+            _check_frozen(trainer, run)
             trainer.resume(checkpoint)
             log.info("resuming from %s", checkpoint.path)
         elif previous is not None:
@@ -161,10 +165,16 @@ def build_trainer(
     for clips in (dataset, validation.dataset if isinstance(validation, ValidationClips) else None):
         if isinstance(clips, LatentDataset):
             check_components(clips, components)
-    model = build_model(config, latent_channels(components.vae), components.caption_channels, world)
-    if config.init is not None:
-        log.info(load_initial(model, config.init))
-    task = STDiTTask(config, model, components, prompts, device, world)
+    sizes = latent_channels(components.vae), components.caption_channels
+    task: STDiTTask
+    if config.partial:
+        model, digest = build_partial(config, *sizes)
+        task = PartialTask(config, model.to(device), components, prompts, device, world, digest)
+    else:
+        model = build_model(config, *sizes, world)
+        if config.init is not None:
+            log.info(load_initial(model, resolve_source(config.init)))
+        task = STDiTTask(config, model, components, prompts, device, world)
     return Trainer(config, run, task, dataset, validation, device, callback, world)
 
 
@@ -198,7 +208,27 @@ def _to_agree_on(config: TrainConfig, trainer: Trainer) -> dict[str, object]:
         "the list of validation clips (identity)": getattr(trainer.outputs.validation, "identity", None),
         "the step": trainer.step,
         "the micro-batch": trainer.config.micro_batch,
+        "the frozen weights (SHA-256)": _frozen_sha256(trainer),
     }
+
+
+def _frozen_sha256(trainer: Trainer) -> str | None:
+    """Return the SHA-256 of the weights that a part is trained of; None if all are trained."""
+    return trainer.task.digest if isinstance(trainer.task, PartialTask) else None
+
+
+def _check_frozen(trainer: Trainer, run: RunFolder) -> None:
+    """Check that a run that resumes has the frozen weights that it began with, which its checkpoints lack.
+
+    Raises:
+        ConfigError: they are others.
+    """
+    before, now = run.metadata().get("frozen_sha256"), _frozen_sha256(trainer)
+    if before is not None and before != now:
+        raise ConfigError(
+            f"the weights of {trainer.config.init} are others than when {run.path} began, and its checkpoints hold the "
+            "trained part alone: put the old ones back, or start a new run"
+        )
 
 
 def _about_validation(validation: ClipDataset | None) -> str:

@@ -19,6 +19,7 @@ from stdit_data.clip import ClipDataset
 from stdit_data.loading.loader import Batch
 from stdit_data.loading.order import Slot
 from stdit_model import STDiT, flops
+from stdit_train.adapters import average_gradients, copy_trained, in_float32, save_adapter
 from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.components.load import Components
 from stdit_train.config.schema import TrainConfig
@@ -181,8 +182,12 @@ class STDiTTask:
         """Return the speed meter of steps with so many samples of latents [C, T, H, W]."""
         model = self.averaged.config
         tokens = math.prod(n // p for n, p in zip(shape[1:], model.patch_size, strict=True))
-        own_flops = flops.train_flops(model, (samples, *shape)) // self.world.size
+        own_flops = self.step_flops((samples, *shape)) // self.world.size
         return Speed(samples, tokens, own_flops, self.config.precision, self.device)
+
+    def step_flops(self, shape: tuple[int, ...]) -> int:
+        """Return the FLOPs of steps with clips of shape [B, C, T, H, W], on all processes."""
+        return flops.train_flops(self.model.config, shape)
 
     def sample(self, model: STDiT, folder: Path | None, step: int, autocast: Autocast) -> Path | None:
         """Sample a video per prompt; see `draw_samples`."""
@@ -195,5 +200,52 @@ class STDiTTask:
         def write() -> None:
             if average is not None:
                 save_pipeline(run.pipeline, average, self.components, self.config)
+
+        self.world.on_all(write)
+
+
+@dataclass
+class PartialTask(STDiTTask):
+    """A part of an STDiT, whose other weights are frozen: its adapter, or its temporal attention.
+
+    Args:
+        config, components, prompts, device, world: as of `STDiTTask`.
+        model: on `device`, as `stdit_train.adapters.build_partial` makes it.
+        digest: SHA-256 of the weights that it was made from.
+    """
+
+    digest: str = ""
+
+    @property
+    def sharded(self) -> bool:
+        """Return False: every process has all weights."""
+        return False
+
+    def build_average(self) -> STDiT:
+        """Return a copy of the model that shares its frozen weights."""
+        return copy_trained(self.model)
+
+    def clip_gradients(self, maximum: float) -> Tensor:
+        """Average the gradients over the processes, and clip their global norm."""
+        if self.world.size > 1:
+            average_gradients(self.model)
+        return clip_gradients(self.model, maximum)
+
+    def step_flops(self, shape: tuple[int, ...]) -> int:
+        """Return the FLOPs of steps with clips of shape [B, C, T, H, W], on all processes."""
+        trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        added = self.config.lora.rank is not None
+        return flops.partial_train_flops(self.model.config, shape, trained, added=added)
+
+    def publish(self, model: STDiT, run: RunFolder) -> None:
+        """Write the adapter, or the pipeline folder."""
+
+        def write() -> None:
+            if not self.world.is_main:
+                return
+            if self.config.lora.rank is not None:
+                save_adapter(run.path, model)
+            else:
+                save_pipeline(run.pipeline, in_float32(model), self.components, self.config)
 
         self.world.on_all(write)

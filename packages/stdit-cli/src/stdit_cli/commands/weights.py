@@ -1,11 +1,11 @@
-"""`stdit weights inspect` and `convert`: look into checkpoints, and convert their layouts."""
+"""`stdit weights inspect`, `convert` and `merge`: look into checkpoints, convert their layouts, merge adapters."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(help="Inspect and convert checkpoints.", no_args_is_help=True)
+app = typer.Typer(help="Inspect, convert and merge checkpoints.", no_args_is_help=True)
 
 Ema = Annotated[bool, typer.Option("--ema", help="Read the EMA weights of a PixArt .pth.")]
 
@@ -92,3 +92,30 @@ def convert(
     else:
         model = write_pipeline(source, destination, **parts, **options)
     typer.echo(f"{destination}: STDiT {model.config.variant}, {model.num_parameters():,} parameters")
+
+
+@app.command()
+def merge(
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="PIPELINE", help="Pipeline or run folder, released file, Hub id or `demo`.")
+    ],
+    destination: Annotated[Path, typer.Argument(metavar="OUT", help="Pipeline folder to write.")],
+    lora: Annotated[
+        list[str],
+        typer.Option(
+            "--lora",
+            metavar="FILE[:SCALE]",
+            help="LoRA adapter: a file, a run folder or a Hub id, and the factor of its update (1). May be repeated.",
+        ),
+    ],
+) -> None:
+    """Merge LoRA adapters into the weights of a pipeline."""
+    from stdit_cli.commands.sample.request import parse_adapter
+    from stdit_model.sampling.folder import write_pipeline
+    from stdit_train.assets import named_source, resolve_source
+    from stdit_train.pipeline.find import find_checkpoint
+
+    source = find_checkpoint(resolve_source(named_source(checkpoint))).source
+    model = write_pipeline(source, destination, loras=[parse_adapter(text) for text in lora])
+    adapters = f"{len(lora)} adapter{'s' * (len(lora) > 1)} merged"
+    typer.echo(f"{destination}: STDiT {model.config.variant}, {model.num_parameters():,} parameters, {adapters}")

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from stdit_model.sampling.components import (
     require,
 )
 from stdit_model.sampling.schedulers import flow_scheduler, iddpm_scheduler
+from stdit_model.weights.adapters import merge_adapters
 from stdit_model.weights.folders import read_json
 from stdit_model.weights.hub import HUB_OPTIONS, hub_options, split_hub_id
 from stdit_model.weights.load import NULL_CAPTION, Weights, build
@@ -43,6 +44,7 @@ def write_pipeline(
     text_encoder: str | Path | None = None,
     tokenizer: str | Path | None = None,
     scheduler: str | Path | None = None,
+    loras: Sequence[tuple[str, float]] = (),
     max_shard_size: str = "10GB",
     **options: Any,
 ) -> STDiT:
@@ -58,6 +60,8 @@ def write_pipeline(
             those that Open-Sora 1.0 was trained with. A text encoder's folder may hold its tokenizer.
         scheduler: the same, or "iddpm" or "flow"; by default the pipeline's own, or for weights alone "iddpm" for a
             model that predicts its variance, "flow" for others.
+        loras: LoRA adapters to merge into the weights, each with the factor of its update; see
+            `stdit_model.weights.adapters.load_adapters`.
         max_shard_size: of the transformer's safetensors files.
         options: of `stdit_model.convert.find`.
 
@@ -91,7 +95,7 @@ def write_pipeline(
             raise WeightsFileNotFoundError(f"{part}: neither a folder nor a Hub id (owner/name) for the {name}")
     classes = {name: _component_class(name, path) for name, path in copied.items()}
 
-    model = build(STDiT, found, dtype=None)
+    model = merge_adapters(build(STDiT, found, dtype=None), loras)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder / "transformer", max_shard_size=max_shard_size)
     classes["transformer"] = ("stdit_model", "STDiT")

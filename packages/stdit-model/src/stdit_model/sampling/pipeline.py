@@ -30,6 +30,7 @@ from stdit_model.sampling.images import Frames, from_pil, to_output
 from stdit_model.sampling.inputs import callback_inputs, check_inputs
 from stdit_model.sampling.released import released_components
 from stdit_model.sampling.schedulers import check_continuation
+from stdit_model.weights.adapters import LoRALoader
 from stdit_model.weights.hub import hub_reason
 
 
@@ -40,7 +41,7 @@ class STDiTPipelineOutput(BaseOutput):
     frames: Any
 
 
-class STDiTPipeline(CallState, DiffusionPipeline):
+class STDiTPipeline(CallState, DiffusionPipeline, LoRALoader):
     """Text to video with an STDiT, any diffusers scheduler, a VAE and a T5-style text encoder.
 
     Args:

@@ -53,6 +53,11 @@ class Study:
     prompts: int  # per split (seen, held-out) to score each run with; 0 for no scores
     given: dict[str, Any]  # settings that the user named, by dotted key; they are not changed
 
+    def __post_init__(self) -> None:
+        """Check that all weights are trained: runs are compared by their pipelines, from equal initial weights."""
+        if self.base.partial or any(arm.config(self.base).partial for arm in self.arms):
+            raise ConfigError("an ablation trains all weights of each arm: leave out lora.rank and trained_weights")
+
 
 def parse_variants(text: str) -> list[Variant]:
     """Parse a comma-separated list of variants.

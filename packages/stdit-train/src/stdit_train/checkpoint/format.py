@@ -35,10 +35,16 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # ex
 
 
 def named_tensors(model: nn.Module, ema: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
-    """Return weights, average and optimizer state as "model.NAME", "ema.NAME" and "optimizer.PARAMETER.KEY"."""
+    """Return weights, average and optimizer state as "model.NAME", "ema.NAME" and "optimizer.PARAMETER.KEY".
+
+    Frozen weights, which the average shares with the model, are left out.
+    """
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    tensors |= {f"ema.{name}": value for name, value in ema.state_dict().items()}
+    frozen = {parameter for parameter in names if not parameter.requires_grad}
+    tensors = {}
+    for prefix, part in (("model", model), ("ema", ema)):
+        left_out = {name for name, parameter in part.named_parameters() if parameter in frozen}
+        tensors |= {f"{prefix}.{name}": value for name, value in part.state_dict().items() if name not in left_out}
     for optimizer in optimizers:
         for parameter, state in optimizer.state.items():
             tensors |= {f"optimizer.{names[parameter]}.{key}": value for key, value in state.items()}

@@ -5,6 +5,7 @@ from pathlib import Path
 from stdit_model import STDiT
 from stdit_model.convert import find
 from stdit_model.weights.load import NULL_CAPTION, Weights, saved_weights
+from stdit_model.weights.lora import LORA_FILE
 from stdit_train.config.load import ConfigError
 from stdit_train.distributed.sharded_weights import load_full_state_dict
 
@@ -29,10 +30,12 @@ def load_initial(model: STDiT, source: str) -> str:
             model (PixArt) gives every variant what it has; the temporal attention keeps its start.
 
     Raises:
-        ConfigError: sizes, patch or variant differ; the message names the first that does.
+        ConfigError: sizes, patch or variant differ, and the message names the first that does; or it is an adapter.
         FileNotFoundError, ValueError: it can't be read.
     """
     folder = Path(source).expanduser()
+    if (folder / LORA_FILE).is_file() and not (folder / "transformer").is_dir():
+        raise ConfigError(f"{source} holds a LoRA adapter: merge it into its model first, with `stdit weights merge`")
     if (folder / "pipeline" / "transformer").is_dir():
         folder = folder / "pipeline"
     if (folder / "transformer").is_dir():

@@ -5,7 +5,7 @@ import json
 import logging
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -81,7 +81,7 @@ def load_curriculum(name: str, overrides: Mapping[str, Any] | None = None) -> li
     Args:
         name: of the curriculum.
         overrides: by dotted key for all stages, or by "STAGE/KEY" for one. `init` is for the first stage; the others
-            start from the stage before.
+            start from the stage before. Where a part is trained, all stages have the frozen rest from it.
 
     Raises:
         ConfigError: no such curriculum, stage or key, or a value of the wrong type or out of bounds.
@@ -94,7 +94,8 @@ def load_curriculum(name: str, overrides: Mapping[str, Any] | None = None) -> li
         values = stage_values(entry.get("from", entry["name"]))
         values = set_values(values, flatten(own)) | {"stage": entry["name"]}
         values = set_values(values, _of_stage(overrides or {}, entry["name"]))
-        configs.append(from_dict(values if number == 0 else values | {"init": None}))
+        config = from_dict(values)
+        configs.append(config if number == 0 or config.partial else replace(config, init=None))
     return configs
 
 

@@ -2,18 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from stdit_train.assets import DEMO
+from stdit_train.config.load import read_settings
 from stdit_train.config.schema import DataConfig, TrainConfig
 
 
 def resolve_config(config: TrainConfig, overrides: Mapping[str, Any], *, demo_parts: bool = True) -> TrainConfig:
     """Choose the VAE and the text encoder that go with a run's data, where none are named.
 
-    A cache is read with those that made it. The embedded set `shapes` stands in where no videos are given, and is
-    encoded with the demo's, which are always at hand. A component is named by its folder, its Hub id, or the word
-    "demo"; what "demo" stands for is looked up when the component is opened.
+    A cache is read with those that made it, and a part of a pipeline is trained with those of the pipeline. The
+    embedded set `shapes` stands in where no videos are given, and is encoded with the demo's, which are always at
+    hand. A component is named by its folder, its Hub id, or the word "demo"; what "demo" stands for is looked up when
+    the component is opened.
 
     Args:
         config: of a stage.
@@ -22,12 +25,14 @@ def resolve_config(config: TrainConfig, overrides: Mapping[str, Any], *, demo_pa
 
     Raises:
         DataError: the cache is damaged, or of another version of the format.
+        ConfigError: the model_index.json of the pipeline is damaged.
     """
     data = config.data
+    own = _pipeline_sources(config.init) if config.partial and config.init is not None else {}
     if data.source != "shapes":
-        sources = _cache_sources(data.source)
+        sources = own | _cache_sources(data.source)
     else:
-        sources = {"vae": DEMO, "text_encoder": DEMO} if demo_parts else {}
+        sources = ({"vae": DEMO, "text_encoder": DEMO} if demo_parts else {}) | own
     sources = {key: source for key, source in sources.items() if f"data.{key}" not in overrides}
     return replace(
         config,
@@ -93,6 +98,18 @@ def cached_text_width(config: TrainConfig) -> int | None:
 
     about = read_metadata(config.data.source, "text")
     return None if about is None else about["text_encoder"]["width"]
+
+
+def _pipeline_sources(init: str) -> dict[str, str]:
+    """Return the VAE and the text encoder of a pipeline or a run on this machine; nothing of weights alone."""
+    if init == DEMO:
+        return {"vae": DEMO, "text_encoder": DEMO}
+    folder = Path(init).expanduser()
+    folder = folder / "pipeline" if (folder / "pipeline").is_dir() else folder
+    index = folder / "model_index.json"
+    named = read_settings(index).get("_hub_components", {}) if index.is_file() else {}
+    parts = {part: str(folder) for part in ("vae", "text_encoder") if (folder / part).is_dir()}
+    return parts | {part: name for part, name in named.items() if part in ("vae", "text_encoder")}
 
 
 def _cache_sources(url: str) -> dict[str, str]:

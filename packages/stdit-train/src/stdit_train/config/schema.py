@@ -216,6 +216,17 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True)
+class LoRAConfig:
+    """A LoRA adapter (arXiv:2106.09685), trained in place of the model's own weights."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    rank: Count | None = None  # of the updates; setting it trains an adapter
+    alpha: Positive | None = None  # updates are scaled by alpha / rank [default: the rank]
+    modules: tuple[str, ...] | None = None  # parts of a block to adapt [default: all of its attention]
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One training run."""
 
@@ -249,6 +260,9 @@ class TrainConfig:
     wandb: str | None = None  # Weights & Biases project to log to
     init: str | None = None  # weights to start from
     trains: Literal["stdit", "vae"] = "stdit"  # the diffusion transformer, or a VAE by itself
+    trained_weights: Literal["all", "temporal"] = "all"  # weights to train: all, or the temporal attention alone
+    frozen: Literal["fp32", "bf16"] = "fp32"  # precision in which weights that are not trained are kept
+    lora: LoRAConfig = LoRAConfig()
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
@@ -256,10 +270,16 @@ class TrainConfig:
     sampling: SamplingConfig = SamplingConfig()
     vae: VaeConfig = VaeConfig()
 
+    @property
+    def partial(self) -> bool:
+        """Return whether a part alone is trained: an adapter, or some of the weights. The rest is that of `init`."""
+        return self.lora.rank is not None or self.trained_weights != "all"
+
     def __post_init__(self) -> None:
         """Check what spans the parts."""
         if self.trains == "vae":
             self._check_vae()
+        self._check_partial()
         later_only = self.objective.conditioning_share > 0 and self.objective.conditioning_clips == "later"
         if later_only and self.data.source == "shapes" and not self.data.later:
             raise ConfigError(
@@ -286,6 +306,29 @@ class TrainConfig:
             raise ConfigError(
                 f"a video VAE needs clips, not images alone: set data.frames to {1 + self.vae.temporal} or more"
             )
+
+    def _check_partial(self) -> None:
+        if not self.partial:
+            if self.frozen != "fp32":
+                raise ConfigError(f"frozen={self.frozen} is for --lora and --train temporal, which freeze weights")
+            if self.lora.modules is not None or self.lora.alpha is not None:
+                raise ConfigError("lora.modules and lora.alpha are of an adapter: give its rank, e.g. --lora 16")
+            return
+        option = "--lora" if self.lora.rank is not None else f"--train {self.trained_weights}"
+        if self.trains != "stdit":
+            raise ConfigError(f"{option} is for the diffusion transformer: leave it out, a VAE is trained whole")
+        if self.lora.rank is not None and self.trained_weights != "all":
+            raise ConfigError("--lora trains an adapter alone, --train the weights of the model: give one")
+        if self.init is None:
+            raise ConfigError(f"{option} needs a trained model: give it with --init, e.g. --init demo")
+        if self.precision == "bf16-weights":
+            raise ConfigError(
+                f"{option} keeps what it trains in float32: take precision=bf16, with frozen=bf16 for the rest"
+            )
+        if self.frozen == "bf16" and self.precision != "bf16":
+            raise ConfigError(f"frozen=bf16 computes in bfloat16: set precision=bf16, not {self.precision}")
+        if self.sequence > 1 or self.replicate not in (None, 0):
+            raise ConfigError(f"{option} keeps a whole model on each process: leave out sequence and replicate")
 
 
 def model_arguments(config: TrainConfig, latent_channels: int, caption_channels: int) -> dict[str, Any]:

@@ -86,9 +86,11 @@ def advice(estimate: Estimate, available: int) -> str:
     fixed = sum(estimate.memory.values()) - estimate.memory["activations"]
     config = estimate.config
     ways = []
+    if config.partial and config.frozen == "fp32" and config.precision == "bf16":
+        ways.append("--set frozen=bf16")
     if estimate.reduce_once:
         ways.append("--set reduce_once=false")
-    if estimate.replicas > 1:
+    if estimate.replicas > 1 and not config.partial:
         ways.append("--set replicate=1")
     if fixed > available:
         vae = config.trains == "vae"

@@ -101,6 +101,7 @@ def traffic(
     *,
     itemsize: int = 2,
     checkpointing: bool = False,
+    trained: int | None = None,
 ) -> Traffic:
     """Return the bytes that a process sends, as `stdit_train.distributed.parallelize` shares the work.
 
@@ -110,7 +111,10 @@ def traffic(
         shape: of a micro-batch's latents [B, C, T, H, W].
         itemsize: bytes of a gathered weight and of an activation; gradients are summed in float32.
         checkpointing: whether each block's forward pass, with its exchanges, is repeated in the backward pass.
+        trained: number of parameters that are trained, where the others are frozen on every process.
     """
+    if trained is not None:
+        return Traffic(0, 0, 2 * 4 * trained * (dims.replicate - 1) // dims.replicate, 0)
     arguments = STDiT.arguments(arguments)
     parts = parameter_shapes(arguments)
     padded = {name: -(-size[0] // dims.shard) * math.prod(size[1:]) for name, size in parts.items()}  # of a shard

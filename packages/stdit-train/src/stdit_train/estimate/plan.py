@@ -93,7 +93,7 @@ def plan_stage(config: TrainConfig, device: Device, count: int) -> list[Plan]:
     if peak is None:
         raise ConfigError(f"no peak rate is known for {device.title}: name a device with --gpu")
     ways = {"alone": config}
-    if count > 1 and config.trains == "vae":
+    if count > 1 and (config.trains == "vae" or config.partial):
         ways = {"a copy on each": config}
     elif count > 1:
         alone = replace(config, sequence=1)
@@ -134,6 +134,7 @@ def _sent(config: TrainConfig, estimate: Estimate, dims: ParallelDims) -> Traffi
         (estimate.micro_batch, *estimate.latent),
         itemsize=4 if config.precision == "fp32" else 2,
         checkpointing=config.activation_checkpointing is True,
+        trained=estimate.trained_parameters if config.partial else None,
     ).of_step(estimate.accumulation, config.reduce_once is not False)
 
 

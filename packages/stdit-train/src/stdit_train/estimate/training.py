@@ -5,6 +5,7 @@ from typing import Any
 
 from stdit_model import STDiT, flops
 from stdit_train import hardware
+from stdit_train.adapters import trained_parameters
 from stdit_train.components.sizes import component_config, vae_channels, vae_frames, vae_stride
 from stdit_train.config.batches import check_shared_tokens, clips_per_step, step_batches
 from stdit_train.config.resolve import cached_text_width, is_cached
@@ -34,6 +35,7 @@ class Estimate:
     config: TrainConfig
     parameters: int
     temporal_parameters: int
+    trained_parameters: int
     latent: tuple[int, int, int, int]  # C, T, H, W
     tokens: int  # per sample
     step_flops: int
@@ -60,7 +62,8 @@ class Estimate:
     @property
     def reduce_once(self) -> bool:
         """Return whether gradients are summed over the processes once a step, and are whole on each until then."""
-        return self.processes > 1 and self.accumulation > 1 and self.config.reduce_once is not False
+        several = self.processes > 1 and self.accumulation > 1
+        return several and self.config.reduce_once is not False and not self.config.partial
 
     @property
     def phases(self) -> dict[str, int]:
@@ -145,19 +148,27 @@ def _estimate(config: TrainConfig, micro_batch: int, dims: ParallelDims | None) 
     patch = config.model.patch_size
     tokens = (latent[1] // patch[0]) * (latent[2] // patch[1]) * (latent[3] // patch[2])
     count = flops.parameters(model)
+    trained = trained_parameters(config, model) if config.partial else count.total
     half = config.precision != "fp32"
     itemsize = 2 if half else 4
-    muon = muon_memory(model, dims.shard, itemsize) if config.optimizer.name == "muon" else MuonMemory()
+    muon = (
+        muon_memory(model, dims.shard, itemsize)
+        if config.optimizer.name == "muon" and not config.partial
+        else MuonMemory()
+    )
     checkpointing = config.activation_checkpointing is True  # selective: less than without, and no products twice
     shape = (micro_batch, *latent)
     batch = clips_per_step(config, dims.data)
     accumulated = micro_batch * dims.data < batch
-    if dims.world_size == 1:
+    if config.partial or dims.world_size == 1:
+        own = 0 if config.lora.rank is not None else trained  # of the model's weights
+        frozen = (2 if config.frozen == "bf16" else 4) * (count.total - own) if config.partial else 0
+        states = 1 if config.partial and config.optimizer.name == "muon" else 2
         memory = {
-            "weights": 4 * count.total + (2 * count.total if half else 0),  # autocast, too, keeps a copy in half
-            "gradients": 4 * count.total,
-            "optimizer": 8 * count.total - 4 * muon.elements,
-            "EMA": 4 * count.total,
+            "weights": frozen + (6 if half else 4) * trained,  # autocast, too, keeps a copy in half of what is trained
+            "gradients": 4 * trained,
+            "optimizer": 4 * states * trained - 4 * muon.elements,
+            "EMA": 4 * trained,
             "activations": flops.activation_bytes(model, shape, None, itemsize, checkpointing),
         }
     else:
@@ -188,9 +199,14 @@ def _estimate(config: TrainConfig, micro_batch: int, dims: ParallelDims | None) 
         config=config,
         parameters=count.total,
         temporal_parameters=count.temporal,
+        trained_parameters=trained,
         latent=latent,
         tokens=tokens,
-        step_flops=flops.train_flops(model, (batch, *latent), None, checkpointing),
+        step_flops=flops.partial_train_flops(
+            model, (batch, *latent), trained, added=config.lora.rank is not None, checkpointing=checkpointing
+        )
+        if config.partial
+        else flops.train_flops(model, (batch, *latent), None, checkpointing),
         micro_batch=micro_batch,
         memory=memory,
         others=work.phases(memory),
@@ -231,6 +247,7 @@ def _estimate_vae(config: TrainConfig, micro_batch: int, dims: ParallelDims) -> 
         config=config,
         parameters=needs.parameters,
         temporal_parameters=0,
+        trained_parameters=needs.parameters,
         latent=latent,
         tokens=latent[1] * latent[2] * latent[3],
         step_flops=(4 if checkpointing else 3) * clips_per_step(config, dims.data) * needs.flops,
@@ -263,6 +280,7 @@ def to_dict(estimate: Estimate, available: int) -> dict[str, Any]:
     return {
         "stage": estimate.config.stage,
         "parameters": estimate.parameters,
+        "trained_parameters": estimate.trained_parameters,
         "latent": list(estimate.latent),
         "tokens": estimate.tokens,
         "global_batch": estimate.global_batch,
@@ -283,11 +301,15 @@ def to_dict(estimate: Estimate, available: int) -> dict[str, Any]:
 
 
 def parameter_words(estimate: Estimate) -> str:
-    """Return the number of parameters."""
-    count = f"{estimate.parameters:,}"
-    if estimate.config.trains == "vae":
+    """Return the number of parameters in words, and of those that are trained if the others are frozen."""
+    config, count = estimate.config, f"{estimate.parameters:,}"
+    if config.trains == "vae":
         return count
-    return f"{count} ({estimate.temporal_parameters:,} of them temporal attention)"
+    words = f"{count} ({estimate.temporal_parameters:,} of them temporal attention)"
+    if not config.partial:
+        return words
+    what = "the temporal attention" if config.lora.rank is None else f"an adapter of rank {config.lora.rank}"
+    return f"{words}, frozen; {estimate.trained_parameters:,} are trained, {what}"
 
 
 def describe(estimate: Estimate) -> list[str]:

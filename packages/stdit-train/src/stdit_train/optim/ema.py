@@ -13,7 +13,7 @@ class Ema:
         model: model to average.
         decay: share of the average that an update keeps.
         average: float32 model with the same weights to hold the average; needed for a sharded model, which cannot be
-            deep-copied. [default: a copy]
+            deep-copied, and for one with frozen weights, which the average shares with it. [default: a copy]
     """
 
     def __init__(self, model: nn.Module, decay: float, average: nn.Module | None = None) -> None:
@@ -24,6 +24,9 @@ class Ema:
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Move the average towards the weights of a model."""
-        average = list(self.model.parameters())
-        weights = [parameter.to(torch.float32) for parameter in model.parameters()]
-        torch._foreach_lerp_(average, weights, 1.0 - self.decay)
+        pairs = [
+            (average, weight.to(torch.float32))
+            for average, weight in zip(self.model.parameters(), model.parameters(), strict=True)
+            if average is not weight
+        ]
+        torch._foreach_lerp_(*map(list, zip(*pairs, strict=True)), 1.0 - self.decay)

@@ -26,7 +26,8 @@ def build_optimizers(model: STDiT, config: OptimizerConfig) -> list[Optimizer]:
     hidden = set(hidden_matrices(model))
     matrices = [parameter for parameter in trained.values() if parameter in hidden]
     rest = [parameter for parameter in trained.values() if parameter not in hidden]
-    return [Muon(matrices, lr=config.muon_lr, weight_decay=config.muon_weight_decay), AdamW(rest, **adamw)]
+    muon = Muon(matrices, lr=config.muon_lr, weight_decay=config.muon_weight_decay)
+    return [muon, AdamW(rest, **adamw)] if rest else [muon]  # an adapter has matrices alone
 
 
 def hidden_matrices(model: STDiT) -> Iterator[Tensor]:

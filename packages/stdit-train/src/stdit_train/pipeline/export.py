@@ -1,8 +1,11 @@
-"""Export a run's checkpoint as a pipeline folder."""
+"""Export a run's checkpoint as a pipeline folder, or as an adapter."""
+
+import copy
 
 import torch
 
 from stdit_model.video_vae import latent_channels
+from stdit_train.adapters import build_partial, copy_trained, in_float32, save_adapter
 from stdit_train.checkpoint.format import load_weights
 from stdit_train.checkpoint.run_folder import RunFolder, stage_folders
 from stdit_train.checkpoint.verify import CheckpointError, checkpoint_name, verify
@@ -10,7 +13,6 @@ from stdit_train.components.load import load_components
 from stdit_train.config.load import from_dict
 from stdit_train.distributed.parallelize import build_model
 from stdit_train.errors import ConfigError
-from stdit_train.optim.ema import Ema
 from stdit_train.pipeline.save import save_pipeline
 
 
@@ -18,6 +20,8 @@ def export_run(
     run: RunFolder, out: RunFolder, *, raw: bool = False, step: int | None = None, half: bool = False
 ) -> int:
     """Write a checkpoint as a pipeline folder, with VAE and text encoder, and the run's sizes as defaults.
+
+    Of a run that trains an adapter, the adapter alone is written, as a file in the folder.
 
     Args:
         run: the run; a schedule's folder stands for the last of its stages that has a checkpoint.
@@ -48,10 +52,23 @@ def export_run(
     if checkpoint is None:
         raise ConfigError(f"{run.path} has no checkpoint to export yet; `stdit train --resume {run.path}` resumes it")
     parts = load_components(config.data.vae, config.data.text_encoder, torch.device("cpu"), "fp32")
-    model = build_model(config, latent_channels(parts.vae), parts.text_encoder.config.d_model)
-    ema = Ema(model, config.optimizer.ema)
-    load_weights(checkpoint, model, ema.model)
-    chosen = model if raw else ema.model
-    out.path.parent.mkdir(parents=True, exist_ok=True)
-    save_pipeline(out.path, chosen.to(torch.bfloat16) if half else chosen, parts, config)
+    sizes = latent_channels(parts.vae), parts.text_encoder.config.d_model
+    if config.partial:
+        model, digest = build_partial(config, *sizes)
+        if run.metadata().get("frozen_sha256", digest) != digest:
+            raise ConfigError(
+                f"the weights of {config.init} are others than when {run.path} began: put the old ones back"
+            )
+        average = copy_trained(model)
+    else:
+        model = build_model(config, *sizes)
+        average = copy.deepcopy(model)
+    load_weights(checkpoint, model, average)
+    chosen = model if raw else average
+    chosen = chosen.to(torch.bfloat16) if half else in_float32(chosen)
+    if config.lora.rank is not None:
+        save_adapter(out.path, chosen)
+    else:
+        out.path.parent.mkdir(parents=True, exist_ok=True)
+        save_pipeline(out.path, chosen.requires_grad_(False), parts, config)
     return int(checkpoint.state["step"])

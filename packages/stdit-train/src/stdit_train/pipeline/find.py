@@ -12,6 +12,7 @@ from stdit_model.sampling.components import INDEX, hub_index, own_parts
 from stdit_model.sampling.schedulers import recorded_objective
 from stdit_model.weights.folders import find_weights, has_weights, read_json
 from stdit_model.weights.hub import local_path, split_hub_id
+from stdit_model.weights.lora import LORA_FILE
 from stdit_train.checkpoint.run_folder import stage_folders
 from stdit_train.components.find_vae import find_vae
 from stdit_train.errors import ConfigError
@@ -89,6 +90,8 @@ def find_checkpoint(checkpoint: str) -> CheckpointSource:
         raise ConfigError(
             f"{path} is a VAE, not a pipeline: train on it with --vae {path}, or measure it with stdit eval"
         )
+    if (path / LORA_FILE).is_file():
+        raise ConfigError(f"{path} holds a LoRA adapter: give it with --lora, and its model with --checkpoint")
     if (path / "config.json").is_file() and (path / "metrics.jsonl").is_file():
         raise ConfigError(
             f"{path} is a run that has saved no pipeline yet: let it finish, or make one from its newest checkpoint "

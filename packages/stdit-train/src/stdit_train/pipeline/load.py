@@ -1,6 +1,7 @@
 """Load a checkpoint, by any name a user may give it, as a pipeline on the best device of this machine."""
 
 import gc
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ import torch
 from stdit_model import STDiTPipeline
 from stdit_model.sampling.components import load_part, own_parts, require
 from stdit_model.sampling.folder import T5_ID
+from stdit_model.weights.adapters import load_adapters
 from stdit_train.components.load import eight_bit_config, quiet_libraries
 from stdit_train.errors import ConfigError
 from stdit_train.hardware import find_device
@@ -21,6 +23,7 @@ def load_pipeline(
     text_encoder: str | None = None,
     text_8bit: bool = False,
     low_memory: bool = False,
+    loras: Sequence[tuple[str, float]] = (),
     offload: str | None = None,
 ) -> STDiTPipeline:
     """Load a pipeline: in bfloat16 on CUDA, in float32 on MPS or the CPU; without a progress bar.
@@ -31,12 +34,14 @@ def load_pipeline(
         text_encoder: likewise for text encoder and tokenizer.
         text_8bit: load the text encoder's weights in 8 bits.
         low_memory: leave out the text encoder (`attach_text_encoder` adds it) and keep the rest in main memory.
+        loras: LoRA adapters, each with the factor of its update; see `stdit_model.weights.adapters.load_adapters`.
         offload: see `offload_pipeline`.
 
     Raises:
         ConfigError: the checkpoint cannot be found, read or fetched, bitsandbytes is missing for 8 bits, or there is
             no GPU to offload from.
-        WeightsError: one of its parts cannot be.
+        WeightsError: one of its parts cannot be, or an adapter is of another model.
+        SettingsError: peft, which adapters need, is missing.
     """
     if text_8bit:
         _eight_bits()  # fails before minutes of loading
@@ -69,6 +74,7 @@ def load_pipeline(
     pipeline.set_progress_bar_config(disable=True)
     for part in (pipeline.transformer, pipeline.vae, *([] if low_memory or text_8bit else [pipeline.text_encoder])):
         torch.nn.Module.to(part, dtype)  # parts loaded above, and those whose type older diffusers ignore
+    load_adapters(pipeline.transformer, loras)
     if offload is not None:
         return offload_pipeline(pipeline, offload, device)
     return pipeline if low_memory else pipeline.to(device)

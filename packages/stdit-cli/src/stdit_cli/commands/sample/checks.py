@@ -1,7 +1,7 @@
 """What can be wrong with a request, found before a model is loaded."""
 
 from stdit_cli.commands.sample.outputs import video_format
-from stdit_cli.commands.sample.request import SampleRequest, Settings
+from stdit_cli.commands.sample.request import SampleRequest, Settings, parse_adapter
 from stdit_train.errors import ConfigError
 from stdit_train.pipeline.find import CheckpointSource
 
@@ -17,15 +17,19 @@ def check_request(request: SampleRequest, source: CheckpointSource) -> str:
         The format of the videos.
 
     Raises:
-        ConfigError, DataError, WeightsError: a picture or video that cannot be read, a checkpoint of another kind, a
-            VAE or text encoder that is not found, or settings that do not fit the checkpoint.
+        ConfigError, DataError, WeightsError: a picture, video or adapter that cannot be read, a checkpoint of another
+            kind, a VAE or text encoder that is not found, or settings that do not fit the checkpoint.
     """
     from stdit_model.sampling.components import require
     from stdit_model.sampling.schedulers import check_sampler, compat
+    from stdit_model.weights.lora import find_lora, require_peft
 
     settings = request.settings
     named = {"vae": settings.vae, "text_encoder": settings.text_encoder}
     require({part: component for part, component in named.items() if component is not None})
+    for adapter in settings.lora or ():
+        require_peft("--lora")
+        find_lora(parse_adapter(adapter)[0])
     trained = source.trained()
     reference = compat(settings.compat) if settings.compat is not None else {}
     sampler = settings.sampler or reference.get("sampler")

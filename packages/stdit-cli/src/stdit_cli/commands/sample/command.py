@@ -67,6 +67,15 @@ def sample(
         str | None,
         typer.Option(help="T5 encoder: a folder or Hub id.", show_default="the checkpoint's", rich_help_panel=MODEL),
     ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lora",
+            metavar="FILE[:SCALE]",
+            help="LoRA adapter: a file, a run folder or a Hub id, and the factor of its update (1). May be repeated.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     low_memory: Annotated[
         bool | None,
         typer.Option(
@@ -221,6 +230,7 @@ def sample(
         "checkpoint": None if checkpoint is None else named_source(checkpoint),
         "vae": vae,
         "text_encoder": text_encoder,
+        "lora": lora or None,
         "frames": frames,
         "size": size,
         "fps": fps,

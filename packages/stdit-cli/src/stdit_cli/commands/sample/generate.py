@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from stdit_cli.commands.sample import sidecar
-from stdit_cli.commands.sample.request import Job, SampleRequest, Settings, parse_interval, parse_size
+from stdit_cli.commands.sample.request import Job, SampleRequest, Settings, parse_adapter, parse_interval, parse_size
 from stdit_data.video.read import read_picture, read_video
 from stdit_model import video_vae
 from stdit_model.sampling.caches import cache_config
 from stdit_model.sampling.schedulers import compat, sampler_name, use_sampler
 from stdit_model.text import dropped_text, encode_captions, unknown_words
+from stdit_model.weights.lora import find_lora
 from stdit_train.errors import ConfigError
 from stdit_train.evaluation.video_metrics import psnr
 from stdit_train.pipeline.find import CheckpointSource
@@ -59,6 +60,7 @@ class VideoGenerator:
             text_8bit=asked.text_8bit,
             low_memory=asked.low_memory,
             offload=asked.offload,
+            loras=[parse_adapter(adapter) for adapter in asked.lora or ()],
         )
         if asked.cache is not None:
             self.pipeline.transformer.enable_cache(cache_config(asked.cache, lambda: self.pipeline.current_timestep))
@@ -212,6 +214,7 @@ class VideoGenerator:
         settings, scheduler = self.settings, self.pipeline.scheduler
         keys = ("checkpoint", "vae", "text_encoder", "image", "video")
         paths = {key: absolute(value) for key in keys if (value := getattr(settings, key)) not in (None, "demo")}
+        loras = [(name, scale, find_lora(name)) for name, scale in map(parse_adapter, settings.lora or ())]
         files = {key: Path(paths[key]) for key in ("image", "video") if key in paths and Path(paths[key]).is_file()}
         used = {
             "frames": self.frames,
@@ -225,7 +228,10 @@ class VideoGenerator:
             "dtype": str(self.pipeline.transformer.dtype).removeprefix("torch."),
             **{f"{key}_sha256": sidecar.sha256([file]) for key, file in files.items()},
         }
-        return Settings(**{**asdict(settings), **paths}), used
+        if loras:
+            used["lora_sha256"] = [sidecar.sha256([file]) for _, _, file in loras]
+        adapters = [f"{absolute(name)}:{scale:g}" for name, scale, _ in loras] or None
+        return Settings(**{**asdict(settings), **paths, "lora": adapters}), used
 
 
 def remarks(generator: VideoGenerator, jobs: list[Job]) -> Iterator[str]:

@@ -44,6 +44,7 @@ class Settings:
 
     Attributes:
         checkpoint, vae, text_encoder: folders, files or Hub ids.
+        lora: adapters, each FILE or FILE:SCALE.
         frames: length of the video.
         size: HEIGHTxWIDTH in pixels.
         fps: frames a second when played.
@@ -68,6 +69,7 @@ class Settings:
     checkpoint: str = "demo"
     vae: str | None = None
     text_encoder: str | None = None
+    lora: list | None = None
     frames: int | None = None
     size: str | None = None
     fps: float | None = None
@@ -129,6 +131,10 @@ class Settings:
             raise ConfigError("--extend is the number of frames to add to --video: give that too")
         if self.video is not None and self.frames is not None:
             raise ConfigError("--frames and --video: set the number of frames to add with --extend")
+        for adapter in self.lora or ():
+            if not isinstance(adapter, str):  # in a sidecar that was edited
+                raise ConfigError(f"--lora {adapter!r}: expected FILE or FILE:SCALE")
+            parse_adapter(adapter)
         for option, file, picture in (("--image", self.image, True), ("--video", self.video, False)):
             if file is not None:
                 _check_source(option, file, picture)
@@ -244,3 +250,20 @@ def parse_interval(interval: str | None) -> tuple[float, float]:
     if not 0.0 <= first < last <= 1.0:
         raise ConfigError(f"--guidance-interval {interval}: expected two shares of the steps, e.g. 0.1,0.7")
     return first, last
+
+
+def parse_adapter(text: str) -> tuple[str, float]:
+    """Parse FILE or FILE:SCALE, as --lora takes it; a colon that no number follows is part of the name.
+
+    Raises:
+        ConfigError: the scale is not finite, or no name is before it.
+    """
+    name, colon, tail = text.rpartition(":")
+    try:
+        scale = float(tail) if colon else 1.0
+    except ValueError:
+        return text, 1.0
+    name = name if colon else text
+    if not math.isfinite(scale) or not name:
+        raise ConfigError(f"--lora {text}: expected FILE or FILE:SCALE, e.g. adapter.safetensors:0.8")
+    return name, scale

@@ -141,6 +141,8 @@ def differences(request: SampleRequest, generator: Any, sha256: str, used: dict[
         key = f"{name}_sha256"
         if recorded["used"].get(key) != used.get(key):
             yield f"warning: the {name} that it starts from has changed since; the video will differ"
+    if recorded["used"].get("lora_sha256") != used.get("lora_sha256"):
+        yield "warning: an adapter has changed since; the video will differ"
     if recorded["checkpoint"]["sha256"] != sha256:
         yield "warning: this checkpoint has other weights than the video was made with; it will differ"
     device = str(generator.pipeline.device)

@@ -62,7 +62,36 @@ def train(
     init: Annotated[
         str | None,
         typer.Option(
-            help="Weights to start from: a pipeline, run or model folder, .pth file or Hub id.", rich_help_panel=RUN
+            help="Weights to start from: a pipeline, run or model folder, .pth file, Hub id or `demo`.",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
+    lora: Annotated[
+        int | None,
+        typer.Option(
+            metavar="RANK",
+            help="Train a LoRA adapter of this rank for the model of --init, whose weights stay as they are.",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
+    lora_modules: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Parts of a block to adapt: attn, attn_temp, cross_attn, mlp, or one layer as attn.qkv.",
+            show_default="all attention",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
+    train_: Annotated[
+        str | None,
+        typer.Option(
+            "--train",
+            metavar="all|temporal",
+            help="Weights to train: all, or the temporal attention of the model of --init alone.",
+            show_default="all",
+            autocompletion=completion.choices("all", "temporal"),
+            rich_help_panel=RUN,
         ),
     ] = None,
     variant: Annotated[
@@ -157,6 +186,7 @@ def train(
     ] = False,
 ) -> None:
     """Train a stage or a curriculum into a run folder: settings, losses, samples, checkpoints and the pipeline."""
+    from stdit_train.assets import named_source
     from stdit_train.config.load import parse_overrides, read_own_settings
     from stdit_train.curriculum import TrainOptions
     from stdit_train.errors import ConfigError
@@ -171,7 +201,10 @@ def train(
         raise ConfigError(f"--config {config} names the stage {base}, which --curriculum leaves no room for: remove it")
     named = {
         "data.source": data,
-        "init": init,
+        "init": None if init is None else named_source(init),
+        "lora.rank": lora,
+        "lora.modules": None if lora_modules is None else [name.strip() for name in lora_modules.split(",")],
+        "trained_weights": train_,
         "model.variant": variant,
         "steps": steps,
         "minutes": minutes,

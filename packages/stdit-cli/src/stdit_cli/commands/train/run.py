@@ -110,8 +110,13 @@ def train_prepared(
         console.print(f"measure it: stdit eval {folder}; train an STDiT on it: --vae {folder}", soft_wrap=True)
         return 0
     captions = [prompt for prompt in outcome.prompts if prompt.strip()] or ["PROMPT"]
-    prompt, checkpoint = shlex.quote(min(captions, key=len)), shlex.quote(str(run.path))
-    console.print(f"try it: stdit sample {prompt} --checkpoint {checkpoint}", soft_wrap=True)
+    prompt, path = shlex.quote(min(captions, key=len)), shlex.quote(str(run.path))
+    config = stages[number - 1].config
+    if config.lora.rank is None:
+        options = f"--checkpoint {path}"
+    else:
+        options = f"--checkpoint {shlex.quote(str(config.init))} --lora {path}"
+    console.print(f"try it: stdit sample {prompt} {options}", soft_wrap=True)
     return 0
 
 
