@@ -3,14 +3,18 @@
 Legend: B captions, L text tokens, Dc width of the text encoder.
 """
 
+from __future__ import annotations
+
 import html
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # captions are cleaned without torch
+    import torch
+    from torch import Tensor
 
-from stdit_model.protocols import TextEncoder, Tokenizer
+    from stdit_model.protocols import TextEncoder, Tokenizer
 
 _URL = re.compile(r"(?:https?://|www\.)\S+")
 _TAG = re.compile(r"<[^<>]*>")
@@ -66,6 +70,8 @@ def encode_captions(
         return_attention_mask=True,
         return_tensors="pt",
     ).to(device or text_encoder.device)
+    import torch
+
     with torch.no_grad():
         states = text_encoder(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
     return states, tokens.attention_mask

@@ -3,20 +3,25 @@
 Legend: B videos, L text tokens, Dc width of the text encoder.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from stdit_model.errors import SettingsError
-from stdit_model.sampling.denoise import Guidance
 from stdit_model.text import clean_caption
+
+if TYPE_CHECKING:  # prompts are checked without torch
+    import torch
+    from torch import Tensor
+
+    from stdit_model.sampling.denoise import Guidance
+
+    Embeds = tuple[Tensor | None, Tensor | None]  # states [B, L, Dc] and mask [B, L]
 
 OUTPUT_TYPES = ("pt", "np", "pil", "latent")
 Texts = str | Sequence[str] | None
-Embeds = tuple[Tensor | None, Tensor | None]  # states [B, L, Dc] and mask [B, L]
 
 
 def check_inputs(

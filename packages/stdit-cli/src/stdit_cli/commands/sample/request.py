@@ -198,7 +198,7 @@ class SampleRequest:
             raise ConfigError(f"--seed and --num: the last video's seed, {last}, is above {SEED_MAX}")
 
     def _check_words(self) -> None:
-        """Check that the text encoder gets words; it takes a second, for torch."""
+        """Check that the text encoder gets words."""
         from stdit_model.sampling.inputs import check_prompts
 
         check_prompts([asked.prompt for asked in self.prompts])
