@@ -7,6 +7,7 @@ from typing import Any
 from stdit_model.errors import WeightsError, WeightsFileNotFoundError, few, reason
 
 SAVED_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")  # that models are saved under, beside a config.json
+LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 def read_json(path: Path) -> dict[str, Any]:

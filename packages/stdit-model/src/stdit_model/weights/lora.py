@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from stdit_model.errors import SettingsError, WeightsError, WeightsFileNotFoundError, few, reason
+from stdit_model.weights.folders import LORA_FILE
 from stdit_model.weights.hub import local_path, split_hub_id
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
 METADATA = "lora_adapter_metadata"  # key of its metadata, where diffusers has peft's configuration as JSON
 PREFIX = "transformer."
 _KEY = re.compile(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])\.weight")

@@ -10,9 +10,8 @@ from typing import Any
 from stdit_model.sampling.bundled import bundled_names, bundled_pipeline
 from stdit_model.sampling.components import INDEX, hub_index, own_parts
 from stdit_model.sampling.schedulers import recorded_objective
-from stdit_model.weights.folders import find_weights, has_weights, read_json
+from stdit_model.weights.folders import LORA_FILE, find_weights, has_weights, read_json
 from stdit_model.weights.hub import local_path, split_hub_id
-from stdit_model.weights.lora import LORA_FILE
 from stdit_train.checkpoint.run_folder import stage_folders
 from stdit_train.components.find_vae import find_vae
 from stdit_train.errors import ConfigError
