@@ -75,10 +75,21 @@ class Task(Protocol):
         title: of the plot of the losses.
     """
 
-    model: nn.Module
-    sharded: bool
-    prompts: list[str]
-    title: str
+    @property
+    def model(self) -> nn.Module:
+        """Return all weights that are trained."""
+
+    @property
+    def sharded(self) -> bool:
+        """Return whether FSDP shards the weights."""
+
+    @property
+    def prompts(self) -> list[str]:
+        """Return the captions that `sample` shows."""
+
+    @property
+    def title(self) -> str:
+        """Return the title of the plot."""
 
     @property
     def averaged(self) -> nn.Module:

@@ -160,6 +160,7 @@ class Encoder(_Half):
 
     def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
         x = self.conv_in(x, past)
+        level: Any  # mypy takes an attribute of a module for a tensor
         for level in self.down_blocks:
             for block in level.resnets:
                 x = self._block(block, x, past)
@@ -188,6 +189,7 @@ class Decoder(_Half):
 
     def forward(self, z: Tensor, past: Past | None = None) -> Tensor:
         x = self._middle(self.conv_in(z, past), past)
+        level: Any  # mypy takes an attribute of a module for a tensor
         for level in self.up_blocks:
             for block in level.resnets:
                 x = self._block(block, x, past)

@@ -296,8 +296,8 @@ class TrainConfig:
         }
         for key, (value, only) in refused.items():
             if value != only:
-                other = "bf16 or fp32" if key == "precision" else str(only).lower()
-                raise ConfigError(f"{key} is {str(value).lower()}: a VAE is trained with {other}")
+                other = "bf16" if key == "precision" else str(only).lower()
+                raise ConfigError(f"{key} is {str(value).lower()}, which a VAE cannot have: --set {key}={other}")
         buckets = [parse_bucket(bucket) for bucket in self.data.buckets]
         sizes = buckets or [Bucket(self.data.frames, self.data.height, self.data.width)]
         for size in sizes:

@@ -1,6 +1,7 @@
 """The exponential moving average (EMA) of the weights, which is validated, sampled from and exported."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +20,7 @@ class Ema:
     def __init__(self, model: nn.Module, decay: float, average: nn.Module | None = None) -> None:
         self.decay = decay
         average = copy.deepcopy(model).float() if average is None else average
-        self.model = average.eval().requires_grad_(False)
+        self.model: Any = average.eval().requires_grad_(False)
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:

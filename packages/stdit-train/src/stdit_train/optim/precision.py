@@ -40,7 +40,7 @@ class Precision:
     def __init__(self, model: nn.Module, name: PrecisionName, device: torch.device, sharded: bool = False) -> None:
         self.masters, self.name, self.device = model, name, device
         copied = name == "bf16-weights" and not sharded
-        self.module = copy.deepcopy(model).to(torch.bfloat16) if copied else model
+        self.module: Any = copy.deepcopy(model).to(torch.bfloat16) if copied else model
         self._scaler = torch.amp.GradScaler(device.type) if name == "fp16" else None
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:

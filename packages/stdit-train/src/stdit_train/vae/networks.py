@@ -1,7 +1,7 @@
 """The networks of a VAE's run: the VAE, by option a discriminator, and where their weights come from."""
 
 from functools import cache, partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderKL
@@ -65,7 +65,7 @@ def build_networks(config: TrainConfig, device: torch.device) -> tuple[Networks,
     torch.manual_seed(config.seed)
     networks = Networks(config.vae)
     about = None if config.init is None else load_initial_vae(networks.vae, config.init)
-    return cast(Networks, networks.to(device)), about
+    return networks.to(device), about
 
 
 def load_initial_vae(vae: Any, source: str) -> str:
