@@ -72,7 +72,7 @@ def test_merge(stdit: Callable, tmp_path: Path, adapter: Path) -> None:
     name = "transformer.blocks.0.attn.qkv.lora_{}.weight"
     update = 0.5 * tensors[name.format("B")] @ tensors[name.format("A")]
     weight = "blocks.0.attn.qkv.weight"
-    assert torch.allclose(merged[weight] - before[weight].float(), update, atol=1e-5)
+    assert torch.allclose(merged[weight] - before[weight].float(), update, atol=2e-3)  # stored in bfloat16
 
 
 @pytest.mark.parametrize(
