@@ -128,7 +128,7 @@ def trained_parameters(config: TrainConfig, arguments: dict[str, Any]) -> int:
 def copy_trained(model: STDiT) -> STDiT:
     """Return a copy of a model that shares its frozen weights and its buffers."""
     shared = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    return cast(STDiT, copy.deepcopy(model, {id(tensor): tensor for tensor in (*shared, *model.buffers())}))
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*shared, *model.buffers())})
 
 
 def in_float32(model: STDiT) -> STDiT:
@@ -174,4 +174,4 @@ def weights_sha256(model: nn.Module) -> str:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data

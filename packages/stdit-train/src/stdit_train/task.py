@@ -67,33 +67,29 @@ class Task(Protocol):
     """What a run trains.
 
     Attributes:
-        model: all weights that are trained, in float32.
-        averaged: the part of it whose average is kept, validated, sampled from and published.
-        sharded: whether FSDP shards the weights. Otherwise each process has all of them, and `clip_gradients` averages
-            the gradients over the processes.
         prompts: captions that `sample` shows.
-        title: of the plot of the losses.
     """
+
+    prompts: list[str]
 
     @property
     def model(self) -> nn.Module:
-        """Return all weights that are trained."""
-
-    @property
-    def sharded(self) -> bool:
-        """Return whether FSDP shards the weights."""
-
-    @property
-    def prompts(self) -> list[str]:
-        """Return the captions that `sample` shows."""
-
-    @property
-    def title(self) -> str:
-        """Return the title of the plot."""
+        """Return all weights that are trained, in float32."""
 
     @property
     def averaged(self) -> nn.Module:
-        """Return the part of `model` that is averaged."""
+        """Return the part of `model` whose average is kept, validated, sampled from and published."""
+
+    @property
+    def sharded(self) -> bool:
+        """Return whether FSDP shards the weights.
+
+        Otherwise each process has all of them, and `clip_gradients` averages the gradients over the processes.
+        """
+
+    @property
+    def title(self) -> str:
+        """Return the title of the plot of the losses."""
 
     def build_average(self) -> nn.Module:
         """Return a float32 copy of `averaged`."""

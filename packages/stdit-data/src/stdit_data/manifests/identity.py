@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator
 from itertools import chain, repeat
 from pathlib import PurePosixPath
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,7 @@ from stdit_data.manifests.entries import Entries
 SEGMENT = ("start", "end", "start_frame", "end_frame")
 # Bytes that Python writes between quotes as they are: ASCII without ' and \.
 PLAIN = np.array([32 <= byte < 127 and byte not in b"'\\" for byte in range(256)])
-Piece = str | pa.Array  # of a text for each clip: the same for all, or a column
+Piece: TypeAlias = str | pa.Array  # of a text for each clip: the same for all, or a column
 
 
 def clips_identity(folder: str, entries: Entries) -> int:

@@ -162,7 +162,7 @@ class Encoder(_Half):
         x = self.conv_in(x, past)
         level: Any  # mypy takes an attribute of a module for a tensor
         for level in self.down_blocks:
-            for block in level.resnets:
+            for block in cast(Level, level).resnets:
                 x = self._block(block, x, past)
             for change in getattr(level, "downsamplers", ()):
                 x = change(x, past)
@@ -191,7 +191,7 @@ class Decoder(_Half):
         x = self._middle(self.conv_in(z, past), past)
         level: Any  # mypy takes an attribute of a module for a tensor
         for level in self.up_blocks:
-            for block in level.resnets:
+            for block in cast(Level, level).resnets:
                 x = self._block(block, x, past)
             for change in getattr(level, "upsamplers", ()):
                 x = change(x, past)

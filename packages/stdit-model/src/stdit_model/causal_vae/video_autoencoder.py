@@ -92,16 +92,10 @@ class CausalVideoVAE(ModelMixin, ConfigMixin):
             WeightsError: the image VAE has layers that have no place here, or lacks some.
         """
         config = image.config
-        names = (
-            "in_channels",
-            "out_channels",
-            "latent_channels",
-            "block_out_channels",
-            "layers_per_block",
-            "norm_num_groups",
-            "mid_block_add_attention",
-            *SCALE_KEYS,
-        )
+        names = [
+            "in_channels", "out_channels", "latent_channels", "block_out_channels", "layers_per_block",
+            "norm_num_groups", "mid_block_add_attention", *SCALE_KEYS,
+        ]  # fmt: skip
         sizes = {name: config[name] for name in names if config.get(name) is not None}
         video = cls(**sizes, temporal_compression_ratio=temporal_compression_ratio)
         video.load_image_weights(image.state_dict())

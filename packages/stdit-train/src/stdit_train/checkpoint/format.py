@@ -41,7 +41,7 @@ def named_tensors(model: nn.Module, ema: nn.Module, optimizers: Iterable[Optimiz
     """
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     frozen = {parameter for parameter in names if not parameter.requires_grad}
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for prefix, part in (("model", model), ("ema", ema)):
         left_out = {name for name, parameter in part.named_parameters() if parameter in frozen}
         tensors |= {f"{prefix}.{name}": value for name, value in part.state_dict().items() if name not in left_out}

@@ -4,6 +4,7 @@ b samples of a micro-batch, C channels, T frames, H W latent height and width.
 """
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -87,7 +88,7 @@ class BatchLoss:
         x0 = self._latents(batch, draws.posterior)
         given = self._given(batch, draws.given, x0.shape[2])
         states = self.text(batch.captions, batch.texts)
-        terms = self._terms(self.precision.module, x0, draws.noise, level, states, drop, given)
+        terms = self._terms(cast(STDiT, self.precision.module), x0, draws.noise, level, states, drop, given)
         return timestep_of(level, config), terms
 
     def _given(self, batch: Batch, draws: Tensor, frames: int) -> Tensor | None:

@@ -30,4 +30,5 @@ class Ema:
             for average, weight in zip(self.model.parameters(), model.parameters(), strict=True)
             if average is not weight
         ]
-        torch._foreach_lerp_(*map(list, zip(*pairs, strict=True)), 1.0 - self.decay)
+        averages, weights = zip(*pairs, strict=True)
+        torch._foreach_lerp_(averages, weights, 1.0 - self.decay)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -72,7 +72,8 @@ class VaeLoss:
         noise = batch.draws["posterior"] if batch.draws is not None else self._noise(batch)
         video, noise = to_float(to_device(batch.video, self.device)), to_device(noise, self.device)
         with self.precision.autocast():
-            terms = vae_loss(self.precision.module, self.config.vae, video, noise, batch.step, self.features)
+            networks = cast(Networks, self.precision.module)
+            terms = vae_loss(networks, self.config.vae, video, noise, batch.step, self.features)
         return torch.full((len(video),), math.nan), terms
 
     def _noise(self, batch: Batch) -> Tensor:

@@ -106,8 +106,8 @@ def train_prepared(
     assert outcome is not None  # a finished run has not come so far
     console.print(f"done: {outcome.step} steps. Losses in {run.loss_plot}, samples in {run.samples}")
     if stages[number - 1].config.trains == "vae":
-        folder = shlex.quote(str(run.path))
-        console.print(f"measure it: stdit eval {folder}; train an STDiT on it: --vae {folder}", soft_wrap=True)
+        vae = shlex.quote(str(run.path))
+        console.print(f"measure it: stdit eval {vae}; train an STDiT on it: --vae {vae}", soft_wrap=True)
         return 0
     captions = [prompt for prompt in outcome.prompts if prompt.strip()] or ["PROMPT"]
     prompt, path = shlex.quote(min(captions, key=len)), shlex.quote(str(run.path))
