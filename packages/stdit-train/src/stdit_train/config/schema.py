@@ -293,11 +293,14 @@ class TrainConfig:
             "compile": (self.compile, False),
             "sequence": (self.sequence, 1),
             "data.cache_latents": (self.data.cache_latents, False),
+            "trained_weights": (self.trained_weights, "all"),
         }
         for key, (value, only) in refused.items():
             if value != only:
                 other = "bf16" if key == "precision" else str(only).lower()
                 raise ConfigError(f"{key} is {str(value).lower()}, which a VAE cannot have: --set {key}={other}")
+        if self.lora.rank is not None:
+            raise ConfigError("lora.rank is for a transformer: a VAE is trained as a whole, leave it out")
         buckets = [parse_bucket(bucket) for bucket in self.data.buckets]
         sizes = buckets or [Bucket(self.data.frames, self.data.height, self.data.width)]
         for size in sizes:
