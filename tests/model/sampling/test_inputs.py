@@ -50,7 +50,7 @@ def seed(number: int = 0) -> torch.Generator:
         ({"callback_on_step_end": SDXLCFGCutoffCallback()}, "has no add_text_embeds, add_time_ids"),
         ({"output_type": "gif"}, "output_type"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "call",
 )
 def test_refused(pipeline: STDiTPipeline, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
