@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import accelerate
 import pytest
 import torch
 from torch import Tensor
 
 from stdit_model import STDiTPipeline
+
+accelerate = pytest.importorskip("accelerate", reason="offloading is accelerate's")
 
 CPU = torch.device("cpu")
 Make = Callable[[], STDiTPipeline]

@@ -6,7 +6,6 @@ import sys
 import pytest
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
-from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from stdit_model import STDiT, STDiTPipeline
@@ -15,6 +14,8 @@ from stdit_model.sampling.folder import write_pipeline
 from stdit_model.weights.adapters import load_adapters, merge_adapters
 from stdit_model.weights.lora import LORA_FILE, choose_modules, find_lora, read_lora
 
+peft = pytest.importorskip("peft", reason="adapters are the extra `lora` of stdit-model")
+
 
 @pytest.fixture
 def adapter(tiny, tmp_path):
@@ -22,14 +23,14 @@ def adapter(tiny, tmp_path):
 
     def write(name="lora", seed=0, rank=4, alpha=8, modules=("attn.qkv", "cross_attn.kv_linear"), **overrides):
         model = tiny(**overrides)
-        model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(modules)))
+        model.add_adapter(peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(modules)))
         generator = torch.Generator().manual_seed(seed)
         for parameter_name, parameter in model.named_parameters():
             if ".lora_" in parameter_name:
                 parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
         STDiTPipeline.save_lora_weights(
             tmp_path / name,
-            transformer_lora_layers=get_peft_model_state_dict(model),
+            transformer_lora_layers=peft.get_peft_model_state_dict(model),
             transformer_lora_adapter_metadata=model.peft_config["default"].to_dict(),
         )
         return tmp_path / name / LORA_FILE
