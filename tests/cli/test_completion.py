@@ -71,6 +71,7 @@ def test_help_lists_these_names_and_groups_long_lists() -> None:
         assert max(panels.values(), default=0) <= MOST_OPTIONS, command
         if len(panels) > 1:  # all of them are in one
             assert {o.name for o in its.values() if getattr(o, "rich_help_panel", None) is None} <= {
+                "checkpoint",
                 "prompts",
                 "settling",
             }

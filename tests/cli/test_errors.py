@@ -60,10 +60,7 @@ def check(done, *said: str) -> None:
         (["sample", "x", "--vae", "./none"], ["./none", "vae"]),
         (["sample", "x", "--text-encoder", "none/such"], ["none/such", "hf download", "--text-encoder"]),
         (["sample", "x", "--text-8bit"], ["--text-8bit", "bitsandbytes"]),
-        (
-            ["sample", "x", "--text-8bit", "--low-memory", "--vae", "./none"],
-            ["bitsandbytes"],
-        ),  # before any other part
+        (["sample", "x", "--text-8bit", "--low-memory"], ["bitsandbytes"]),
         (
             ["sample", "x", "--checkpoint", "none/such/weights.pth"],
             ["hf download none/such weights.pth --local-dir such", "pass such/weights.pth"],

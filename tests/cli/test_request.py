@@ -88,7 +88,7 @@ def files(tmp_path: Path) -> None:
         (["--checkpoint", "clip.mp4"], ["clip.mp4: neither"]),
         (["--checkpoint", "other.pth"], ["other.pth"]),
         (["--checkpoint", "code.pth"], ["code.pth", "not a torch archive of tensors alone"]),
-        (["--checkpoint", "vae"], ["vae", "none of the known layouts"]),
+        (["--checkpoint", "vae"], ["vae is a VAE, not a pipeline", "--vae vae"]),
         (["a \udcff circle"], ["is not UTF-8"]),
         (["--negative", "\udcff"], ["is not UTF-8"]),
         (["###"], ["the prompt '###' has no words left", "describe the video in English"]),

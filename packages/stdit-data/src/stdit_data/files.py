@@ -124,7 +124,8 @@ def exists(url: str) -> bool:
         FileError: the store can't be reached.
     """
     fs, path = filesystem(url)
-    return patiently(url, lambda: bool(fs.exists(path))) or patiently(url, lambda: _has_info(fs, path))
+    # Together: `exists` says no where a store does not answer, which is no answer.
+    return patiently(url, lambda: bool(fs.exists(path)) or _has_info(fs, path))
 
 
 def is_folder(url: str) -> bool:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SPLITS = {"seen": "train", "held-out": "heldout"}
 VAE_CLIPS = 32
+WHAT, MEASURES, VAE, OUTPUT = "Videos to score", "Measures", "Of a VAE", "Output"  # panels of the options
 
 
 @dataclass(frozen=True)
@@ -56,46 +57,76 @@ def evaluate(
             show_default="the bundled demo",
         ),
     ] = None,
-    prompts: Annotated[int, typer.Option(min=1, help="Prompts per split, or captions of --data.")] = 200,
+    prompts: Annotated[
+        int, typer.Option(min=1, help="Prompts per split, or captions of --data.", rich_help_panel=WHAT)
+    ] = 200,
     split: Annotated[
         str,
         typer.Option(
             help="Prompts of `shapes` to use: seen, held-out or both.",
             autocompletion=completion.choices("seen", "held-out", "both"),
+            rich_help_panel=WHAT,
         ),
     ] = "both",
     data: Annotated[
         str | None,
-        typer.Option(help="Folder or manifest of videos for prompts and comparison, instead of `shapes`."),
+        typer.Option(
+            help="Folder or manifest of videos for prompts and comparison, instead of `shapes`.", rich_help_panel=WHAT
+        ),
     ] = None,
     clip: Annotated[
         str | None,
-        typer.Option(help="CLIP model (folder or Hub id, e.g. openai/clip-vit-base-patch32) for prompt similarity."),
+        typer.Option(
+            help="CLIP model (folder or Hub id, e.g. openai/clip-vit-base-patch32) for prompt similarity.",
+            rich_help_panel=MEASURES,
+        ),
     ] = None,
     fvd: Annotated[
         str | None,
-        typer.Option(help="I3D as a TorchScript file, or a transformers video model, for the Fréchet video distance."),
+        typer.Option(
+            help="I3D as a TorchScript file, or a transformers video model, for the Fréchet video distance.",
+            rich_help_panel=MEASURES,
+        ),
     ] = None,
     vae_clips: Annotated[
-        int, typer.Option(min=0, help="Clips to encode and decode with the VAE; 0 skips its measures.")
+        int,
+        typer.Option(
+            min=0, help="Clips to encode and decode with the VAE; 0 skips its measures.", rich_help_panel=MEASURES
+        ),
     ] = VAE_CLIPS,
-    seed: Annotated[int, typer.Option(min=0, help="Seed for the choice of prompts.")] = 0,
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.", show_default="the checkpoint's")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale.", show_default="the checkpoint's")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for the choice of prompts.", rich_help_panel=WHAT)] = 0,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Denoising steps.", show_default="the checkpoint's", rich_help_panel=WHAT)
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale.", show_default="the checkpoint's", rich_help_panel=WHAT)
+    ] = None,
     frames: Annotated[
         int | None,
-        typer.Option(min=1, help="Frames of each video; 1 scores still pictures.", show_default="the checkpoint's"),
+        typer.Option(
+            min=1,
+            help="Frames of each video; 1 scores still pictures.",
+            show_default="the checkpoint's",
+            rich_help_panel=WHAT,
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="JSON file for scores, prompts, seeds and readings; it must not exist.")
+        Path | None,
+        typer.Option(
+            help="JSON file for scores, prompts, seeds and readings; it must not exist.", rich_help_panel=OUTPUT
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the content of --out instead of tables.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the content of --out instead of tables.", rich_help_panel=OUTPUT)
+    ] = False,
     size: Annotated[
         str | None,
-        typer.Option(metavar="HEIGHTxWIDTH", help="Of a VAE: size of the clips in pixels.", show_default="the run's"),
+        typer.Option(
+            metavar="HEIGHTxWIDTH", help="Size of the clips in pixels.", show_default="the run's", rich_help_panel=VAE
+        ),
     ] = None,
     sheet: Annotated[
-        Path | None, typer.Option(help="Of a VAE: PNG file for a contact sheet, original | reconstruction.")
+        Path | None, typer.Option(help="PNG file for a contact sheet, original | reconstruction.", rich_help_panel=VAE)
     ] = None,
 ) -> None:
     """Measure how well a checkpoint follows prompts, how smooth its videos are, and how much its VAE loses.

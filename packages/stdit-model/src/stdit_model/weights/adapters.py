@@ -92,11 +92,17 @@ def load_adapters(model: Any, loras: Sequence[tuple[str, float]]) -> list[Path]:
 
 
 def merge_adapters(model: M, loras: Sequence[tuple[str, float]]) -> M:
-    """Add the updates of adapters to the weights of a model, in place, and return it; see `load_adapters`."""
+    """Add the updates of adapters to the weights of a model, in place, and return it; see `load_adapters`.
+
+    The sums are computed in float32 and stored in the dtypes of the weights.
+    """
     adapted: Any = model
-    if load_adapters(adapted, loras):
+    dtypes = {name: parameter.dtype for name, parameter in adapted.named_parameters()}
+    if load_adapters(adapted.float() if loras else adapted, loras):
         adapted.fuse_lora()
         adapted.unload_lora()
+        for name, parameter in adapted.named_parameters():
+            parameter.data = parameter.data.to(dtypes[name])
     return model
 
 
