@@ -84,6 +84,7 @@ def test_guidance_that_stops_and_windows(make_pipeline: Make, cache: str) -> Non
     assert apart(cached, plain) < 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on CPU needs a C++ compiler")
 def test_compiled_blocks_keep_the_caption(make_pipeline: Make) -> None:
     pipeline = make_pipeline()

@@ -100,7 +100,9 @@ def test_killed(config: TrainConfig, tmp_path: Path, when: str) -> None:
     assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
 
 
-@pytest.mark.parametrize("part", [{"lora.rank": 2}, {"trained_weights": "temporal"}])
+@pytest.mark.parametrize(
+    "part", [{"lora.rank": 2}, pytest.param({"trained_weights": "temporal"}, marks=pytest.mark.slow)]
+)
 def test_killed_while_a_part_is_trained(config: TrainConfig, base: Path, tmp_path: Path, part: dict[str, Any]) -> None:
     config = from_dict(set_values(to_dict(config), {"init": str(base), **part}))
     killed(config, tmp_path / "run", "step 5")

@@ -95,7 +95,14 @@ def test_a_video_vae_is_published_and_loaded(tiny_video: TrainConfig, tmp_path: 
     assert isinstance(pipeline.vae, CausalVideoVAE)
 
 
-@pytest.mark.parametrize(("kind", "precision"), [("image", "fp32"), ("video", "bf16"), ("video", "bf16-weights")])
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [
+        pytest.param("image", "fp32", marks=pytest.mark.slow),
+        pytest.param("video", "bf16", marks=pytest.mark.slow),
+        ("video", "bf16-weights"),
+    ],
+)
 def test_a_killed_run_goes_on_to_the_bit(
     kind: str, precision: str, tiny_image: TrainConfig, tiny_video: TrainConfig, features_file: Path, tmp_path: Path
 ) -> None:
