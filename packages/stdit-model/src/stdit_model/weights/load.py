@@ -220,8 +220,9 @@ def checked_folder(
         WeightsError: a config.json of another class; tensors missing, unexpected or of another shape; or the download
             from the Hub failed.
     """
-    # Without accelerate diffusers would print a long notice, and then load in the ordinary way.
-    options = {"low_cpu_mem_usage": is_accelerate_available(), **options}
+    # Without accelerate diffusers would print a long notice, and then load in the ordinary way, or fail.
+    low_memory = options.get("low_cpu_mem_usage", True) and is_accelerate_available()
+    options = {**options, "low_cpu_mem_usage": low_memory}
     if options.get("use_safetensors") is None:  # None would fall back to pickles
         options["use_safetensors"] = True
     if "dtype" in options:  # which older versions of diffusers do not know
