@@ -69,7 +69,7 @@ def files(tmp_path: Path) -> None:
         (["--sampler", "eulr"], ["sampler eulr", "euler, ddpm, ddim, dpmsolver++, unipc"]),
         (["--sampler", "ddim"], ["sampler ddim", "rectified flow", "euler"]),
         (["--compat", "open-sora-1.0"], ["ddpm", "rectified flow"]),
-        (["--sampler", "euler", "--checkpoint", "stdit.pth"], ["sampler euler", "epsilon prediction", "unipc"]),
+        (["--sampler", "euler", "--checkpoint", "stdit.pth"], ["sampler euler", "epsilon or v prediction", "unipc"]),
         (["--steps", "1001"], ["--steps 1001", "1 to 1000"]),
         (["--size", "0x64"], ["--size 0x64", "1 to 8192"]),
         (["--size", "64x9000"], ["--size 64x9000", "1 to 8192"]),

@@ -2,18 +2,23 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from stdit_model.diffusion import NUM_TIMESTEPS
+from stdit_model import STDiTPipeline
+from stdit_model.diffusion import NUM_TIMESTEPS, NoiseLevel
+from stdit_model.sampling.schedulers import use_sampler
 from stdit_train.build import open_trainer
 from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.config.load import ConfigError, from_dict, set_values, to_dict
 from stdit_train.config.schema import ObjectiveConfig, TrainConfig
 from stdit_train.errors import RunEnded
 from stdit_train.loss.nonfinite import find_nonfinite
-from stdit_train.loss.objective import min_snr_weight, timestep_density, timestep_of
+from stdit_train.loss.objective import loss_weight, timestep_density, timestep_of, training_loss
+from stdit_train.pipeline.save import build_pipeline
 from stdit_train.tracking.metrics import TimestepBins, read_metrics
 from stdit_train.trainer import Trainer
 
@@ -49,13 +54,77 @@ def test_logit_normal_levels() -> None:
     assert torch.equal(timestep_density(uniform, ObjectiveConfig()), uniform)
 
 
-def test_min_snr_weights() -> None:
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_min_snr_weights(prediction: Any) -> None:
     """Against the schedule worked out here in float64: linear betas 1e-4 to 0.02."""
     alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, NUM_TIMESTEPS, dtype=torch.float64), 0)
     snr = alpha_bar / (1 - alpha_bar)
-    weights = min_snr_weight(torch.arange(NUM_TIMESTEPS), 5.0)
-    torch.testing.assert_close(weights.double(), snr.clamp(max=5.0) / snr, rtol=2e-3, atol=0)
-    assert weights[-1] == 1.0
+    config = ObjectiveConfig(min_snr=5.0, prediction=prediction)
+    weights = loss_weight(torch.arange(NUM_TIMESTEPS), config).double()
+    own = snr if prediction == "epsilon" else snr + 1
+    torch.testing.assert_close(weights, snr.clamp(max=5.0) / own, rtol=2e-3, atol=0)
+
+
+def test_epsilon_weighted_as_v_has_the_loss_of_v() -> None:
+    """Models that estimate the same clean latents have the same loss, in value and by the bound's weight."""
+    generator = torch.Generator().manual_seed(0)
+    x0, noise, wrong, spread = torch.randn(4, 8, 4, 3, 2, 2, generator=generator)
+    level = torch.linspace(0.1, 0.95, 8)
+    losses = []
+    for name, weighting in (("epsilon", "velocity"), ("v_prediction", "own")):
+        config = ObjectiveConfig(prediction=name, weighting=weighting, bound=0.5)  # type: ignore[arg-type]
+
+        def model(x_t: Tensor, timestep: Tensor, *_: Any, name: str = name) -> Tensor:
+            at = NoiseLevel.of_iddpm(timestep)
+            epsilon = (x_t - at.signal * wrong) / at.noise
+            return torch.cat([epsilon if name == "epsilon" else at.signal * epsilon - at.noise * wrong, spread], 1)
+
+        terms = training_loss(model, config, x0, noise, level, torch.zeros(8, 1, 1), torch.ones(8, 1))  # type: ignore[arg-type]
+        losses.append(terms["loss"])
+        assert torch.equal(terms["loss"], loss_weight((level * 1000).long(), config) * terms["mse"] + 0.5 * terms["vb"])
+    torch.testing.assert_close(*losses, rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"name": "flow", "prediction": "v_prediction"}, "objective.prediction needs objective.name=iddpm"),
+        ({"name": "flow", "bound": 0.5}, "objective.bound needs objective.name=iddpm"),
+        ({"zero_terminal_snr": True}, "set objective.prediction=v_prediction"),
+        ({"min_snr": 5.0, "weighting": "velocity"}, "set one"),
+    ],
+)
+def test_settings_of_the_objective_that_do_not_go_together(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        ObjectiveConfig(**values)
+
+
+def test_the_pipeline_of_a_run_samples_as_it_was_trained(small: TrainConfig, tmp_path: Path) -> None:
+    """Saved, loaded and given another sampler, it keeps what the model predicts and the schedule."""
+    config = changed(
+        small,
+        objective__name="iddpm",
+        objective__prediction="v_prediction",
+        objective__zero_terminal_snr=True,
+        steps=2,
+    )
+    trainer, _ = start(config, tmp_path / "run")
+    trainer.train()
+    loaded = STDiTPipeline.from_pretrained(tmp_path / "run" / "pipeline")
+    task: Any = trainer.task
+    built = build_pipeline(trainer.ema.model, task.components, config)
+    videos = []
+    for pipeline in (loaded, built):
+        pipeline.set_progress_bar_config(disable=True)
+        for sampler in ("ddpm", "dpmsolver++"):
+            use_sampler(pipeline, sampler)
+            kept = pipeline.scheduler.config
+            assert (kept["prediction_type"], kept["rescale_betas_zero_snr"]) == ("v_prediction", True)
+            frames = pipeline("a red circle", num_inference_steps=3, generator=torch.Generator().manual_seed(0)).frames
+            assert torch.isfinite(frames).all()
+            videos.append(frames)
+    assert torch.equal(videos[0], videos[2]) and torch.equal(videos[1], videos[3])
+    assert not torch.equal(videos[0], videos[1])
 
 
 def test_min_snr_is_for_epsilon(small: TrainConfig) -> None:

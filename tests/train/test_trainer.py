@@ -83,10 +83,17 @@ def test_a_run_leaves_everything_behind(small: TrainConfig, tmp_path: Path) -> N
         assert torch.equal(pipeline.transformer.state_dict()[name], value), name
 
 
-@pytest.mark.parametrize(("optimizer", "objective"), [("muon", "flow"), ("adamw", "iddpm")])
-def test_resuming_is_exact(small: TrainConfig, tmp_path: Path, optimizer: str, objective: str) -> None:
+V = {"prediction": "v_prediction", "zero_terminal_snr": True, "min_snr": 5.0, "bound": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "objective"),
+    [("muon", {"name": "flow"}), ("adamw", {"name": "iddpm"}), ("muon", {"name": "iddpm", **V})],
+)
+def test_resuming_is_exact(small: TrainConfig, tmp_path: Path, optimizer: str, objective: dict[str, object]) -> None:
     """Stopped after step 4 (in the second epoch) and resumed: weights and losses as without the stop, to the bit."""
-    config = changed(small, optimizer__name=optimizer, objective__name=objective, steps=8)
+    settings = {f"objective__{key}": value for key, value in objective.items()}
+    config = changed(small, optimizer__name=optimizer, **settings, steps=8)
     whole, watched = start(config, tmp_path / "whole")
     whole.train()
 

@@ -82,6 +82,23 @@ def test_latents_are_never_clipped(before: str, name: str) -> None:
     assert not after.config.thresholding
 
 
+@pytest.mark.parametrize("name", EPSILON_SAMPLERS)
+@pytest.mark.parametrize("zero", [False, True])
+def test_the_exact_v_leads_to_the_data(name: str, zero: bool) -> None:
+    scheduler = chosen(iddpm_scheduler("v_prediction", zero), name)
+    set_timesteps(scheduler, 30)
+    generator = torch.Generator().manual_seed(0)
+    data, x = torch.full((1, 4, 1, 2, 2), 0.5), torch.randn(1, 4, 1, 2, 2, generator=generator)
+    learned = {"generator": generator} if name == "ddpm" else {}
+    for step, t in enumerate(scheduler.timesteps):
+        level = noise_level(scheduler, step)
+        epsilon = (x - level.signal * data) / level.noise
+        v = level.signal * epsilon - level.noise * data
+        output = torch.cat([v, torch.zeros_like(v)], 1) if name == "ddpm" else v
+        x = scheduler.step(output, t, x, return_dict=False, **learned)[0]
+    torch.testing.assert_close(x, data, rtol=0, atol=0.02)
+
+
 def test_each_objective_has_its_samplers() -> None:
     with pytest.raises(SettingsError, match=r"sampler ddim.*rectified flow.*euler, dpmsolver\+\+, unipc"):
         chosen(flow(), "ddim")
@@ -92,14 +109,18 @@ def test_each_objective_has_its_samplers() -> None:
 
 
 @pytest.mark.parametrize("name", EPSILON_SAMPLERS)
-def test_noise_levels_of_epsilon_prediction(name: str) -> None:
-    scheduler = chosen(iddpm_scheduler(), name)
+@pytest.mark.parametrize("settings", [(), ("v_prediction",), ("v_prediction", True)], ids=str)
+def test_noise_levels_of_epsilon_and_v_prediction(name: str, settings: tuple[Any, ...]) -> None:
+    scheduler = chosen(iddpm_scheduler(*settings), name)
+    assert scheduler.config.prediction_type == (settings or ("epsilon",))[0]
+    assert scheduler.config.rescale_betas_zero_snr == (len(settings) == 2)
     check_continuation(scheduler)
     set_timesteps(scheduler, 10)
     for step, t in enumerate(scheduler.timesteps):
         level = noise_level(scheduler, step)
         assert level.signal**2 == pytest.approx(float(scheduler.alphas_cumprod[int(t)]), rel=1e-4)
         assert level.signal**2 + level.noise**2 == pytest.approx(1.0)
+        assert level.prediction == scheduler.config.prediction_type
         assert model_timestep(scheduler, step) == float(t)
 
 
@@ -109,7 +130,7 @@ def test_noise_levels_of_epsilon_prediction(name: str) -> None:
         diffusers.EulerDiscreteScheduler(),
         diffusers.HeunDiscreteScheduler(),
         diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction"),
-        diffusers.DDIMScheduler(prediction_type="v_prediction"),
+        diffusers.DDIMScheduler(prediction_type="sample"),
         flow(invert_sigmas=True),
     ],
     ids=lambda scheduler: f"{type(scheduler).__name__}-{scheduler.config.get('prediction_type', 'inverted')}",

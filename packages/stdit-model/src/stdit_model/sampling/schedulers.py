@@ -9,7 +9,7 @@ from stdit_model.errors import SettingsError
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
-    from stdit_model.diffusion import NoiseLevel
+    from stdit_model.diffusion import NoiseLevel, Prediction
 
 FLOW_SAMPLERS = ("euler", "dpmsolver++", "unipc")
 EPSILON_SAMPLERS = ("ddpm", "ddim", "dpmsolver++", "unipc")
@@ -55,7 +55,8 @@ def check_sampler(name: str, flow: bool | None = None) -> None:
 
     Args:
         name: one of `SAMPLERS`.
-        flow: whether the model was trained with rectified flow, else to predict epsilon; None if not known.
+        flow: whether the model was trained with rectified flow, else with iDDPM, to predict epsilon or v; None if not
+            known.
 
     Raises:
         SettingsError: no such sampler, or one for the other objective.
@@ -64,7 +65,7 @@ def check_sampler(name: str, flow: bool | None = None) -> None:
         raise SettingsError(f"sampler {name}: choose {', '.join(SAMPLERS)}")
     fitting = SAMPLERS if flow is None else FLOW_SAMPLERS if flow else EPSILON_SAMPLERS
     if name not in fitting:
-        kind = "rectified flow" if flow else "epsilon prediction"
+        kind = "rectified flow" if flow else "epsilon or v prediction"
         raise SettingsError(f"sampler {name}: this checkpoint was trained with {kind}; choose {', '.join(fitting)}")
 
 
@@ -102,7 +103,7 @@ def use_sampler(pipeline: Any, name: str) -> None:
 
 
 def predicts_velocity(scheduler: Any) -> bool:
-    """Whether a diffusers scheduler takes the velocity of rectified flow; others take epsilon, or what they say."""
+    """Whether a diffusers scheduler takes the velocity of rectified flow; others take epsilon or v."""
     return hasattr(scheduler, "scale_noise") or scheduler.config.get("prediction_type") == "flow_prediction"
 
 
@@ -155,18 +156,18 @@ def noise_level(scheduler: Any, step: int) -> "NoiseLevel":
 
     if predicts_velocity(scheduler):
         sigma = float(scheduler.sigmas[step])
-        return NoiseLevel(1.0 - sigma, sigma, True)
+        return NoiseLevel(1.0 - sigma, sigma, "flow_prediction")
     if hasattr(scheduler, "sigmas"):  # noise / signal
         alpha_bar = 1.0 / (1.0 + float(scheduler.sigmas[step]) ** 2)
     else:
         alpha_bar = float(scheduler.alphas_cumprod[int(scheduler.timesteps[step])])
-    return NoiseLevel(alpha_bar**0.5, (1.0 - alpha_bar) ** 0.5, False)
+    return NoiseLevel(alpha_bar**0.5, (1.0 - alpha_bar) ** 0.5, scheduler.config.get("prediction_type", "epsilon"))
 
 
 def check_continuation(scheduler: Any) -> None:
     """Check that the noise levels of a scheduler are known, which continuing conditioning frames needs.
 
-    They are for rectified flow, and for epsilon prediction that keeps the variance (signal^2 + noise^2 = 1).
+    They are for rectified flow, and for prediction of epsilon or v that keeps the variance (signal^2 + noise^2 = 1).
 
     Raises:
         SettingsError: another scheduler, such as EulerDiscreteScheduler, whose latents grow with the noise.
@@ -176,7 +177,10 @@ def check_continuation(scheduler: Any) -> None:
         known = hasattr(scheduler, "scale_noise") or config.get("use_flow_sigmas", False)
         known = known and not config.get("invert_sigmas", False)
     else:
-        known = hasattr(scheduler, "alphas_cumprod") and config.get("prediction_type", "epsilon") == "epsilon"
+        known = hasattr(scheduler, "alphas_cumprod") and config.get("prediction_type", "epsilon") in (
+            "epsilon",
+            "v_prediction",
+        )
         known = known and float(scheduler.init_noise_sigma) == 1.0
     if not known:
         raise SettingsError(
@@ -185,8 +189,13 @@ def check_continuation(scheduler: Any) -> None:
         )
 
 
-def iddpm_scheduler() -> "DDPMScheduler":
-    """Return the scheduler of Open-Sora 1.0: iDDPM's ancestral steps with a learned variance, from 999 to 0."""
+def iddpm_scheduler(prediction: "Prediction" = "epsilon", zero_terminal_snr: bool = False) -> "DDPMScheduler":
+    """Return the scheduler of Open-Sora 1.0: iDDPM's ancestral steps with a learned variance, from 999 to 0.
+
+    Args:
+        prediction: what the model predicts, "epsilon" or "v_prediction".
+        zero_terminal_snr: whether it was trained with noise alone at timestep 999.
+    """
     from diffusers import DDPMScheduler
 
     return DDPMScheduler(
@@ -197,6 +206,8 @@ def iddpm_scheduler() -> "DDPMScheduler":
         variance_type="learned_range",
         timestep_spacing="linspace",
         clip_sample=False,
+        prediction_type=prediction,
+        rescale_betas_zero_snr=zero_terminal_snr,
     )
 
 

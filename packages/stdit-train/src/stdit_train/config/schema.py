@@ -122,15 +122,38 @@ class ObjectiveConfig:
     timesteps: Literal["uniform", "logit-normal"] = "uniform"
     logit_mean: Finite = 0.0  # of logit-normal timesteps; above 0 means more noise
     logit_std: Positive = 1.0
-    min_snr: Positive | None = None  # iddpm: weights epsilon's error by min(SNR, this) / SNR; 5 in the paper
+    prediction: Literal["epsilon", "v_prediction"] = "epsilon"  # of iddpm
+    zero_terminal_snr: bool = False  # iddpm: the last timestep is noise alone, which takes prediction=v_prediction
+    min_snr: Positive | None = None  # iddpm: weights the error of x0 by min(SNR, this); 5 in the paper
+    weighting: Literal["own", "velocity"] = "own"  # iddpm: the error of what is predicted, or that of v
+    bound: NonNegative = 1.0  # iddpm: weight of the variational bound, which trains the variance
     caption_dropout: Share = 0.1
     conditioning_share: Share = 0.0  # share of clips with nearly clean first frames, to learn to continue videos
     conditioning_clips: Literal["any", "later"] = "any"  # all clips, or those that begin after their video's start
 
     def __post_init__(self) -> None:
         """Check what spans fields."""
-        if self.min_snr is not None and self.name != "iddpm":
-            raise ConfigError(f"objective.min_snr needs objective.name=iddpm, not {self.name}")
+        own = {
+            "min_snr": self.min_snr is not None,
+            "prediction": self.prediction != "epsilon",
+            "zero_terminal_snr": self.zero_terminal_snr,
+            "weighting": self.weighting != "own",
+            "bound": self.bound != 1.0,
+        }
+        if self.name != "iddpm" and (wrong := next((key for key, given in own.items() if given), None)):
+            raise ConfigError(f"objective.{wrong} needs objective.name=iddpm, not {self.name}")
+        if self.zero_terminal_snr and self.prediction == "epsilon":
+            raise ConfigError(
+                "objective.zero_terminal_snr leaves epsilon nothing to say at the last timestep: "
+                "set objective.prediction=v_prediction"
+            )
+        if self.min_snr is not None and self.weighting != "own":
+            raise ConfigError("objective.min_snr and objective.weighting are two weights of one loss: set one")
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the loss of iddpm is another sum of its terms than the published one."""
+        return self.min_snr is not None or self.weighting != "own" or self.bound != 1.0
 
 
 @dataclass(frozen=True)

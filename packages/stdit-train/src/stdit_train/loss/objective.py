@@ -16,6 +16,7 @@ from stdit_model.diffusion import (
     flow_loss,
     iddpm_loss,
     shift_sigma,
+    signal_to_noise,
 )
 from stdit_train.config.schema import ObjectiveConfig
 
@@ -36,16 +37,22 @@ def timestep_of(level: Tensor, config: ObjectiveConfig) -> Tensor:
     return NUM_TIMESTEPS * (shift_sigma(level, config.shift) if config.name == "flow" else level)
 
 
-def min_snr_weight(timestep: Tensor, gamma: float) -> Tensor:
-    """Return min(SNR, gamma) / SNR [b], the weight of the epsilon error (Hang et al. 2023, eq. 5 and table 1).
+def loss_weight(timestep: Tensor, config: ObjectiveConfig) -> Tensor:
+    """Return the weight of the squared error at timesteps of iDDPM, [b]; the variational bound has none.
+
+    - min-SNR with gamma (Hang et al. 2023, eq. 5 and table 1): min(SNR, gamma) / SNR of an error of epsilon, and
+      min(SNR, gamma) / (SNR + 1) of one of v; either is min(SNR, gamma) of the error of x0.
+    - "velocity": (SNR + 1) / SNR of an error of epsilon, which makes it the error of v.
 
     Args:
         timestep: [b] integers in 0..999; SNR is alpha_bar / (1 - alpha_bar) there.
-        gamma: signal-to-noise ratio above which timesteps get less weight; 5 in the paper.
+        config: objective.
     """
-    one, zero = torch.ones(len(timestep), 1, 1, 1, 1, device=timestep.device), torch.zeros((), device=timestep.device)
-    snr = ((add_noise(one, zero, timestep) / add_noise(zero, one, timestep)) ** 2).flatten()
-    return snr.clamp(max=gamma) / snr
+    snr = signal_to_noise(timestep, config.zero_terminal_snr)
+    own = snr if config.prediction == "epsilon" else snr + 1  # an error of x0 as one of what is predicted
+    if config.min_snr is not None:
+        return snr.clamp(max=config.min_snr) / own
+    return (snr + 1) / own if config.weighting == "velocity" else torch.ones_like(snr)
 
 
 def given_frames(draws: Tensor, share: float, frames: int) -> Tensor:
@@ -83,7 +90,7 @@ def training_loss(
     """Compute the loss terms of a micro-batch, each [b].
 
     Args:
-        model: predicts noise or velocity; called once.
+        model: predicts noise, v or velocity; called once.
         config: objective.
         x0, noise: clean latents and noise [b, C, T, H, W].
         level: [b] in 0..1, becomes the timestep (see `timestep_density`).
@@ -101,10 +108,12 @@ def training_loss(
             x_t = show_given(x_t, x0, noise, NoiseLevel.of_flow(sigma), given)
         return flow_loss(model(x_t, sigma * NUM_TIMESTEPS, y, mask), x0, noise, loss_mask)
     timestep = (level * NUM_TIMESTEPS).long().clamp(max=NUM_TIMESTEPS - 1)
-    x_t = add_noise(x0, noise, timestep)
+    x_t = add_noise(x0, noise, timestep, config.zero_terminal_snr)
     if given is not None:
-        x_t = show_given(x_t, x0, noise, NoiseLevel.of_iddpm(timestep), given)
-    terms = iddpm_loss(model(x_t, timestep, y, mask), x0, noise, timestep, loss_mask)
-    if config.min_snr is not None:
-        terms["loss"] = min_snr_weight(timestep, config.min_snr) * terms["mse"] + terms["vb"]
+        at = NoiseLevel.of_iddpm(timestep, config.prediction, config.zero_terminal_snr)
+        x_t = show_given(x_t, x0, noise, at, given)
+    output = model(x_t, timestep, y, mask)
+    terms = iddpm_loss(output, x0, noise, timestep, loss_mask, config.prediction, config.zero_terminal_snr)
+    if config.weighted:
+        terms["loss"] = loss_weight(timestep, config) * terms["mse"] + config.bound * terms["vb"]
     return terms

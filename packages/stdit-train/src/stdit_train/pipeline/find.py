@@ -22,7 +22,7 @@ class Trained:
     """What a checkpoint was trained for."""
 
     frames: int
-    flow: bool | None  # rectified flow, else epsilon prediction; None if only loading its scheduler would tell
+    flow: bool | None  # rectified flow, else iDDPM; None if only loading its scheduler would tell
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def build_scheduler(objective: ObjectiveConfig) -> Any:
 
     if objective.name == "flow":
         return FlowMatchEulerDiscreteScheduler(shift=objective.shift)
-    return iddpm_scheduler()
+    return iddpm_scheduler(objective.prediction, objective.zero_terminal_snr)
 
 
 def draw_samples(
