@@ -1,8 +1,9 @@
-"""Write results.md, with tables and pictures beside it, from the finished runs of plan.md.
+"""Write results.md, with tables and pictures beside it, from the finished runs of plan.md or larger.md.
 
     uv run python benchmarks/ablation/publish.py runs/ranking
+    uv run python benchmarks/ablation/publish.py runs/ranking-larger/longer --study longer
 
-All numbers and verdicts follow from the runs by the rules of plan.md.
+All numbers and verdicts follow from the runs by the rules of the plan.
 """
 
 import argparse
@@ -25,24 +26,59 @@ TABLES = {"steps": "equal steps", "parameters": "parameters matched"}
 CONTRASTS = (("dit", "seq"), ("seq", "parallel"), ("parallel", "latte"))  # first claimed better; the last pair level
 LEVEL_PAIR = CONTRASTS[-1]
 LEVEL = 0.01  # share of seq's mean loss, on either side of zero
-SEEDS = 6  # needed for a verdict to count
 SETTLED = (0.8, 0.9, 1.0)  # shares of the steps at which the verdicts must be the same
 PICTURES = ("curves.png", "final.png")
 COPIED = (*PICTURES, "differences.csv")  # unchanged, beside the page
 DIFFER = ("model", "seed")  # settings in which a recipe's runs may differ
 WIDTH = 118
 
-INTRODUCTION = """# Testing the report's ranking: results
+INTRODUCTION = """# Testing the report's ranking: {title}
 
-These results follow the rules of [plan.md](plan.md), which was written before the runs. Open-Sora 1.0's report claims
+These results follow the rules of [{plan}]({plan}), which was written before the runs. Open-Sora 1.0's report claims
 **dit > seq > parallel, and latte level with parallel**. Differences are the first arm minus the second, paired by
 seed, with Student's 95 % interval. A negative difference in validation loss favours the first arm, and so does a
 positive one in the share of videos with colour, shape and motion correct. Runs may have shared the machine, so times
 are not compared here; see [cost.md](../cost.md).
 
-    benchmarks/ablation/run.sh {folder}
-    uv run python benchmarks/ablation/publish.py {folder}
+    {runs}
+    uv run python benchmarks/ablation/publish.py {folder}{option}
 """
+
+
+@dataclass(frozen=True)
+class Study:
+    """What one plan has: its pages, its runs, and the seeds that a verdict needs to count."""
+
+    name: str
+    title: str
+    plan: str
+    runs: str  # the command that makes the runs, without the folder
+    seeds: int
+    matches: tuple[str, ...] = ("steps",)
+    contrasts: tuple[tuple[str, str], ...] = CONTRASTS[:1]
+
+    @property
+    def prefix(self) -> str:
+        """What its files' names begin with, beside those of the first study."""
+        return "" if self is FIRST else f"{self.name}-"
+
+    def introduction(self, folder: str) -> str:
+        """Return the head of its page, for runs in `folder`."""
+        runs = f"{self.runs} {folder}" if self is FIRST else f"{self.runs} {Path(folder).parent} {self.name}"
+        option = "" if self is FIRST else f" --study {self.name}"
+        return INTRODUCTION.format(title=self.title, plan=self.plan, runs=runs, folder=folder, option=option)
+
+
+FIRST = Study("first", "results", "plan.md", "benchmarks/ablation/run.sh", 6, tuple(TABLES), CONTRASTS)
+LARGER = "benchmarks/ablation/larger.sh"
+STUDIES = {
+    study.name: study
+    for study in (
+        FIRST,
+        Study("longer", "four times the steps", "larger.md", LARGER, 4),
+        Study("larger", "a larger model, four times the steps", "larger.md", LARGER, 4),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -53,11 +89,17 @@ class Table:
     match: str
     results: tuple[Result, ...]
     files: tuple[str, ...] = ()  # those of `COPIED` that exist
+    study: Study = FIRST
 
     @property
     def name(self) -> str:
         """Name of its folder."""
         return f"{self.recipe}-{self.match}"
+
+    @property
+    def published(self) -> str:
+        """What the names of its published files begin with."""
+        return f"{self.study.prefix}{self.name}"
 
     def losses(self, share: float = 1.0) -> dict[str, dict[int, float]]:
         """Return the validation losses after a share of the steps, by arm and seed."""
@@ -101,11 +143,11 @@ def verdict(pair: tuple[str, str], difference: Interval, losses: Mapping[str, Ma
     return "confirmed" if difference.mean < 0 else "contradicted"
 
 
-def read_table(folder: Path, recipe: str, match: str) -> Table:
+def read_table(folder: Path, recipe: str, match: str, study: Study = FIRST) -> Table:
     """Read the finished runs of one folder; none where the folder does not exist."""
     runs, where = finished_runs(folder, recipe, match), folder / f"{recipe}-{match}"
     results = tuple(read_result(run, from_dict(run.read_config()), arm) for arm, run in runs)
-    return Table(recipe, match, results, tuple(name for name in COPIED if (where / name).is_file()))
+    return Table(recipe, match, results, tuple(name for name in COPIED if (where / name).is_file()), study)
 
 
 def finished_runs(folder: Path, recipe: str, match: str) -> list[tuple[str, RunFolder]]:
@@ -131,8 +173,8 @@ def check_settings(folder: Path) -> None:
 
 
 def page(tables: Sequence[Table], folder: str) -> str:
-    """Return the whole of results.md."""
-    parts = [INTRODUCTION.format(folder=folder), "## Verdicts", "", *answer(tables), ""]
+    """Return the whole page of a study."""
+    parts = [tables[0].study.introduction(folder), "## Verdicts", "", *answer(tables), ""]
     for table in tables:
         title = f"Recipe `{table.recipe}` ({RECIPES[table.recipe]}), {TABLES[table.match]}"
         parts += [f"## {title}", "", *section(table), ""]
@@ -144,13 +186,14 @@ def answer(tables: Sequence[Table]) -> list[str]:
     columns = [f"{table.recipe}, {TABLES[table.match]}" for table in tables]
     columns += [f"counts, {TABLES[match]}" for match in dict.fromkeys(table.match for table in tables)]
     lines = ["| claim | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for pair in CONTRASTS:
+    for pair in tables[0].study.contrasts:
         cells = [_said(table, pair) for table in tables]
         matches = dict.fromkeys(table.match for table in tables)
         cells += [counted([table for table in tables if table.match == match], pair) for match in matches]
         lines.append(f"| {_claim(pair)} | " + " | ".join(cells) + " |")
+    seeds = tables[0].study.seeds
     note = (
-        f"A verdict counts as a result of this study if both recipes agree on it, each with {SEEDS} seeds, and if "
+        f"A verdict counts as a result of this study if both recipes agree on it, each with {seeds} seeds, and if "
         "it was the same at 80, 90 and 100 % of the steps (otherwise it is marked as not settled)."
     )
     return [*lines, "", *textwrap.wrap(note, WIDTH)]
@@ -169,8 +212,8 @@ def _said(table: Table, pair: tuple[str, str]) -> str:
     said, difference = table.verdict(pair), paired(table.losses(), pair)
     if difference is None:
         return said
-    if difference.count < SEEDS:
-        return f"{difference.count} of {SEEDS} seeds yet ({said})"
+    if difference.count < table.study.seeds:
+        return f"{difference.count} of {table.study.seeds} seeds yet ({said})"
     return said if table.settled(pair) else f"not settled ({said} at the end)"
 
 
@@ -198,7 +241,7 @@ def section(table: Table) -> list[str]:
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "| contrast | validation loss | of seq's | verdict | seen | held-out |"]
     lines.append("|---|---:|---:|---|---:|---:|")
-    for pair in CONTRASTS:
+    for pair in table.study.contrasts:
         differences = [paired(measured[measure], pair) for measure in (LOSS, SEEN, HELD_OUT)]
         loss, *shares = differences
         if loss is None:
@@ -208,7 +251,11 @@ def section(table: Table) -> list[str]:
         cells = [" - ".join(pair), _signed(loss, 4), of_seq, _said(table, pair)]
         cells += ["" if share is None else _signed(share, 3) for share in shares]
         lines.append("| " + " | ".join(cells) + " |")
-    return [*lines, "", *(f"![{Path(name).stem}]({table.name}-{name})" for name in table.files if name in PICTURES)]
+    return [
+        *lines,
+        "",
+        *(f"![{Path(name).stem}]({table.published}-{name})" for name in table.files if name in PICTURES),
+    ]
 
 
 def _signed(difference: Interval, digits: int) -> str:
@@ -219,9 +266,9 @@ def _signed(difference: Interval, digits: int) -> str:
 def copy_files(folder: Path, table: Table, out: Path) -> None:
     """Copy the runs as CSV, and the pictures and differences of a finished ablation, beside the page."""
     if table.results:
-        write_csv(table.results, out / f"{table.name}.csv")
+        write_csv(table.results, out / f"{table.published}.csv")
     for name in table.files:
-        shutil.copyfile(folder / table.name / name, out / f"{table.name}-{name}")
+        shutil.copyfile(folder / table.name / name, out / f"{table.published}-{name}")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -229,13 +276,15 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="publish.py", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path, help="folder that run.sh wrote to")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of the page")
+    parser.add_argument("--study", choices=STUDIES, default=FIRST.name, help="whose plan the runs follow")
     given = parser.parse_args(arguments)
+    study = STUDIES[given.study]
     try:
         check_settings(given.folder)
     except ValueError as error:
         print(f"publish: {error}", file=sys.stderr)
         return 2
-    tables = [read_table(given.folder, recipe, match) for match in TABLES for recipe in RECIPES]
+    tables = [read_table(given.folder, recipe, match, study) for match in study.matches for recipe in RECIPES]
     if not any(table.results for table in tables):
         print(f"publish: no finished runs in {given.folder}", file=sys.stderr)
         return 2
@@ -243,11 +292,12 @@ def main(arguments: Sequence[str]) -> int:
     for table in tables:
         copy_files(given.folder, table, given.out)
     if (given.folder / "sweep" / "runs.csv").is_file():
-        shutil.copyfile(given.folder / "sweep" / "runs.csv", given.out / "sweep.csv")
-    replace_text(given.out / "results.md", page(tables, str(given.folder)))
+        shutil.copyfile(given.folder / "sweep" / "runs.csv", given.out / f"{study.prefix}sweep.csv")
+    results = given.out / f"{study.prefix}results.md"
+    replace_text(results, page(tables, str(given.folder)))
     for table in tables:
         print(f"{table.name}: {len(table.results)} runs")
-    print(given.out / "results.md")
+    print(results)
     return 0
 
 

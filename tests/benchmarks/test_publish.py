@@ -91,6 +91,20 @@ def test_what_counts_is_what_both_recipes_agree_on(publish: ModuleType) -> None:
     assert publish.answer([alone])[2].endswith("| confirmed | no |")
 
 
+def test_each_study_counts_its_own_seeds_and_names_its_own_files(publish: ModuleType) -> None:
+    four = [*BASE, 1.1]
+    longer = publish.STUDIES["longer"]
+    tables = [
+        publish.Table(recipe, "steps", results(dit=shifted(-0.1, four), seq=four), ("curves.png",), longer)
+        for recipe in publish.RECIPES
+    ]
+    page = publish.page(tables, "ranking/longer")
+    assert page.count("| dit better than seq | confirmed | confirmed | **confirmed** |") == 1
+    assert "seq better than parallel" not in page and "each with 4 seeds" in " ".join(page.split())
+    assert "larger.sh ranking longer\n" in page and "ranking/longer --study longer\n" in page
+    assert "(longer-demo-steps-curves.png)" in page and "(longer-published-steps-curves.png)" in page
+
+
 def test_real_runs_and_a_folder_without_any(publish: ModuleType, stdit: Callable, tmp_path: Path, capfd) -> None:
     tiny = ["global_batch=2", "data.clips=4", "data.frames=4", "data.height=32", "data.width=32", "model.depth=1"]
     tiny += ["model.hidden_size=32", "sampling.steps=2"]
