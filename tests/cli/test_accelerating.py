@@ -34,7 +34,7 @@ def test_blocks_are_compiled(stdit: Callable, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--cache", "teacache"], "cache teacache: choose first-block, pab, taylorseer"),
+        (["--cache", "teacache"], "cache teacache: choose first-block, pab, fastercache, taylorseer"),
         (["--offload", "disk"], "--offload disk: choose model, group, sequential"),
         (["--offload", "model", "--low-memory"], "--offload and --low-memory: choose one of the two"),
         (["--offload", "model", "--text-8bit"], "--offload and --text-8bit: choose one of the two"),

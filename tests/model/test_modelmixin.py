@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import PyramidAttentionBroadcastConfig
-from diffusers.hooks import FasterCacheConfig, FirstBlockCacheConfig
+from diffusers.hooks import FirstBlockCacheConfig, TextKVCacheConfig
 from diffusers.utils import is_accelerate_available
 
 from stdit_model import STDiT, layers
@@ -88,8 +88,8 @@ def test_return_dict(tiny: Callable, inputs: Callable) -> None:
 
 
 def test_caches_that_do_not_work_are_refused(tiny: Callable) -> None:
-    with pytest.raises(SettingsError, match="FasterCacheConfig does not work with STDiT: choose FirstBlockCacheConfig"):
-        tiny().enable_cache(FasterCacheConfig())
+    with pytest.raises(SettingsError, match="TextKVCacheConfig does not work with STDiT: choose FirstBlockCacheConfig"):
+        tiny().enable_cache(TextKVCacheConfig())
     with pytest.raises(SettingsError, match="skips blocks, and this model has one"):
         tiny(depth=1).enable_cache(FirstBlockCacheConfig())
     model = tiny()

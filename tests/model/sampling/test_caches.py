@@ -9,6 +9,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import DiffusionPipeline, MagCacheConfig
+from diffusers.callbacks import SDCFGCutoffCallback
 from torch import Tensor
 
 from stdit_model import STDiTPipeline
@@ -72,6 +73,48 @@ def test_magcache_is_calibrated_and_used(make_pipeline: Make, capsys: pytest.Cap
     assert 0 < apart(cached, plain) < 0.5
 
 
+def test_fastercache_computes_the_prompts_half(make_pipeline: Make) -> None:
+    """Where the unconditional half is skipped, it is approximated, and the prompt's half is what it would have been."""
+    pipeline = make_pipeline()
+    outputs: list[Tensor] = []
+    rows: list[int] = []
+    pipeline.transformer.register_forward_hook(lambda *_: outputs.append(_[-1]))
+    pipeline.transformer.blocks[0].mlp.register_forward_hook(lambda *_: rows.append(len(_[-1])))
+    plain, _ = sample(pipeline)
+    expected, outputs[:], rows[:] = list(outputs), [], []
+
+    config = cache_config("fastercache:3", lambda: pipeline.current_timestep)
+    config.spatial_attention_block_skip_range = 1  # no attention is skipped
+    pipeline.transformer.enable_cache(config)
+    cached, _ = sample(pipeline)
+    assert rows == [2] * 10 + [1] * 2  # two of the three timesteps below 641
+    first = rows.index(1)
+    for output, other in zip(outputs[:first], expected, strict=False):
+        assert torch.equal(output, other)
+    unconditional, conditional = outputs[first]
+    torch.testing.assert_close(conditional, expected[first][1], rtol=1e-4, atol=1e-5)
+    assert 0 < apart(unconditional, expected[first][0]) < 0.2
+    assert apart(unconditional, expected[first][0]) < apart(unconditional, expected[first][1])
+    assert 0 < apart(cached, plain) < 0.5
+
+
+def test_fastercache_needs_guidance(make_pipeline: Make) -> None:
+    pipeline = make_pipeline()
+    pipeline.transformer.enable_cache(cache_config("fastercache", lambda: pipeline.current_timestep))
+    cached, ran = sample(pipeline)
+    assert 0 < ran["attn"] < STEPS
+    assert 0 < ran["attn_temp"] < STEPS
+    assert torch.equal(sample(pipeline)[0], cached)  # nothing is left of the call before
+    for options in (
+        {"guidance_scale": 1.0},
+        {"guidance_stop": 0.5},
+        {"num_frames": 6, "window": 4, "overlap": 2},
+        {"callback_on_step_end": SDCFGCutoffCallback(cutoff_step_ratio=0.5)},
+    ):
+        with pytest.raises(SettingsError, match="it needs guidance in every step and window"):
+            sample(pipeline, **options)
+
+
 @pytest.mark.parametrize("cache", ["first-block:0.5", "pab", "taylorseer"])
 def test_guidance_that_stops_and_windows(make_pipeline: Make, cache: str) -> None:
     """The batch halves in between, and another window begins: what is kept is of neither."""
@@ -98,7 +141,7 @@ def test_compiled_blocks_keep_the_caption(make_pipeline: Make) -> None:
 @pytest.mark.parametrize(
     ("cache", "message"),
     [
-        ("teacache", "choose first-block, pab, taylorseer"),
+        ("teacache", "choose first-block, pab, fastercache, taylorseer"),
         ("first-block:x", "a relative change above 0"),
         ("first-block:0", "a relative change above 0"),
         ("pab:1", "2 to 100 steps, as in pab:2"),

@@ -49,7 +49,7 @@ class Lines:
         self.covariance = 1.0 + slope**2 * t[:, None] * t[None] + rough**2 * torch.eye(frames)
         self.scheduler = scheduler
 
-    def __call__(self, x: Tensor, timestep: Tensor, text: Any, **_: Any) -> Tensor:
+    def __call__(self, x: Tensor, timestep: Tensor, **_: Any) -> Tensor:
         flow = predicts_velocity(self.scheduler)
         if flow:
             noise = float(timestep[0]) / 1000

@@ -101,7 +101,7 @@ def test_prompts_and_guidance_matter(pipeline: STDiTPipeline) -> None:
 
 def test_guidance_is_linear() -> None:
     output = torch.randn(4, 6, 2, 2, 2, generator=torch.Generator().manual_seed(0))
-    conditional, unconditional = output.chunk(2)
+    unconditional, conditional = output.chunk(2)
     assert torch.equal(guide(output, 1.0, 3)[:, 3:], conditional[:, 3:])
     torch.testing.assert_close(guide(output, 1.0, 6), conditional)
     torch.testing.assert_close(guide(output, 0.0, 6), unconditional)
@@ -110,7 +110,7 @@ def test_guidance_is_linear() -> None:
 
 def test_rescaled_guidance_keeps_the_spread_of_the_prompts_half() -> None:
     output = torch.randn(4, 6, 2, 3, 3, generator=torch.Generator().manual_seed(0))
-    conditional = output.chunk(2)[0][:, :4]
+    conditional = output.chunk(2)[1][:, :4]
     axes = (1, 2, 3, 4)
     torch.testing.assert_close(guide(output, 7.0, 4, rescale=1.0)[:, :4].std(axes), conditional.std(axes))
     assert (guide(output, 7.0, 4)[:, :4].std(axes) > 2 * conditional.std(axes)).all()

@@ -134,11 +134,11 @@ class BlockText:
             self.keys_values = keys.to(device, **options), values.to(device, **options)
         return self
 
-    def first(self, batch: int) -> "BlockText":
-        """Return the first captions."""
+    def last(self, batch: int) -> "BlockText":
+        """Return the last captions."""
         states, pair = self.states_BLD, self.keys_values
         return BlockText(
-            None if states is None else states[:batch], None if pair is None else (pair[0][:batch], pair[1][:batch])
+            None if states is None else states[-batch:], None if pair is None else (pair[0][-batch:], pair[1][-batch:])
         )
 
 
@@ -157,7 +157,7 @@ class TextCache:
     mask_BL: Tensor | None = None
     null_B: Tensor | None = None
     blocks: list[BlockText] = field(default_factory=list)
-    _first: dict[int, "TextCache"] = field(default_factory=dict, repr=False)
+    _last: dict[int, "TextCache"] = field(default_factory=dict, repr=False)
 
     def to(self, device: torch.device, **options: Any) -> Self:
         """Move in place to a device, as offloading does with the arguments of a model."""
@@ -167,12 +167,19 @@ class TextCache:
         self.blocks = [block.to(device, **options) for block in self.blocks]
         return self
 
-    def first(self, batch: int) -> "TextCache":
-        """Return the cache of the first captions, such as the prompts' half of those for guidance."""
-        if batch not in self._first:
-            y, mask, null = (None if x is None else x[:batch] for x in (self.y_BLC, self.mask_BL, self.null_B))
-            self._first[batch] = TextCache(y, mask, null, [block.first(batch) for block in self.blocks])
-        return self._first[batch]
+    def last(self, batch: int) -> "TextCache":
+        """Return the cache of the last captions, such as the prompts' half of those for guidance."""
+        if batch not in self._last:
+            y, mask, null = (None if x is None else x[-batch:] for x in (self.y_BLC, self.mask_BL, self.null_B))
+            self._last[batch] = TextCache(y, mask, null, [block.last(batch) for block in self.blocks])
+        return self._last[batch]
+
+    def chunk(self, chunks: int, dim: int = 0) -> tuple["TextCache", "TextCache"]:
+        """Return this batch and its prompts' half, as FasterCache of diffusers takes the second of two halves."""
+        assert (chunks, dim) == (2, 0)
+        keys_values = self.blocks[0].keys_values  # of the steps before, which had both halves
+        assert keys_values is not None
+        return self, self.last(len(keys_values[0]) // 2)
 
 
 class CrossAttention(nn.Module, AttentionModuleMixin):

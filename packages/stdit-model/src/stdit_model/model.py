@@ -6,6 +6,7 @@ K head width.
 
 import inspect
 from collections.abc import Mapping, MutableSequence, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Self, cast
 
@@ -32,7 +33,13 @@ from stdit_model.layers import BlockText, FinalLayer, TextCache
 from stdit_model.presets import Variant, preset
 from stdit_model.weights.loaders import WeightLoaders
 
-CACHES = ("FirstBlockCacheConfig", "PyramidAttentionBroadcastConfig", "MagCacheConfig", "TaylorSeerCacheConfig")
+CACHES = (
+    "FirstBlockCacheConfig",
+    "PyramidAttentionBroadcastConfig",
+    "FasterCacheConfig",
+    "MagCacheConfig",
+    "TaylorSeerCacheConfig",
+)
 
 
 class STDiT(WeightLoaders, PeftAdapterMixin, CacheMixin, ConfigMixin):
@@ -261,8 +268,8 @@ class STDiT(WeightLoaders, PeftAdapterMixin, CacheMixin, ConfigMixin):
         """Reuse parts of earlier steps, see `CacheMixin.enable_cache` of diffusers; `disable_cache` ends it.
 
         Args:
-            config: diffusers' FirstBlockCacheConfig, PyramidAttentionBroadcastConfig, MagCacheConfig or
-                TaylorSeerCacheConfig. `stdit_model.sampling.caches` has some with this model's names of layers.
+            config: diffusers' FirstBlockCacheConfig, PyramidAttentionBroadcastConfig, FasterCacheConfig, MagCacheConfig
+                or TaylorSeerCacheConfig. `stdit_model.sampling.caches` has some with this model's names of layers.
 
         Raises:
             SettingsError: another cache, which does not work with this model; or one of blocks, and there is one block.
@@ -274,6 +281,8 @@ class STDiT(WeightLoaders, PeftAdapterMixin, CacheMixin, ConfigMixin):
             if len(self.blocks) < 2:
                 raise SettingsError(f"{name} skips blocks, and this model has one")
             TransformerBlockRegistry.register(Block, TransformerBlockMetadata(return_hidden_states_index=0))
+        if name == "FasterCacheConfig":  # it halves this argument, and the tensors before it
+            config = replace(config, _unconditional_conditional_input_kwargs_identifiers=["y"])
         super().enable_cache(config)
 
     def _block_texts(

@@ -4,6 +4,7 @@
 |---|---|---|
 | first-block | all blocks but the first, while its output changes by less (arXiv:2411.19108) | relative change, 0.05 |
 | pab | attention (Pyramid Attention Broadcast, arXiv:2408.12588) | one step of so many computes it, 2 |
+| fastercache | the unconditional half, and then attention (arXiv:2410.19355) | one step of so many computes it, 5 |
 | taylorseer | attention and MLP, extrapolated (arXiv:2503.06923) | one step of so many computes them, 3 |
 """
 
@@ -12,8 +13,8 @@ from typing import Any
 
 from stdit_model.errors import SettingsError
 
-DEFAULTS: dict[str, float] = {"first-block": 0.05, "pab": 2.0, "taylorseer": 3.0}
-MOST_STEPS = 100  # of pab and taylorseer
+DEFAULTS: dict[str, float] = {"first-block": 0.05, "pab": 2.0, "fastercache": 5.0, "taylorseer": 3.0}
+MOST_STEPS = 100  # of all but first-block
 
 
 def parse_cache(cache: str) -> tuple[str, float]:
@@ -47,7 +48,12 @@ def cache_config(cache: str, current_timestep: Callable[[], float | None]) -> An
         SettingsError: no such cache.
     """
     import torch
-    from diffusers import FirstBlockCacheConfig, PyramidAttentionBroadcastConfig, TaylorSeerCacheConfig
+    from diffusers import (
+        FasterCacheConfig,
+        FirstBlockCacheConfig,
+        PyramidAttentionBroadcastConfig,
+        TaylorSeerCacheConfig,
+    )
 
     name, value = parse_cache(cache)
     if name == "first-block":
@@ -60,6 +66,12 @@ def cache_config(cache: str, current_timestep: Callable[[], float | None]) -> An
             spatial_attention_block_identifiers=(r"\.attn$",),
             temporal_attention_block_identifiers=(r"\.attn_temp$",),
             cross_attention_block_identifiers=(r"\.cross_attn$",),
+            current_timestep_callback=current_timestep,
+        )
+    if name == "fastercache":
+        return FasterCacheConfig(
+            unconditional_batch_skip_range=int(value),
+            attention_weight_callback=lambda _: 0.5,
             current_timestep_callback=current_timestep,
         )
     return TaylorSeerCacheConfig(

@@ -14,6 +14,7 @@ from diffusers import DDPMScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from stdit_model.errors import SettingsError
 from stdit_model.layers import TextCache
 from stdit_model.model import STDiT
 from stdit_model.protocols import Scheduler
@@ -54,13 +55,16 @@ class Denoiser:
     Attributes:
         transformer: predicts epsilon or the velocity.
         scheduler: takes the sampling steps.
-        text: of the prompts [B]; with guidance [2B], the unconditional half second.
+        text: of the prompts [B]; with guidance [2B], the unconditional half first, as in diffusers.
         num_inference_steps: denoising steps.
         generator: one, or one for each video.
         guidance: off by default.
         space_scale, time_scale: position scales; the model's by default.
         resampling_steps: evaluations of the model that each step spends on resampling, if there are known frames.
         on_timestep: called with the model's timestep before it is evaluated.
+
+    Raises:
+        SettingsError: steps without guidance, and FasterCache.
     """
 
     transformer: STDiT
@@ -73,6 +77,11 @@ class Denoiser:
     time_scale: float | None = None
     resampling_steps: int = 3
     on_timestep: Callable[[float], None] | None = None
+
+    def __post_init__(self) -> None:
+        self.check_cache(
+            all(self.guidance.enabled(i, self.num_inference_steps) for i in range(self.num_inference_steps))
+        )
 
     def __call__(self, x: Tensor, first_frames: Tensor | None = None, on_step_end: OnStepEnd | None = None) -> Tensor:
         """Denoise latents.
@@ -87,7 +96,8 @@ class Denoiser:
             Clean latents [B, C, T, H, W], the first frames unchanged.
 
         Raises:
-            SettingsError: first frames, and a scheduler whose noise levels are not known.
+            SettingsError: first frames, and a scheduler whose noise levels are not known; or a callback that turns
+                guidance off, and FasterCache.
         """
         # 1. Choose the timesteps; known frames keep the starting noise of their place.
         set_timesteps(self.scheduler, self.num_inference_steps)
@@ -100,6 +110,7 @@ class Denoiser:
         for step, t in enumerate(self.scheduler.timesteps):
             if self.guidance.enabled(step, self.num_inference_steps) != guided:
                 guided = self.guidance.enabled(step, self.num_inference_steps)
+                self.check_cache(guided)
                 self._empty_cache()
             # 2. Insert the known frames, and resample the unknown ones to fit them.
             if conditioning is not None:
@@ -125,7 +136,7 @@ class Denoiser:
 
     def unguided(self, batch: int) -> "Denoiser":
         """Return a denoiser of the same `batch` videos without guidance."""
-        return replace(self, guidance=Guidance(), text=self.text.first(batch))
+        return replace(self, guidance=Guidance(), text=self.text.last(batch))
 
     def resample(self, x: Tensor, conditioning: ConditioningFrames, step: int, t: Tensor) -> Tensor:
         """Insert the known frames and resample the unknown ones to fit them; see `stdit_model.sampling.continuation`.
@@ -160,7 +171,7 @@ class Denoiser:
         scale_input = getattr(self.scheduler, "scale_model_input", lambda x, _: x)
         x = scale_input(x, t).to(self.dtype)
         x = torch.cat([x, x]) if guided else x
-        text = self.text if guided else self.text.first(batch)
+        text = self.text if guided else self.text.last(batch)
         level = model_timestep(self.scheduler, step)
         if self.on_timestep is not None:
             self.on_timestep(level)
@@ -168,12 +179,21 @@ class Denoiser:
         timestep = torch.full((len(x),), level, device=x.device, dtype=torch.float32)
         cached = getattr(self.transformer, "is_cache_enabled", False)
         with self.transformer.cache_context("denoising") if cached else nullcontext():
-            output = self.transformer(x, timestep, text, space_scale=self.space_scale, time_scale=self.time_scale)
+            output = self.transformer(x, timestep, y=text, space_scale=self.space_scale, time_scale=self.time_scale)
         output = output.float()
         if not guided:
             return output
         guidance = self.guidance
         return guide(output, guidance.guidance_scale, guidance.channels or channels, guidance.guidance_rescale)
+
+    def check_cache(self, guided: bool) -> None:
+        """Check that the model's cache works with steps that are `guided`, or are not.
+
+        Raises:
+            SettingsError: FasterCache, and steps without guidance.
+        """
+        if not guided and type(getattr(self.transformer, "_cache_config", None)).__name__ == "FasterCacheConfig":
+            raise SettingsError("FasterCache skips the unconditional half: it needs guidance in every step and window")
 
     def _empty_cache(self) -> None:
         """Forget what one of diffusers' caches keeps: of another window, or of a batch of another size."""
@@ -199,13 +219,13 @@ def guide(output: Tensor, scale: float, channels: int, rescale: float = 0.0) -> 
     """Combine conditional and unconditional predictions: [2B, C', T, H, W] -> [B, C', T, H, W].
 
     Args:
-        output: of the model, the conditional half first.
+        output: of the model, the unconditional half first.
         scale: guidance scale; 1 returns the conditional half.
         channels: number of channels that are guided; all others, such as the variance, are the conditional ones.
         rescale: 0 to 1, how far the standard deviation of each video is brought back to that of the conditional half,
             against over-exposure at large scales (arXiv:2305.08891, section 3.4).
     """
-    conditional, unconditional = output.chunk(2)
+    unconditional, conditional = output.chunk(2)
     guided = unconditional[:, :channels] + scale * (conditional[:, :channels] - unconditional[:, :channels])
     if rescale:
         axes = tuple(range(1, output.ndim))

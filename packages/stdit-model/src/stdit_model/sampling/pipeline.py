@@ -303,6 +303,7 @@ class STDiTPipeline(CallState, DiffusionPipeline, LoRALoader):
             default(resampling_steps, "resampling_steps"),
             self._set_timestep,
         )
+        denoise.check_cache(guide_continuation or all(known < 2 for _, _, known in windows))
         self._num_timesteps, self._interrupt = steps * len(windows), False
         with self.progress_bar(total=self._num_timesteps) as bar:
             tensors = {"prompt_embeds": embeds.prompt_embeds}

@@ -80,13 +80,13 @@ def encode_prompts(
 
 
 def cache_text(transformer: STDiT, embeds: PromptEmbeds, device: torch.device) -> TextCache:
-    """Return the text whose keys and values are computed once for all steps; the negative half comes second."""
+    """Return the text whose keys and values are computed once for all steps; the negative half comes first."""
     y, mask, negative_y, negative_mask = embeds
     null = None
     if negative_mask is not None:
         if negative_y is None:  # the null caption, which the model puts in the place of these rows
-            negative_y, null = y, torch.arange(2 * len(y), device=device) >= len(y)
-        y, mask = torch.cat([y, negative_y.to(y)]), torch.cat([mask, negative_mask.to(mask)])
+            negative_y, null = y, torch.arange(2 * len(y), device=device) < len(y)
+        y, mask = torch.cat([negative_y.to(y), y]), torch.cat([negative_mask.to(mask), mask])
     return transformer.encode_text(y.to(device, transformer.dtype), mask.to(device), null)
 
 

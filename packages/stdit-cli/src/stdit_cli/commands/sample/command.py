@@ -196,7 +196,8 @@ def sample(
     cache: Annotated[
         str | None,
         typer.Option(
-            help="Reuse parts of earlier steps, faster and less exact: first-block[:0.05], pab[:2] or taylorseer[:3].",
+            help="Reuse parts of earlier steps, faster and less exact: first-block[:0.05], pab[:2], fastercache[:5] or "
+            "taylorseer[:3].",
             autocompletion=completion.caches,
             rich_help_panel=SAMPLING,
         ),
