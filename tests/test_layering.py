@@ -214,7 +214,8 @@ FOLDERS_MAY_IMPORT: dict[str, dict[str, set[str]]] = {
         "settings": set(),
         "workers": {"console"},
         "commands": {"completion", "console", "settings", "workers"},
-        "main": {"commands", "settings"},
+        "lazy": set(),
+        "main": {"lazy", "settings"},
         "__main__": {"main"},
     },
 }

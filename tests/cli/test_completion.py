@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-import typer
 
 from stdit_cli import completion, main
 from stdit_model.presets import Variant
 from stdit_model.sampling.schedulers import SAMPLERS
-from stdit_train.config.load import curriculum_names, known_keys, stage_names
+from stdit_train.config.keys import known_keys
+from stdit_train.config.load import curriculum_names, stage_names
 from stdit_train.hardware import DEVICES
 
 MOST_OPTIONS = 14  # of a command in one panel of its help
@@ -59,8 +59,8 @@ def test_the_names_are_those_that_the_commands_take() -> None:
 
 
 def test_help_lists_these_names_and_groups_long_lists() -> None:
-    app = typer.main.get_command(main.app)
-    options = {name: {option.name: option for option in app.commands[name].params} for name in app.commands}
+    commands = {name: command.load(name) for name, command in main.Commands.lazy.items()}
+    options = {name: {option.name: option for option in command.params} for name, command in commands.items()}
     for name in SAMPLERS:
         assert name in options["sample"]["sampler"].help
     for name in DEVICES:

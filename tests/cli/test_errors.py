@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.core import TyperGroup
 
+from stdit_cli import main
 from stdit_cli.main import as_options
 from stdit_train.assets import demo_folder
 
@@ -187,7 +189,16 @@ def test_arguments_that_messages_name_are_shown_as_options() -> None:
     assert as_options(said) == said
 
 
-def test_help_imports_neither_torch_nor_pydantic() -> None:
+@pytest.mark.parametrize("name", main.Commands.lazy)
+def test_the_help_of_all_commands_is_that_of_each(name: str) -> None:
+    lazy = main.Commands.lazy[name]
+    command = lazy.load(name)
+    assert command.name == name
+    assert " ".join(command.help.split("\n\n")[0].split()) == lazy.summary
+    assert isinstance(command, lazy.cls if ":app" not in lazy.place else TyperGroup)
+
+
+def test_help_imports_neither_torch_nor_pydantic_nor_the_commands() -> None:
     script = """
         import json, sys
         sys.argv = ["stdit", "--help"]
@@ -196,7 +207,8 @@ def test_help_imports_neither_torch_nor_pydantic() -> None:
             main()
         except SystemExit as end:
             assert not end.code
-        heavy = {"torch", "pydantic", "numpy", "diffusers", "transformers", "av", "matplotlib"}
+        heavy = {"torch", "pydantic", "numpy", "diffusers", "transformers", "av", "matplotlib", "fsspec"}
+        heavy |= {name for name in sys.modules if name.startswith("stdit_cli.commands")}
         print(json.dumps(sorted(heavy & set(sys.modules))))
     """
     import textwrap

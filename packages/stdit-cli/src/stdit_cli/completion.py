@@ -51,7 +51,7 @@ def gpus(incomplete: str) -> list[str]:
 
 def settings(incomplete: str) -> list[str]:
     """Complete the key of a setting, up to the equals sign."""
-    from stdit_train.config.load import known_keys
+    from stdit_train.config.keys import known_keys
 
     return [f"{key}=" for key in known_keys() if key.startswith(incomplete)]
 

@@ -1,4 +1,4 @@
-"""The `stdit` command: one Typer app; each command is in its own file and imports heavy modules when it runs.
+"""The `stdit` command: one Typer app; each command is in its own file, which is imported when the command is called.
 
 An error that a user can cause is one line on stderr, with exit code 2, or 1 for a run that ended; --debug shows its
 traceback. So is what the system refuses for a reason in `REFUSALS`. Any other error is a bug, and shows its traceback
@@ -12,15 +12,11 @@ import re
 import signal
 import sys
 from io import TextIOWrapper
-from typing import Annotated, NoReturn
+from typing import Annotated, ClassVar, NoReturn
 
 import typer
 
-from stdit_cli.commands import ablate, curation, data, doctor, evaluate, export, plan, report, stages, weights
-from stdit_cli.commands import build_demo as demo
-from stdit_cli.commands import latents as encoding
-from stdit_cli.commands.sample import command as sample
-from stdit_cli.commands.train import command as train
+from stdit_cli.lazy import Lazy, LazyGroup
 from stdit_cli.settings import SettingsCommand
 from stdit_data import errors as data_errors
 from stdit_model import errors as model_errors
@@ -35,26 +31,64 @@ REFUSALS = frozenset((
 ))  # fmt: skip
 USER_ERRORS = (model_errors.UserError, data_errors.UserError, train_errors.UserError)
 
+
+class Commands(LazyGroup):
+    """The commands of `stdit`, in the order of its help."""
+
+    lazy: ClassVar = {
+        "sample": Lazy("stdit_cli.commands.sample.command:sample", "Make videos from prompts."),
+        "train": Lazy(
+            "stdit_cli.commands.train.command:train",
+            "Train a stage or a curriculum into a run folder: settings, losses, samples, checkpoints and the pipeline.",
+            SettingsCommand,
+        ),
+        "stages": Lazy(
+            "stdit_cli.commands.stages:stages",
+            "List the training stages with their sizes, and the curricula that train several in a row.",
+        ),
+        "plan": Lazy(
+            "stdit_cli.commands.plan:plan",
+            "Show parameters, FLOPs, memory and time of a stage, from formulas and stated peak rates; nothing is "
+            "allocated.",
+            SettingsCommand,
+        ),
+        "report": Lazy(
+            "stdit_cli.commands.report:report",
+            "Plot loss curves together, and write a self-contained HTML page with sampled videos and settings.",
+        ),
+        "export": Lazy(
+            "stdit_cli.commands.export:export",
+            "Export a checkpoint of a run as a pipeline folder, for `stdit sample --checkpoint OUT`.",
+        ),
+        "doctor": Lazy(
+            "stdit_cli.commands.doctor:doctor",
+            "Show device, memory, bf16, compiler, versions, disk and hub, and which stages can be trained here.",
+        ),
+        "eval": Lazy(
+            "stdit_cli.commands.evaluate:evaluate",
+            "Measure how well a checkpoint follows prompts, how smooth its videos are, and how much its VAE loses.",
+        ),
+        "ablate": Lazy(
+            "stdit_cli.commands.ablate:ablate",
+            "Train arms with the same data, noise and initial weights, and compare them with paired intervals.",
+            SettingsCommand,
+        ),
+        "build-demo": Lazy(
+            "stdit_cli.commands.build_demo:build_demo",
+            "Train the demo model's VAE, text encoder and transformer, score it, and write OUT/demo with a model card.",
+        ),
+        "data": Lazy("stdit_cli.commands.data:app", "Validate, preview and convert video data."),
+        "weights": Lazy("stdit_cli.commands.weights:app", "Inspect, convert and merge checkpoints."),
+    }
+
+
 app = typer.Typer(
     name="stdit",
+    cls=Commands,
     help="Train, sample and compare text-to-video diffusion transformers (STDiT, Open-Sora 1.0).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-app.command("sample")(sample.sample)
-app.command("train", cls=SettingsCommand)(train.train)
-app.command("stages")(stages.stages)
-app.command("plan", cls=SettingsCommand)(plan.plan)
-app.command("report")(report.report)
-app.command("export")(export.export)
-app.command("doctor")(doctor.doctor)
-app.command("eval")(evaluate.evaluate)
-app.command("ablate", cls=SettingsCommand)(ablate.ablate)
-app.command("build-demo")(demo.build_demo)
-data.app.registered_commands[:0] = curation.app.registered_commands  # help lists the pipeline in its order
-encoding.add_to(data.app)
-app.add_typer(data.app, name="data")
-app.add_typer(weights.app, name="weights")
 
 
 def _show_version(asked: bool) -> None:

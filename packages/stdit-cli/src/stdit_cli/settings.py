@@ -22,7 +22,7 @@ class SettingsCommand(TyperCommand):
 
     def _instead(self, name: str) -> str:
         """Return the options that set what an unknown one is for; empty if nothing has its name."""
-        from stdit_train.config.load import known_keys
+        from stdit_train.config.keys import known_keys
 
         options = {option for parameter in self.params for option in parameter.opts}
         found = []

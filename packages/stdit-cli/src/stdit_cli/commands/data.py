@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stdit_cli.commands import curation, latents
+
 if TYPE_CHECKING:
     from stdit_data.clip import ClipDataset
     from stdit_data.manifests.converters.common import Conversion
     from stdit_data.manifests.validate import Report
 
 app = typer.Typer(no_args_is_help=True, help="Validate, preview and convert video data.")
+app.registered_commands += curation.app.registered_commands  # help lists the pipeline in its order
 convert = typer.Typer(no_args_is_help=True, help="Make a manifest from a public set's own metadata.")
 app.add_typer(convert, name="convert")
 
@@ -175,6 +178,9 @@ def ucf101(
     from stdit_data.manifests.converters import ucf101 as kind
 
     _write(kind.convert(folder, split=split, template=template), out, folder)
+
+
+latents.add_to(app)
 
 
 def _is_shapes(source: str) -> bool:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from stdit_model.presets import VARIANTS, Variant
-from stdit_train.config.load import check_key, from_dict, parse_overrides, set_values, to_dict
+from stdit_train.config.keys import check_key
+from stdit_train.config.load import from_dict, parse_overrides, set_values, to_dict
 from stdit_train.config.schema import TrainConfig
 from stdit_train.errors import ConfigError
 from stdit_train.estimate.training import Estimate, estimate_run

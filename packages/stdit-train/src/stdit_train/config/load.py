@@ -1,15 +1,14 @@
 """Read and check settings: stages and curricula from TOML, saved settings from JSON, overrides by dotted key."""
 
-import difflib
 import json
 import logging
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import asdict, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -17,16 +16,11 @@ from stdit_data import files, stores
 from stdit_data.errors import StoreError
 from stdit_model.errors import reason
 from stdit_train.assets import DEMO, is_demo_folder
+from stdit_train.config.keys import RENAMED, did_you_mean, known_keys, unknown_key
 from stdit_train.config.schema import TrainConfig
 from stdit_train.errors import ConfigError
 
 CURRICULUM_FILE = "schedule.json"  # in a curriculum's folder, beside the run folders of its stages
-RENAMED = {  # since 0.2.0; the old keys are read until 0.3
-    "objective.given": "objective.conditioning_share",
-    "objective.given_of": "objective.conditioning_clips",
-    "data.remember_latents": "data.cache_latents",
-}
-ALSO_CALLED = {"learning_rate": "optimizer.lr", "batch_size": "global_batch", "dropout": "objective.caption_dropout"}
 # What runs did whose saved settings are older than a setting, where it is no default.
 BEFORE = {"draw": "mt19937", "reduce_once": False}
 _STAGE_ORDER = ("16x256", "16x256-hq", "16x512", "64x512", "360x512", "demo")
@@ -179,7 +173,7 @@ def set_values(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[
     for given, value in overrides.items():
         key = RENAMED.get(given, given)
         if key not in known_keys():
-            raise _unknown_key(key)
+            raise unknown_key(key)
         *parents, leaf = key.split(".")
         section = values
         for parent in parents:
@@ -203,7 +197,7 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
             raise cause from None
         path = ".".join(str(part) for part in first["loc"])
         if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            raise _unknown_key(path) from None
+            raise unknown_key(path) from None
         if first["type"] == "missing":
             raise ConfigError(f"{path} is not set") from None
         key = next((known for known in known_keys() if f"{path}.".startswith(f"{known}.")), path)
@@ -251,54 +245,6 @@ def read_settings(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{file} is damaged: expected an object, not {type(values).__name__}")
     return values
-
-
-# -- names -------------------------------------------------------------------------------------------------------------
-
-
-@cache
-def known_keys() -> tuple[str, ...]:
-    """Return every key that can be set, dotted."""
-    return tuple(_keys(TrainConfig))
-
-
-def check_key(given: str, option: str) -> None:
-    """Check that a dotted key can be set.
-
-    Raises:
-        ConfigError: it does not exist; the message begins with the option, and names the nearest known ones.
-    """
-    if RENAMED.get(given, given) not in known_keys():
-        raise ConfigError(f"{option} {given}: {_unknown_key(given)}")
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a question with the nearest known names, to end a message with; empty if none is near."""
-    known, leaf = list(known), name.split(".")[-1]
-    near = [key for key in known if key == ALSO_CALLED.get(leaf)]
-    near = near or difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    near += [key for key in known if key.split(".")[-1] == leaf and key not in near]
-    near = near or [key for key in known if leaf in key.split(".")[-1]]
-    return f" (did you mean {' or '.join(near)}?)" if near else ""
-
-
-def _keys(cls: type, prefix: str = "") -> Iterable[str]:
-    hints = get_type_hints(cls)
-    for field in fields(cls):
-        if is_dataclass(hints[field.name]):
-            yield from _keys(hints[field.name], f"{prefix}{field.name}.")
-        else:
-            yield prefix + field.name
-
-
-def _unknown_key(key: str) -> ConfigError:
-    if "/" in key:
-        return ConfigError(
-            f"--set {key}: STAGE/KEY is for the stages of a --curriculum; a single stage takes KEY=VALUE"
-        )
-    return ConfigError(
-        f"unknown setting {key!r}{did_you_mean(key, known_keys()) or '; known are ' + ', '.join(known_keys())}"
-    )
 
 
 def _with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import re
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from stdit_train.config.load import did_you_mean
+from stdit_train.config.keys import did_you_mean
 from stdit_train.config.resolve import model_words
 from stdit_train.config.schema import TrainConfig, model_arguments
 from stdit_train.distributed.mesh import NODE, ParallelDims, default_replicas, parallel_dims
