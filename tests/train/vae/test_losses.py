@@ -48,6 +48,18 @@ def test_the_loss_is_the_sum_of_its_terms() -> None:
     torch.testing.assert_close(terms["loss"], terms["l1"] + 0.5 * terms["kl"] / (3 * 5 * 16 * 16))
 
 
+def test_codes_have_no_divergence() -> None:
+    config = replace(SMALL, bottleneck="fsq", levels=(8, 5, 5, 5), discriminator="none")
+    both = networks(config)
+    terms = losses.vae_loss(both, config, CLIPS, NOISE, 0)
+    assert list(terms) == ["loss", "l1"]
+    torch.testing.assert_close(terms["loss"], terms["l1"])
+    codes = reconstruct(both.vae, CLIPS)[1]
+    assert torch.equal(codes[:, 1:] * 2, (codes[:, 1:] * 2).round())  # five levels: halves
+    terms["loss"].sum().backward()
+    assert both.vae.encoder.conv_in.weight.grad.abs().sum() > 0
+
+
 def test_the_perceptual_term_compares_features_of_frames(features_file: Path) -> None:
     features = losses.load_features(str(features_file), torch.device("cpu"))
     other = CLIPS.flip(-1)

@@ -24,6 +24,7 @@ from stdit_train.config.load import from_dict, load_stage, set_values, to_dict
 from stdit_train.config.schema import TrainConfig
 from stdit_train.errors import ConfigError
 from stdit_train.estimate.training import estimate_run
+from stdit_train.evaluation.vae_scores import evaluate_vae
 from stdit_train.tracking.metrics import read_metrics
 from stdit_train.trainer import Trainer
 from stdit_train.vae.networks import build_vae, reconstruct
@@ -93,6 +94,32 @@ def test_a_video_vae_is_published_and_loaded(tiny_video: TrainConfig, tmp_path: 
     assert trained(stdit, tmp_path / "stdit").step == 1
     pipeline = STDiTPipeline.from_pretrained(tmp_path / "stdit" / "pipeline")
     assert isinstance(pipeline.vae, CausalVideoVAE)
+
+
+@pytest.mark.slow
+def test_a_video_vae_of_codes_is_trained_measured_and_trained_on(
+    tiny_video: TrainConfig, tiny_image: TrainConfig, tmp_path: Path, parts: Path
+) -> None:
+    build_vae(tiny_image.vae).save_pretrained(tmp_path / "image")
+    config = changed(
+        tiny_video, vae__bottleneck="fsq", vae__levels=[8, 6, 5, 5], vae__discriminator="none",
+        init=str(tmp_path / "image"), steps=2, precision="bf16",
+    )  # fmt: skip
+    trainer = trained(config, tmp_path / "run")
+    rows = [row for row in read_metrics(trainer.run.metrics_file) if "loss" in row]
+    assert "l1" in rows[0]
+    assert "kl" not in rows[0]
+    found = load_vae(str(trainer.run.path), CPU)
+    assert list(found.config.levels) == [8, 6, 5, 5]
+    scores = evaluate_vae(found, (trainer.outputs.validation.load(i, seed=0, epoch=0) for i in range(2)))
+    used, there_are = scores.codes or (0, 0)
+    assert 1 < used <= there_are == 1200
+
+    overrides = {"data.vae": str(trainer.run.path), "data.text_encoder": str(parts), "data.frames": 5, "steps": 1}
+    overrides |= {"data.height": 16, "data.width": 16, "data.clips": 4, "global_batch": 2, "model.depth": 1}
+    overrides |= {"validate_every": 100, "sampling.steps": 1, "model.hidden_size": 32}
+    assert trained(load_stage("demo", overrides), tmp_path / "stdit").step == 1
+    assert STDiTPipeline.from_pretrained(tmp_path / "stdit" / "pipeline").vae.config.levels == [8, 6, 5, 5]
 
 
 @pytest.mark.parametrize(
@@ -189,6 +216,9 @@ def test_a_video_vae_starts_as_the_image_vae_that_it_is_given(
         ({"precision": "fp16"}, "precision is fp16, which a VAE cannot have: --set precision=bf16"),
         ({"compile": True}, "compile is true, which a VAE cannot have: --set compile=false"),
         ({"vae.groups": 3}, "vae.groups 3 does not divide vae.channels 8"),
+        ({"vae.bottleneck": "fsq", "vae.levels": [8, 5]}, "vae.levels has 2 numbers for vae.latent_channels 4"),
+        ({"vae.bottleneck": "fsq", "vae.kind": "image"}, "vae.bottleneck=fsq is for video VAEs"),
+        ({"vae.bottleneck": "fsq", "vae.levels": [8, 5, 5, 1]}, "vae.levels: .* greater than or equal to 2, not 1"),
         ({"vae.channels": [8], "vae.temporal": 4}, "vae.temporal 4 needs 3 vae.channels, not 1"),
     ],
 )

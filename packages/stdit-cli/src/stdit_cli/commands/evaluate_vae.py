@@ -58,6 +58,8 @@ def run_vae_evaluation(options: VaeEvaluation) -> None:
     table = Table("measure", f"mean of {count} clips of {'x'.join(map(str, size))}")
     for name, interval in scores.measures.items():
         table.add_row(name, interval.text())
+    if scores.codes is not None:
+        table.add_row("codes used", "{:,} of {:,}".format(*scores.codes))
     positions = Table("frame", "PSNR (dB)", "SSIM")
     for number, (ratio, similarity) in enumerate(scores.positions):
         positions.add_row(str(number), f"{ratio:.2f}", f"{similarity:.4f}")
@@ -72,6 +74,7 @@ def run_vae_evaluation(options: VaeEvaluation) -> None:
     content: dict[str, Any] = {
         "settings": {"vae": options.checkpoint, "data": options.data, "size": list(size), "clips": count},
         "measures": {name: asdict(interval) for name, interval in scores.measures.items()},
+        **({} if scores.codes is None else {"codes": dict(zip(("used", "all"), scores.codes, strict=True))}),
         "positions": [{"psnr": ratio, "ssim": similarity} for ratio, similarity in scores.positions],
     }
     text = json.dumps(content, indent=1)

@@ -26,7 +26,9 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from stdit_model.causal_vae.codec import Decoder, Encoder, Past
+from stdit_model.causal_vae.quantization import nearest_codes, quantize
 from stdit_model.errors import SettingsError, WeightsError, few
+from stdit_model.video_vae import NO_VARIANCE
 
 SCALE_KEYS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 
@@ -42,10 +44,12 @@ class CausalVideoVAE(ModelMixin, ConfigMixin):
         norm_num_groups: groups of the norms.
         mid_block_add_attention: whether the middle blocks have attention.
         temporal_compression_ratio: r, a power of two; the frame rate is halved at the smallest sizes.
+        levels: number of values of each latent channel, which makes the latents discrete (see `quantization`): the
+            posterior has no variance, and `decode` takes every latent to its nearest code.
         scaling_factor, shift_factor, latents_mean, latents_std: normalise the latents, see `stdit_model.video_vae`.
 
     Raises:
-        SettingsError: there are not enough sizes for the temporal compression.
+        SettingsError: there are not enough sizes for the temporal compression, or not as many levels as channels.
     """
 
     _supports_gradient_checkpointing = True
@@ -61,6 +65,7 @@ class CausalVideoVAE(ModelMixin, ConfigMixin):
         norm_num_groups: int = 32,
         mid_block_add_attention: bool = True,
         temporal_compression_ratio: int = 4,
+        levels: tuple[int, ...] | None = None,
         scaling_factor: float = 0.18215,
         shift_factor: float | None = None,
         latents_mean: list[float] | None = None,
@@ -74,6 +79,10 @@ class CausalVideoVAE(ModelMixin, ConfigMixin):
             raise SettingsError(
                 f"temporal_compression_ratio {ratio}: expected a power of two up to {most}, as there are {len(widths)} "
                 "block_out_channels"
+            )
+        if levels is not None and (len(levels) != latent_channels or min(levels) < 2):
+            raise SettingsError(
+                f"levels {list(levels)}: expected {latent_channels}, one for each channel, of 2 or more"
             )
         parts = layers_per_block, norm_num_groups, mid_block_add_attention, halvings
         self.encoder = Encoder(in_channels, 2 * latent_channels, widths, *parts)
@@ -141,12 +150,18 @@ class CausalVideoVAE(ModelMixin, ConfigMixin):
         check_frames(x.shape[2], ratio)
         past: Past | None = None if self.latents_at_once is None else {}
         parts = [self.encoder(part, past) for part in _chunks(x, self.latents_at_once, ratio)]
-        posterior = DiagonalGaussianDistribution(self.quant_conv(torch.cat(parts, dim=2)))
+        moments = self.quant_conv(torch.cat(parts, dim=2))
+        if self.config.levels is not None:  # of the means alone: an image VAE's weights all have their place
+            codes = quantize(moments.chunk(2, dim=1)[0], self.config.levels)
+            moments = torch.cat([codes, torch.full_like(codes, NO_VARIANCE)], dim=1)
+        posterior = DiagonalGaussianDistribution(moments)
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
     def decode(self, z: Tensor, return_dict: bool = True) -> Any:
         """Decode latents [B, C, 1 + k, h, w]; the clips [B, 3, 1 + r k, H, W] are in `sample`."""
         past: Past | None = None if self.latents_at_once is None else {}
+        if self.config.levels is not None:
+            z = nearest_codes(z, self.config.levels).to(z.dtype)
         z = self.post_quant_conv(z)
         sample = torch.cat([self.decoder(part, past) for part in _chunks(z, self.latents_at_once, 1)], dim=2)
         return DecoderOutput(sample=sample) if return_dict else (sample,)

@@ -183,6 +183,8 @@ class VaeConfig:
     kind: Literal["image", "video"] = "image"  # diffusers' AutoencoderKL, or a causal video VAE
     temporal: Literal[1, 2, 4] = 4  # of a video VAE: frames per latent after the first, which has one of its own
     latent_channels: Count = 4
+    bottleneck: Literal["kl", "fsq"] = "kl"  # normal posteriors, or codes of a few levels (FSQ) in a video VAE
+    levels: tuple[Annotated[int, Field(ge=2)], ...] = (8, 5, 5, 5)  # of FSQ, one for each latent channel
     channels: tuple[Count, ...] = (128, 256, 512, 512)  # at each size; each but the first halves height and width
     layers: Count = 2  # blocks at each size of the encoder; the decoder has one more
     groups: Count = 32  # of the norms; divides all channels
@@ -203,6 +205,15 @@ class VaeConfig:
         if self.kind == "video" and self.temporal > 2 ** (len(self.channels) - 1):
             needed = self.temporal.bit_length()
             raise ConfigError(f"vae.temporal {self.temporal} needs {needed} vae.channels, not {len(self.channels)}")
+        if self.bottleneck == "fsq" and self.kind != "video":
+            raise ConfigError(
+                "vae.bottleneck=fsq is for video VAEs: set vae.kind=video, with vae.temporal=1 for frames"
+            )
+        if self.bottleneck == "fsq" and len(self.levels) != self.latent_channels:
+            raise ConfigError(
+                f"vae.levels has {len(self.levels)} numbers for vae.latent_channels {self.latent_channels}: give one "
+                "for each channel"
+            )
 
     @property
     def stride(self) -> int:

@@ -24,6 +24,7 @@ _SETTINGS = {  # of a VAE's config, with the run's settings that they follow fro
     "norm_num_groups": "vae.groups",
     "mid_block_add_attention": "vae.attention",
     "temporal_compression_ratio": "vae.temporal",
+    "levels": "vae.bottleneck and vae.levels",
 }
 
 
@@ -50,7 +51,8 @@ def build_vae(config: VaeConfig) -> Any:
         "mid_block_add_attention": config.attention,
     }
     if config.kind == "video":
-        return CausalVideoVAE(**sizes, temporal_compression_ratio=config.temporal)
+        levels = config.levels if config.bottleneck == "fsq" else None
+        return CausalVideoVAE(**sizes, temporal_compression_ratio=config.temporal, levels=levels)
     levels = len(config.channels)
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels}
     return AutoencoderKL(**sizes, **blocks)
@@ -88,7 +90,7 @@ def load_initial_vae(vae: Any, source: str) -> str:
         )
     for name, key in _SETTINGS.items():
         theirs, ours = (tuple(v) if isinstance(v, list) else v for v in (found.config.get(name), vae.config.get(name)))
-        if theirs != ours and not (inflated and name == "temporal_compression_ratio"):
+        if theirs != ours and not (inflated and name in ("temporal_compression_ratio", "levels")):
             raise ConfigError(f"{source} has {name} {theirs}, this run {ours}: set {key} to match")
     try:
         if inflated:

@@ -5,7 +5,8 @@ As in latent diffusion (Rombach et al. 2022, appendix G), which follows VQGAN (E
     loss = |x - x'| + w_p perceptual(x, x') + kl KL / values + lambda w_d generator + discriminator
 
 Means over the values of the frames, so that `kl` is what theirs is for sums. The last two terms count from a step on;
-lambda is the ratio of the gradients of the first two and of the generator's at the decoder's last layer.
+lambda is the ratio of the gradients of the first two and of the generator's at the decoder's last layer. Codes (FSQ)
+have no divergence.
 
 B batch, C channels, T frames, H W height and width.
 """
@@ -86,12 +87,15 @@ def vae_loss(
         features: see `perceptual_distance`; None for no such term.
     """
     again, mean, log_variance = reconstruct(networks.vae, x, noise)
-    terms = {"l1": (x - again).abs().flatten(1).mean(1), "kl": kl_divergence(mean, log_variance)}
+    terms = {"l1": (x - again).abs().flatten(1).mean(1)}
     base = terms["l1"]
     if features is not None:
         terms["perceptual"] = perceptual_distance(features, x, again)
         base = base + config.perceptual_weight * terms["perceptual"]
-    loss = base + config.kl * terms["kl"] / x[0].numel()
+    loss = base
+    if config.bottleneck == "kl":
+        terms["kl"] = kl_divergence(mean, log_variance)
+        loss = base + config.kl * terms["kl"] / x[0].numel()
     discriminator = networks.discriminator
     if discriminator is not None and step >= config.discriminator_start:
         frozen = {name: weight.detach() for name, weight in discriminator.named_parameters()}

@@ -241,7 +241,8 @@ def latent_statistics(vae: Any, clips: list[Tensor], device: torch.device) -> tu
         means.append(mean[0].flatten(1).double().cpu())
         variances.append(log_variance[0].exp().flatten(1).double().cpu())
     mean, variance = torch.cat(means, dim=1), torch.cat(variances, dim=1)
-    return mean.mean(1), (mean.var(1, unbiased=False) + variance.mean(1)).sqrt()
+    deviation = (mean.var(1, unbiased=False) + variance.mean(1)).sqrt()
+    return mean.mean(1), torch.where(deviation > 1e-6, deviation, 1.0)  # a channel may have a single value
 
 
 def side_by_side(first: Tensor, second: Tensor) -> Tensor:
