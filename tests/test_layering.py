@@ -201,6 +201,7 @@ FOLDERS_MAY_IMPORT: dict[str, dict[str, set[str]]] = {
             "data",
             "distributed",
             "errors",
+            "hardware",
             "task",
             "tracking",
             "trainer",

@@ -108,6 +108,8 @@ def whole_latent_frames(vae: VAE, frames: int) -> int:
 def encode_moments(vae: VAE, video: Tensor, chunk: int = 16) -> Tensor:
     """Encode video to the posterior's mean and log variance, [B, 2C, T, H, W], not normalised.
 
+    An image VAE encodes `chunk` frames at once, in channels-last layout.
+
     Args:
         vae: one of `IMAGE_VAES` or `VIDEO_VAES`.
         video: [B, 3, T, H, W] in [-1, 1].
@@ -119,8 +121,8 @@ def encode_moments(vae: VAE, video: Tensor, chunk: int = 16) -> Tensor:
             missing = (latent_frames(vae, frames) - 1) * temporal_stride(vae) + 1 - frames
             video = F.pad(video, (0, 0, 0, 0, 0, missing), mode="replicate") if missing else video
             return _moments(vae.encode(video.to(vae.dtype)))
-        frames_BCHW = rearrange(video, "b c t h w -> (b t) c h w").to(vae.dtype)
-        moments = torch.cat([_moments(vae.encode(part)) for part in frames_BCHW.split(chunk)])
+        frames_BCHW = rearrange(video, "b c t h w -> (b t) c h w").to(vae.dtype, memory_format=torch.channels_last)
+        moments = torch.cat([_moments(vae.encode(part)) for part in frames_BCHW.split(chunk)]).contiguous()
         return rearrange(moments, "(b t) c h w -> b c t h w", b=len(video))
 
 

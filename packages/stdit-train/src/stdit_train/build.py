@@ -35,6 +35,7 @@ from stdit_train.distributed.agreement import check_agreement
 from stdit_train.distributed.parallelize import build_model
 from stdit_train.distributed.world import World
 from stdit_train.errors import ConfigError
+from stdit_train.hardware import keep_freed_memory
 from stdit_train.task import PartialTask, STDiTTask
 from stdit_train.tracking.run_log import RunLog
 from stdit_train.trainer import Trainer
@@ -155,6 +156,8 @@ def build_trainer(
     """
     world = (world or World()).with_mesh(config)
     device = world.device()
+    if device.type == "cpu":
+        keep_freed_memory()
     dataset, validation, prompts = build_datasets(config, world)
     if config.trains == "vae":
         return _build_vae_trainer(config, run, callback, dataset, validation, device, world)

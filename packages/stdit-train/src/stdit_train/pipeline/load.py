@@ -12,7 +12,7 @@ from stdit_model.sampling.folder import T5_ID
 from stdit_model.weights.adapters import load_adapters
 from stdit_train.components.load import eight_bit_config, quiet_libraries
 from stdit_train.errors import ConfigError
-from stdit_train.hardware import find_device
+from stdit_train.hardware import find_device, keep_freed_memory
 from stdit_train.pipeline.find import CheckpointSource, find_checkpoint
 
 
@@ -48,6 +48,8 @@ def load_pipeline(
     found = checkpoint if isinstance(checkpoint, CheckpointSource) else find_checkpoint(checkpoint)
     require({part: source for part, source in (("vae", vae), ("text_encoder", text_encoder)) if source is not None})
     device = find_device()
+    if device.type == "cpu":
+        keep_freed_memory()
     if offload is not None and device.type == "cpu":
         raise ConfigError(f"`offload={offload}`: this machine computes on the CPU, where all weights are; leave it out")
     dtype = _dtype(device)
