@@ -1,5 +1,7 @@
 """Running the command line in this process, and a store on this machine that fails as it is told."""
 
+import importlib.util
+import os
 import re
 import socket
 import struct
@@ -21,6 +23,18 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     report = yield
     report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
     return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def bytecode(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let processes that tests start keep their bytecode where Python may write none: compiling torch and the like
+    anew in each of them takes longer than most tests.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if sys.dont_write_bytecode and "PYTHONPYCACHEPREFIX" not in os.environ:
+            patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+            patch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path_factory.getbasetemp().parent / "bytecode"))
+        yield
 
 
 class Done(NamedTuple):
@@ -57,6 +71,21 @@ def stdit(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tm
         return Done(code, out, err)
 
     return run
+
+
+@pytest.fixture
+def captioner(tmp_path: Path) -> Callable[..., Path]:
+    """`captioner("llava")`: the folder of a tiny captioner with random weights, of a family of `tiny_captioners`."""
+    spec = importlib.util.spec_from_file_location("tiny_captioners", Path(__file__).with_name("tiny_captioners.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def make(family: str, **options: Any) -> Path:
+        return module.make(tmp_path / family, family, **options)
+
+    return make
 
 
 Fault = Callable[[int, str], "int | str | None"]

@@ -31,12 +31,8 @@ def test_what_does_not_fit_is_refused_before_anything_starts(stdit: Callable) ->
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command runs in an empty folder. Where Python may not write bytecode, it may here: a dozen processes would
-    compile the libraries anew, minutes in all."""
+    """The command runs in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    if sys.dont_write_bytecode:
-        monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
-        monkeypatch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path.parent / "bytecode"))
 
 
 def started(*arguments: str) -> subprocess.Popen[str]:
