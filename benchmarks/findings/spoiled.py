@@ -4,8 +4,8 @@
     uv run python benchmarks/findings/spoiled.py RUN_DIR --train [--seeds 3] [--minutes 75] [--prompts 40]
 
 The first command writes the clips, and runs score, filter and dedup over them; the second also trains on all clips, on
-those that were kept, and on those that are not spoiled. Interrupted at any moment, both can be typed again. Both write
-curation.md from what there is.
+those that were kept (also with the captions that a perfect captioner would write), and on those that are not spoiled.
+Interrupted at any moment, both can be typed again. Both write curation.md from what there is.
 """
 
 import argparse
@@ -55,7 +55,12 @@ FOUND_BY = {  # the reasons that are right for each kind of spoiled clip
     "wrong caption": (),
 }
 BLUR, BAR = 0.04, 0.15  # standard deviation, and height of each of the two bars, as shares of the side
-ABOUT = {"all": "all clips", "kept": "what score, filter and dedup kept", "clean": "those that are not spoiled"}
+ABOUT = {
+    "all": "all clips",
+    "kept": "what score, filter and dedup kept",
+    "captioned": "what was kept, with true captions",
+    "clean": "those that are not spoiled",
+}
 PAGE = Path(__file__).with_name("curation.md")
 
 
@@ -111,6 +116,14 @@ def spoil(video: torch.Tensor, kind: str) -> torch.Tensor:
         bar, video = round(BAR * video.shape[-2]), video.clone()
         video[..., :bar, :] = video[..., -bar:, :] = -1.0
     return video + 0.03 if kind == "duplicate" else video
+
+
+def caption_truly(kept: Path, clips: int, out: Path) -> None:
+    """Write a manifest of the clips that were kept, with the captions that a perfect captioner would write."""
+    dataset, scenes = moving_clips("train", clips)
+    table = pq.read_table(kept)
+    truth = [dataset.caption(scenes[int(Path(source).stem)]) for source in table["copy_of"].to_pylist()]
+    pq.write_table(table.set_column(table.schema.get_field_index("caption"), "caption", pa.array(truth)), out)
 
 
 def curate(manifest: Path) -> dict[str, Path]:
@@ -205,7 +218,7 @@ def tables(manifest: Path, outs: dict[str, Path]) -> list[str]:
 
 
 class Training(findings.Findings):
-    """The runs on all clips, on those that were kept, and on those that are not spoiled.
+    """The runs on each set of clips in `ABOUT`.
 
     Args:
         folder: holds clips, latents, runs and results.
@@ -248,10 +261,12 @@ class Training(findings.Findings):
 QUESTION = Question(
     "curation",
     "Training on what was kept",
-    "Equal steps, models and seeds (8 frames of 48x48, as `base` in README.md); the three sets of clips differ. "
-    "The validation loss is that of 64 clean clips.",
+    "Equal steps, models and seeds (8 frames of 48x48, as `base` in README.md); the sets of clips differ. The "
+    "validation loss is that of 64 clean clips. `captioned` shows what a step that looks at captions could add: its "
+    "clips are those of `kept`, and their captions are true, as a perfect captioner would write them.",
     (
         Contrast("kept", "all", "better", "Training on what was kept against training on all clips"),
+        Contrast("captioned", "all", "better", "Training on what was kept, with true captions, against all clips"),
         Contrast("clean", "all", "better", "Training on clips that are not spoiled against training on all clips"),
     ),
 )
@@ -312,10 +327,11 @@ def main(arguments: Sequence[str]) -> int:
         replace_text(given.out, page(given.run_dir, manifest, outs))
         if given.train:
             write_held(folder / "held")
-            clean = manifest.with_name("clean.parquet")
+            clean, captioned = manifest.with_name("clean.parquet"), manifest.with_name("captioned.parquet")
+            caption_truly(outs["dedup"], given.clips, captioned)
             table = pq.read_table(manifest)
             pq.write_table(table.filter(pc.equal(table["kind"], "clean")), clean)
-            manifests = {"all": manifest, "kept": outs["dedup"], "clean": clean}
+            manifests = {"all": manifest, "kept": outs["dedup"], "captioned": captioned, "clean": clean}
             Training(folder, manifests, given.minutes, given.prompts).run([QUESTION], given.seeds)
             replace_text(given.out, page(given.run_dir, manifest, outs))
     except (findings.Interrupted, KeyboardInterrupt):

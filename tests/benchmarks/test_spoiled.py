@@ -35,6 +35,9 @@ def test_clips_are_spoiled_as_the_manifest_says(spoiled: ModuleType, tmp_path: P
         assert (row["caption"] != right) == (row["kind"] == "wrong caption")
         assert (row["path"] != row["copy_of"]) == (row["kind"] == "duplicate")
         assert by_path[row["copy_of"]]["kind"] in ("clean", row["kind"])
+    spoiled.caption_truly(manifest, 20, tmp_path / "captioned.parquet")
+    for row, true in zip(rows, pq.read_table(tmp_path / "captioned.parquet").to_pylist(), strict=True):
+        assert true == row | {"caption": dataset.caption(scenes[int(row["copy_of"][:5])])}
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.mp4")}
     spoiled.write_clips(tmp_path, 20)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.mp4")} == stamps

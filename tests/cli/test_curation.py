@@ -35,23 +35,23 @@ def scored(tmp_path: Path) -> Path:
 
 
 def test_from_raw_videos_to_clips_without_duplicates(stdit: Callable, clips: Path, tmp_path: Path) -> None:
-    done = stdit("data", "cut", "clips", "cut.parquet", "--min", "0.5", "--workers", "1")
+    done = stdit("data", "cut", "clips", "cut.parquet", "--min", "0.5", "--processes", "1")
     assert done.code == 0, done
     assert done.out.endswith(
         "cut.parquet: 2 rows; 1 rejected, see cut.rejects.jsonl\n"
     )  # on a slow machine progress first
-    done = stdit("data", "score", "cut.parquet", "scored.parquet", "--workers", "1")
+    done = stdit("data", "score", "cut.parquet", "scored.parquet", "--processes", "1")
     assert done.out.endswith("scored.parquet: 2 rows\n")
     keep = "duration > 1 and sharpness >= q0"
     done = stdit("data", "filter", "scored.parquet", "kept.parquet", "--keep", keep, "--report", "page.html")
     assert done.out.endswith("page.html\n")
     assert pq.read_metadata("kept.parquet").num_rows == 2
     assert "2 of 2 clips kept" in (tmp_path / "page.html").read_text()
-    done = stdit("data", "dedup", "kept.parquet", "clips.parquet", "--workers", "1")
+    done = stdit("data", "dedup", "kept.parquet", "clips.parquet", "--processes", "1")
     assert done.out.endswith("clips.parquet: 1 rows; 1 rejected, see clips.rejects.jsonl\n")
     (entry,) = read_manifest(str(tmp_path / "clips.parquet")).entries
     assert entry.path == str(clips / "a.mp4")
-    again = stdit("data", "dedup", "kept.parquet", "clips.parquet", "--workers", "1")
+    again = stdit("data", "dedup", "kept.parquet", "clips.parquet", "--processes", "1")
     assert again.out.endswith("see clips.rejects.jsonl (1 of 1 shards were already done)\n")
 
 

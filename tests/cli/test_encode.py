@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +99,8 @@ def test_a_slurm_array_shares_the_shards(stdit: Callable, monkeypatch: pytest.Mo
 def test_where_clips_are_encoded(
     gpus: int, world: int, options: list[str], place: tuple[str, int], stdit: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("ray")
+    if find_spec("ray") is None:
+        pytest.skip("Ray is not installed")
     seen = []
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
     monkeypatch.setattr("stdit_cli.commands.latents.run_encode", lambda *arguments: seen.append(arguments[-1]))
@@ -273,9 +275,32 @@ def test_three_processes_killed_and_started_again(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("offline")
 def test_on_ray(tmp_path: Path) -> None:
     """The models reach the workers of a cluster, and the cache is that of one process."""
-    pytest.importorskip("ray")
+    if find_spec("ray") is None:
+        pytest.skip("Ray is not installed")
     command = [*STDIT, "data", "encode", "shapes", "cache", "--set", "data.clips=40", "--shard-mb", "0.0625"]
     subprocess.run([*command, "--ray", "local", "--processes", "2"], check=True)
     command[command.index("cache")] = "alone"
     subprocess.run(command, check=True)
     assert contents(tmp_path / "cache") == contents(tmp_path / "alone")
+
+
+def test_threads_and_processes_mean_the_same_in_every_command(stdit: Callable, tmp_path: Path) -> None:
+    import typer
+
+    from stdit_cli.commands.data import app
+
+    helps: dict[str, set[str]] = {}
+    for command in typer.main.get_command(app).commands.values():  # type: ignore[attr-defined]
+        for option in command.params:
+            if not getattr(option, "hidden", False):
+                helps.setdefault(option.opts[0], set()).add(getattr(option, "help", None) or "")
+    assert "--workers" not in helps
+    assert all("rocesses" in text and "workers of the Ray cluster" in text for text in helps["--processes"])
+    assert all(text.startswith("Threads that read") for text in helps["--threads"])
+    write_clips(tmp_path / "clips", 1)
+    encode = ["data", "encode", "clips", "cache", "--video-only", *SMALL]
+    for command in (["data", "validate", "clips"], encode):
+        done = stdit(*command, "--workers", "1")
+        assert (done.code, done.err) == (0, "stdit: --workers is deprecated: use --threads\n"), done
+        done = stdit(*command, "--threads", "1")
+        assert (done.code, done.err) == (0, ""), done

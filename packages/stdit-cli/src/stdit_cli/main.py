@@ -77,7 +77,10 @@ class Commands(LazyGroup):
             "stdit_cli.commands.build_demo:build_demo",
             "Train the demo model's VAE, text encoder and transformer, score it, and write OUT/demo with a model card.",
         ),
-        "data": Lazy("stdit_cli.commands.data:app", "Validate, preview and convert video data."),
+        "data": Lazy(
+            "stdit_cli.commands.data:app",
+            "From raw video to a training set: curate, check, preview and encode clips.",
+        ),
         "weights": Lazy("stdit_cli.commands.weights:app", "Inspect, convert and merge checkpoints."),
     }
 

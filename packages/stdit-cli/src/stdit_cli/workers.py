@@ -13,6 +13,18 @@ from stdit_cli.console import INTERRUPTED
 if TYPE_CHECKING:
     from stdit_data.workers.executors import Executor
 
+Processes = Annotated[
+    int | None, typer.Option(min=1, help="Processes, or workers of the Ray cluster.", show_default="one per CPU")
+]
+ModelProcesses = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Processes, each with the models, or workers of the Ray cluster.",
+        show_default="one per GPU, at least 1",
+    ),
+]
+RenamedThreads = Annotated[int | None, typer.Option("--workers", min=1, hidden=True)]
 Ray = Annotated[
     str | None, typer.Option(help="Run on a Ray cluster: its address, `auto`, or `local` to start one here.")
 ]
@@ -34,11 +46,21 @@ def make_executor(width: int | None, ray: str | None) -> Executor:
     return Inline() if width == 1 else Processes(width)
 
 
+def find_threads(threads: int | None, workers: int | None) -> int | None:
+    """Return the number of threads that read files: --threads, or --workers, which was its name until 0.2."""
+    if workers is None:
+        return threads
+    typer.echo("stdit: --workers is deprecated: use --threads", err=True)
+    return workers
+
+
 def count_cpus() -> int:
-    """Return the number of CPUs that this process may use."""
+    """Return the number of CPUs for this process; those of torchrun on one machine share its CPUs."""
     import os
 
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    sharing = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, found // int(sharing)) if sharing.isdecimal() and int(sharing) else found
 
 
 def one_per_gpu() -> int:

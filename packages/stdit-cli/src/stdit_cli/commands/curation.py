@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stdit_cli.workers import Gpus, Ray, count_cpus, interruptible, make_executor, one_per_gpu
+from stdit_cli.workers import (
+    Gpus,
+    ModelProcesses,
+    Processes,
+    Ray,
+    count_cpus,
+    interruptible,
+    make_executor,
+    one_per_gpu,
+)
 
 if TYPE_CHECKING:
     from stdit_data.curation.engine import Outcome
@@ -31,9 +40,6 @@ Raw = Annotated[str, typer.Argument(help="Folder of videos and images, or a mani
 Source = Annotated[str, typer.Argument(help="Manifest (.parquet, .csv, .jsonl) or folder.")]
 Out = Annotated[str, typer.Argument(help="Manifest to write, .parquet; its rejects go to NAME.rejects.jsonl.")]
 Root = Annotated[str | None, typer.Option(help="Folder that relative paths start from.", show_default="the manifest's")]
-Workers = Annotated[
-    int | None, typer.Option(min=1, help="Processes, or workers of the Ray cluster.", show_default="one per CPU")
-]
 
 
 @app.command()
@@ -51,15 +57,15 @@ def cut(
     ] = 10.0,
     fades: Annotated[bool, typer.Option(help="Also end segments where the picture is black.")] = True,
     root: Root = None,
-    workers: Workers = None,
+    processes: Processes = None,
     ray: Ray = None,
 ) -> None:
     """Find scene changes in raw videos and write a row for each segment; no video is re-encoded."""
     from stdit_data.curation.cut import CutStep
 
-    threads = _threads(workers)
+    threads = _threads(processes)
     step = CutStep(detector.value, threshold, trim, shortest, longest, fades, threads=threads)
-    _run(step, source, out, root, workers, ray)
+    _run(step, source, out, root, processes, ray)
 
 
 @app.command()
@@ -78,15 +84,15 @@ def score(
         str | None, typer.Option(help="Aesthetic head for that model (.pth or .safetensors), to rate the picture.")
     ] = None,
     root: Root = None,
-    workers: Workers = None,
+    processes: Processes = None,
     ray: Ray = None,
     gpus: Gpus = 0.0,
 ) -> None:
     """Measure every clip from one decode: sharpness, motion, black bars and more; no row is dropped."""
     from stdit_data.curation.score import ScoreStep
 
-    step = ScoreStep(fps, size, text, clip, aesthetic, threads=_threads(workers), gpus=gpus)
-    _run(step, source, out, root, workers, ray)
+    step = ScoreStep(fps, size, text, clip, aesthetic, threads=_threads(processes), gpus=gpus)
+    _run(step, source, out, root, processes, ray)
 
 
 @app.command("filter")
@@ -103,7 +109,7 @@ def filter_rows(
     report: Annotated[str | None, typer.Option(help="HTML page: histograms, and the clips at each threshold.")] = None,
     clips: Annotated[int, typer.Option(min=1, help="Clips on each side of a threshold in the report.")] = 8,
     root: Root = None,
-    workers: Workers = None,
+    processes: Annotated[int, typer.Option(min=1, help="Processes, or workers of the Ray cluster.")] = 1,
     ray: Ray = None,
 ) -> None:
     """Keep the rows that fulfil a condition or preset; record every other row with its column, value and limit."""
@@ -127,7 +133,7 @@ def filter_rows(
         Condition(one)  # each alone, so that an error quotes the condition as written
     together = conditions[0] if len(conditions) == 1 else " and ".join(f"({one})" for one in conditions)
     step = open_filter(together, rows)
-    _run(step, source, out, root, workers or 1, ray)
+    _run(step, source, out, root, processes, ray)
     if report is not None:
         with _bar("report") as progress:
             write_report(report, rows, step.keep, clips=clips, workers=count_cpus(), progress=progress)
@@ -147,7 +153,7 @@ def dedup(
         bool, typer.Option("--keep-all", help="Keep all clips, and only write the column `group`.")
     ] = False,
     root: Root = None,
-    workers: Workers = None,
+    processes: Processes = None,
     ray: Ray = None,
 ) -> None:
     """Find identical files, overlapping parts of a video and clips that look the same; keep the sharpest of each."""
@@ -156,9 +162,9 @@ def dedup(
     from stdit_data.curation.tables import open_rows
     from stdit_data.workers.work import find_share
 
-    step, matching = HashStep(fps, threads=_threads(workers)), Matching(distance, share, keep_all)
+    step, matching = HashStep(fps, threads=_threads(processes)), Matching(distance, share, keep_all)
     with _bar("hash") as progress, interruptible(f"{out}.parts"):
-        rows, executor = open_rows(source, root=root), make_executor(workers, ray)
+        rows, executor = open_rows(source, root=root), make_executor(processes, ray)
         outcome = find(rows, out, executor, step=step, matching=matching, share=find_share(), progress=progress)
     _tell(outcome)
 
@@ -184,16 +190,14 @@ def caption(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing captions.")] = False,
     batch: Annotated[int, typer.Option(min=1, help="Clips per batch, or concurrent requests to the server.")] = 8,
     root: Root = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes, each with the model.", show_default="one per GPU, at least 1")
-    ] = None,
+    processes: ModelProcesses = None,
     ray: Ray = None,
     gpus: Gpus = 0.0,
 ) -> None:
     """Describe clips and images that have no caption from three frames; flag answers that are no good captions."""
     from stdit_data.curation.caption import CaptionStep, checked
 
-    workers = workers or (None if ray else _for_captions(server))
+    processes = processes or (None if ray else _for_captions(server))
     options: dict[str, Any] = {
         "temperature": temperature,
         "max_tokens": max_tokens,
@@ -201,9 +205,9 @@ def caption(
         "seed": seed,
         "batch": batch,
     }
-    threads = _threads(workers)
+    threads = _threads(processes)
     step = CaptionStep(model, server, prompt, **options, overwrite=overwrite, threads=threads, gpus=gpus)
-    if _run(checked(step), source, out, root, workers, ray):
+    if _run(checked(step), source, out, root, processes, ray):
         _tell_flags(out)
 
 
@@ -227,7 +231,7 @@ def curate(
     server: Annotated[str | None, typer.Option(help="URL of a server with OpenAI's API that writes captions.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Clips per batch of the captioner.")] = 8,
     root: Root = None,
-    workers: Workers = None,
+    processes: Processes = None,
     ray: Ray = None,
     gpus: Gpus = 0.0,
 ) -> None:
@@ -248,9 +252,9 @@ def curate(
 
     if find_share().world > 1:
         raise DataError(
-            "curate divides its work by --workers or --ray; under torchrun or Slurm run each step by itself"
+            "curate divides its work by --processes or --ray; under torchrun or Slurm run each step by itself"
         )
-    threads, chosen = _threads(workers), load_preset(preset)
+    threads, chosen = _threads(processes), load_preset(preset)
     recipe = Recipe(
         CutStep(**chosen.cut, threads=threads),
         ScoreStep(text=text, clip=clip, aesthetic=aesthetic, threads=threads, gpus=gpus),
@@ -265,7 +269,7 @@ def curate(
         recipe = replace(recipe, caption=checked(captions))
 
     def executor(name: str) -> Executor:
-        width = {"filter": 1, "flags": 1, "caption": None if ray else _for_captions(server)}.get(name, workers)
+        width = {"filter": 1, "flags": 1, "caption": None if ray else _for_captions(server)}.get(name, processes)
         return make_executor(width, ray)
 
     lines = []
@@ -276,7 +280,7 @@ def curate(
     typer.echo("\n".join([*lines, f"{out}: {outcome.rows} rows; what was rejected, and why: {rejects_path(out)}"]))
 
 
-def _run(step: Any, source: str, out: str, root: str | None, workers: int | None, ray: str | None) -> bool:
+def _run(step: Any, source: str, out: str, root: str | None, processes: int | None, ray: str | None) -> bool:
     """Run a step with a progress bar, print its result, and return whether the output is complete."""
     from stdit_data.curation.engine import run
     from stdit_data.curation.tables import open_rows
@@ -284,7 +288,12 @@ def _run(step: Any, source: str, out: str, root: str | None, workers: int | None
 
     with _bar(step.name) as progress, interruptible(f"{out}.parts"):
         outcome = run(
-            step, open_rows(source, root=root), out, make_executor(workers, ray), share=find_share(), progress=progress
+            step,
+            open_rows(source, root=root),
+            out,
+            make_executor(processes, ray),
+            share=find_share(),
+            progress=progress,
         )
     _tell(outcome)
     return outcome.complete
@@ -295,9 +304,9 @@ def _for_captions(server: str | None) -> int:
     return 1 if server is not None else one_per_gpu()
 
 
-def _threads(workers: int | None) -> int:
+def _threads(processes: int | None) -> int:
     """Return the number of decoding threads per process, so that all of them fill the CPUs."""
-    return max(1, count_cpus() // (workers or count_cpus()))
+    return max(1, count_cpus() // (processes or count_cpus()))
 
 
 @contextmanager

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stdit_cli.commands import curation, latents
+from stdit_cli.workers import RenamedThreads, find_threads
 
 if TYPE_CHECKING:
     from stdit_data.clip import ClipDataset
     from stdit_data.manifests.converters.common import Conversion
     from stdit_data.manifests.validate import Report
 
-app = typer.Typer(no_args_is_help=True, help="Validate, preview and convert video data.")
+app = typer.Typer(
+    no_args_is_help=True, help="From raw video to a training set: curate, check, preview and encode clips."
+)
 app.registered_commands += curation.app.registered_commands  # help lists the pipeline in its order
 convert = typer.Typer(no_args_is_help=True, help="Make a manifest from a public set's own metadata.")
 app.add_typer(convert, name="convert")
@@ -37,7 +40,7 @@ Interval = Annotated[int | None, typer.Option(help="Frame interval: take every n
 Stream = Annotated[
     int | None, typer.Option(help="Index of the video stream in each file, from 0.", show_default="FFmpeg's choice")
 ]
-Workers = Annotated[int, typer.Option(min=1, help="Threads that read files.")]
+Threads = Annotated[int, typer.Option(min=1, help="Threads that read files.")]
 Out = Annotated[str, typer.Argument(help="Manifest to write: .csv, .jsonl or .parquet.")]
 
 
@@ -53,7 +56,8 @@ def validate(
     thorough: Annotated[
         bool, typer.Option("--thorough", help="Decode every frame, and compare the manifest's checksums.")
     ] = False,
-    workers: Workers = 8,
+    threads: Threads = 8,
+    workers: RenamedThreads = None,
     show: Annotated[int, typer.Option(min=0, help="Problems to print.")] = 20,
     report: Annotated[str | None, typer.Option(help="JSON Lines file for all findings.")] = None,
     write: Annotated[
@@ -69,6 +73,7 @@ def validate(
     from stdit_data.manifests.validate import validate as check
     from stdit_data.video.frames import default_sampling
 
+    threads = find_threads(threads, workers) or threads
     manifest = None if _is_shapes(source) else read_manifest(source, root=root, confine=confine)
     with CountingBar(Console(), "clips") as bar:
         task = bar.add_task("probing", total=None)
@@ -81,7 +86,7 @@ def validate(
         else:
             sampling = default_sampling(frames, interval, fps) if frames is not None else None
             found = check(
-                manifest, sampling=sampling, stream=stream, thorough=thorough, workers=workers, progress=progress
+                manifest, sampling=sampling, stream=stream, thorough=thorough, workers=threads, progress=progress
             )
             if write is not None:
                 write_manifest(write, good_entries(manifest, found))

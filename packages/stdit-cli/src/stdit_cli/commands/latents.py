@@ -10,7 +10,16 @@ import typer
 
 from stdit_cli import completion
 from stdit_cli.settings import SettingsCommand
-from stdit_cli.workers import Gpus, Ray, interruptible, make_executor, one_per_gpu
+from stdit_cli.workers import (
+    Gpus,
+    ModelProcesses,
+    Ray,
+    RenamedThreads,
+    find_threads,
+    interruptible,
+    make_executor,
+    one_per_gpu,
+)
 from stdit_train.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -75,9 +84,10 @@ def encode(
     text_only: Annotated[bool, typer.Option("--text-only", help="Encode the captions only.")] = False,
     dtype: Annotated[Dtype, typer.Option(help="Storage dtype.")] = Dtype.bfloat16,
     shard_mb: Annotated[float, typer.Option(min=1e-4, help="Size of a shard in MiB.")] = 256,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Threads that read clips.", show_default="the stage's")
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads that read clips, in each process.", show_default="the stage's")
     ] = None,
+    workers: RenamedThreads = None,
     chunk: Annotated[int, typer.Option(min=1, help="Frames per forward pass of an image VAE.")] = 16,
     tiling: Annotated[bool, typer.Option("--tiling", help="Encode large frames in tiles.")] = False,
     text_batch: Annotated[int, typer.Option(min=1, help="Captions per forward pass of the text encoder.")] = 16,
@@ -88,14 +98,7 @@ def encode(
         str | None,
         typer.Option(metavar="SIZE", help="Device memory for an offloaded text encoder, e.g. 6GiB."),
     ] = None,
-    processes: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Processes that encode, each with the models, or workers of the Ray cluster.",
-            show_default="one per GPU, at least 1",
-        ),
-    ] = None,
+    processes: ModelProcesses = None,
     ray: Ray = None,
     gpus: Gpus = 0.0,
 ) -> None:
@@ -117,7 +120,7 @@ def encode(
         "data.width": width,
         "data.vae": vae,
         "data.text_encoder": text_encoder,
-        "data.workers": workers,
+        "data.workers": find_threads(threads, workers),
         "seed": seed,
     }
     encoding = Encoding(

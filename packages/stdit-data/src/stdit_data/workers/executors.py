@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -39,6 +39,8 @@ Submit = Callable[[Any], "Future[Any]"]
 
 
 RETRIES = 3  # of a shard whose Ray worker was lost
+STARTS = 3  # attempts to start Ray here; it gives up after 30 s, which a busy machine may need the first time
+SLOW = "timed out during startup"  # what it says then
 
 
 class Executor(Protocol):
@@ -80,7 +82,7 @@ class Processes:
 
     def __init__(self, width: int) -> None:
         if width < 1:
-            raise DataError(f"workers {width}: expected at least 1")
+            raise DataError(f"processes {width}: expected at least 1")
         self.width = width
 
     @contextmanager
@@ -124,12 +126,10 @@ class RayCluster:
         ray = self.ray
         self._connect()
         try:
-            resources = ray.cluster_resources()
-            room = int(resources.get("CPU", 1))
-            if task.gpus:
-                room = min(room, int(resources.get("GPU", 0) / task.gpus))
+            room = sum(_room(node["Resources"], task.gpus) for node in ray.nodes() if node["Alive"])
             if room < 1:
-                raise DataError(f"Ray at {self.address}: {task.name} needs {task.gpus:g} GPU, it has none")
+                needed = f"{task.gpus:g} GPU and a CPU" if task.gpus else "a CPU"
+                raise DataError(f"Ray at {self.address}: {task.name} needs {needed}, which none of its machines has")
             self.width = min(self.wanted or room, room)
             needs = {"num_cpus": 1, "num_gpus": task.gpus}
             if task.has_model:
@@ -145,10 +145,14 @@ class RayCluster:
         local: dict[str, Any] = {}
         if self.address == "local":
             local = {"num_cpus": self.wanted or os.cpu_count(), "include_dashboard": False}
-        try:
-            self.ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR, **local)
-        except Exception as error:  # Ray raises plain ones too, as when a node does not start in time
-            raise DataError(f"Ray at {self.address}: {' '.join(str(error).split())[:200]}") from None
+        for left in reversed(range(STARTS)):
+            try:
+                self.ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR, **local)
+                return
+            except Exception as error:  # Ray raises plain ones too
+                if not (local and left and SLOW in str(error)):
+                    raise DataError(f"Ray at {self.address}: {' '.join(str(error).split())[:200]}") from None
+                self.ray.shutdown()
 
     def _actors(self, task: Task, needs: dict[str, Any]) -> Submit:
         remote: Any = self.ray.remote(**needs, max_restarts=RETRIES, max_task_retries=RETRIES)(_Actor)
@@ -167,6 +171,17 @@ class RayCluster:
             return future
 
         return submit
+
+
+def _room(resources: Mapping[str, float], gpus: float) -> int:
+    """Return how many workers fit on one machine of a cluster, of which each takes a CPU and so many GPUs.
+
+    A worker does not take parts of two GPUs: of those that take 0.6, one fits on each.
+    """
+    cpus, found = int(resources.get("CPU", 0)), resources.get("GPU", 0)
+    if not gpus:
+        return cpus
+    return min(cpus, int(found) * int(1 / gpus) if gpus < 1 else int(found // gpus))
 
 
 class _Actor:
