@@ -34,8 +34,9 @@ from stdit_data.datasets.videos import open_videos
 from stdit_data.loading.loader import ClipLoader
 from stdit_data.manifests.format import read_manifest
 from stdit_data.manifests.split import split
-from stdit_data.video.frames import Sampling, read_frames
+from stdit_data.video.frames import read_frames
 from stdit_data.video.probe import probe
+from stdit_data.video.segments import Sampling
 from stdit_data.video.stream import VideoStream
 
 SAMPLING = Sampling(16, interval=3)  # Open-Sora 1.0's first stage

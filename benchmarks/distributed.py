@@ -9,7 +9,7 @@ without VAE and text encoder. Nothing is allocated.
 import inspect
 
 from stdit_model import STDiT
-from stdit_train.distributed.mesh import ParallelDims
+from stdit_train.distributed.dims import ParallelDims
 from stdit_train.estimate.parallel import sharded_memory, traffic
 
 GIB = 2**30

@@ -18,7 +18,8 @@ def cases(setup: Setup) -> list[Case]:
 
 
 def measure(setup: Setup, sharded: bool) -> Values:
-    from stdit_train.distributed.mesh import ParallelDims, build_mesh
+    from stdit_train.distributed.dims import ParallelDims
+    from stdit_train.distributed.mesh import build_mesh
     from stdit_train.distributed.parallelize import apply_ac, build_sharded_model
 
     if not sharded:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from stdit_cli.commands.sample.request import parse_adapter
 from stdit_model import STDiT, STDiTPipeline
-from stdit_model.weights.lora import LORA_FILE
+from stdit_model.weights.folders import LORA_FILE
 from stdit_train.assets import demo_folder
 from stdit_train.errors import ConfigError
 

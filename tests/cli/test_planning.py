@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from stdit_train.config.load import load_stage, stage_names
-from stdit_train.estimate.plan import find_device_kind
+from stdit_train.estimate.devices import find_device_kind
 from stdit_train.hardware import GIB
 
 
 def test_doctor_plan_and_the_check_before_a_run_agree(stdit: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stdit_train.hardware.available_memory", lambda: 40 * GIB)
     monkeypatch.setattr("stdit_train.estimate.doctor.available_memory", lambda: 40 * GIB)
-    monkeypatch.setattr("stdit_train.estimate.plan.measured_peak", lambda: 1e12)
+    monkeypatch.setattr("stdit_train.estimate.devices.measured_peak", lambda: 1e12)
     examined = json.loads(stdit("doctor", "--json").out)
     found = {stage["stage"]: stage for stage in examined["stages"]}
     assert list(found) == stage_names()

@@ -23,8 +23,8 @@ from stdit_data.datasets.videos import VideoDataset, open_videos
 from stdit_data.errors import ClipError, StoreError
 from stdit_data.manifests.format import read_manifest
 from stdit_data.manifests.validate import sha256, validate
-from stdit_data.video.frames import Segment
 from stdit_data.video.probe import probe
+from stdit_data.video.segments import Segment
 
 BUCKETS = [Bucket(1, 32, 48), Bucket(4, 32, 32), Bucket(4, 32, 48)]
 CLIPS = 4

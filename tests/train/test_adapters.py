@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from stdit_model import STDiT
 from stdit_model.errors import SettingsError
 from stdit_model.weights.adapters import load_adapters
-from stdit_model.weights.lora import LORA_FILE, read_lora
+from stdit_model.weights.folders import LORA_FILE
+from stdit_model.weights.lora import read_lora
 from stdit_train.adapters import trained_parameters
 from stdit_train.build import open_trainer
 from stdit_train.callbacks import NullCallback

@@ -16,7 +16,7 @@ from stdit_data.curation.captioners.prompts import Answer, Captioner, Question, 
 from stdit_data.curation.engine import rejects_path, run
 from stdit_data.curation.tables import open_rows
 from stdit_data.errors import DataError
-from stdit_data.video.frames import Segment
+from stdit_data.video.segments import Segment
 from stdit_data.workers.executors import Inline
 
 

@@ -16,7 +16,7 @@ from stdit_data.curation.score import SCORERS, ScoreStep
 from stdit_data.curation.scorers import blockiness, camera, exposure, fingerprint, letterbox, motion, sharpness
 from stdit_data.curation.tables import open_rows
 from stdit_data.errors import ClipError, DataError
-from stdit_data.video.frames import Segment
+from stdit_data.video.segments import Segment
 from stdit_data.workers.executors import Inline
 
 from .conftest import moving, texture

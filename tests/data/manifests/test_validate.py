@@ -14,7 +14,7 @@ from stdit_data.buckets import Bucket
 from stdit_data.clip import Clip
 from stdit_data.manifests.format import Entry, read_manifest, write_manifest
 from stdit_data.manifests.validate import Report, check_dataset, good_entries, sha256, validate
-from stdit_data.video.frames import Sampling
+from stdit_data.video.segments import Sampling
 
 
 @pytest.fixture(scope="module")

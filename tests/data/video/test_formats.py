@@ -18,8 +18,9 @@ from stdit_data.datasets.videos import open_videos
 from stdit_data.errors import ClipError, DataError
 from stdit_data.video import color
 from stdit_data.video.deinterlace import TopField
-from stdit_data.video.frames import Sampling, read_frames
+from stdit_data.video.frames import read_frames
 from stdit_data.video.probe import clip_errors, probe, read_image
+from stdit_data.video.segments import Sampling
 from stdit_data.video.stream import VideoStream
 
 

@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from stdit_data.errors import DataError
-from stdit_data.video.frames import Sampling, Segment, read_frames
+from stdit_data.video.frames import read_frames
+from stdit_data.video.segments import Sampling, Segment
 from stdit_data.video.stream import VideoStream
 
 FORMATS = {

@@ -22,8 +22,9 @@ from stdit_data.errors import ClipError
 from stdit_data.manifests.format import read_manifest
 from stdit_data.manifests.validate import validate
 from stdit_data.video import stream as stream_module
-from stdit_data.video.frames import Sampling, Segment, read_frames
+from stdit_data.video.frames import read_frames
 from stdit_data.video.probe import probe
+from stdit_data.video.segments import Sampling, Segment
 from stdit_data.video.stream import VideoStream
 
 

@@ -12,7 +12,9 @@ from stdit_model import STDiT, STDiTPipeline
 from stdit_model.errors import SettingsError, WeightsError, WeightsFileNotFoundError
 from stdit_model.sampling.folder import write_pipeline
 from stdit_model.weights.adapters import load_adapters, merge_adapters
-from stdit_model.weights.lora import LORA_FILE, choose_modules, find_lora, read_lora
+from stdit_model.weights.find_lora import find_lora
+from stdit_model.weights.folders import LORA_FILE
+from stdit_model.weights.lora import choose_modules, read_lora
 
 peft = pytest.importorskip("peft", reason="adapters are the extra `lora` of stdit-model")
 

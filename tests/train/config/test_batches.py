@@ -9,7 +9,7 @@ import pytest
 from stdit_train.config.batches import check_shared_tokens, clips_per_step, step_batches
 from stdit_train.config.load import from_dict, load_stage, parse_overrides, set_values, to_dict
 from stdit_train.config.schema import TrainConfig
-from stdit_train.distributed.mesh import parallel_dims
+from stdit_train.distributed.dims import parallel_dims
 from stdit_train.errors import ConfigError
 from stdit_train.estimate.training import batch_words, estimate_run
 

@@ -25,7 +25,8 @@ from stdit_train.checkpoint.verify import checkpoint_name, verify
 from stdit_train.components.load import load_components
 from stdit_train.config.load import load_stage
 from stdit_train.config.schema import ObjectiveConfig, model_arguments
-from stdit_train.distributed.mesh import ParallelDims, build_mesh
+from stdit_train.distributed.dims import ParallelDims
+from stdit_train.distributed.mesh import build_mesh
 from stdit_train.distributed.parallelize import build_sharded_model
 from stdit_train.distributed.sharded_weights import (
     copy_shards,

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 from stdit_model import STDiT, STDiTPipeline
-from stdit_model.weights.lora import LORA_FILE
+from stdit_model.weights.folders import LORA_FILE
 from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.config.load import ConfigError, from_dict, load_stage, set_values, to_dict
 from stdit_train.config.schema import TrainConfig
+from stdit_train.distributed.dims import parallel_dims
 from stdit_train.distributed.launch import Ended, launch
-from stdit_train.distributed.mesh import parallel_dims
 from stdit_train.distributed.sharded_weights import init_weights
 from stdit_train.distributed.world import World
 from stdit_train.tracking.metrics import read_metrics

@@ -10,7 +10,7 @@ import pytest
 
 from stdit_model.presets import VARIANTS
 from stdit_train.config.load import ConfigError
-from stdit_train.distributed.mesh import ParallelDims
+from stdit_train.distributed.dims import ParallelDims
 
 LIMIT = 1e-5  # relative
 KEY_BIASES = 2 * 3 * 2e-5  # absolute: Adam moves them by up to its rate a step, in a direction that rounding decides

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from stdit_train.config.load import load_stage
-from stdit_train.distributed.mesh import default_replicas, parallel_dims
+from stdit_train.distributed.dims import default_replicas, parallel_dims
 from stdit_train.optim.whole_matrices import deal
 
 Measure = Callable[..., dict[str, list[dict[str, float]]]]

@@ -16,7 +16,8 @@ from stdit_model.presets import VARIANTS
 from stdit_model.video_vae import decode, encode_moments
 from stdit_train.config.load import from_dict, load_stage, set_values, to_dict
 from stdit_train.config.schema import OptimizerConfig, TrainConfig
-from stdit_train.distributed.mesh import ParallelDims, build_mesh
+from stdit_train.distributed.dims import ParallelDims
+from stdit_train.distributed.mesh import build_mesh
 from stdit_train.distributed.parallelize import build_sharded_model
 from stdit_train.estimate.fit import refusal
 from stdit_train.estimate.frozen import decoding_bytes, encoding_bytes, text_bytes

@@ -8,7 +8,8 @@ import torch
 import torch.distributed as dist
 
 from stdit_train.config.schema import OptimizerConfig
-from stdit_train.distributed.mesh import ParallelDims, build_mesh
+from stdit_train.distributed.dims import ParallelDims
+from stdit_train.distributed.mesh import build_mesh
 from stdit_train.distributed.parallelize import build_sharded_model, set_gradient_reduction
 from stdit_train.estimate.parallel import gathered_bytes, sharded_memory
 from stdit_train.optim.optimizers import build_optimizers

@@ -12,9 +12,10 @@ import pytest
 from stdit_model import STDiT
 from stdit_train.config.load import ConfigError, from_dict, load_stage, set_values, to_dict
 from stdit_train.config.schema import TrainConfig, model_arguments
-from stdit_train.distributed.mesh import ParallelDims
+from stdit_train.distributed.dims import ParallelDims
+from stdit_train.estimate.devices import find_device_kind
 from stdit_train.estimate.fit import advice, refusal
-from stdit_train.estimate.plan import SHARE_OF_PEAK, find_device_kind, plan_stage
+from stdit_train.estimate.plan import SHARE_OF_PEAK, plan_stage
 from stdit_train.estimate.training import describe, estimate_run
 from stdit_train.hardware import DEVICES, known_device
 

@@ -15,11 +15,12 @@ import torch
 from diffusers import AutoencoderKL
 
 from stdit_model import CausalVideoVAE, STDiTPipeline
-from stdit_train.build import build_trainer, check_inputs, open_trainer
+from stdit_train.build import build_trainer, open_trainer
 from stdit_train.callbacks import NullCallback
 from stdit_train.checkpoint.format import named_tensors
 from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.components.load import load_vae
+from stdit_train.components.sources import check_inputs
 from stdit_train.config.load import from_dict, load_stage, set_values, to_dict
 from stdit_train.config.schema import TrainConfig
 from stdit_train.errors import ConfigError

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from stdit_data.files import write_atomically
 from stdit_model import STDiT, STDiTPipeline
-from stdit_model.weights.lora import LORA_FILE, choose_modules, linear_shapes, require_peft
+from stdit_model.weights.find_lora import require_peft
+from stdit_model.weights.folders import LORA_FILE
+from stdit_model.weights.lora import choose_modules, linear_shapes
 from stdit_train.assets import resolve_source
 from stdit_train.checkpoint.init_weights import load_initial
 from stdit_train.config.schema import TrainConfig

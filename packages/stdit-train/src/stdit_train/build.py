@@ -9,9 +9,7 @@ import torch
 
 from stdit_data.clip import ClipDataset
 from stdit_data.latents.dataset import LatentDataset
-from stdit_data.manifests.format import check_manifest
 from stdit_model.video_vae import latent_channels
-from stdit_model.weights.hub import local_path
 from stdit_train.adapters import build_partial
 from stdit_train.assets import resolve_source
 from stdit_train.callbacks import Callback
@@ -22,12 +20,9 @@ from stdit_train.checkpoint.verify import Checkpoint
 from stdit_train.components.load import (
     Components,
     check_components,
-    check_sources,
-    check_vae_source,
     open_components,
 )
 from stdit_train.config.load import flatten, has_settings, to_dict
-from stdit_train.config.resolve import is_cached
 from stdit_train.config.schema import TrainConfig
 from stdit_train.data.datasets import build_datasets
 from stdit_train.data.holdout import ValidationClips, validation_captions
@@ -43,31 +38,6 @@ from stdit_train.vae.networks import build_networks
 from stdit_train.vae.vae_task import VaeTask
 
 log = logging.getLogger(__name__)
-
-
-def check_inputs(config: TrainConfig, *, begun: bool) -> None:
-    """Check that what a run reads exists, before anything is loaded: clips, initial weights, VAE and text encoder.
-
-    Args:
-        config: the run's settings.
-        begun: whether the run has begun, and needs its initial weights no more, unless it has frozen ones.
-
-    Raises:
-        DataError: there are no such clips.
-        WeightsError: there are no such weights.
-        ConfigError: VAE or text encoder cannot be found or fetched.
-    """
-    if config.data.source != "shapes" and not is_cached(config):
-        check_manifest(config.data.source)
-    if config.trains == "vae":
-        if is_cached(config):
-            raise ConfigError(f"{config.data.source} is a cache: a VAE is trained on videos or pictures themselves")
-        if config.init is not None and not begun:
-            check_vae_source(config.init, "--init")
-        return
-    if config.init is not None and (config.partial or not begun):
-        local_path(resolve_source(config.init))
-    check_sources(config)
 
 
 def open_trainer(

@@ -1,12 +1,16 @@
 """Find the device of this machine, its memory and peak rate; what other devices have, as their makers state it."""
 
+from __future__ import annotations
+
 import contextlib
 import ctypes
 import os
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 GIB = 2**30
 
@@ -44,6 +48,8 @@ DEVICES = {
 
 def find_device() -> torch.device:
     """Return CUDA if there is a GPU, else MPS, else the CPU."""
+    import torch
+
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -51,12 +57,16 @@ def find_device() -> torch.device:
 
 def describe_cpu() -> str:
     """Return the number of cores and of torch's threads in words: CPU, 8 cores, 1 thread."""
+    import torch
+
     counts = {"core": os.cpu_count() or 1, "thread": torch.get_num_threads()}
     return ", ".join(["CPU", *(f"{count} {name}{'s' if count > 1 else ''}" for name, count in counts.items())])
 
 
 def this_device() -> Device:
     """Return this machine's GPU or, without one, its CPU: with its free memory, and no peak rate if none is stated."""
+    import torch
+
     if not torch.cuda.is_available():
         return Device("this CPU", available_memory(), None, None)
     name = torch.cuda.get_device_name()
@@ -75,6 +85,8 @@ def known_device(name: str) -> Device | None:
 
 def available_memory() -> int:
     """Return the bytes that are free on the GPU, or in main memory where there is none."""
+    import torch
+
     if torch.cuda.is_available():
         return torch.cuda.mem_get_info()[0]
     import psutil
@@ -84,6 +96,8 @@ def available_memory() -> int:
 
 def memory_in_use(device: torch.device) -> int:
     """Return the bytes in use: the most that torch has allocated on a GPU so far, or this process's resident set."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     import psutil
@@ -97,6 +111,9 @@ def measured_peak(seconds: float = 0.3) -> float:
     The best product that fits into a time is taken, on one thread and by that thread's own time, and multiplied by the
     number of threads: what else the machine does meanwhile does not count.
     """
+
+    import torch
+
     size, best, threads = 512, float("inf"), torch.get_num_threads()
     a, b = torch.randn(2, size, size).unbind()
     torch.set_num_threads(1)

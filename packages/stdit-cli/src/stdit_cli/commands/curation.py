@@ -116,7 +116,6 @@ def filter_rows(
     from stdit_data.curation.filtering.expression import Condition
     from stdit_data.curation.filtering.filter import open_filter
     from stdit_data.curation.filtering.presets import load_preset
-    from stdit_data.curation.filtering.report import write_report
     from stdit_data.curation.tables import open_rows
     from stdit_data.errors import DataError
 
@@ -135,6 +134,8 @@ def filter_rows(
     step = open_filter(together, rows)
     _run(step, source, out, root, processes, ray)
     if report is not None:
+        from stdit_data.curation.filtering.report import write_report  # with torch
+
         with _bar("report") as progress:
             write_report(report, rows, step.keep, clips=clips, workers=count_cpus(), progress=progress)
         typer.echo(report)

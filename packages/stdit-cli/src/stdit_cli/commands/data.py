@@ -69,12 +69,14 @@ def validate(
 
     from stdit_cli.console import CountingBar
     from stdit_data.manifests.format import read_manifest, write_manifest
-    from stdit_data.manifests.validate import check_dataset, good_entries
-    from stdit_data.manifests.validate import validate as check
-    from stdit_data.video.frames import default_sampling
+    from stdit_data.video.segments import default_sampling
 
     threads = find_threads(threads, workers) or threads
     manifest = None if _is_shapes(source) else read_manifest(source, root=root, confine=confine)
+
+    from stdit_data.manifests.validate import check_dataset, good_entries
+    from stdit_data.manifests.validate import validate as check
+
     with CountingBar(Console(), "clips") as bar:
         task = bar.add_task("probing", total=None)
 
@@ -117,6 +119,11 @@ def preview(
     seed: Annotated[int, typer.Option(min=0, help="Seed for the choice of clips.")] = 0,
 ) -> None:
     """Show a few clips as training would see them: a contact sheet (PNG) with captions, and a wall of clips (mp4)."""
+    from stdit_data.manifests.format import check_manifest
+
+    if not _is_shapes(source):
+        check_manifest(source)
+
     from stdit_data.datasets.videos import open_videos
     from stdit_data.preview import preview as look
 

@@ -166,6 +166,10 @@ def run_evaluation(options: EvaluateOptions) -> None:
     from stdit_train.pipeline.find import find_checkpoint
 
     source = find_checkpoint(resolve_source(options.checkpoint))  # before the imports that take seconds
+    if options.data is not None:
+        from stdit_data.manifests.format import check_manifest
+
+        check_manifest(options.data)
 
     from stdit_train.evaluation.clip_score import load_clip
     from stdit_train.evaluation.evaluate import evaluate_captions, reference_clips, scores_content, write_scores

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from stdit_data.latents.job import Job, Place
     from stdit_train.components.precompute import Encoding
+    from stdit_train.config.schema import TrainConfig
     from stdit_train.distributed.world import World
 
 T5_XXL_WIDTH = 4096
@@ -107,9 +108,9 @@ def encode(
     Run the same command again to resume an interrupted one. Under torchrun and in a Slurm job array, the processes
     share the work.
     """
-    from stdit_data.latents.job import Place
-    from stdit_data.workers.work import find_share
-    from stdit_train.components.precompute import Encoding
+    from stdit_data.manifests.format import check_manifest
+    from stdit_train.config.load import load_stage, parse_overrides
+    from stdit_train.config.resolve import resolve_config
 
     if video_only and text_only:
         raise ConfigError("--video-only and --text-only: give one of the two, or neither for both parts")
@@ -123,6 +124,15 @@ def encode(
         "data.workers": find_threads(threads, workers),
         "seed": seed,
     }
+    overrides = {key: value for key, value in named.items() if value is not None} | parse_overrides(setting or [])
+    config = resolve_config(load_stage(stage, overrides), overrides)
+    if config.data.source != "shapes":
+        check_manifest(config.data.source)
+
+    from stdit_data.latents.job import Place
+    from stdit_data.workers.work import find_share
+    from stdit_train.components.precompute import Encoding
+
     encoding = Encoding(
         out=out,
         parts=("video",) if video_only else ("text",) if text_only else ("video", "text"),
@@ -139,8 +149,7 @@ def encode(
     if processes is None and ray is None:
         processes = one_per_gpu() if share.world == 1 else 1
     place = Place(share, make_executor(processes, ray), gpus)
-    given: dict[str, object] = {key: value for key, value in named.items() if value is not None}
-    run_encode(stage, given, setting or [], encoding, place)
+    run_encode(config, encoding, place)
 
 
 def inspect(
@@ -160,10 +169,8 @@ def inspect(
     from stdit_data.files import exists
     from stdit_data.latents.format import INDEX, read_metadata
     from stdit_data.latents.summary import describe
-    from stdit_data.preview import contact_sheet
     from stdit_data.urls import join
     from stdit_train.assets import resolve_source
-    from stdit_train.components.precompute import decode_entries
 
     console = Console(highlight=False)
     table = Table(show_header=False, title=cache, title_justify="left")
@@ -173,6 +180,10 @@ def inspect(
     about = read_metadata(cache, "video")
     if about is None or samples == 0 or not exists(join(cache, f"video/{INDEX}")):
         return
+
+    from stdit_data.preview import contact_sheet
+    from stdit_train.components.precompute import decode_entries
+
     videos, lines = decode_entries(cache, resolve_source(vae or about["vae"]["source"]), samples, seed)
     out.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(videos, lines, columns=columns).save(out)
@@ -238,13 +249,11 @@ def add_to(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def run_encode(stage: str, named: dict[str, object], settings: list[str], encoding: Encoding, place: Place) -> None:
+def run_encode(config: TrainConfig, encoding: Encoding, place: Place) -> None:
     """Encode this process's share of a stage's clips and captions.
 
     Args:
-        stage: name of the stage.
-        named: settings that have an option of their own, by dotted key.
-        settings: `KEY=VALUE` texts of --set.
+        config: settings of the stage.
         encoding: how to encode, and where to.
         place: where it runs.
 
@@ -258,13 +267,10 @@ def run_encode(stage: str, named: dict[str, object], settings: list[str], encodi
     from rich.console import Console
 
     from stdit_train.components.precompute import open_jobs
-    from stdit_train.config.load import load_stage, parse_overrides
-    from stdit_train.config.resolve import resolve_config, shapes_only
+    from stdit_train.config.resolve import shapes_only
     from stdit_train.distributed.world import World
 
     console, world = Console(highlight=False), World.from_env()
-    overrides = {**named, **parse_overrides(settings)}
-    config = resolve_config(load_stage(stage, overrides), overrides)
     unused: dict[str, Any] = {key: "" for key, part in PART_OF.items() if part not in encoding.parts}
     wanted = replace(config.data, **unused)
     if world.is_main and (line := shapes_only(replace(config, data=wanted))):
@@ -279,7 +285,7 @@ def run_encode(stage: str, named: dict[str, object], settings: list[str], encodi
         console.print(f"rank {place.share.rank} is done with its share; the last process to finish writes the index")
     elif set(encoding.parts) == {"video", "text"}:
         console.print(f"done: {encoding.out}. Inspect it with: stdit data inspect {encoding.out}")
-        console.print(f"train on it with: stdit train --stage {stage} --data {encoding.out}")
+        console.print(f"train on it with: stdit train --stage {config.stage} --data {encoding.out}")
     else:
         console.print(f"done: the {encoding.parts[0]} part in {encoding.out}; `stdit data merge` combines parts")
 

@@ -40,12 +40,9 @@ def plan(
     from stdit_train.config.batches import check_shared_tokens
     from stdit_train.config.load import load_stage, parse_overrides
     from stdit_train.config.resolve import resolve_config
-    from stdit_train.distributed.mesh import nearest_batch
+    from stdit_train.distributed.dims import nearest_batch
     from stdit_train.errors import ConfigError
-    from stdit_train.estimate.duration import duration
-    from stdit_train.estimate.fit import advice, shortfall
-    from stdit_train.estimate.plan import SHARE_OF_PEAK, find_device_kind, plan_stage
-    from stdit_train.estimate.training import describe
+    from stdit_train.estimate.devices import find_device_kind
 
     console = plain_console()
     overrides = parse_overrides(setting or [])
@@ -53,6 +50,12 @@ def plan(
     device = find_device_kind(gpu)
     if as_json and sampling:
         raise ConfigError("--json and --sampling: give one of the two")
+
+    from stdit_train.estimate.duration import duration
+    from stdit_train.estimate.fit import advice, shortfall
+    from stdit_train.estimate.plan import SHARE_OF_PEAK, plan_stage
+    from stdit_train.estimate.training import describe
+
     ways = plan_stage(config, device, gpus)
     if as_json:
         typer.echo(json.dumps([way.to_dict(device) for way in ways], indent=1))

@@ -13,7 +13,7 @@ def stages(as_json: Annotated[bool, typer.Option("--json", help="Print JSON, wit
     from rich.console import Console
     from rich.table import Table
 
-    from stdit_data.video.frames import default_sampling
+    from stdit_data.video.segments import default_sampling
     from stdit_train.config.load import curriculum_names, curriculum_summary, load_stage, stage_names, to_dict
     from stdit_train.config.resolve import model_words
 

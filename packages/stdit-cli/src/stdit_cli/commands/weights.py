@@ -16,6 +16,10 @@ def inspect(
     ema: Ema = False,
 ) -> None:
     """Show a checkpoint's layout, parameters, dtype and sizes, and which tensors each variant would lack."""
+    from stdit_model.weights.hub import local_path
+
+    local_path(file)
+
     from stdit_model.convert import describe
 
     for line in describe(file, ema=ema):
@@ -71,6 +75,10 @@ def convert(
     ] = None,
 ) -> None:
     """Convert weights of any layout to a pipeline folder, or to a file in the Open-Sora v1.0 layout."""
+    from stdit_model.weights.hub import local_path
+
+    local_path(source)
+
     from stdit_model.convert import read_null_caption, write_open_sora
     from stdit_model.sampling.folder import write_pipeline
 
@@ -111,11 +119,17 @@ def merge(
 ) -> None:
     """Merge LoRA adapters into the weights of a pipeline."""
     from stdit_cli.commands.sample.request import parse_adapter
-    from stdit_model.sampling.folder import write_pipeline
+    from stdit_model.weights.find_lora import find_lora
     from stdit_train.assets import named_source, resolve_source
     from stdit_train.pipeline.find import find_checkpoint
 
     source = find_checkpoint(resolve_source(named_source(checkpoint))).source
-    model = write_pipeline(source, destination, loras=[parse_adapter(text) for text in lora])
+    loras = [parse_adapter(text) for text in lora]
+    for name, _ in loras:
+        find_lora(name)
+
+    from stdit_model.sampling.folder import write_pipeline
+
+    model = write_pipeline(source, destination, loras=loras)
     adapters = f"{len(lora)} adapter{'s' * (len(lora) > 1)} merged"
     typer.echo(f"{destination}: STDiT {model.config.variant}, {model.num_parameters():,} parameters, {adapters}")

@@ -21,9 +21,9 @@ from stdit_data import files
 from stdit_data.errors import DataError
 from stdit_data.video import color
 from stdit_data.video.deinterlace import TopField
-from stdit_data.video.frames import Segment
 from stdit_data.video.pictures import is_still, open_video, read_image
 from stdit_data.video.probe import reads_clip
+from stdit_data.video.segments import Segment
 from stdit_data.video.stream import VideoStream
 
 Array = np.ndarray[Any, Any]

@@ -17,7 +17,7 @@ from stdit_data.manifests.columns import column_name
 from stdit_data.manifests.entries import ARROW, COLUMNS, KINDS
 from stdit_data.manifests.format import DELIMITERS, path_array, read_csv, read_manifest
 from stdit_data.manifests.rows import json_rows
-from stdit_data.video.frames import Segment
+from stdit_data.video.segments import Segment
 
 ROW_GROUP = 8192  # rows
 COMPRESSION = "zstd"

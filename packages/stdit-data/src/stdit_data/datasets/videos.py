@@ -24,10 +24,11 @@ from stdit_data.manifests.format import Manifest, is_list, read_manifest
 from stdit_data.manifests.identity import clips_identity
 from stdit_data.manifests.metadata import Lengths, choose_buckets, complete_metadata
 from stdit_data.transforms import Fit, may_flip, stack_videos, to_float
-from stdit_data.video.frames import Sampling, Short, default_sampling, read_frames
+from stdit_data.video.frames import read_frames
 from stdit_data.video.pictures import is_still, open_video, read_image
 from stdit_data.video.probe import reads_clip
 from stdit_data.video.read import FrameConverter
+from stdit_data.video.segments import Sampling, Short, default_sampling
 
 log = logging.getLogger(__name__)
 

@@ -18,15 +18,16 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors.torch import save
-from torch import Tensor
 
 from stdit_data import files, listing, stores, urls
 from stdit_data.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = 1  # version of this layout
 METADATA_FILE, INDEX = "about.json", "index.parquet"
@@ -120,6 +121,8 @@ def lock_metadata(cache: str, part: Part, metadata: Mapping[str, Any]) -> None:
 
 def write_shard(cache: str, part: Part, number: int, shard: Shard) -> None:
     """Write a shard, whole or not at all."""
+    from safetensors.torch import save  # with torch, which a run's settings are read without
+
     data = save(shard.tensors, metadata={"rows": json.dumps(shard.rows, ensure_ascii=False)})
     files.write_bytes(urls.join(cache, f"{part}/{shard_name(number)}"), data)
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from stdit_data.manifests.arrays import floats, from_numpy
-from stdit_data.video.frames import Segment
+from stdit_data.video.segments import Segment
 
 BLOCK = 65_536  # rows that are handled at once
 

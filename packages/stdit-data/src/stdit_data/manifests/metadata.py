@@ -18,8 +18,8 @@ from stdit_data.errors import ClipError
 from stdit_data.manifests.arrays import codes, flags, floats
 from stdit_data.manifests.entries import BLOCK, Entries, Entry
 from stdit_data.manifests.format import Manifest
-from stdit_data.video.frames import Sampling
 from stdit_data.video.probe import Probe, probe
+from stdit_data.video.segments import Sampling
 
 LENGTHS = ("start", "end", "start_frame", "end_frame", "num_frames")
 PROBED = ("fps", "width", "height", "num_frames")

@@ -16,9 +16,10 @@ from stdit_data.clip import ClipDataset
 from stdit_data.errors import ClipError, DataError, StoreError
 from stdit_data.manifests.format import Entry, Manifest
 from stdit_data.manifests.metadata import with_metadata
-from stdit_data.video.frames import Sampling, read_frames
+from stdit_data.video.frames import read_frames
 from stdit_data.video.pictures import open_video
 from stdit_data.video.probe import Probe, probe, reads_clip
+from stdit_data.video.segments import Sampling
 from stdit_data.video.verify import check_against_decode
 
 Progress = Callable[[int, int], None]  # entries done, entries in total

@@ -11,98 +11,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any
 
 from av.error import InvalidDataError
 from torch import Tensor
 
 from stdit_data.errors import DataError
+from stdit_data.video.segments import FULL_VIDEO, Sampling, Segment, frame_numbers, slack_seconds
 from stdit_data.video.stream import VideoStream
 
-Short = Literal["skip", "hold"]
 Convert = Callable[[Any], Tensor]  # a decoded av.VideoFrame to a picture [C, H, W]
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How the frames of a clip are chosen: every `interval`-th source frame, or at a rate of `fps`.
-
-    Attributes:
-        frames: number of frames of the clip.
-        interval: read every n-th source frame (Open-Sora 1.0: 3 for 16 frames, 2 for 64). Excludes `fps`.
-        fps: frames per second; each is the frame on screen at that moment, so frames repeat where the source is slower.
-        short: what to do with a video that is too short: `skip` raises an error, `hold` repeats its last frame.
-
-    Raises:
-        DataError: a value is out of range, or not exactly one of `interval` and `fps` is given.
-    """
-
-    frames: int
-    interval: int | None = None
-    fps: float | None = None
-    short: Short = "skip"
-
-    def __post_init__(self) -> None:
-        if self.frames < 1:
-            raise DataError(f"frames {self.frames}: expected at least 1")
-        if (self.interval is None) == (self.fps is None):
-            raise DataError(f"interval {self.interval} and fps {self.fps}: expected exactly one of the two")
-        if self.interval is not None and self.interval < 1:
-            raise DataError(f"interval {self.interval}: expected a whole number from 1")
-        if self.fps is not None and not 0 < self.fps < math.inf:
-            raise DataError(f"fps {self.fps}: expected a rate above 0")
-        if self.short not in ("skip", "hold"):
-            raise DataError(f"short {self.short!r}: expected 'skip' or 'hold'")
-
-    def span(self, rate: Fraction | float) -> Fraction:
-        """Return the number of source frames that a clip covers, at a source rate of `rate` frames per second."""
-        interval = Fraction(self.interval) if self.interval else Fraction(rate) / Fraction(self.fps or 1)
-        return (self.frames - 1) * interval + 1
-
-    def clip_fps(self, rate: float) -> float:
-        """Return the frame rate of the clip, for a source rate of `rate` frames per second."""
-        return rate / self.interval if self.interval else float(self.fps or rate)
-
-
-def default_sampling(
-    frames: int, interval: int | None = None, fps: float | None = None, short: Short = "skip"
-) -> Sampling:
-    """Make a `Sampling`; without `interval` and `fps`, with Open-Sora 1.0's interval: 3 up to 16 frames, else 2."""
-    if interval is None and fps is None:
-        interval = 3 if frames <= 16 else 2
-    return Sampling(frames, interval=interval, fps=fps, short=short)
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """A part of a video, given in seconds or in frames; the end is exclusive.
-
-    Frame numbers are converted to times at the video's average rate. None stands for the video's own start or end.
-    """
-
-    start: float | None = None  # seconds
-    end: float | None = None  # seconds
-    start_frame: int | None = None
-    end_frame: int | None = None
-
-    def seconds(self, rate: Fraction) -> tuple[Fraction, Fraction | None]:
-        """Return start and end in seconds, at `rate` frames per second."""
-        start, end = self.start, self.end
-        low = Fraction(start) if start is not None else Fraction(self.start_frame or 0) / rate
-        high = Fraction(end) if end is not None else None if self.end_frame is None else self.end_frame / rate
-        return low, high
-
-    def frames(self, rate: float, total: int) -> int:
-        """Return how many of a video's `total` frames lie within the segment, at `rate` frames per second."""
-        return len(_frame_numbers(*self.seconds(Fraction(rate)), Fraction(rate), total))
-
-    def __str__(self) -> str:
-        if self.start is not None or self.end is not None:
-            return f"{self.start or 0:g} to {'the end' if self.end is None else f'{self.end:g}'} s"
-        return f"frames {self.start_frame or 0} to {'the end' if self.end_frame is None else self.end_frame}"
-
-
-FULL_VIDEO = Segment()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +51,7 @@ def read_frames(
     low, high = segment.seconds(video.rate)
     # A segment with an end needs no pass over all packets of a long file: beyond the last frame none is found.
     total = video.count() if high is None or video.indexed else 2**62
-    numbers = _frame_numbers(low, high, video.rate, total)
+    numbers = frame_numbers(low, high, video.rate, total)
     spare = len(numbers) - sampling.span(video.rate)
     if spare >= 0:
         # Fast path: trust the frame count. The middle of a frame's time is safe from rounding.
@@ -195,22 +113,9 @@ def _describe(sampling: Sampling) -> str:
     return f"{sampling.frames} frames at {rate} (short='hold' repeats the last frame)"
 
 
-def _frame_numbers(low: Fraction, high: Fraction | None, rate: Fraction, total: int) -> range:
-    """The frames within [low, high) seconds of a video with `total` frames at a constant rate."""
-    slack = _slack(rate)
-    first = math.ceil((low - slack) * rate)
-    stop = total if high is None else min(total, math.ceil((high - slack) * rate))
-    return range(first, max(first, stop))
-
-
-def _slack(rate: Fraction) -> Fraction:
-    """Seconds by which a segment's bounds may be off: manifests round to milliseconds. Less than half a frame."""
-    return min(Fraction(1, 1000), 1 / (4 * rate))
-
-
 def _bounds(video: VideoStream, low: Fraction, high: Fraction | None) -> tuple[int, int | None]:
     """[low, high) seconds as the first tick inside and the first tick after."""
-    slack = max(_slack(video.rate), video.slack)
+    slack = max(slack_seconds(video.rate), video.slack)
     first = video.first + math.ceil((low - slack) / video.time_base)
     return first, None if high is None else video.first + math.ceil((high - slack) / video.time_base)
 

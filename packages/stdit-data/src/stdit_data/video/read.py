@@ -17,9 +17,10 @@ from stdit_data.errors import ClipError
 from stdit_data.transforms import Fit, normalise, stack_videos, to_float
 from stdit_data.video import color
 from stdit_data.video.deinterlace import TopField
-from stdit_data.video.frames import Sampling, read_frames
+from stdit_data.video.frames import read_frames
 from stdit_data.video.pictures import is_still, open_video, read_image
 from stdit_data.video.probe import reads_clip
+from stdit_data.video.segments import Sampling
 from stdit_data.video.stream import VideoStream
 
 

@@ -10,16 +10,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from stdit_model.errors import WeightsError, reason
+from stdit_model.weights.find_lora import find_lora, require_peft
+from stdit_model.weights.folders import LORA_FILE
 from stdit_model.weights.hub import hub_reason
-from stdit_model.weights.lora import (
-    LORA_FILE,
-    PREFIX,
-    check_lora,
-    find_lora,
-    peft_settings,
-    read_lora,
-    require_peft,
-)
+from stdit_model.weights.lora import PREFIX, check_lora, peft_settings, read_lora
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -74,7 +68,7 @@ def load_adapters(model: Any, loras: Sequence[tuple[str, float]]) -> list[Path]:
 
     Args:
         model: an STDiT, changed in place.
-        loras: where each adapter is (see `stdit_model.weights.lora.find_lora`), and the factor of its update.
+        loras: where each adapter is (see `stdit_model.weights.find_lora.find_lora`), and the factor of its update.
 
     Raises:
         SettingsError: peft is not installed.

@@ -6,7 +6,6 @@ alpha are in its metadata, as peft's configuration; without them alpha is the ra
 """
 
 import difflib
-import importlib.util
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -17,9 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from stdit_model.errors import SettingsError, WeightsError, WeightsFileNotFoundError, few, reason
-from stdit_model.weights.folders import LORA_FILE
-from stdit_model.weights.hub import local_path, split_hub_id
+from stdit_model.errors import SettingsError, WeightsError, few, reason
 
 METADATA = "lora_adapter_metadata"  # key of its metadata, where diffusers has peft's configuration as JSON
 PREFIX = "transformer."
@@ -33,40 +30,6 @@ SETTINGS: dict[str, Any] = {
     "alpha_pattern": dict,
     "use_rslora": bool,
 }
-
-
-def require_peft(option: str) -> None:
-    """Check that peft is installed.
-
-    Args:
-        option: what needs it, to begin the message with.
-
-    Raises:
-        SettingsError: it is not; the message has the command that installs it.
-    """
-    if importlib.util.find_spec("peft") is None:
-        raise SettingsError(f"{option} needs peft: run `uv sync --extra lora`, or pip install 'stdit-model[lora]'")
-
-
-def find_lora(source: str | Path) -> Path:
-    """Find the file of an adapter.
-
-    Args:
-        source: the file, a folder that has `LORA_FILE`, such as a run's, or a Hub id: "owner/name" or
-            "owner/name/FILE".
-
-    Raises:
-        WeightsFileNotFoundError: there is none.
-        WeightsError: it is not available from the Hub.
-    """
-    path, hub_id = Path(source).expanduser(), split_hub_id(str(source))
-    if not path.exists() and hub_id is not None and not hub_id[1].endswith(".safetensors"):
-        source = "/".join(filter(None, (*hub_id, LORA_FILE)))
-    found = local_path(source)
-    file = found / LORA_FILE if found.is_dir() else found
-    if not file.is_file():
-        raise WeightsFileNotFoundError(f"{source}: no {LORA_FILE} in this folder, so it holds no adapter")
-    return file
 
 
 def read_lora(file: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:

@@ -5,14 +5,16 @@ import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from stdit_model.presets import VARIANTS, Variant
 from stdit_train.config.keys import check_key
 from stdit_train.config.load import from_dict, parse_overrides, set_values, to_dict
 from stdit_train.config.schema import TrainConfig
 from stdit_train.errors import ConfigError
-from stdit_train.estimate.training import Estimate, estimate_run
+
+if TYPE_CHECKING:
+    from stdit_train.estimate.training import Estimate
 
 Match = Literal["steps", "parameters", "flops", "time"]
 MATCHES: tuple[Match, ...] = get_args(Match)
@@ -130,8 +132,10 @@ def loss_is_comparable(base: TrainConfig, arms: Sequence[Arm]) -> bool:
     return all(values == measured[0] for values in measured)
 
 
-def estimate_arm(config: TrainConfig) -> Estimate:
+def estimate_arm(config: TrainConfig) -> "Estimate":
     """Estimate parameters, FLOPs and memory of a run, with the whole batch at once unless `micro_batch` is set."""
+    from stdit_train.estimate.training import estimate_run  # with torch
+
     return estimate_run(replace(config, micro_batch=config.micro_batch or config.global_batch))
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from stdit_model import STDiT
 from stdit_model.convert import find
+from stdit_model.weights.folders import LORA_FILE
 from stdit_model.weights.load import NULL_CAPTION, Weights, saved_weights
-from stdit_model.weights.lora import LORA_FILE
 from stdit_train.config.load import ConfigError
 from stdit_train.distributed.sharded_weights import load_full_state_dict
 

@@ -47,8 +47,8 @@ class RunFolder:
         Raises:
             ConfigError: it is not empty, or a file.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(f"{self.path} is a file: choose a folder with --out")
+        if (file := next((place for place in (self.path, *self.path.parents) if place.is_file()), None)) is not None:
+            raise ConfigError(f"{file} is a file: choose a folder with --out")
         if self.path.exists() and any(file.name not in (LOCK, HOLDER) for file in self.path.iterdir()):
             raise ConfigError(
                 f"{self.path} is not empty: choose another folder with --out, or resume the run with --resume"

@@ -17,11 +17,11 @@ from stdit_data.latents.dataset import LatentDataset
 from stdit_model import CausalVideoVAE
 from stdit_model.text import encode_captions
 from stdit_model.weights.folders import read_json
-from stdit_model.weights.hub import hub_options, hub_reason
+from stdit_model.weights.hub import hub_options
 from stdit_train.assets import resolve_source
 from stdit_train.components.captions import CachedTexts
 from stdit_train.components.identity import check_text_encoder, check_vae
-from stdit_train.config.resolve import cached_text_width
+from stdit_train.components.sources import check_path, locate, not_loaded
 from stdit_train.config.schema import TrainConfig
 from stdit_train.errors import ConfigError
 
@@ -105,26 +105,6 @@ def check_components(dataset: LatentDataset, components: Components) -> None:
         check_text_encoder(dataset, components.text_encoder, components.text_source)
 
 
-def check_sources(config: TrainConfig) -> None:
-    """Check that a run's components exist, without loading them: their folders, or config.json of their Hub ids.
-
-    Raises:
-        ConfigError: one of them cannot be found or fetched; the message names it.
-    """
-    check_vae_source(config.data.vae)
-    if cached_text_width(config) is None:
-        _check_source(_location(config.data.text_encoder, "text_encoder"), "text encoder", "--text-encoder")
-
-
-def check_vae_source(source: str, option: str = "--vae") -> None:
-    """Check that a VAE exists, without loading it; `option` is how it was named.
-
-    Raises:
-        ConfigError: it cannot be found or fetched.
-    """
-    _check_source(_location(source, "vae"), "VAE", option)
-
-
 def load_vae(source: str, device: torch.device, option: str = "--vae") -> Any:
     """Load an image or video VAE, of diffusers or a `CausalVideoVAE`, in float32.
 
@@ -139,7 +119,7 @@ def load_vae(source: str, device: torch.device, option: str = "--vae") -> Any:
     from diffusers import AutoModel
 
     quiet_libraries()
-    location = _location(source, "vae")
+    location = locate(source, "vae")
     file = Path(location) / "config.json"
     own = file.is_file() and read_json(file).get("_class_name") == CausalVideoVAE.__name__
     vae = _load(CausalVideoVAE if own else AutoModel, location, "VAE", option)
@@ -164,11 +144,11 @@ def load_text_encoder(source: str, device: torch.device, precision: str, **optio
 
     quiet_libraries()
     dtype = text_dtype(precision)
-    location = _location(source, "text_encoder")
+    location = locate(source, "text_encoder")
     encoder = _load(T5EncoderModel, location, "text encoder", "--text-encoder", dtype=dtype, **options)
     if "device_map" not in options:
         encoder = encoder.to(device)
-    tokenizer = _load(AutoTokenizer, _location(source, "tokenizer"), "tokenizer", "--text-encoder")
+    tokenizer = _load(AutoTokenizer, locate(source, "tokenizer"), "tokenizer", "--text-encoder")
     return tokenizer, encoder.eval().requires_grad_(False)
 
 
@@ -205,39 +185,9 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def _location(source: str, part: str) -> str:
-    """Return a part's subfolder in a pipeline folder, or the source itself; "demo" is the bundled pipeline."""
-    place = resolve_source(source)
-    folder = Path(place) / part
-    return str(folder) if folder.is_dir() else place
-
-
 def _load(cls: Any, source: str, what: str, option: str, **kwargs: Any) -> Any:
-    _check_path(source, what, option)
+    check_path(source, what, option)
     try:
         return cls.from_pretrained(source, **hub_options(source), **kwargs)
     except (OSError, ValueError, SafetensorError) as error:
-        raise _not_loaded(source, what, option, error) from error
-
-
-def _check_source(source: str, what: str, option: str) -> None:
-    _check_path(source, what, option)
-    if not Path(source).exists():
-        from huggingface_hub import hf_hub_download
-
-        try:
-            hf_hub_download(source, "config.json", **hub_options())
-        except (OSError, ValueError) as error:
-            raise _not_loaded(source, what, option, error) from error
-
-
-def _check_path(source: str, what: str, option: str) -> None:
-    if (source.startswith((".", "/", "~")) or source.count("/") != 1) and not Path(source).exists():
-        raise ConfigError(f"no {what} at {source}: give a folder or a Hub id with {option}")
-
-
-def _not_loaded(source: str, what: str, option: str, error: Exception) -> ConfigError:
-    return ConfigError(
-        f"cannot load the {what} {source!r}: {hub_reason(error, source)}. Download it where there is a network "
-        f"(hf download {source}), or give a folder with {option}; `{option} demo` is the bundled one"
-    )
+        raise not_loaded(source, what, option, error) from error

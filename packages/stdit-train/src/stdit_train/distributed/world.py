@@ -99,7 +99,7 @@ class World:
         """Return this world with the process groups of a run.
 
         Raises:
-            ConfigError: the processes do not fit the run; see `stdit_train.distributed.mesh.ParallelDims`.
+            ConfigError: the processes do not fit the run; see `stdit_train.distributed.dims.ParallelDims`.
         """
         return self
 
@@ -204,7 +204,8 @@ class DistributedWorld(World):
 
     def with_mesh(self, config: "TrainConfig") -> World:
         """Return this world with the process groups of a run; every process must call this."""
-        from stdit_train.distributed.mesh import build_mesh, node_size, parallel_dims
+        from stdit_train.distributed.dims import node_size, parallel_dims
+        from stdit_train.distributed.mesh import build_mesh
 
         node = node_size() or 0
         least, most = self.all_max(-node, node)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from stdit_train import hardware
 from stdit_train.config.schema import TrainConfig
-from stdit_train.distributed.mesh import parallel_dims
+from stdit_train.distributed.dims import parallel_dims
 from stdit_train.errors import ConfigError
 from stdit_train.estimate.phases import STEP
 from stdit_train.estimate.training import Estimate, batch_words, estimate_run

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from stdit_model import STDiT, flops
 from stdit_model.blocks import mixings
-from stdit_train.distributed.mesh import ParallelDims
+from stdit_train.distributed.dims import ParallelDims
 
 
 def sharded_memory(

@@ -11,7 +11,7 @@ from typing import Any
 from stdit_model import flops
 from stdit_train.config.batches import own_shape
 from stdit_train.config.schema import SAMPLED_PROMPTS, TrainConfig
-from stdit_train.distributed.mesh import ParallelDims
+from stdit_train.distributed.dims import ParallelDims
 from stdit_train.estimate.frozen import decoding_bytes, encoding_bytes, text_bytes
 from stdit_train.estimate.muon import MuonMemory
 from stdit_train.estimate.parallel import gathered_bytes, parameter_shapes

@@ -10,7 +10,7 @@ from stdit_train.components.sizes import component_config, vae_channels, vae_fra
 from stdit_train.config.batches import check_shared_tokens, clips_per_step, step_batches
 from stdit_train.config.resolve import cached_text_width, is_cached
 from stdit_train.config.schema import TrainConfig, model_arguments
-from stdit_train.distributed.mesh import NODE, ParallelDims, nearest_batch
+from stdit_train.distributed.dims import NODE, ParallelDims, nearest_batch
 from stdit_train.errors import ConfigError
 from stdit_train.estimate.host import host_memory
 from stdit_train.estimate.muon import MuonMemory, muon_memory

@@ -2,18 +2,10 @@
 
 import copy
 
-import torch
-
-from stdit_model.video_vae import latent_channels
-from stdit_train.adapters import build_partial, copy_trained, in_float32, save_adapter
-from stdit_train.checkpoint.format import load_weights
 from stdit_train.checkpoint.run_folder import RunFolder, stage_folders
 from stdit_train.checkpoint.verify import CheckpointError, checkpoint_name, verify
-from stdit_train.components.load import load_components
 from stdit_train.config.load import from_dict
-from stdit_train.distributed.parallelize import build_model
 from stdit_train.errors import ConfigError
-from stdit_train.pipeline.save import save_pipeline
 
 
 def export_run(
@@ -51,6 +43,16 @@ def export_run(
     checkpoint = run.latest_checkpoint() if named is None else verify(named, run.id)
     if checkpoint is None:
         raise ConfigError(f"{run.path} has no checkpoint to export yet; `stdit train --resume {run.path}` resumes it")
+
+    import torch  # and what imports it: a run that is refused has no need of it
+
+    from stdit_model.video_vae import latent_channels
+    from stdit_train.adapters import build_partial, copy_trained, in_float32, save_adapter
+    from stdit_train.checkpoint.format import load_weights
+    from stdit_train.components.load import load_components
+    from stdit_train.distributed.parallelize import build_model
+    from stdit_train.pipeline.save import save_pipeline
+
     parts = load_components(config.data.vae, config.data.text_encoder, torch.device("cpu"), "fp32")
     sizes = latent_channels(parts.vae), parts.text_encoder.config.d_model
     if config.partial:

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from stdit_data.video.probe import probe
-
 SHOWN = 192  # pixels that a small video is enlarged to at least, by a whole factor
 WIDEST = 384  # pixels of a large one
 
@@ -67,6 +65,8 @@ def video(file: Path, caption: str = "") -> str:
 
     A small video is enlarged by a whole factor with its pixels square.
     """
+    from stdit_data.video.probe import probe  # with torch
+
     width = probe(str(file)).width
     factor = max(math.ceil(SHOWN / width), 1)
     shown, kind = min(factor * width, WIDEST), ' class="small"' if factor > 1 else ""

@@ -1,17 +1,20 @@
 """Record when, on what and with what a run was trained: a session per start or resumption, in its run.json."""
 
+from __future__ import annotations
+
 import platform
 import shlex
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.hardware import describe_cpu
 from stdit_train.versions import package_versions
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Session:
@@ -63,6 +66,8 @@ def command_line() -> str:
 def describe_machine(device: torch.device, processes: int) -> str:
     """Return device, system and number of processes in words."""
     if device.type == "cuda":
+        import torch
+
         name = f"{torch.cuda.get_device_name(device)} (CUDA {torch.version.cuda})"
     elif device.type == "mps":
         name = "Apple GPU (MPS)"

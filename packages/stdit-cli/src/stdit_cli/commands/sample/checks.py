@@ -22,13 +22,12 @@ def check_request(request: SampleRequest, source: CheckpointSource) -> str:
     """
     from stdit_model.sampling.components import require
     from stdit_model.sampling.schedulers import check_sampler, compat
+    from stdit_model.weights.find_lora import find_lora, require_peft
 
     settings = request.settings
     named = {"vae": settings.vae, "text_encoder": settings.text_encoder}
     require({part: component for part, component in named.items() if component is not None})
     for adapter in settings.lora or ():
-        from stdit_model.weights.lora import find_lora, require_peft  # with torch
-
         require_peft("--lora")
         find_lora(parse_adapter(adapter)[0])
     trained = source.trained()

@@ -15,7 +15,7 @@ from stdit_model import video_vae
 from stdit_model.sampling.caches import cache_config
 from stdit_model.sampling.schedulers import compat, sampler_name, use_sampler
 from stdit_model.text import dropped_text, encode_captions, unknown_words
-from stdit_model.weights.lora import find_lora
+from stdit_model.weights.find_lora import find_lora
 from stdit_train.errors import ConfigError
 from stdit_train.evaluation.video_metrics import psnr
 from stdit_train.pipeline.find import CheckpointSource

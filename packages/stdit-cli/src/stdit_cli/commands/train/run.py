@@ -140,12 +140,11 @@ def prepare(
 
     No stages are returned for a run that is finished. The lock is released with `held`.
     """
-    from stdit_train.build import check_inputs
     from stdit_train.checkpoint.lock import lock_folder
     from stdit_train.checkpoint.run_folder import RunFolder
+    from stdit_train.components.sources import check_inputs
     from stdit_train.config.resolve import shapes_only
     from stdit_train.curriculum import Stage, find_run
-    from stdit_train.estimate.fit import fit_to_memory
     from stdit_train.tracking.metrics import check_wandb
 
     plan = plan or find_run(request.options)
@@ -159,6 +158,9 @@ def prepare(
         check_inputs(config, begun=run.config_file.exists())
     for line in dict.fromkeys(filter(None, map(shapes_only, plan.configs))):
         console.print(line, soft_wrap=True)
+
+    from stdit_train.estimate.fit import fit_to_memory
+
     stages = []
     for config, run in zip(plan.configs, plan.runs, strict=True):
         fit = fit_to_memory(config, processes, micro_batch=run.metadata().get("micro_batch"), force=request.force)
@@ -185,8 +187,8 @@ def tell_finished(console: "Console", plan: "RunPlan", nproc: int) -> None:
 def launch_processes(console: "Console", request: TrainRequest, plan: "RunPlan") -> int:
     """Run this command in several processes, once they can share the run; return the exit code."""
     from stdit_train.checkpoint.run_folder import RunFolder
+    from stdit_train.distributed.dims import parallel_dims
     from stdit_train.distributed.launch import launch
-    from stdit_train.distributed.mesh import parallel_dims
 
     if not plan.resumed:
         RunFolder(plan.folder).check_free()

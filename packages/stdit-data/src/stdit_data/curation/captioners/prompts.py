@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from stdit_data.curation.sampling import Array
-from stdit_data.video.frames import Segment
+from stdit_data.video.segments import Segment
 
 # After the report of Open-Sora 1.0: frames in order, content and style, under six sentences, no frame-by-frame account.
 VIDEO = (
