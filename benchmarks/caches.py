@@ -38,7 +38,6 @@ from stdit_train.pipeline.load import load_pipeline
 from stdit_train.report.plots import new_figure
 
 BATCH = 10
-REFERENCE = 60  # steps
 FEWER = (3, 2, 1)  # steps that are measured without a cache alone
 PARTS = {"attn": "proj", "attn_temp": "proj", "cross_attn": "proj", "mlp": "fc1"}  # of a block, and a layer of each
 EVERYWHERE = "*"  # ends the name of a cache that may skip at any timestep, not only at those of diffusers' defaults
@@ -171,20 +170,21 @@ class Bench:
         return [float(ratio) for ratio in printed.getvalue().split("[")[-1].split("]")[0].split(",")]
 
 
-def measure(configurations: list[tuple[str, int]], prompts: int, batches: int | None, file: Path) -> list[Row]:
+def measure(configurations: list[tuple[str, int]], asked: argparse.Namespace) -> list[Row]:
     """Append a row for each batch and configuration that the file does not have yet; return all."""
+    file = asked.out.with_suffix(".csv")
     rows = read(file)
     bench = Bench({steps for cache, steps in configurations if cache.startswith("magcache")})
-    wanted = evaluation_prompts("heldout", prompts)
+    wanted = evaluation_prompts("heldout", asked.prompts)
     with file.open("a", newline="") as output:
         writer = csv.DictWriter(output, [field.name for field in fields(Row)])
         if not rows:
             writer.writeheader()
-        for batch, start in list(enumerate(range(0, prompts, BATCH)))[:batches]:
+        for batch, start in list(enumerate(range(0, asked.prompts, BATCH)))[: asked.batches]:
             done = {(row.cache, row.steps) for row in rows if row.batch == batch or idle(row)}
             missing = [one for one in configurations if one not in done]
             part = wanted[start : start + BATCH]
-            reference = bench.sample("", REFERENCE, part)[0] if missing else None
+            reference = bench.sample("", asked.reference, part)[0] if missing else None
             for cache, steps in missing:
                 latents, seconds = bench.sample(cache, steps, part)
                 rows.append(bench.row(cache, steps, batch, part, latents, seconds, reference))
@@ -304,6 +304,7 @@ def main() -> None:
     """Measure what is missing; write PREFIX.png and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--reference", type=int, default=60, help="steps that distance is measured from")
     parser.add_argument("--batches", type=int, help="stop after so many batches of the prompts")
     parser.add_argument("--steps", type=int, nargs="+", default=[20, 12, 8, 6, 4])
     parser.add_argument("--caches", nargs="*", default=CACHES)
@@ -312,7 +313,7 @@ def main() -> None:
     torch.set_num_threads(1)
     configurations = [("", steps) for steps in (*asked.steps, *FEWER)]
     configurations += [(cache, steps) for steps in asked.steps for cache in asked.caches]
-    points = summarise(measure(configurations, asked.prompts, asked.batches, asked.out.with_suffix(".csv")))
+    points = summarise(measure(configurations, asked))
     print_table(points)
     plot(points, asked.out.with_suffix(".png"))
 

@@ -9,7 +9,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 COMMANDS = {  # with what is in the output
-    "caches.py --prompts 1 --steps 4 --caches first-block:0.8 pab:2*": "| none | 4 | 4.00 |",
+    "caches.py --prompts 1 --reference 2 --steps 4 --caches first-block:0.8 pab:2*": "| none | 4 | 4.00 |",
     "continuation.py demo --clips 1": "speed error",
     "curation.py 200": "| dedup, comparison | 200 | 180 |",
     "data.py manifests --rows 4000 --formats csv": "4000 csv again",

@@ -1,5 +1,9 @@
 """Training a part of a model: an adapter, or the temporal attention. The rest is frozen, and in no checkpoint."""
 
+import importlib.util
+import math
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +17,7 @@ from stdit_model.errors import SettingsError
 from stdit_model.weights.adapters import load_adapters
 from stdit_model.weights.folders import LORA_FILE
 from stdit_model.weights.lora import read_lora
-from stdit_train.adapters import trained_parameters
+from stdit_train.adapters import build_partial, frozen_bytes, trained_parameters, weights_sha256
 from stdit_train.build import open_trainer
 from stdit_train.callbacks import NullCallback
 from stdit_train.checkpoint.format import named_tensors
@@ -101,12 +105,67 @@ def test_frozen_weights_in_bfloat16(config: TrainConfig, tmp_path: Path, part: d
     config = changed(config, frozen="bf16", precision="bf16", steps=2, **part)
     trainer = trained(config, tmp_path / "run")
     assert {p.dtype for p in trainer.model.parameters() if p.requires_grad} == {torch.float32}
-    assert {p.dtype for p in trainer.model.parameters() if not p.requires_grad} == {torch.bfloat16}
+    for name, weight in trainer.model.named_parameters():
+        spared = any(part in name for part in ("t_embedder", "t_block", "scale_shift_table"))
+        assert weight.dtype == (torch.float32 if weight.requires_grad or spared else torch.bfloat16), name
     if config.lora.rank is None:
         weights = load_file(tmp_path / "run" / "pipeline" / "transformer" / "diffusion_pytorch_model.safetensors")
     else:
         weights = load_file(tmp_path / "run" / LORA_FILE)
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+
+
+def stored(weight: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors that hold a weight: in 8 bits, the integers and their scales."""
+    if type(weight) is torch.nn.Parameter:
+        return [weight.detach().clone()]
+    return [getattr(weight, name).clone() for name in weight.__tensor_flatten__()[0]]  # type: ignore[attr-defined]
+
+
+def test_frozen_weights_in_8_bits(config: TrainConfig, base: Path, tmp_path: Path) -> None:
+    """The loss falls, what is frozen stays as it was rounded, and a run that resumes goes on to the bit."""
+    pytest.importorskip("torchao", reason="extra int8 of stdit-train")
+    config = changed(
+        config, frozen="int8", precision="bf16", steps=8, **{"optimizer.name": "adamw", "optimizer.lr": 0.01}
+    )
+    model, digest = build_partial(config, 4, 32)
+    before = {name: stored(weight) for name, weight in model.named_parameters() if not weight.requires_grad}
+    in_8_bits = {name for name, (first, *_) in before.items() if first.dtype == torch.int8}
+    assert in_8_bits == {name for name in before if name.startswith("blocks.") and name.endswith("weight")}
+    kept = {name for name, (first, *_) in before.items() if first.dtype == torch.float32}
+    assert kept == {name for name in before if "t_embedder" in name or "t_block" in name or "scale_shift_table" in name}
+    plain = STDiT.from_pretrained(base / "transformer")
+    assert digest == weights_sha256(plain)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = outputs(model).float()
+    assert 0 < (found - outputs(plain)).norm() / outputs(plain).norm() < 0.05
+
+    whole = open_trainer(config, config, RunFolder(tmp_path / "whole"), NullCallback())
+    loss = whole.outputs.validate()["validation_loss"]
+    assert whole.train().finished
+    assert whole.outputs.validate()["validation_loss"] < 0.98 * loss
+    for name, weight in whole.model.named_parameters():
+        if not weight.requires_grad:
+            assert all(map(torch.equal, stored(weight), before[name])), name
+    tensors = named_tensors(whole.model, whole.ema.model, whole.optimizers)
+    assert all(".lora_" in name or "y_embedding" in name for name in tensors)
+
+    shutil.copytree(tmp_path / "whole", tmp_path / "half")
+    shutil.rmtree(RunFolder(tmp_path / "half").latest_checkpoint().path)  # type: ignore[union-attr]
+    (tmp_path / "half" / LORA_FILE).unlink()
+    assert open_trainer(config, config, RunFolder(tmp_path / "half"), NullCallback()).step == 6
+    trained(config, tmp_path / "half")
+    again, adapter = (load_file(tmp_path / name / LORA_FILE) for name in ("half", "whole"))
+    assert all(torch.equal(again[name], adapter[name]) for name in adapter)
+    count = sum(part.nbytes for weight in before.values() for part in weight)
+    assert frozen_bytes(config, model_arguments(config, 4, 32)) == count
+
+
+def test_8_bits_without_torchao(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "torchao" else found(name, *a))
+    with pytest.raises(ConfigError, match="frozen=int8 needs torchao: run `uv sync --extra int8`"):
+        build_partial(changed(config, frozen="int8", precision="bf16"), 4, 32)
 
 
 def test_other_frozen_weights_are_refused(config: TrainConfig, base: Path, tmp_path: Path) -> None:
@@ -148,6 +207,10 @@ def test_export(config: TrainConfig, base: Path, tmp_path: Path) -> None:
         ({"lora.rank": 4, "init": "demo", "precision": "bf16-weights"}, "take precision=bf16, with frozen=bf16"),
         ({"lora.rank": 4, "init": "demo", "frozen": "bf16"}, "set precision=bf16, not fp32"),
         ({"frozen": "bf16"}, "frozen=bf16 is for --lora and --train temporal"),
+        (
+            {"trained_weights": "temporal", "init": "demo", "frozen": "int8", "precision": "bf16"},
+            "--train temporal publishes all weights, which frozen=int8 has rounded: take frozen=bf16",
+        ),
     ],
 )
 def test_settings_that_make_no_sense(settings: dict[str, Any], said: str) -> None:
@@ -222,6 +285,10 @@ def test_a_plan_of_an_adapter() -> None:
     assert trained < full.parameters / 50
     assert plan.estimate.memory["optimizer"] == 8 * trained
     saved = plan.estimate.memory["weights"] - plan_stage(half, DEVICES["h100"], 8)[0].estimate.memory["weights"]
-    assert saved == 2 * full.parameters
+    shapes = STDiT.parameter_shapes(**model_arguments(adapter, 4, 4096))
+    spared = [name for name in shapes if re.search(r"t_embedder|t_block|scale_shift_table", name)]
+    assert saved == 2 * (full.parameters - sum(math.prod(shapes[name]) for name in spared))
+    eighth = load_stage("16x512", {**settings, "frozen": "int8"})
+    assert 0.4 < estimate_run(eighth).memory["weights"] / estimate_run(half).memory["weights"] < 0.6
     assert plan.estimate.step_flops < 0.75 * full.step_flops
     assert any(f"frozen; {trained:,} are trained, an adapter of rank 16" in line for line in describe(plan.estimate))

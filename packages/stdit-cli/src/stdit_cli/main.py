@@ -7,6 +7,7 @@ always.
 
 import atexit
 import errno
+import logging
 import os
 import re
 import signal
@@ -150,6 +151,8 @@ def main() -> None:
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]  # as reports show the command
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    for name in ("torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # else importing torchao warns of what no user can change
     try:
         world = World.from_env()
         app(with_resumed_run(sys.argv[1:]))

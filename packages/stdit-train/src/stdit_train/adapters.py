@@ -6,7 +6,10 @@ them, and the gradients of the rest are averaged once a step.
 
 import copy
 import hashlib
+import importlib.util
 import logging
+import math
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
@@ -42,10 +45,14 @@ def build_partial(config: TrainConfig, latent_channels: int, caption_channels: i
         it was made from.
 
     Raises:
-        ConfigError: weights of another model, or a part that this one does not have.
+        ConfigError: weights of another model, a part that this one does not have, or torchao is not installed.
         SettingsError: likewise; or peft is not installed.
     """
     assert config.init is not None
+    if config.lora.rank is not None:
+        require_peft("--lora")
+    if config.frozen == "int8":
+        require_torchao("frozen=int8")
     model = build_model(config, latent_channels, caption_channels)
     log.info(load_initial(model, resolve_source(config.init)))
     digest = weights_sha256(model)
@@ -68,13 +75,15 @@ def _train_temporal(model: STDiT, config: TrainConfig) -> None:
 
 def _add_adapter(model: STDiT, config: TrainConfig) -> None:
     """Add a LoRA adapter, whose update is zero at first (A as Kaiming He's, B zero)."""
-    require_peft("--lora")
     from peft import LoraConfig
     from peft.tuners.lora import LoraLayer
 
     _keep_frozen(model, config, ())
     rank, modules = cast(int, config.lora.rank), adapted_modules(config, model)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", ".*without `get_apply_tensor_subclass`"
+        )  # merging is into the unrounded weights
         torch.manual_seed(config.seed)
         model.add_adapter(LoraConfig(r=rank, lora_alpha=cast(int, config.lora.alpha or rank), target_modules=modules))
     for parameter in model.parameters():
@@ -86,12 +95,61 @@ def _add_adapter(model: STDiT, config: TrainConfig) -> None:
 
 
 def _keep_frozen(model: STDiT, config: TrainConfig, trained: Iterable[nn.Parameter]) -> None:
-    """Keep all weights but those that are trained in the precision of `config.frozen`."""
-    if config.frozen == "bf16":
-        kept = set(trained)
-        for parameter in model.parameters():
-            if parameter not in kept:
-                parameter.data = parameter.data.to(torch.bfloat16)
+    """Keep what is not trained in the precision of `config.frozen`, but for the path of the timestep, in float32."""
+    if config.frozen == "fp32":
+        return
+    kept = set(trained)
+    for name, parameter in model.named_parameters():
+        if parameter not in kept and not _on_timestep_path(name):
+            parameter.data = parameter.data.to(torch.bfloat16)
+    if config.frozen == "int8":
+        _round_blocks(model)
+
+
+def _on_timestep_path(name: str) -> bool:
+    """Whether a weight stays in float32, as in a model that is loaded in another precision."""
+    return not set(name.split(".")).isdisjoint(STDiT._keep_in_fp32_modules)
+
+
+def _round_blocks(model: STDiT) -> None:
+    """Round the weights of the blocks' linear layers to 8 bits, with a scale for each output, in place."""
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    for block in model.blocks:
+        quantize_(block, Int8WeightOnlyConfig())
+
+
+def require_torchao(setting: str) -> None:
+    """Check that torchao is installed.
+
+    Args:
+        setting: what needs it, to begin the message with.
+
+    Raises:
+        ConfigError: it is not; the message has the command that installs it.
+    """
+    if importlib.util.find_spec("torchao") is None:
+        raise ConfigError(f"{setting} needs torchao: run `uv sync --extra int8`, or pip install 'stdit-train[int8]'")
+
+
+def frozen_bytes(config: TrainConfig, arguments: dict[str, Any]) -> int:
+    """Count the bytes of the weights that a run with `config.partial` does not train.
+
+    Args:
+        config: of the run.
+        arguments: of its STDiT.
+    """
+    total = 0
+    for name, shape in STDiT.parameter_shapes(**arguments).items():
+        if name == "y_embedder.y_embedding" or (config.lora.rank is None and TEMPORAL in name):
+            continue
+        if config.frozen == "fp32" or _on_timestep_path(name):
+            total += 4 * math.prod(shape)
+        elif config.frozen == "int8" and name.startswith("blocks.") and len(shape) == 2:
+            total += math.prod(shape) + 5 * shape[0]  # a scale and a zero for each output
+        else:
+            total += 2 * math.prod(shape)
+    return total
 
 
 def adapted_modules(config: TrainConfig, model: nn.Module) -> list[str]:

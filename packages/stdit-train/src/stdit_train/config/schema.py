@@ -295,7 +295,7 @@ class TrainConfig:
     init: str | None = None  # weights to start from
     trains: Literal["stdit", "vae"] = "stdit"  # the diffusion transformer, or a VAE by itself
     trained_weights: Literal["all", "temporal"] = "all"  # weights to train: all, or the temporal attention alone
-    frozen: Literal["fp32", "bf16"] = "fp32"  # precision in which weights that are not trained are kept
+    frozen: Literal["fp32", "bf16", "int8"] = "fp32"  # precision of weights that are not trained; int8 needs torchao
     lora: LoRAConfig = LoRAConfig()
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -362,8 +362,10 @@ class TrainConfig:
             raise ConfigError(
                 f"{option} keeps what it trains in float32: take precision=bf16, with frozen=bf16 for the rest"
             )
-        if self.frozen == "bf16" and self.precision != "bf16":
-            raise ConfigError(f"frozen=bf16 computes in bfloat16: set precision=bf16, not {self.precision}")
+        if self.frozen != "fp32" and self.precision != "bf16":
+            raise ConfigError(f"frozen={self.frozen} computes in bfloat16: set precision=bf16, not {self.precision}")
+        if self.frozen == "int8" and self.lora.rank is None:
+            raise ConfigError(f"{option} publishes all weights, which frozen=int8 has rounded: take frozen=bf16")
         if self.sequence > 1 or self.replicate not in (None, 0):
             raise ConfigError(f"{option} keeps a whole model on each process: leave out sequence and replicate")
 

@@ -88,6 +88,8 @@ def advice(estimate: Estimate, available: int) -> str:
     ways = []
     if config.partial and config.frozen == "fp32" and config.precision == "bf16":
         ways.append("--set frozen=bf16")
+    if config.lora.rank is not None and config.frozen == "bf16":
+        ways.append("--set frozen=int8")
     if estimate.reduce_once:
         ways.append("--set reduce_once=false")
     if estimate.replicas > 1 and not config.partial:

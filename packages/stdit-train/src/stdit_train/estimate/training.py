@@ -5,7 +5,7 @@ from typing import Any
 
 from stdit_model import STDiT, flops
 from stdit_train import hardware
-from stdit_train.adapters import trained_parameters
+from stdit_train.adapters import frozen_bytes, trained_parameters
 from stdit_train.components.sizes import component_config, vae_channels, vae_frames, vae_stride
 from stdit_train.config.batches import check_shared_tokens, clips_per_step, step_batches
 from stdit_train.config.resolve import cached_text_width, is_cached
@@ -161,8 +161,7 @@ def _estimate(config: TrainConfig, micro_batch: int, dims: ParallelDims | None) 
     batch = clips_per_step(config, dims.data)
     accumulated = micro_batch * dims.data < batch
     if config.partial or dims.world_size == 1:
-        own = 0 if config.lora.rank is not None else trained  # of the model's weights
-        frozen = (2 if config.frozen == "bf16" else 4) * (count.total - own) if config.partial else 0
+        frozen = frozen_bytes(config, model) if config.partial else 0
         states = 1 if config.partial and config.optimizer.name == "muon" else 2
         memory = {
             "weights": frozen + (6 if half else 4) * trained,  # autocast, too, keeps a copy in half of what is trained
