@@ -85,19 +85,3 @@ def inputs() -> Callable[..., tuple[Tensor, ...]]:
         )
 
     return make
-
-
-@pytest.fixture
-def hub_cache(tmp_path, monkeypatch):
-    """A cache of the Hub with what a test puts there, and no network."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-
-    def put(repo: str) -> Path:
-        home, commit = tmp_path / f"models--{repo.replace('/', '--')}", "0" * 40
-        (home / "refs").mkdir(parents=True)
-        (home / "refs" / "main").write_text(commit)
-        (home / "snapshots" / commit).mkdir(parents=True)
-        return home / "snapshots" / commit
-
-    return put

@@ -11,9 +11,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from stdit_data.buckets import Bucket
 from stdit_model import STDiT
+from stdit_model.causal_vae.video_autoencoder import vae_class
 from stdit_model.flops import forward_bytes
 from stdit_model.presets import VARIANTS
-from stdit_model.video_vae import decode, encode_moments
+from stdit_model.video_vae import decode, encode_moments, latent_shape
 from stdit_train.config.load import from_dict, load_stage, set_values, to_dict
 from stdit_train.config.schema import OptimizerConfig, TrainConfig
 from stdit_train.distributed.dims import ParallelDims
@@ -23,7 +24,7 @@ from stdit_train.estimate.fit import refusal
 from stdit_train.estimate.frozen import decoding_bytes, encoding_bytes, text_bytes
 from stdit_train.estimate.muon import muon_memory
 from stdit_train.estimate.plan import dry_run
-from stdit_train.estimate.sampling import peak
+from stdit_train.estimate.sampling import peak, sampling_phases
 from stdit_train.estimate.training import describe, estimate_run
 from stdit_train.estimate.training import to_dict as estimate_to_dict
 from stdit_train.hardware import GIB
@@ -59,6 +60,28 @@ def test_encoding_and_decoding(vae: dict[str, Any]) -> None:
     assert encoding_bytes(vae, 2, long) < 6 * encoding_bytes(vae, 2, shape)  # 16 frames at once
     video_vae = {**vae, "temporal_compression_ratio": 4}
     assert encoding_bytes(video_vae, 2, long) == pytest.approx(128 / 6 * encoding_bytes(vae, 2, shape), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("AutoencoderKLWan", {"base_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}),
+        ("CausalVideoVAE", {"block_out_channels": (8, 8, 8), "norm_num_groups": 4, "layers_per_block": 1}),
+    ],
+)
+def test_other_vaes_are_run_on_fake_tensors(name: str, sizes: dict[str, Any]) -> None:
+    values, shape = {**sizes, "_class_name": name}, Bucket(9, 32, 32)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = vae_class(name)(**sizes)
+        video, latents = torch.empty(2, 3, *shape), torch.empty(2, *latent_shape(model, *shape))
+        encoding = peak(lambda: encode_moments(model, video)) + 5 * 2 * 3 * 9 * 32 * 32
+        decoding = peak(lambda: decode(model, latents))
+    assert encoding_bytes(values, 2, shape) == pytest.approx(encoding, rel=0.01)
+    assert decoding_bytes(values, 2, shape) == pytest.approx(decoding, rel=0.01)
+    model_arguments = {"in_channels": 16, "hidden_size": 32, "depth": 1, "num_heads": 2, "caption_channels": 32}
+    text = {"d_model": 32, "d_ff": 64, "d_kv": 8, "num_heads": 4, "num_layers": 1, "vocab_size": 50}
+    whole = sampling_phases(model_arguments, (1, *latents.shape[1:]), itemsize=4, text_encoder=text, vae=values)[2]
+    assert whole.working == pytest.approx(decoding_bytes(values, 1, shape), rel=0.2)  # with a copy to write
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=["T5", "small"])

@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor
 
 from stdit_model.errors import SettingsError
+from stdit_model.latent_counts import covering_latents, latents_at_once
 from stdit_model.protocols import VAE
 
 # diffusers' VAEs that are tested here. A class of one's own needs no line.
@@ -95,9 +96,7 @@ def covering_size(vae: VAE, patch: tuple[int, int, int], height: int, width: int
 
 def latent_frames(vae: VAE, frames: int) -> int:
     """Return the number of latent frames that cover a number of pixel frames."""
-    # CogVideoX decodes an odd number of latents as other VAEs do, but an even one to four frames of each.
-    unit = 2 if type(vae).__name__ == "AutoencoderKLCogVideoX" else 1
-    return -(-(frames - 1) // (unit * temporal_stride(vae))) * unit + 1
+    return covering_latents(frames, temporal_stride(vae), latents_at_once(type(vae).__name__))
 
 
 def whole_latent_frames(vae: VAE, frames: int) -> int:

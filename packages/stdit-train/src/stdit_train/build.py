@@ -8,7 +8,9 @@ from importlib.metadata import version
 import torch
 
 from stdit_data.clip import ClipDataset
+from stdit_data.datasets.videos import VideoDataset
 from stdit_data.latents.dataset import LatentDataset
+from stdit_data.manifests.metadata import Lengths
 from stdit_model.video_vae import latent_channels
 from stdit_train.adapters import build_partial
 from stdit_train.assets import resolve_source
@@ -160,6 +162,11 @@ def _build_vae_trainer(
     device: torch.device,
     world: World,
 ) -> Trainer:
+    if config.vae.kind == "video" and isinstance(dataset, VideoDataset) and Lengths(dataset.entries).pictures.all():
+        raise ConfigError(
+            f"{config.data.source} has pictures alone, and a video VAE needs clips: give videos with --data, or train "
+            "an image VAE (vae.kind=image)"
+        )
     networks, about = build_networks(config, device)
     for line in (_about_validation(validation), about):
         if line is not None:

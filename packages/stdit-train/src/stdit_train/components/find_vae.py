@@ -28,11 +28,12 @@ def find_vae(source: str) -> str | None:
             raise ConfigError(f"{folder} is a run that has saved no VAE yet: let it finish")
         return str(folder / "vae")
     config = folder / "config.json"
-    if not folder.exists() and split_hub_id(source) is not None:
+    if not folder.exists() and (hub_id := split_hub_id(source)) is not None:
         from huggingface_hub import hf_hub_download
 
         try:
-            config = Path(hf_hub_download(source, "config.json", **hub_options()))
+            repo, inside = hub_id
+            config = Path(hf_hub_download(repo, f"{inside}/config.json".lstrip("/"), **hub_options()))
         except (OSError, ValueError):  # a pipeline has none, and one that cannot be fetched is reported later
             return None
     if not config.is_file():

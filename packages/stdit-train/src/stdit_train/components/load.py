@@ -14,14 +14,14 @@ from torch import Tensor
 
 from stdit_data.clip import ClipDataset
 from stdit_data.latents.dataset import LatentDataset
-from stdit_model import CausalVideoVAE
+from stdit_model import CausalVideoVAE, video_vae
 from stdit_model.text import encode_captions
 from stdit_model.weights.folders import read_json
 from stdit_model.weights.hub import hub_options
 from stdit_train.assets import resolve_source
 from stdit_train.components.captions import CachedTexts
 from stdit_train.components.identity import check_text_encoder, check_vae
-from stdit_train.components.sources import check_path, locate, not_loaded
+from stdit_train.components.sources import check_path, locate, not_loaded, split_source
 from stdit_train.config.schema import TrainConfig
 from stdit_train.errors import ConfigError
 
@@ -109,12 +109,14 @@ def load_vae(source: str, device: torch.device, option: str = "--vae") -> Any:
     """Load an image or video VAE, of diffusers or a `CausalVideoVAE`, in float32.
 
     Args:
-        source: its folder, a folder that has it as `vae` (of a pipeline or a run), a Hub id, or "demo".
+        source: its folder, a folder that has it as `vae` (of a pipeline or a run), a Hub id ("owner/name", or
+            "owner/name/vae" in a pipeline's repository), or "demo".
         device: where it is put.
         option: how it was named, for the message.
 
     Raises:
         ConfigError: it cannot be found, read or fetched, or is no VAE.
+        SettingsError: it is a VAE of diffusers that cannot be used; the message has those that can.
     """
     from diffusers import AutoModel
 
@@ -125,6 +127,7 @@ def load_vae(source: str, device: torch.device, option: str = "--vae") -> Any:
     vae = _load(CausalVideoVAE if own else AutoModel, location, "VAE", option)
     if not hasattr(vae, "encode"):
         raise ConfigError(f"{source} is a {type(vae).__name__}, not a VAE: give one with {option}")
+    video_vae.check_vae(vae)
     return vae.to(device).eval().requires_grad_(False)
 
 
@@ -187,7 +190,9 @@ def quiet_libraries() -> None:
 
 def _load(cls: Any, source: str, what: str, option: str, **kwargs: Any) -> Any:
     check_path(source, what, option)
+    repo, inside = split_source(source)
+    kwargs |= {"subfolder": inside} if inside else {}
     try:
-        return cls.from_pretrained(source, **hub_options(source), **kwargs)
+        return cls.from_pretrained(repo, **hub_options(source), **kwargs)
     except (OSError, ValueError, SafetensorError) as error:
         raise not_loaded(source, what, option, error) from error

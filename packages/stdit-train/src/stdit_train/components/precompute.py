@@ -23,6 +23,7 @@ from stdit_model import video_vae
 from stdit_model.text import clean_caption, encode_captions
 from stdit_train.components.identity import about_text_encoder, about_vae
 from stdit_train.components.load import eight_bit_config, load_text_encoder, load_vae
+from stdit_train.components.sizes import check_clips
 from stdit_train.config.schema import TrainConfig
 from stdit_train.data.datasets import build_datasets
 from stdit_train.distributed.world import World
@@ -88,6 +89,8 @@ def open_jobs(
 
     if "video" in encoding.parts:
         settings: dict[str, Any] = {"chunk": encoding.chunk, "tiling": encoding.tiling}
+        if not is_cache(encoding.out):
+            check_clips(config)
         vae, where = open_with(partial(open_video_encoder, data.vae, names["vae"], **settings), place)
         transform = {name: getattr(data, name) for name in TRANSFORM} | {"buckets": list(data.buckets)}
         reading: dict[str, Any] = {"workers": data.workers, "max_reject_share": data.max_reject_share}

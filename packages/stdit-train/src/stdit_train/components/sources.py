@@ -1,10 +1,13 @@
 """Whether what a run reads is there, found without torch, so that a wrong name is told at once."""
 
 from pathlib import Path
+from typing import Any
 
 from stdit_data.manifests.format import check_manifest
-from stdit_model.weights.hub import hub_options, hub_reason, local_path
+from stdit_model.weights.hub import hub_options, hub_reason, local_path, split_hub_id
 from stdit_train.assets import resolve_source
+from stdit_train.components.sizes import check_clips
+from stdit_train.config.load import read_settings
 from stdit_train.config.resolve import cached_text_width, is_cached
 from stdit_train.config.schema import TrainConfig
 from stdit_train.errors import ConfigError
@@ -32,27 +35,34 @@ def check_inputs(config: TrainConfig, *, begun: bool) -> None:
         return
     if config.init is not None and (config.partial or not begun):
         local_path(resolve_source(config.init))
-    check_sources(config)
+    check_sources(config, begun=begun)
 
 
-def check_sources(config: TrainConfig) -> None:
+def check_sources(config: TrainConfig, *, begun: bool = False) -> None:
     """Check that a run's components exist, without loading them: their folders, or config.json of their Hub ids.
 
+    Args:
+        config: the run's settings.
+        begun: whether the run has begun; it goes on with clips that do not fill the VAE's latents.
+
     Raises:
-        ConfigError: one of them cannot be found or fetched; the message names it.
+        ConfigError: one of them cannot be found or fetched, or the VAE cannot take clips of the run's length.
     """
-    check_vae_source(config.data.vae)
+    values = check_vae_source(config.data.vae)
+    if not begun:
+        check_clips(config, values)
     if cached_text_width(config) is None:
         _check_source(locate(config.data.text_encoder, "text_encoder"), "text encoder", "--text-encoder")
 
 
-def check_vae_source(source: str, option: str = "--vae") -> None:
-    """Check that a VAE exists, without loading it; `option` is how it was named.
+def check_vae_source(source: str, option: str = "--vae") -> dict[str, Any]:
+    """Check that a VAE exists, without loading it, and return its configuration; `option` is how it was named.
 
     Raises:
         ConfigError: it cannot be found or fetched.
     """
-    _check_source(locate(source, "vae"), "VAE", option)
+    file = _check_source(locate(source, "vae"), "VAE", option)
+    return read_settings(file) if file.is_file() else {}
 
 
 def locate(source: str, part: str) -> str:
@@ -68,24 +78,39 @@ def check_path(source: str, what: str, option: str) -> None:
     Raises:
         ConfigError: it does not.
     """
-    if (source.startswith((".", "/", "~")) or source.count("/") != 1) and not Path(source).exists():
+    if Path(source).exists():
+        return
+    hub_id = split_hub_id(source)
+    deep = hub_id is not None and hub_id[1] and (what != "VAE" or Path(source.split("/")[0]).is_dir())
+    if source.startswith((".", "/", "~")) or hub_id is None or deep:
         raise ConfigError(f"no {what} at {source}: give a folder or a Hub id with {option}")
+
+
+def split_source(source: str) -> tuple[str, str]:
+    """Return a folder, or the Hub id of a repository, and the folder inside the latter."""
+    hub_id = None if Path(source).exists() else split_hub_id(source)
+    return hub_id or (source, "")
 
 
 def not_loaded(source: str, what: str, option: str, error: Exception) -> ConfigError:
     """Return the error of a component that cannot be read or fetched, with what to do."""
+    repo, inside = split_source(source)
+    of_pipeline = "" if inside or what != "VAE" or Path(source).exists() else f"; in a pipeline it is {source}/vae"
     return ConfigError(
-        f"cannot load the {what} {source!r}: {hub_reason(error, source)}. Download it where there is a network "
-        f"(hf download {source}), or give a folder with {option}; `{option} demo` is the bundled one"
+        f"cannot load the {what} {source!r}: {hub_reason(error, source)}{of_pipeline}. Download it where there is a "
+        f"network (hf download {repo}), or give a folder with {option}; `{option} demo` is the bundled one"
     )
 
 
-def _check_source(source: str, what: str, option: str) -> None:
+def _check_source(source: str, what: str, option: str) -> Path:
+    """Return the path of a model's config.json, which a folder may lack."""
     check_path(source, what, option)
-    if not Path(source).exists():
-        from huggingface_hub import hf_hub_download
+    if Path(source).exists():
+        return Path(source) / "config.json"
+    from huggingface_hub import hf_hub_download
 
-        try:
-            hf_hub_download(source, "config.json", **hub_options())
-        except (OSError, ValueError) as error:
-            raise not_loaded(source, what, option, error) from error
+    try:
+        repo, inside = split_source(source)
+        return Path(hf_hub_download(repo, f"{inside}/config.json".lstrip("/"), **hub_options()))
+    except (OSError, ValueError) as error:
+        raise not_loaded(source, what, option, error) from error

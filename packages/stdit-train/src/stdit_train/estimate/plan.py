@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from stdit_train.components.sizes import check_clips
 from stdit_train.config.resolve import model_words
 from stdit_train.config.schema import TrainConfig, model_arguments
 from stdit_train.distributed.dims import NODE, ParallelDims, default_replicas, parallel_dims
@@ -53,11 +54,13 @@ def plan_stage(config: TrainConfig, device: Device, count: int) -> list[Plan]:
         count: number of devices.
 
     Raises:
-        ConfigError: the devices don't divide the global batch, or have no stated peak.
+        ConfigError: the devices don't divide the global batch, or have no stated peak; or the clips do not fill the
+            VAE's latents.
     """
     peak = device.peak(config.precision)
     if peak is None:
         raise ConfigError(f"no peak rate is known for {device.title}: name a device with --gpu")
+    check_clips(config)
     ways = {"alone": config}
     if count > 1 and (config.trains == "vae" or config.partial):
         ways = {"a copy on each": config}

@@ -18,7 +18,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from stdit_train.components.sizes import PUBLISHED, component_config, vae_channels, vae_stride
+from stdit_model.causal_vae.video_autoencoder import vae_class
+from stdit_model.video_vae import is_temporal
+from stdit_train.components.sizes import CLASS, SD_VAE, T5_XXL, component_config, vae_channels, vae_frames, vae_stride
 from stdit_train.config.schema import TrainConfig, model_arguments
 
 
@@ -53,10 +55,9 @@ def sampling_phases(
         shape: of the latents, [B, C, T, H, W]; guidance doubles the batch.
         itemsize: bytes of a weight and an activation, 2 or 4.
         text_8bit: whether the text encoder's weights have one byte each.
-        decode_frames: frames that the VAE decodes at once.
-        text_encoder, vae: arguments of T5Config and AutoencoderKL. [default: Open-Sora 1.0's]
+        decode_frames: frames that an image VAE decodes at once.
+        text_encoder, vae: configurations (see `components.sizes`). [default: Open-Sora 1.0's]
     """
-    from diffusers import AutoencoderKL
     from transformers import T5Config, T5EncoderModel
 
     from stdit_model import STDiT
@@ -68,9 +69,10 @@ def sampling_phases(
         return torch.empty(extent, dtype=kind)
 
     with FakeTensorMode(allow_non_fake_inputs=True), _default_dtype(dtype):
-        encoder = T5EncoderModel(T5Config(**(text_encoder or PUBLISHED["text_encoder"].config.values))).eval()
+        encoder = T5EncoderModel(T5Config(**(text_encoder or T5_XXL.values))).eval()
         transformer = STDiT(**model)
-        decoder = AutoencoderKL(**(vae or PUBLISHED["vae"].config.values))
+        values = vae or SD_VAE.values
+        decoder = vae_class(str(values.get(CLASS))).from_config(values)
         length = transformer.config.model_max_length
         tokens = empty(1, length, kind=torch.int64)  # texts are encoded one by one
         states = empty(2 * batch, length, transformer.config.caption_channels)
@@ -83,6 +85,9 @@ def sampling_phases(
 
         def decode() -> Any:
             latents = empty(batch, *shape[1:], kind=torch.float32)
+            if is_temporal(decoder):
+                video = decoder.decode(latents.to(dtype)).sample
+                return latents, video, video.float()
             part = decoder.decode(empty(decode_frames, channels, height, width)).sample
             stride = part.shape[-1] // width
             video = empty(batch, 3, frames, height * stride, width * stride)
@@ -110,7 +115,7 @@ def plan_sampling(config: TrainConfig) -> list[Phase]:
     channels, stride, data = vae_channels(vae), vae_stride(vae), config.data
     return sampling_phases(
         model_arguments(config, channels, text_encoder["d_model"]),
-        (1, channels, data.frames, data.height // stride, data.width // stride),
+        (1, channels, vae_frames(vae, data.frames), data.height // stride, data.width // stride),
         text_encoder=text_encoder,
         vae=vae,
     )

@@ -17,20 +17,23 @@ def show_dry_run(options: "TrainOptions", nproc: int, gpu: str | None, *, verbos
 
     from stdit_cli.console import plain_console
     from stdit_train.assets import DEMO
+    from stdit_train.components.sizes import check_clips
     from stdit_train.config.load import to_dict
     from stdit_train.curriculum import find_run
     from stdit_train.distributed.dims import parallel_dims
     from stdit_train.estimate.devices import find_device_kind
 
     console, reports = plain_console(), []
-    published, resolved = find_run(options, demo_parts=False).configs, find_run(options).configs
+    published, run = find_run(options, demo_parts=False).configs, find_run(options)
+    for config in () if run.resumed else published:
+        check_clips(config)
     if gpu is not None and gpu != "cpu":  # whose peak is measured
         find_device_kind(gpu)
 
     from stdit_train.estimate.plan import dry_run
     from stdit_train.estimate.training import estimate_run
 
-    for config, started in zip(published, resolved, strict=True):
+    for config, started in zip(published, run.configs, strict=True):
         report = dry_run(config, nproc, gpu)
         notes = report.notes
         if started.data != config.data:
