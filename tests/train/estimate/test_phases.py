@@ -78,7 +78,13 @@ def test_other_vaes_are_run_on_fake_tensors(name: str, sizes: dict[str, Any]) ->
         decoding = peak(lambda: decode(model, latents))
     assert encoding_bytes(values, 2, shape) == pytest.approx(encoding, rel=0.01)
     assert decoding_bytes(values, 2, shape) == pytest.approx(decoding, rel=0.01)
-    model_arguments = {"in_channels": 16, "hidden_size": 32, "depth": 1, "num_heads": 2, "caption_channels": 32}
+    model_arguments = {
+        "in_channels": latents.shape[1],
+        "hidden_size": 32,
+        "depth": 1,
+        "num_heads": 2,
+        "caption_channels": 32,
+    }
     text = {"d_model": 32, "d_ff": 64, "d_kv": 8, "num_heads": 4, "num_layers": 1, "vocab_size": 50}
     whole = sampling_phases(model_arguments, (1, *latents.shape[1:]), itemsize=4, text_encoder=text, vae=values)[2]
     assert whole.working == pytest.approx(decoding_bytes(values, 1, shape), rel=0.2)  # with a copy to write
