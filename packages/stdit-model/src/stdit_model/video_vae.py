@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from stdit_model.causal_vae.latent_counts import covering_latents, latents_at_once
+from stdit_model.causal_vae.quantization import NO_VARIANCE
 from stdit_model.errors import SettingsError
-from stdit_model.latent_counts import covering_latents, latents_at_once
 from stdit_model.protocols import VAE
 
 # diffusers' VAEs that are tested here. A class of one's own needs no line.
@@ -33,7 +34,6 @@ VIDEO_VAES = (
     "AutoencoderKLMochi",
 )
 _STATISTICS = ("latents_mean", "latents_std")  # in the configuration, or buffers
-NO_VARIANCE = -30.0  # log variance of a VAE whose encoder is deterministic; least of diffusers' posteriors
 
 
 def check_vae(vae: VAE) -> None:

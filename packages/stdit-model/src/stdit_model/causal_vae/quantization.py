@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+NO_VARIANCE = -30.0  # log variance of an encoder that is deterministic; least of diffusers' posteriors
 MARGIN = 1e-3  # share by which tanh reaches beyond the outermost levels, as in the authors' code
 
 

@@ -26,9 +26,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from stdit_model.causal_vae.codec import Decoder, Encoder, Past
-from stdit_model.causal_vae.quantization import nearest_codes, quantize
+from stdit_model.causal_vae.quantization import NO_VARIANCE, nearest_codes, quantize
 from stdit_model.errors import SettingsError, WeightsError, few
-from stdit_model.video_vae import NO_VARIANCE
 
 SCALE_KEYS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 

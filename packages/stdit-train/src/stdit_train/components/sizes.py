@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from stdit_model.causal_vae.latent_counts import covering_latents, latents_at_once
 from stdit_model.errors import reason
-from stdit_model.latent_counts import covering_latents, latents_at_once
 from stdit_train.assets import resolve_source
 from stdit_train.config.batches import step_batches
 from stdit_train.config.load import read_settings
