@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import MagCacheConfig
 from torch import Tensor, nn
@@ -221,10 +222,6 @@ class Point:
     distance: float
     overlap: Any  # an interval
 
-    @property
-    def label(self) -> str:
-        return f"{self.cache or 'no cache'}, {self.steps} steps"
-
 
 def summarise(rows: list[Row]) -> list[Point]:
     """Join the batches of each configuration, cheapest first; without those that skipped nothing."""
@@ -244,51 +241,60 @@ def summarise(rows: list[Row]) -> list[Point]:
     return sorted(points, key=lambda point: point.evaluations)
 
 
-def print_table(points: list[Point]) -> None:
-    """Print all points, seconds as ratios to those of the demo's own 6 steps; distances below all before in bold."""
-    plain = {point.steps: point for point in points if not point.cache}
-    unit = plain.get(6) or next(iter(plain.values()))
+def beside_fewer_steps(point: Point, plain: list[Point], cost: str) -> float:
+    """Return its distance as a ratio to that of fewer steps at the same cost, between those that were measured."""
+    costs, distances = ([np.log(getattr(one, name)) for one in plain] for name in (cost, "distance"))
+    return point.distance / float(np.exp(np.interp(np.log(getattr(point, cost)), costs, distances)))
+
+
+def print_tables(points: list[Point]) -> None:
+    """Print all points, seconds in units of a step without a cache; and how each cache stands beside fewer steps."""
+    plain = [point for point in points if not point.cache]
+    unit = plain[-1].seconds / plain[-1].steps
     print(
         "| cache | steps | evaluations | seconds | all correct | shape IoU | distance |\n|---|---|---|---|---|---|---|"
     )
-    nearest = float("inf")
     for point in points:
         low, high = wilson_interval(point.right, point.prompts)
-        distance = f"{point.distance:.3f}"
-        if point.distance < nearest:
-            nearest, distance = point.distance, f"**{distance}**"
         right = f"{point.right} of {point.prompts} ({low:.2f} to {high:.2f})"
-        cells = [point.cache or "none", str(point.steps), f"{point.evaluations:.2f}"]
-        cells += [f"{point.seconds / unit.seconds:.2f}", right, point.overlap.text(3), distance]
-        print(f"| {' | '.join(cells)} |")
-    print(f"\n1.00 is {unit.seconds:.3f} s of the processor for a video: {unit.label}, without decoding.")
+        cells = [point.cache or "none", str(point.steps), f"{point.evaluations:.2f}", f"{point.seconds / unit:.2f}"]
+        print(f"| {' | '.join([*cells, right, point.overlap.text(3), f'{point.distance:.3f}'])} |")
+    print(f"\nA step without a cache takes {unit:.4f} s of the processor for a video, by {plain[-1].steps} steps.\n")
+    print("| cache | distance, at equal evaluations | at equal seconds |\n|---|---|---|")
+    for cache in dict.fromkeys(point.cache for point in points if point.cache):
+        cells = []
+        for cost in ("evaluations", "seconds"):
+            ratios = [beside_fewer_steps(point, plain, cost) for point in points if point.cache == cache]
+            cells.append(f"{min(ratios):.2f} to {max(ratios):.2f}")
+        print(f"| {cache} | {' | '.join(cells)} |")
 
 
 def plot(points: list[Point], file: Path) -> None:
     """Plot what is kept over evaluations and over seconds."""
     figure, axes = new_figure(13, 8, 3, (1.0, 1.0))
-    unit = max(point.seconds for point in points)
-    names = list(dict.fromkeys(kind(point.cache) for point in points if point.cache))
+    plain = [point for point in points if not point.cache]
+    unit = plain[-1].seconds / plain[-1].steps
+    names = sorted({kind(point.cache) for point in points if point.cache})
     panels = {
         "all correct, share": lambda p: p.right / p.prompts,
         "shape IoU": lambda p: p.overlap.mean,
-        "distance from 60 steps": lambda p: p.distance,
+        "distance": lambda p: p.distance,
     }
     costs = {
         "evaluations of the network": lambda p: p.evaluations,
-        "seconds, share of the most": lambda p: p.seconds / unit,
+        "seconds, in units of a step without a cache": lambda p: p.seconds / unit,
     }
     for row, (cost, of) in zip(axes, costs.items(), strict=True):
         for panel, (title, value) in zip(row, panels.items(), strict=True):
             for i, name in enumerate(names):
                 group = [point for point in points if point.cache and kind(point.cache) == name]
                 panel.scatter([of(p) for p in group], [value(p) for p in group], s=16, color=f"C{i}", label=name)
-            group = [point for point in points if not point.cache]
-            panel.plot([of(p) for p in group], [value(p) for p in group], "k.-", lw=1, label="no cache, fewer steps")
-            for p in group:
+            panel.plot([of(p) for p in plain], [value(p) for p in plain], "k.-", lw=1, label="no cache, fewer steps")
+            for p in plain:
                 panel.annotate(str(p.steps), (of(p), value(p)), textcoords="offset points", xytext=(3, -9), fontsize=7)
             panel.set(xlabel=cost, ylabel=title, xscale="log")
-            panel.grid(alpha=0.25, which="both")
+            panel.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
+            panel.grid(alpha=0.25)
         row[2].set_yscale("log")
     axes[0][0].legend(frameon=False, fontsize=8)
     figure.tight_layout()
@@ -314,7 +320,7 @@ def main() -> None:
     configurations = [("", steps) for steps in (*asked.steps, *FEWER)]
     configurations += [(cache, steps) for steps in asked.steps for cache in asked.caches]
     points = summarise(measure(configurations, asked))
-    print_table(points)
+    print_tables(points)
     plot(points, asked.out.with_suffix(".png"))
 
 

@@ -1,24 +1,37 @@
-"""Teach the demo a motion that it has never seen, going around in a circle, with a LoRA adapter; measure what is kept.
+"""Teach the demo what it has never seen with a LoRA adapter, a colour or a motion; measure what is learned and kept.
 
-    uv run python benchmarks/lora.py clips circling
-    uv run stdit train --lora 16 --init demo --data circling --out runs/circling --steps 300 --set data.interval=1 \
+    uv run python benchmarks/lora.py clips chameleon
+    uv run stdit train --lora 16 --init demo --data chameleon --out runs/chameleon --steps 300 --set data.interval=1 \
         --set optimizer.name=adamw --set optimizer.lr=2e-3 --set optimizer.warmup=20
-    uv run python benchmarks/lora.py score --lora runs/circling --sheet circling.png
+    uv run python benchmarks/lora.py score --lora runs/chameleon --sheet chameleon.png
 
-`clips` paints a folder of mp4 files with captions: in half of them a shape is "circling", a word that the demo's text
-encoder does not know; the others have the motions of `shapes`, so that the adapter does not forget them. `score`
-samples prompts with and without the adapter and reads the videos by image analysis. New shapes or colours cannot be
-taught so: the demo's VAE decodes a square as a circle, a diamond as a cross, and pink as purple.
+`clips` paints a folder of mp4 files with captions. In half of them is what is new, under a word that the demo's text
+encoder does not know: with `--lesson chameleon` an eighth colour, red that turns blue in the middle of the clip; with
+`--lesson circling` a motion, once around. The others are clips of `shapes`, so that the adapter does not forget them.
+`score` samples prompts with and without the adapter and reads the videos by image analysis. Other colours and shapes
+cannot be taught: the demo's VAE decodes each of 18 colours that were tried as one of its seven, or as a mottle of them
+(orange as red, pink as purple, grey as brown), a square as a circle, and a diamond as a cross.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from stdit_data.datasets.shapes import BACKGROUND, COLOURS, SHAPES, Scene, ShapesDataset, Triple, render, triples
+from stdit_data.datasets.shapes import (
+    BACKGROUND,
+    COLOURS,
+    MOTIONS,
+    SHAPES,
+    Scene,
+    ShapesDataset,
+    Triple,
+    render,
+    triples,
+)
 from stdit_data.preview import contact_sheet
 from stdit_data.video.write import write_mp4
 from stdit_model.weights.adapters import load_adapters
@@ -28,7 +41,8 @@ from stdit_train.pipeline.load import load_pipeline
 
 FRAMES, SIDE, FPS = 16, 64, 8.0
 RADIUS = 0.12  # of the path, of the frame's side
-WORDINGS = (
+CHAMELEON = ("red", "blue")  # in the halves of a clip
+CIRCLING = (
     "a {} {} circling",
     "the {} {} is circling",
     "{} {} circling",
@@ -41,53 +55,76 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     clips = commands.add_parser("clips")
     clips.add_argument("folder", type=Path)
-    clips.add_argument("--count", type=int, default=256, help="clips, half of them circling")
+    clips.add_argument("--count", type=int, default=256, help="clips, half of them with what is new")
     score = commands.add_parser("score")
     score.add_argument("--lora", required=True)
     score.add_argument("--prompts", type=int, default=56, help="of each kind")
     score.add_argument("--sheet", type=Path, help="PNG to write with a few of the videos")
+    for command in (clips, score):
+        command.add_argument("--lesson", choices=("chameleon", "circling"), default="chameleon")
     asked = parser.parse_args()
     if asked.command == "clips":
-        paint_clips(asked.folder, asked.count)
+        paint_clips(asked.folder, asked.lesson, asked.count)
     else:
-        measure(asked.lora, asked.prompts, asked.sheet)
+        measure(asked.lora, asked.lesson, asked.prompts, asked.sheet)
 
 
-def is_unseen(colour: int, shape: int) -> bool:
-    """Whether a pair of colour and shape does not circle in training: one colour of each shape."""
-    return colour == 2 * shape % len(COLOURS)
+def items(lesson: str, *, unseen: bool) -> list[Triple]:
+    """Return what is taught in all combinations, or those that are not in training: one for each shape."""
+    if lesson == "circling":
+        every = [Triple(colour, shape, lesson) for shape in SHAPES for colour in COLOURS]
+    else:
+        every = [Triple(lesson, shape, motion) for shape in SHAPES for motion in MOTIONS]
+    size = len(every) // len(SHAPES)
+    return [triple for i, triple in enumerate(every) if (i % size == 2 * (i // size) % size) == unseen]
 
 
-def pairs(*, unseen: bool) -> list[tuple[str, str]]:
-    every = ((i, c, j, s) for i, c in enumerate(COLOURS) for j, s in enumerate(SHAPES))
-    return [(c, s) for i, c, j, s in every if is_unseen(i, j) == unseen]
+def wordings(triple: Triple) -> list[str]:
+    if triple.motion != "circling":
+        return triple.captions()
+    return [wording.format(triple.colour, triple.shape) for wording in CIRCLING]
 
 
-def circling(colour: str, shape: str, x: float, y: float, radius: float) -> Tensor:
-    """Draw a shape that goes once around, clockwise from the top: [3, T, H, W]."""
-    frames = []
-    for angle in 2 * np.pi * np.arange(FRAMES) / FRAMES:
-        x_t, y_t = x + RADIUS * np.sin(angle), y - RADIUS * np.cos(angle)
-        frames.append(render(Scene(Triple(colour, shape, "still"), "", x_t, y_t, radius, 0.0), 1, SIDE, SIDE))
+def paint(scene: Scene) -> Tensor:
+    """Draw a clip of a lesson: [3, T, H, W]."""
+    new = scene.triple
+    if new.motion != "circling":
+        colours = (replace(scene, triple=replace(new, colour=colour)) for colour in CHAMELEON)
+        first, second = (render(scene, FRAMES, SIDE, SIDE) for scene in colours)
+        return torch.cat([first[:, : FRAMES // 2], second[:, FRAMES // 2 :]], dim=1)
+    still, frames = replace(scene, triple=replace(new, motion="still")), []
+    for angle in 2 * np.pi * np.arange(FRAMES) / FRAMES:  # clockwise from the top
+        x, y = scene.x + RADIUS * np.sin(angle), scene.y - RADIUS * np.cos(angle)
+        frames.append(render(replace(still, x=x, y=y), 1, SIDE, SIDE))
     return torch.cat(frames, dim=1)
 
 
-def paint_clips(folder: Path, count: int) -> None:
+def paint_clips(folder: Path, lesson: str, count: int) -> None:
     """Write clips, each with its caption."""
     folder.mkdir(parents=True)
-    rng, known, new = np.random.default_rng(0), ShapesDataset(seed=1), pairs(unseen=False)
+    rng, known, new = np.random.default_rng(0), ShapesDataset(seed=1, spread=0.1), items(lesson, unseen=False)
     for number in range(count):
-        if number % 2:
-            clip = known.load(number)
-            video, caption = clip.video, clip.caption
-        else:
-            colour, shape = new[int(rng.integers(len(new)))]
-            x, y = 0.5 + rng.uniform(-0.1, 0.1, size=2)
-            video = circling(colour, shape, float(x), float(y), rng.uniform(0.17, 0.21))
-            caption = str(rng.choice(WORDINGS)).format(colour, shape)
+        clip = known.load(number)
+        video, caption = clip.video, clip.caption
+        if number % 2 == 0:
+            triple = new[int(rng.integers(len(new)))]
+            video = paint(replace(known.scene(number), triple=triple))
+            caption = str(rng.choice(wordings(triple)))
         write_mp4(folder / f"{number:03d}.mp4", video, FPS)
         (folder / f"{number:03d}.txt").write_text(caption + "\n")
     print(f"{count} clips in {folder}")
+
+
+def shows(video: Tensor, triple: Triple) -> bool:
+    """Return whether a video shows what a prompt of a lesson, or of `shapes`, asks for."""
+    whole = analyse(video)
+    if triple.motion == "circling":
+        return whole.matches(triple)["colour"] and whole.matches(triple)["shape"] and circles(video)
+    if triple.colour != "chameleon":
+        return whole.matches(triple)["all"]
+    halves = zip(CHAMELEON, video.split(FRAMES // 2, dim=1), strict=True)
+    parts = [analyse(half).matches(replace(triple, colour=colour)) for colour, half in halves]
+    return whole.motion == triple.motion and all(part["colour"] and part["shape"] for part in parts)
 
 
 def circles(video: Tensor) -> bool:
@@ -103,13 +140,13 @@ def circles(video: Tensor) -> bool:
     return bool(0.7 < (turned[-1] - turned[0]) / whole < 1.3 and 0.5 < np.hypot(*away.T).mean() / RADIUS < 1.5)
 
 
-def measure(lora: str, count: int, sheet: Path | None) -> None:
-    """Print the share of videos that show their prompts: circling in seen and unseen pairs, and the known motions."""
+def measure(lora: str, lesson: str, count: int, sheet: Path | None) -> None:
+    """Print the share of videos that show their prompts: what was taught, in seen and unseen pairs, and the rest."""
     rng = np.random.default_rng(1)
-    kinds: dict[str, list[tuple[str, Triple]]] = {
-        "circling, seen pairs": [(WORDINGS[0].format(*p), Triple(*p, "")) for p in pairs(unseen=False)],
-        "circling, unseen pairs": [(WORDINGS[0].format(*p), Triple(*p, "")) for p in pairs(unseen=True)],
-        "known motions": [(triple.captions()[0], triple) for triple in triples("train")],
+    kinds = {
+        f"{lesson}, seen pairs": items(lesson, unseen=False),
+        f"{lesson}, unseen pairs": items(lesson, unseen=True),
+        "known prompts": triples("train"),
     }
     plain, adapted = load_pipeline("demo"), load_pipeline("demo")
     load_adapters(adapted.transformer, [(lora, 1.0)])
@@ -119,12 +156,10 @@ def measure(lora: str, count: int, sheet: Path | None) -> None:
         for name, pipeline in (("demo", plain), ("with the adapter", adapted)):
             right = 0
             for start in range(0, count, 8):
-                part = [pool[i] for i in order[start : start + 8]]
+                part = [(wordings(pool[i])[0], pool[i]) for i in order[start : start + 8]]
                 generators = [torch.Generator().manual_seed(start + i) for i in range(len(part))]
                 videos = pipeline([prompt for prompt, _ in part], generator=generators).frames
-                for (_, triple), video in zip(part, videos, strict=True):
-                    found = analyse(video).matches(triple)
-                    right += found["all"] if triple.motion else found["colour"] and found["shape"] and circles(video)
+                right += sum(shows(video, triple) for (_, triple), video in zip(part, videos, strict=True))
                 if start == 0:
                     shown += list(videos[:3])
                     captions += [f"{prompt} ({name})" for prompt, _ in part[:3]]

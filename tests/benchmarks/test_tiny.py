@@ -19,7 +19,7 @@ COMMANDS = {  # with what is in the output
     "latents.py read --gib 0.02 --rounds 1": "| in memory |",
     "latents.py step --steps 1 --batch 1 --side 16": "| a step, s |",
     "long_videos.py --frames 24 --prompts 1": "1 videos of 24 frames",
-    "lora.py clips circling --count 2": "2 clips in circling",
+    "lora.py clips chameleon --count 2": "2 clips in chameleon",
     "model.py --width 48 --heads 4 --depth 2 --frames 2 --size 8 --rounds 1 --threads 1": "| Latte (diffusers) |",
     "samplers.py --prompts 1 --steps 1 --samplers unipc": "| 1 | unipc |",
 }
