@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -91,3 +92,22 @@ def test_a_column_of_one_value_and_one_of_none(tmp_path: Path) -> None:
     pq.write_table(pa.table(rows), tmp_path / "scored.parquet")
     write_report(str(tmp_path / "page.html"), open_rows(str(tmp_path / "scored.parquet")), "same > 1 and none is None")
     assert "2 of 2 clips kept" in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize("count", [10, 1000])
+@pytest.mark.parametrize(("keep", "outlier", "beyond"), [("motion >= 5", 2.0, 0), ("motion <= 500", 900.0, -1)])
+def test_a_bar_is_on_its_side_of_the_threshold(
+    tmp_path: Path, count: int, keep: str, outlier: float, beyond: int
+) -> None:
+    values = [outlier, *(100.0 + 300 * i / count for i in range(count))]
+    pq.write_table(pa.table({"path": ["/none.mp4"] * len(values), "motion": values}), tmp_path / "scored.parquet")
+    rows = open_rows(str(tmp_path / "scored.parquet"))
+    write_report(str(tmp_path / "page.html"), rows, keep, clips=1, workers=1)
+    text = (tmp_path / "page.html").read_text()
+    svg = text[text.index("<svg") : text.index("</svg>")]
+    line = float(re.findall(r"<line x1='([\d.]+)'", svg)[0])
+    bars = re.findall(r"<rect x='([\d.]+)' .*?width='([\d.]+)'", svg)
+    sides = [float(x) + float(width) < line for x, width in bars]
+    assert all(left or float(x) >= line for left, (x, _) in zip(sides, bars, strict=True))
+    assert sides.count(beyond == 0) == 1
+    assert sides[beyond] == (beyond == 0)

@@ -96,11 +96,16 @@ def _ranges(rows: Rows, rules: Sequence[Rule]) -> dict[str, _Column]:
         if len(values) == 0:
             continue
         limits = [rule.limit for rule in rules if rule.column == name and rule.limit is not None]
-        low, high = np.percentile(values, TAILS)
-        low, high = min([low, *limits]), max([high, *limits])
+        low = min([np.percentile(values, TAILS[0], method="lower"), *limits])
+        high = max([np.percentile(values, TAILS[1], method="higher"), *limits])
+        spare = (high - low) / BINS  # a bin on the far side of a threshold at either end
+        low, high = low - spare * (low in limits), high + spare * (high in limits)
         if low == high:
             low, high = low - 0.5, high + 0.5
-        found[name] = _Column(np.linspace(low, high, BINS + 1), np.zeros(BINS, np.int64))
+        edges = np.linspace(low, high, BINS + 1)
+        for limit in limits:  # no bar is on both sides of a threshold
+            edges[1 + np.argmin(np.abs(edges[1:-1] - limit))] = limit
+        found[name] = _Column(edges, np.zeros(BINS, np.int64))
     return found
 
 
@@ -199,8 +204,9 @@ def _histogram(name: str, columns: dict[str, _Column], rules: Iterable[Rule]) ->
     width, height = 480, 110
     top = max(1, int(column.counts.max()))
     low, high = float(column.edges[0]), float(column.edges[-1])
+    at = (width * (column.edges - low) / (high - low)).tolist()
     bars = "".join(
-        f"<rect x='{width * i / BINS:.1f}' y='{height * (1 - count / top):.1f}' width='{width / BINS - 1:.1f}' "
+        f"<rect x='{at[i]:.1f}' y='{height * (1 - count / top):.1f}' width='{max(at[i + 1] - at[i] - 1, 0.5):.1f}' "
         f"height='{height * count / top:.1f}'>"
         f"<title>{column.edges[i]:.4g} to {column.edges[i + 1]:.4g}: {count}</title></rect>"
         for i, count in enumerate(column.counts.tolist())
