@@ -1,9 +1,13 @@
 """The pages' code from a prompt to a file runs as it stands, on the bundled demo model."""
 
+import json
 import re
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -43,3 +47,32 @@ def test_the_page_on_diffusers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert program["latents"].shape[0] == 2
     assert all(parameter.grad is not None for parameter in program["model"].parameters())
     assert program["again"].config.num_frames == 16
+
+
+@pytest.mark.slow
+def test_the_folder_from_raw_videos_to_a_cache(stdit: Callable, tmp_path: Path) -> None:
+    """Its script and its commands, which print what the page says."""
+    page = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(code, {})
+    commands = re.findall(r"^ {4}\$ (stdit .*)\n((?: {4}[^$].*\n)*)", page, re.MULTILINE)
+    assert len(commands) == 8
+    for command, expected in commands:
+        done = stdit(*shlex.split(command)[1:])
+        assert done.code == 0, (command, done)
+        printed = [" ".join(line.split()) for line in done.out.splitlines()]
+        assert [line for line in map(str.strip, expected.splitlines()) if line not in printed] == [], done
+
+    def rejected(file: str) -> dict[str, Any]:
+        return {Path(row["path"]).name: row for row in map(json.loads, Path(file).read_text().splitlines())}
+
+    assert sorted(rejected("kept.rejects.jsonl")) == ["letterbox.mp4", "soft.mp4", "still.mp4"]
+    soft = rejected("kept.rejects.jsonl")["soft.mp4"]
+    assert (soft["column"], soft["limit"], round(soft["value"], 2)) == ("sharpness", 5.0, 2.08)
+    assert list(rejected("set.rejects.jsonl")) == ["copy.mp4"]
+    scores = {Path(row["path"]).name: row["sharpness"] for row in pq.read_table("score.parquet").to_pylist()}
+    assert (round(scores["a.mp4"], 1), round(scores["copy.mp4"], 1)) == (121.4, 117.3)
+    assert stdit("data", "preview", "kept.rejects.jsonl", "--interval", "1").code == 0
+    assert stdit("data", "curate", "raw", "all.parquet").code == 0
+    names = ["path", "start", "end"]
+    assert pq.read_table("all.parquet", columns=names).equals(pq.read_table("set.parquet", columns=names))

@@ -55,6 +55,9 @@ def test_nothing_wrong(clips: Path) -> None:
         ("h264", 96, 64, 60, 30.0),
     ]
     summary = report.summary()
+    assert summary["frames"] == "9 to 60"
+    assert summary["duration"] == "5.3 s in all, 0.30 to 2.00 s each"  # 2 + 2 + 0.3, and the second half of a.mp4
+    assert [finding.frames for finding in report.findings] == [60, 20, 9, 30]
     assert summary["codecs"] == "h264 (3), vp9 (1)"
     assert summary["frames per second"] == "10.00 to 30.00"
     assert summary["entries with problems"] == "0"

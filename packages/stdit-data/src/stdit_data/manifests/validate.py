@@ -32,7 +32,8 @@ class Finding:
     index: int
     path: str
     caption: str
-    metadata: Probe | None = None  # None if the file can't be read
+    metadata: Probe | None = None  # of the whole file; None if it can't be read
+    frames: int = 0  # of the clip: of its segment
     problems: list[str] = field(default_factory=list)
 
 
@@ -51,18 +52,18 @@ class Report:
     def summary(self) -> dict[str, str]:
         """Summarise counts, durations, sizes and codecs, as names and values for display."""
         probes = [finding.metadata for finding in self.findings if finding.metadata is not None]
-        videos = [probe for probe in probes if probe.fps]
+        videos = [(probe, found.frames) for found in self.findings if (probe := found.metadata) and probe.fps]
         rows = {
             "entries": str(len(self.findings)),
             "videos, images": f"{len(videos)}, {len(probes) - len(videos)}",
             "entries with problems": str(len(self.bad)),
         }
         if videos:
-            seconds = [probe.duration for probe in videos]
+            seconds = [probe.duration * frames / max(probe.frames, 1) for probe, frames in videos]
             rows |= {
                 "duration": f"{sum(seconds):.1f} s in all, {_range(seconds, '.2f')} s each",
-                "frames": _range([probe.frames for probe in videos], "d"),
-                "frames per second": _range([probe.fps for probe in videos], ".2f"),
+                "frames": _range([frames for _, frames in videos], "d"),
+                "frames per second": _range([probe.fps for probe, _ in videos], ".2f"),
             }
         if probes:
             rows |= {
@@ -164,6 +165,7 @@ def check_dataset(dataset: ClipDataset, *, samples: int = 64, progress: Progress
         duration = frames / clip.fps if clip.fps else 0.0
         finding.caption = clip.caption
         finding.metadata = Probe(type(dataset).__name__, width, height, frames, clip.fps, duration)
+        finding.frames = frames
         if not clip.caption:
             finding.problems.append("no caption")
         if tuple(clip.video.shape[1:]) != tuple(dataset.bucket(index)):
@@ -201,6 +203,7 @@ def _check(manifest: Manifest, index: int, sampling: Sampling | None, stream: in
     try:
         finding.metadata = probe(url, stream=stream)
         if finding.metadata.fps:
+            finding.frames = entry.segment.frames(finding.metadata.fps, finding.metadata.frames)
             _check_frames(url, entry, sampling, stream, thorough)
         if thorough and entry.sha256 and sha256(url) != entry.sha256.lower():
             finding.problems.append("sha256 differs from the manifest's")
