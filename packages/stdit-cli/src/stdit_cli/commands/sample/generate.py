@@ -11,7 +11,7 @@ from torch import Tensor
 from stdit_cli.commands.sample import sidecar
 from stdit_cli.commands.sample.request import Job, SampleRequest, Settings, parse_adapter, parse_interval, parse_size
 from stdit_data.video.read import read_picture, read_video
-from stdit_model import video_vae
+from stdit_model import STDiTPipeline, video_vae
 from stdit_model.sampling.caches import cache_config
 from stdit_model.sampling.schedulers import compat, sampler_name, use_sampler
 from stdit_model.text import dropped_text, encode_captions, unknown_words
@@ -29,12 +29,35 @@ FAR_GUIDANCE = 2.0  # times the checkpoint's own from which on it is warned of
 POOR_PSNR = 24.0
 
 
+def load(settings: Settings, source: CheckpointSource) -> STDiTPipeline:
+    """Load a checkpoint as the settings say: with which components and adapters, and how it is to be computed.
+
+    Raises:
+        ConfigError, WeightsError: a checkpoint, component or adapter that cannot be loaded.
+    """
+    pipeline = load_pipeline(
+        source,
+        vae=settings.vae,
+        text_encoder=settings.text_encoder,
+        text_8bit=settings.text_8bit,
+        low_memory=settings.low_memory,
+        offload=settings.offload,
+        loras=[parse_adapter(adapter) for adapter in settings.lora or ()],
+    )
+    if settings.cache is not None:
+        pipeline.transformer.enable_cache(cache_config(settings.cache, lambda: pipeline.current_timestep))
+    if settings.compile:
+        pipeline.transformer.compile_repeated_blocks()
+    return pipeline
+
+
 class VideoGenerator:
     """A loaded pipeline with the settings of a request.
 
     Args:
-        request: its settings say what to load; its texts are encoded at once with `low_memory`.
+        request: its texts are encoded at once with `low_memory`.
         source: its checkpoint.
+        pipeline: the checkpoint as `load` returns it; one without a sampler set serves several requests.
 
     Attributes:
         source: the checkpoint.
@@ -47,25 +70,12 @@ class VideoGenerator:
         new_frames: frames to sample, with the conditioning frames at their head.
 
     Raises:
-        ConfigError, WeightsError, DataError: a checkpoint, component, picture or video that cannot be loaded.
+        ConfigError, WeightsError, DataError: a text encoder, picture or video that cannot be loaded.
     """
 
-    def __init__(self, request: SampleRequest, source: CheckpointSource) -> None:
+    def __init__(self, request: SampleRequest, source: CheckpointSource, pipeline: STDiTPipeline) -> None:
         asked = request.settings
-        self.source = source
-        self.pipeline = load_pipeline(
-            self.source,
-            vae=asked.vae,
-            text_encoder=asked.text_encoder,
-            text_8bit=asked.text_8bit,
-            low_memory=asked.low_memory,
-            offload=asked.offload,
-            loras=[parse_adapter(adapter) for adapter in asked.lora or ()],
-        )
-        if asked.cache is not None:
-            self.pipeline.transformer.enable_cache(cache_config(asked.cache, lambda: self.pipeline.current_timestep))
-        if asked.compile:
-            self.pipeline.transformer.compile_repeated_blocks()
+        self.source, self.pipeline = source, pipeline
         self.reference = compat(asked.compat) if asked.compat is not None else {}
         sampler = asked.sampler or self.reference.get("sampler")
         if sampler is not None:

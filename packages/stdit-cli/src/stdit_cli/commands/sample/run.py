@@ -40,11 +40,11 @@ def run_sampling(request: SampleRequest) -> None:
     source = find_checkpoint(resolve_source(request.settings.checkpoint))
     kind = check_request(request, source)
 
-    from stdit_cli.commands.sample.generate import VideoGenerator, remarks
+    from stdit_cli.commands.sample.generate import VideoGenerator, load, remarks
     from stdit_data.video.write import export_video
 
     world.select_gpu()
-    generator = VideoGenerator(request, source)
+    generator = VideoGenerator(request, source, load(request.settings, source))
     jobs = plan_jobs(request, kind)
     sha256 = generator.weights_sha256()
     settings, used = generator.record()

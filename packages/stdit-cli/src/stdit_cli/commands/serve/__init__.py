@@ -1,0 +1,1 @@
+"""`stdit serve`: a page in the browser that makes videos from prompts."""
