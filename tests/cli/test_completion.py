@@ -43,6 +43,7 @@ def test_the_script_for_bash() -> None:
         ("stdit train --stage 16x256", ["16x256", "16x256-hq"]),
         ("stdit train --set optimizer.l", ["optimizer.lr="]),
         ("stdit sample --sampler dd", ["ddpm", "ddim"]),
+        ("stdit serve --max-f", ["--max-frames"]),
     ],
 )
 def test_what_is_offered(words: str, offered: list[str]) -> None:
@@ -72,6 +73,7 @@ def test_help_lists_these_names_and_groups_long_lists() -> None:
         if len(panels) > 1:  # all of them are in one
             assert {o.name for o in its.values() if getattr(o, "rich_help_panel", None) is None} <= {
                 "checkpoint",
+                "checkpoints",
                 "prompts",
                 "settling",
             }

@@ -281,18 +281,22 @@ def test_it_ends_with_ctrl_c(tmp_path: Path) -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
     command = [Path(sys.executable).with_name("stdit"), "serve", "--port", "0"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=environment, cwd=tmp_path, **pipes) as server:
+    server = subprocess.Popen(command, env=environment, cwd=tmp_path, **pipes)
+    try:
         assert server.stdout is not None
         line = next(line for line in server.stdout if line.startswith("the page is at "))
-        assert len(list(tmp_path.iterdir())) == 1  # the server's folder
+        assert len(list(tmp_path.glob("stdit-serve-*"))) == 1
         port = int(line.split()[4].rpartition(":")[2])
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         connection.request("GET", "/gradio_api/heartbeat/abc")  # as a page holds it
         assert connection.getresponse().readline() == b"data: ALIVE\n"
         server.send_signal(signal.SIGINT)
         out, err = server.communicate(timeout=60)
+    finally:
+        server.kill()
+        server.wait()
     assert (server.returncode, out, err) == (0, "ended\n", "")
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("stdit-serve-*")) == []
 
 
 @pytest.mark.slow
