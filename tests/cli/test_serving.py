@@ -263,6 +263,7 @@ def test_in_a_browser(site: Site, tmp_path: Path) -> None:
         page.locator("#prompt textarea").fill("###")
         page.locator("#generate").click()
         toast = page.get_by_test_id("toast-body").inner_text()
+        page.locator("#generate").wait_for()  # in the place of Cancel again
         browser.close()
     assert hosts == {f"127.0.0.1:{site.port}"}
     assert sizes[0] <= sizes[1]  # nothing to scroll sideways on a phone

@@ -38,9 +38,7 @@ class Commands(LazyGroup):
 
     lazy: ClassVar = {
         "sample": Lazy("stdit_cli.commands.sample.command:sample", "Make videos from prompts."),
-        "serve": Lazy(
-            "stdit_cli.commands.serve.command:serve", "Make videos on a page in the browser, one at a time."
-        ),
+        "serve": Lazy("stdit_cli.commands.serve.command:serve", "Make videos on a page in the browser, one at a time."),
         "train": Lazy(
             "stdit_cli.commands.train.command:train",
             "Train a stage or a curriculum into a run folder: settings, losses, samples, checkpoints and the pipeline.",

@@ -5,16 +5,17 @@ Gradio serves more than a page needs, for instance pages of other servers, recor
 
 import json
 import re
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from stdit_cli.commands.serve.form import is_inside
 
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-App = Callable[[dict[str, Any], Receive, Send], Awaitable[None]]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 ADDRESSES = {
     "GET": re.compile(
@@ -48,7 +49,7 @@ class Gate:
     def __init__(self, app: App, folder: Path) -> None:
         self.app, self.folder = app, folder
 
-    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
@@ -61,14 +62,14 @@ class Gate:
             await _answer(status, send)
             return
 
-        async def send_with_headers(message: dict[str, Any]) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message = {**message, "headers": [*message["headers"], *HEADERS]}
             await send(message)
 
         await self.app(scope, receive, send_with_headers)
 
-    def _refusal(self, scope: dict[str, Any]) -> int | None:
+    def _refusal(self, scope: Message) -> int | None:
         """Return the status to refuse a request with, by its address and headers; None to let it pass."""
         path, method = scope["path"], scope["method"]
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
@@ -101,14 +102,15 @@ class Gate:
         if not all(is_inside(path, self.folder) for path in _paths(content)):
             return 403, receive
 
-        async def again() -> dict[str, Any]:
+        given = False
+
+        async def again() -> Message:
             nonlocal given
             if given:
                 return await receive()
             given = True
             return {"type": "http.request", "body": body, "more_body": False}
 
-        given = False
         return None, again
 
 

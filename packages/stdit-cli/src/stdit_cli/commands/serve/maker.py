@@ -86,6 +86,7 @@ class Maker:
         kind = check_request(request, source)
         out = self.folder / secrets.token_hex(16)
         [job] = plan_jobs(replace(request, out=out), kind)
+        done = 0
 
         def advance(pipeline: Any, _index: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
             nonlocal done
@@ -94,7 +95,6 @@ class Maker:
             _check(stop)
             return kwargs
 
-        done = 0
         with self._busy:
             _check(stop)
             generator = VideoGenerator(request, source, self._load(name))

@@ -132,10 +132,12 @@ def _add_result() -> Result:
     picture = gr.Image(label="Picture", visible=False, height=400, elem_id="picture", **fixed)
     lines = gr.HTML(visible=False, elem_id="lines", padding=False)
     with gr.Row(visible=False, elem_id="downloads") as downloads:
-        names = {"video": "↓ Video", "sidecar": "↓ JSON", "sheet": "↓ Contact sheet"}
-        files = [gr.DownloadButton(name, size="sm", min_width=90, elem_id=f"get-{key}") for key, name in names.items()]
+        video_file, sidecar, sheet_file = (
+            gr.DownloadButton(f"↓ {label}", size="sm", min_width=90, elem_id=f"get-{name}")
+            for name, label in (("video", "Video"), ("sidecar", "JSON"), ("sheet", "Contact sheet"))
+        )
     sheet = gr.Image(show_label=False, visible=False, elem_id="sheet", **fixed)
-    return Result(video, picture, lines, downloads, *files, sheet)
+    return Result(video, picture, lines, downloads, video_file, sidecar, sheet_file, sheet)
 
 
 def _add_examples(form: Form) -> None:
@@ -187,7 +189,8 @@ def _connect(
         scroll_to_output=True,
         **one_at_a_time,
     )
-    run.then(lambda: on_buttons(busy=False), None, buttons, **at_once)
+    for ended in (run.success, run.failure):
+        ended(lambda: on_buttons(busy=False), None, buttons, **at_once)
     cancel.click(actions.stop, None, buttons, cancels=[run], **at_once)
     page.unload(actions.leave)
     random.click(None, None, form.seed, js="() => Math.floor(Math.random() * 2 ** 31)", api_visibility="private")
