@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from torch.utils.flop_counter import FlopCounterMode
 
 from stdit_model import CausalVideoVAE, STDiTPipeline
 from stdit_train.build import build_trainer, open_trainer
@@ -22,13 +23,14 @@ from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.components.load import load_vae
 from stdit_train.components.sources import check_inputs
 from stdit_train.config.load import from_dict, load_stage, set_values, to_dict
-from stdit_train.config.schema import TrainConfig
+from stdit_train.config.schema import TrainConfig, VaeConfig
 from stdit_train.errors import ConfigError
 from stdit_train.estimate.training import estimate_run
 from stdit_train.evaluation.vae_scores import evaluate_vae
 from stdit_train.tracking.metrics import read_metrics
 from stdit_train.trainer import Trainer
-from stdit_train.vae.networks import build_vae, reconstruct
+from stdit_train.vae.networks import Networks, build_vae, reconstruct
+from stdit_train.vae.reconstruction_loss import vae_loss
 
 CPU = torch.device("cpu")
 
@@ -243,7 +245,7 @@ def test_weights_of_another_kind_are_refused(tiny_image: TrainConfig, tiny_video
 
 
 def test_the_estimate_counts_the_vae(tiny_video: TrainConfig) -> None:
-    config = changed(tiny_video, micro_batch=2)
+    config = changed(tiny_video, micro_batch=2, vae__discriminator="none")
     one, recomputed = estimate_run(config), estimate_run(changed(config, activation_checkpointing=True))
     assert one.parameters == sum(p.numel() for p in build_vae(config.vae).parameters())
     assert (one.latent, one.tokens) == ((4, 3, 8, 8), 192)
@@ -252,3 +254,24 @@ def test_the_estimate_counts_the_vae(tiny_video: TrainConfig) -> None:
     assert one.memory["activations"] == 2 * double > 0
     assert recomputed.step_flops == one.step_flops // 3 * 4
     assert recomputed.memory["activations"] < one.memory["activations"]
+
+
+def test_the_estimate_counts_the_discriminator(tiny_video: TrainConfig) -> None:
+    """Its weights and the FLOPs of a step, as torch counts them in one; all of it is kept but no average."""
+    config = changed(tiny_video, micro_batch=2)
+    alone, both = estimate_run(changed(config, vae__discriminator="none")), estimate_run(config)
+    networks = Networks(config.vae)
+    assert both.parameters == sum(p.numel() for p in networks.parameters()) > alone.parameters
+    assert both.memory["optimizer"] == 8 * both.parameters
+    assert both.memory["EMA"] == alone.memory["EMA"]
+    assert both.memory["activations"] > alone.memory["activations"]
+
+    def counted(config: VaeConfig) -> int:
+        with FlopCounterMode(display=False) as counter:
+            vae_loss(networks, config, torch.rand(2, 3, 5, 16, 16), torch.randn(2, 4, 3, 8, 8), 10)[
+                "loss"
+            ].sum().backward()
+        return counter.get_total_flops()
+
+    own = counted(config.vae) - counted(replace(config.vae, discriminator_start=100))
+    assert both.step_flops - alone.step_flops == pytest.approx(own, rel=0.15)

@@ -17,8 +17,9 @@ from stdit_train.estimate.muon import MuonMemory, muon_memory
 from stdit_train.estimate.parallel import sharded_memory
 from stdit_train.estimate.phases import STEP, Work, text_itemsize
 from stdit_train.hardware import GIB
-from stdit_train.vae.networks import forward_needs, latent_size
+from stdit_train.vae.networks import discriminator_needs, forward_needs, latent_size
 
+CRITIC_PASSES = 9  # forwards of a discriminator that a step costs, a backward through it counted as one or two
 HEADROOM = 0.9  # share of the free memory that a micro-batch is chosen for
 
 
@@ -219,17 +220,24 @@ def _estimate(config: TrainConfig, micro_batch: int, dims: ParallelDims | None) 
 
 
 def _estimate_vae(config: TrainConfig, micro_batch: int, dims: ParallelDims) -> Estimate:
-    """Estimate a VAE's run, without its discriminator; each process has all weights."""
+    """Estimate a VAE's run with its discriminator, without features of a perceptual term; each process has all weights.
+
+    The discriminator takes part once `vae.discriminator_start` is reached; a step then has three forwards of it (what
+    the VAE made, for either loss, and the true clips), their backwards, and another to balance the gradients.
+    """
     data, vae, half = config.data, config.vae, config.precision != "fp32"
     size, checkpointing = (data.frames, data.height, data.width), bool(config.activation_checkpointing)
     needs, latent = forward_needs(vae, 1, *size, checkpointing=checkpointing), latent_size(vae, *size)
+    critic = discriminator_needs(vae, 1, *size)
+    parameters = needs.parameters + critic.parameters
     memory = {
-        "weights": (6 if half else 4) * needs.parameters,
-        "gradients": 4 * needs.parameters,
-        "optimizer": 8 * needs.parameters,
+        "weights": (6 if half else 4) * parameters,
+        "gradients": 4 * parameters,
+        "optimizer": 8 * parameters,
         "EMA": 4 * needs.parameters,
-        "activations": micro_batch * needs.activations // (2 if half else 1),
+        "activations": micro_batch * (needs.activations + 3 * critic.activations) // (2 if half else 1),
     }
+    step_flops = (4 if checkpointing else 3) * needs.flops + CRITIC_PASSES * critic.flops
     values = {"latent_channels": vae.latent_channels, "block_out_channels": vae.channels}
     values |= {"temporal_compression_ratio": vae.temporal} if vae.kind == "video" else {}
     host = host_memory(
@@ -240,21 +248,21 @@ def _estimate_vae(config: TrainConfig, micro_batch: int, dims: ParallelDims) -> 
         text_states=0,
         micro_batch=micro_batch,
         ranks=dims.data,
-        shards=16 * needs.parameters,
+        shards=4 * needs.parameters + 12 * parameters,
     )
     return Estimate(
         config=config,
-        parameters=needs.parameters,
+        parameters=parameters,
         temporal_parameters=0,
-        trained_parameters=needs.parameters,
+        trained_parameters=parameters,
         latent=latent,
         tokens=latent[1] * latent[2] * latent[3],
-        step_flops=(4 if checkpointing else 3) * clips_per_step(config, dims.data) * needs.flops,
+        step_flops=clips_per_step(config, dims.data) * step_flops,
         micro_batch=micro_batch,
         memory=memory,
         others={},
         host=host,
-        assumed=[] if vae.discriminator == "none" else ["the discriminator is not counted"],
+        assumed=[] if vae.perceptual is None else ["the features of the perceptual term are not counted"],
         processes=dims.world_size,
         data_ranks=dims.data,
     )

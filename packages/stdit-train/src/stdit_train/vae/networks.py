@@ -1,5 +1,6 @@
 """The networks of a VAE's run: the VAE, by option a discriminator, and where their weights come from."""
 
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -34,11 +35,15 @@ class Networks(nn.Module):
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
         self.vae: Any = build_vae(config)
-        self.discriminator: PatchDiscriminator | None = None
-        if config.discriminator != "none":
-            self.discriminator = PatchDiscriminator(
-                config.discriminator_channels, config.discriminator_layers, over_time=config.discriminator == "3d"
-            )
+        self.discriminator = build_discriminator(config)
+
+
+def build_discriminator(config: VaeConfig) -> PatchDiscriminator | None:
+    """Build an untrained discriminator of frames or clips; None for a run without one."""
+    if config.discriminator == "none":
+        return None
+    over_time = config.discriminator == "3d"
+    return PatchDiscriminator(config.discriminator_channels, config.discriminator_layers, over_time=over_time)
 
 
 def build_vae(config: VaeConfig) -> Any:
@@ -132,11 +137,12 @@ def latent_size(config: VaeConfig, frames: int, height: int, width: int) -> tupl
 
 
 class ForwardNeeds(NamedTuple):
-    """What a forward of a VAE in float32 takes: FLOPs, and bytes that are kept for the backward."""
+    """What a forward of a network in float32 takes: FLOPs, and bytes that are kept for the backward."""
 
     parameters: int
     flops: int
     activations: int
+    largest: int  # of the tensors that are kept
 
 
 @cache
@@ -145,8 +151,28 @@ def forward_needs(
 ) -> ForwardNeeds:
     """Measure what a forward of a run's VAE takes, on the meta device: nothing is allocated or computed.
 
-    The discriminator and the features of the perceptual term are not counted.
+    The discriminator and the features of the perceptual term are not counted; see `discriminator_needs`.
     """
+    with torch.device("meta"):
+        vae = build_vae(config)
+        if checkpointing:
+            recompute(vae)
+        needs = _measure(vae, lambda: reconstruct(vae, torch.empty(clips, 3, frames, height, width)))
+    block = RECOMPUTED * needs.largest if checkpointing else 0
+    return ForwardNeeds(needs.parameters, needs.flops, needs.activations + block, needs.largest)
+
+
+@cache
+def discriminator_needs(config: VaeConfig, clips: int, frames: int, height: int, width: int) -> ForwardNeeds:
+    """Measure what a forward of a run's discriminator takes, on the meta device; nothing without one."""
+    with torch.device("meta"):
+        discriminator = build_discriminator(config)
+        if discriminator is None:
+            return ForwardNeeds(0, 0, 0, 0)
+        return _measure(discriminator, lambda: discriminator(torch.empty(clips, 3, frames, height, width)))
+
+
+def _measure(network: nn.Module, run: Callable[[], Any]) -> ForwardNeeds:
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -155,17 +181,13 @@ def forward_needs(
         return tensor
 
     storages: list[Tensor] = []
-    with torch.device("meta"):
-        vae = build_vae(config)
-        if checkpointing:
-            recompute(vae)
-        weights = {p.untyped_storage()._cdata for p in vae.parameters()}
-        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-        with FlopCounterMode(display=False) as counter, hooks:
-            reconstruct(vae, torch.empty(clips, 3, frames, height, width))
+    weights = {p.untyped_storage()._cdata for p in network.parameters()}
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with FlopCounterMode(display=False) as counter, hooks:
+        run()
     sizes = [size for storage, size in kept.items() if storage not in weights]
-    block = RECOMPUTED * max(sizes) if checkpointing else 0
-    return ForwardNeeds(sum(p.numel() for p in vae.parameters()), counter.get_total_flops(), sum(sizes) + block)
+    count = sum(p.numel() for p in network.parameters())
+    return ForwardNeeds(count, counter.get_total_flops(), sum(sizes), max(sizes))
 
 
 def recompute(vae: Any) -> None:
