@@ -111,6 +111,7 @@ def test_settings_saved_by_an_older_version() -> None:
     saved["objective"]["given"] = saved["objective"].pop("conditioning_share")
     saved["objective"]["given_of"] = saved["objective"].pop("conditioning_clips")
     saved["data"]["remember_latents"] = saved["data"].pop("cache_latents")
+    saved["trains"] = saved.pop("network")
     saved["data"]["vae"] = "/gone/packages/stdit-cli/src/stdit_cli/assets/demo"
     before = json.dumps(saved)
     assert from_dict(saved) == config

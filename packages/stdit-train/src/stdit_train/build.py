@@ -131,7 +131,7 @@ def build_trainer(
     if device.type == "cpu":
         keep_freed_memory()
     dataset, validation, prompts = build_datasets(config, world)
-    if config.trains == "vae":
+    if config.network == "vae":
         return _build_vae_trainer(config, run, callback, dataset, validation, device, world)
     if components is None:
         captions = [*prompts, *validation_captions(validation)]

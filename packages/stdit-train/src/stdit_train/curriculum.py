@@ -245,7 +245,7 @@ def train_stages(
         if not world.broadcast_from_main(partial(_is_done, stage.config, stage.run, number == len(stages))):
             config = stage.fitted
             parts = config.data.vae, config.data.text_encoder, config.precision
-            if config.trains == "stdit" and not is_cached(config) and parts not in loaded:
+            if config.network == "stdit" and not is_cached(config) and parts not in loaded:
                 loaded = {parts: load_components(parts[0], parts[1], device, config.precision)}
             watcher = watch(number, stage) if world.is_main else NullCallback()
             trainer = open_trainer(stage.config, config, stage.run, watcher, loaded.get(parts), previous, world)

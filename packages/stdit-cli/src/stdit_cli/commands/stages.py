@@ -33,7 +33,7 @@ def stages(as_json: Annotated[bool, typer.Option("--json", help="Print JSON, wit
             f"{c.data.frames}x{c.data.height}x{c.data.width}",
             str(taken.interval) if taken.interval else f"{taken.fps:g}/s",
             model_words(c),
-            "L1" if c.trains == "vae" else c.objective.name,
+            "L1" if c.network == "vae" else c.objective.name,
             f"{c.steps:,}",
             str(c.global_batch),
             f"{c.optimizer.lr:g}",

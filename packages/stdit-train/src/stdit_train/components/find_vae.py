@@ -22,7 +22,7 @@ def find_vae(source: str) -> str | None:
     """
     folder = Path(source).expanduser()
     if (folder / "run.json").is_file() and (folder / "config.json").is_file():
-        if from_dict(read_settings(folder / "config.json")).trains != "vae":
+        if from_dict(read_settings(folder / "config.json")).network != "vae":
             return None
         if not (folder / "vae").is_dir():
             raise ConfigError(f"{folder} is a run that has saved no VAE yet: let it finish")

@@ -145,7 +145,7 @@ def check_clips(config: TrainConfig, values: Mapping[str, Any] | None = None) ->
     Raises:
         ConfigError: they do not; the message has the nearest numbers of frames that do.
     """
-    if config.trains == "vae" or is_cached(config):
+    if config.network == "vae" or is_cached(config):
         return
     values = component_config(config.data.vae, "vae").values if values is None else values
     for bucket in step_batches(config):

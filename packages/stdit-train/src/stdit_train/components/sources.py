@@ -27,7 +27,7 @@ def check_inputs(config: TrainConfig, *, begun: bool) -> None:
     """
     if config.data.source != "shapes" and not is_cached(config):
         check_manifest(config.data.source)
-    if config.trains == "vae":
+    if config.network == "vae":
         if is_cached(config):
             raise ConfigError(f"{config.data.source} is a cache: a VAE is trained on videos or pictures themselves")
         if config.init is not None and not begun:

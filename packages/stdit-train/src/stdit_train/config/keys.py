@@ -13,6 +13,7 @@ RENAMED = {  # since 0.2.0; the old keys are read until 0.3
     "objective.given": "objective.conditioning_share",
     "objective.given_of": "objective.conditioning_clips",
     "data.remember_latents": "data.cache_latents",
+    "trains": "network",
 }
 ALSO_CALLED = {"learning_rate": "optimizer.lr", "batch_size": "global_batch", "dropout": "objective.caption_dropout"}
 

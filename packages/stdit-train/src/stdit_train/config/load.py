@@ -251,8 +251,8 @@ def _with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings as 0.1 wrote them under their current names: renamed keys, "demo" for its path."""
     sections = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
     for old, new in RENAMED.items():
-        (section, old_leaf), new_leaf = old.split("."), new.split(".")[1]
-        part = sections.get(section)
+        section, _, old_leaf = old.rpartition(".")
+        part, new_leaf = sections.get(section) if section else sections, new.rpartition(".")[2]
         if isinstance(part, dict) and old_leaf in part:
             part.setdefault(new_leaf, part.pop(old_leaf))
     if isinstance(data := sections.get("data"), dict):

@@ -53,7 +53,7 @@ def shapes_only(config: TrainConfig) -> str | None:
         DataError: a damaged cache.
     """
     data = config.data
-    if config.trains == "vae" or data.source == "shapes" or DEMO not in (data.vae, data.text_encoder):
+    if config.network == "vae" or data.source == "shapes" or DEMO not in (data.vae, data.text_encoder):
         return None
     if is_cached(config):
         from stdit_data.latents.format import read_metadata
@@ -76,7 +76,7 @@ def shapes_only(config: TrainConfig) -> str | None:
 
 def model_words(config: TrainConfig) -> str:
     """Return what a run trains, in a word or two."""
-    if config.trains == "vae":
+    if config.network == "vae":
         return f"{config.vae.kind} VAE"
     return f"{config.model.preset} {config.model.variant}"
 

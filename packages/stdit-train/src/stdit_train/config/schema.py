@@ -176,7 +176,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class VaeConfig:
-    """The VAE of a run with `trains = "vae"`: its sizes and its losses (see `stdit_train.vae`)."""
+    """The VAE of a run with `network = "vae"`: its sizes and its losses (see `stdit_train.vae`)."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -293,8 +293,8 @@ class TrainConfig:
     max_skipped: Count = 10  # consecutive non-finite steps that end the run
     wandb: str | None = None  # Weights & Biases project to log to
     init: str | None = None  # weights to start from
-    trains: Literal["stdit", "vae"] = "stdit"  # the diffusion transformer, or a VAE by itself
-    trained_weights: Literal["all", "temporal"] = "all"  # weights to train: all, or the temporal attention alone
+    network: Literal["stdit", "vae"] = "stdit"  # what is trained: the diffusion transformer, or a VAE by itself
+    trained_weights: Literal["all", "temporal"] = "all"  # of the transformer: all, or the temporal attention alone
     frozen: Literal["fp32", "bf16", "int8"] = "fp32"  # precision of weights that are not trained; int8 needs torchao
     lora: LoRAConfig = LoRAConfig()
     model: ModelConfig = ModelConfig()
@@ -311,7 +311,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check what spans the parts."""
-        if self.trains == "vae":
+        if self.network == "vae":
             self._check_vae()
         self._check_partial()
         later_only = self.objective.conditioning_share > 0 and self.objective.conditioning_clips == "later"
@@ -352,7 +352,7 @@ class TrainConfig:
                 raise ConfigError("lora.modules and lora.alpha are of an adapter: give its rank, e.g. --lora 16")
             return
         option = "--lora" if self.lora.rank is not None else f"--train {self.trained_weights}"
-        if self.trains != "stdit":
+        if self.network != "stdit":
             raise ConfigError(f"{option} is for the diffusion transformer: leave it out, a VAE is trained whole")
         if self.lora.rank is not None and self.trained_weights != "all":
             raise ConfigError("--lora trains an adapter alone, --train the weights of the model: give one")

@@ -121,7 +121,7 @@ def parallel_dims(config: TrainConfig, world_size: int, node: int | None = None)
     if world_size == 1:
         return ParallelDims(1)
     # a copy on each process: a VAE is small, and frozen weights need no optimizer
-    replicate = world_size if config.trains == "vae" or config.partial else config.replicate
+    replicate = world_size if config.network == "vae" or config.partial else config.replicate
     if replicate is None:
         replicate = default_replicas(world_size, node or node_size() or NODE)
     dims = ParallelDims(world_size, replicate or world_size, config.sequence)

@@ -95,7 +95,7 @@ def advice(estimate: Estimate, available: int) -> str:
     if estimate.replicas > 1 and not config.partial:
         ways.append("--set replicate=1")
     if fixed > available:
-        vae = config.trains == "vae"
+        vae = config.network == "vae"
         ways.append("fewer vae.channels" if vae else "a smaller preset (--set model.preset=S/2)")
     else:
         if not config.activation_checkpointing:

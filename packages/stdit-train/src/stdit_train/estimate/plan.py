@@ -62,7 +62,7 @@ def plan_stage(config: TrainConfig, device: Device, count: int) -> list[Plan]:
         raise ConfigError(f"no peak rate is known for {device.title}: name a device with --gpu")
     check_clips(config)
     ways = {"alone": config}
-    if count > 1 and (config.trains == "vae" or config.partial):
+    if count > 1 and (config.network == "vae" or config.partial):
         ways = {"a copy on each": config}
     elif count > 1:
         alone = replace(config, sequence=1)
@@ -95,7 +95,7 @@ def plan_stage(config: TrainConfig, device: Device, count: int) -> list[Plan]:
 
 def _sent(config: TrainConfig, estimate: Estimate, dims: ParallelDims) -> Traffic:
     """Return the bytes that a process sends in a step."""
-    if config.trains == "vae":  # all gradients in float32, once
+    if config.network == "vae":  # all gradients in float32, once
         return Traffic(0, 0, 8 * estimate.parameters * (dims.world_size - 1) // dims.world_size, 0)
     return traffic(
         model_arguments(config, estimate.latent[0], estimate.caption_channels),

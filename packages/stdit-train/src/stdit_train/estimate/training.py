@@ -133,7 +133,7 @@ def estimate_run(config: TrainConfig, available: int | None = None, dims: Parall
 
 def _estimate(config: TrainConfig, micro_batch: int, dims: ParallelDims | None) -> Estimate:
     dims = dims or ParallelDims(1)
-    if config.trains == "vae":
+    if config.network == "vae":
         return _estimate_vae(config, micro_batch, dims)
     vae = component_config(config.data.vae, "vae")
     channels, stride = vae_channels(vae.values), vae_stride(vae.values)
@@ -310,7 +310,7 @@ def to_dict(estimate: Estimate, available: int) -> dict[str, Any]:
 def parameter_words(estimate: Estimate) -> str:
     """Return the number of parameters in words, and of those that are trained if the others are frozen."""
     config, count = estimate.config, f"{estimate.parameters:,}"
-    if config.trains == "vae":
+    if config.network == "vae":
         return count
     words = f"{count} ({estimate.temporal_parameters:,} of them temporal attention)"
     if not config.partial:
@@ -333,7 +333,7 @@ def describe(estimate: Estimate) -> list[str]:
         f"batch        {batch_words(estimate)} per step: "
         f"{estimate.accumulation} x {estimate.micro_batch} at once{shared}",
         f"FLOPs        {estimate.step_flops:.3g} per step, {estimate.step_flops * config.steps:.3g} in "
-        f"{config.steps:,} steps (matrix products of the {'VAE' if config.trains == 'vae' else 'transformer'})",
+        f"{config.steps:,} steps (matrix products of the {'VAE' if config.network == 'vae' else 'transformer'})",
         f"memory       about {estimate.total_memory / GIB:.2f} GiB at the peak, {estimate.peak_phase}",
         f"  {STEP}: {_in_gib(estimate.memory)}",
         f"  at the peak of each phase: {_in_gib(estimate.phases)}",

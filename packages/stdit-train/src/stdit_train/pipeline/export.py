@@ -32,7 +32,7 @@ def export_run(
     stages = [RunFolder(path) for path in stage_folders(run.path)]
     run = next((stage for stage in reversed(stages) if any(stage.checkpoints.glob("step-*"))), (stages or [run])[-1])
     config = from_dict(run.read_config())
-    if config.trains == "vae":
+    if config.network == "vae":
         raise ConfigError(f"{run.path} trains a VAE, not a pipeline: the VAE is in {run.vae} when the run has ended")
     if out.path.exists() and (not out.path.is_dir() or any(out.path.iterdir())):
         raise ConfigError(f"{out.path} is not empty: choose another folder to export to")

@@ -105,7 +105,7 @@ def train_prepared(
         return stopped_code(outcome.signal)
     assert outcome is not None  # a finished run has not come so far
     console.print(f"done: {outcome.step} steps. Losses in {run.loss_plot}, samples in {run.samples}")
-    if stages[number - 1].config.trains == "vae":
+    if stages[number - 1].config.network == "vae":
         vae = shlex.quote(str(run.path))
         console.print(f"measure it: stdit eval {vae}; train an STDiT on it: --vae {vae}", soft_wrap=True)
         return 0
@@ -218,7 +218,7 @@ def announce(console: "Console", config: "TrainConfig", run: "RunFolder") -> Non
     source = "the embedded set `shapes` (--data FOLDER trains on videos)" if data.source == "shapes" else data.source
     console.print(f"stage {config.stage}: {model}, {clips}, on {source}")
     options = {"VAE": (data.vae, "--vae"), "text encoder": (data.text_encoder, "--text-encoder")}
-    if config.trains == "vae":
+    if config.network == "vae":
         options = {}
     bundled = {name: option for name, (source, option) in options.items() if source == DEMO}
     if bundled and shapes_only(config) is None:  # else the warning has said so
