@@ -22,7 +22,8 @@ INTRODUCTION = """# Testing the report's findings
 
 Tests of findings from Open-Sora 1.0's report, on the embedded data set `shapes`, with models that train in minutes.
 The results describe these models on this data. A finding that is not confirmed here may still hold at the report's
-scale, and one that is confirmed is no proof for that scale.
+scale, and one that is confirmed is no proof for that scale. Temporal compression has a page of its own:
+[temporal_vae.md](temporal_vae.md).
 
 {commands}
     uv run python benchmarks/findings/run.py report {folder}

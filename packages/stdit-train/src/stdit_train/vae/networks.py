@@ -56,8 +56,8 @@ def build_vae(config: VaeConfig) -> Any:
         "mid_block_add_attention": config.attention,
     }
     if config.kind == "video":
-        levels = config.levels if config.bottleneck == "fsq" else None
-        return CausalVideoVAE(**sizes, temporal_compression_ratio=config.temporal, levels=levels)
+        codes = config.levels if config.bottleneck == "fsq" else None
+        return CausalVideoVAE(**sizes, temporal_compression_ratio=config.temporal, levels=codes)
     levels = len(config.channels)
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels}
     return AutoencoderKL(**sizes, **blocks)

@@ -1,0 +1,310 @@
+"""Test the report's sentences on spatial-temporal compression on `shapes`; the tables are in temporal_vae.md.
+
+    uv run python benchmarks/findings/temporal_vae.py RUN_DIR [--only RUN ...] [--seeds 3]
+    uv run python benchmarks/findings/temporal_vae.py report
+
+The first command makes the runs that have no row yet in temporal_vae.csv, and appends each one's row as it is done;
+interrupted at any moment, it can be typed again. The second writes temporal_vae.md. One thread is used unless
+OMP_NUM_THREADS is set.
+"""
+
+import argparse
+import csv
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+
+import torch
+from diffusers import AutoencoderKL
+from temporal_vae_report import FIRST, SHAPES, VAES, write_report
+
+from stdit_data.datasets.shapes import ShapesDataset
+from stdit_data.files import write_atomically
+from stdit_model.causal_vae.quantization import code_bits
+from stdit_train.ablation.arms import estimate_arm
+from stdit_train.assets import DEMO
+from stdit_train.build import open_trainer
+from stdit_train.checkpoint.run_folder import RunFolder
+from stdit_train.components.load import load_vae
+from stdit_train.components.precompute import Encoding, open_jobs
+from stdit_train.config.load import load_stage
+from stdit_train.config.schema import TrainConfig
+from stdit_train.distributed.world import World
+from stdit_train.evaluation.evaluate import evaluate_pipeline
+from stdit_train.evaluation.shape_reader import analyse
+from stdit_train.evaluation.video_metrics import flicker, psnr, ssim
+from stdit_train.pipeline.load import load_pipeline
+from stdit_train.tracking.metrics import read_metrics
+from stdit_train.vae.networks import forward_needs, reconstruct
+
+ROWS = Path(__file__).with_name("temporal_vae.csv")
+FRAMES, SIDE = SHAPES
+VAE_STEPS, VAE_BATCH = 150, 2  # of 4x8x8; the steps of the others follow from its FLOPs
+STDIT_STEPS = 1000  # on latents of 1x8x8; the steps of the others follow from its FLOPs
+CLIPS = 1024  # that the STDiTs are trained on
+CHECKED = 64  # clips that a VAE is measured on
+PROMPTS = 80  # held-out prompts, with one seed each
+
+
+@dataclass
+class Lines:
+    """A callback that prints the loss at every quarter of a run."""
+
+    name: str
+    steps: int = 0
+
+    def started(self, step: int, steps: int) -> None:
+        self.steps = steps
+
+    def stepped(self, step: int, progress: float, values: dict[str, float]) -> None:
+        if step % max(self.steps // 4, 1) == 0:
+            print(f"{self.name}: step {step} of {self.steps}, loss {values.get('loss', float('nan')):.4f}", flush=True)
+
+
+class Study:
+    """The runs of one folder.
+
+    Args:
+        folder: holds initial weights, runs and latents.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+
+    def run(self, names: Sequence[str], seeds: int) -> None:
+        """Make the runs that are missing: all VAEs, then the STDiTs, the first seeds of each before the others."""
+        runs = [(name, "vae", seed) for seed in range(seeds) for name in names]
+        runs += [(name, "stdit", seed) for seed in range(seeds) for name in names if VAES[name].stdit]
+        done = {(row["vae"], row["part"], int(row["seed"])) for row in read_rows()}
+        if (FIRST, "start", 0) not in done:
+            append({"part": "start", "vae": FIRST, "seed": 0, "steps": 0, "tflops": 0.0, **vae_row(DEMO)})
+        for name, part, seed in runs:
+            if (name, part, seed) not in done:
+                row = self.vae(name, seed) if part == "vae" else self.stdit(name, seed)
+                append({"part": part, "vae": name, "seed": seed, **row})
+
+    # -- VAEs ------------------------------------------------------------------------------------------------------
+
+    def vae(self, name: str, seed: int) -> dict[str, Any]:
+        """Train a VAE and return its row."""
+        config = vae_config(name, seed)
+        if VAES[name].from_image:
+            config = replace(config, init=self._image_vae(config.vae.latent_channels, seed))
+        run = self._trained(config, f"{name}-seed{seed}")
+        checks = [row for row in read_metrics(run.metrics_file) if "validation_psnr" in row]
+        spent = {"steps": config.steps, "tflops": config.steps * step_flops(config) / 1e12}
+        return {**spent, "psnr_at_half": checks[0]["validation_psnr"], **vae_row(str(run.path))}
+
+    def _image_vae(self, channels: int, seed: int) -> str:
+        """Return the folder of the demo's VAE, widened to so many latent channels."""
+        folder = self.folder / "start" / f"{channels}-seed{seed}"
+        if not folder.is_dir():
+            with write_atomically(folder) as partial:
+                widened(load_vae(DEMO, torch.device("cpu")), channels, seed).save_pretrained(partial)
+        return str(folder)
+
+    # -- STDiTs ----------------------------------------------------------------------------------------------------
+
+    def stdit(self, name: str, seed: int) -> dict[str, Any]:
+        """Train an STDiT on the latents of a shape's first VAE, and return its row."""
+        vae = self.folder / "runs" / f"{name}-seed0"
+        first = stdit_config(FIRST, str(self.folder / "runs" / f"{FIRST}-seed0"), seed)
+        flops = STDIT_STEPS * estimate_arm(first).step_flops
+        config = stdit_config(name, str(vae), seed)
+        step = estimate_arm(config).step_flops
+        steps = max(round(flops / step), 2)
+        config = replace(config, steps=steps, validate_every=steps, sample_every=steps, checkpoint_every=steps // 5 + 1)
+        run = self._trained(self._cached(config, name), f"{name}-stdit-seed{seed}")
+        shares = evaluate_pipeline(load_pipeline(str(run.path)), "heldout", PROMPTS).shares
+        rows = [row for row in read_metrics(run.metrics_file) if "validation_loss" in row]
+        found = {aspect: share["share"] for aspect, share in shares.items()}
+        aspects = mean(found[aspect] for aspect in ("colour", "shape", "motion"))
+        return {
+            "steps": steps,
+            "tflops": steps * step / 1e12,
+            "validation_loss": rows[-1]["validation_loss"],
+            "aspects": aspects,
+            **found,
+        }
+
+    def _cached(self, config: TrainConfig, name: str) -> TrainConfig:
+        """Return settings that read the clips from a cache, encoded once for all seeds."""
+        cache = self.folder / "latents" / name
+        if not (cache / "done").is_file():
+            names = {"vae": config.data.vae, "text_encoder": config.data.text_encoder}
+            for job in open_jobs(replace(config, seed=0), names, Encoding(str(cache)), World()):
+                job.run()
+            (cache / "done").touch()
+        return replace(config, data=replace(config.data, source=str(cache), cache_latents=False))
+
+    def _trained(self, config: TrainConfig, name: str) -> RunFolder:
+        """Return a finished run, which goes on from its last checkpoint where it has one."""
+        run = RunFolder(self.folder / "runs" / name)
+        if not open_trainer(config, config, run, Lines(name)).train().finished:
+            raise KeyboardInterrupt
+        return run
+
+
+def vae_config(name: str, seed: int) -> TrainConfig:
+    """Return the settings of a VAE's run, with as many steps as it has FLOPs for."""
+
+    def of(shape: str, steps: int) -> TrainConfig:
+        spaced = {"validate_every": max(steps // 2, 1), "sample_every": steps, "checkpoint_every": 50}
+        data = {"frames": FRAMES, "height": SIDE, "width": SIDE, "single_frames": 0.0, "clips": 4096, "workers": 0}
+        settings = {"seed": seed, "steps": steps, "global_batch": VAE_BATCH, "init": None, **spaced}
+        settings |= {f"data.{key}": value for key, value in data.items()} | VAES[shape].settings
+        settings |= {"optimizer.warmup": 20, "optimizer.ema": 0.98}
+        return load_stage("vae-demo-video", settings)
+
+    budget = VAE_STEPS * step_flops(of("4x8x8", VAE_STEPS))
+    return of(name, max(round(budget / step_flops(of(name, 2))), 2))
+
+
+def step_flops(config: TrainConfig) -> int:
+    """Return the FLOPs of a step of a VAE, as torch's counter counts a forward, times three."""
+    return 3 * forward_needs(config.vae, VAE_BATCH, FRAMES, SIDE, SIDE).flops
+
+
+@torch.no_grad()
+def widened(image: AutoencoderKL, channels: int, seed: int) -> AutoencoderKL:
+    """Return an image VAE with more latent channels: the first are the old ones, and it decodes what it did before.
+
+    The means of the new ones are random features of the encoder, with a deviation of 0.05, which the decoder learns to
+    read: it starts with zeros there.
+    """
+    old = image.config.latent_channels
+    torch.manual_seed(seed)
+    wide: AutoencoderKL = AutoencoderKL.from_config({**image.config, "latent_channels": channels})
+    weights = image.state_dict()
+    means, first = torch.arange(old), torch.arange(2 * old)
+    moments = torch.cat([means, channels + means])
+    fresh = torch.arange(old, channels)
+    for key, target in wide.state_dict().items():
+        source = weights[key]
+        if target.shape == source.shape:
+            target.copy_(source)
+        elif key.startswith("encoder.conv_out"):
+            target[moments] = source[first]
+            target[channels + fresh] = -6.0 if key.endswith("bias") else 0.0
+        elif key.startswith("decoder.conv_in"):
+            target.zero_()[:, :old] = source
+        elif key.startswith(("quant_conv", "post_quant_conv")):
+            places = moments if key.startswith("quant") else means
+            if key.endswith("bias"):
+                target.zero_()[places] = source
+            else:
+                target.copy_(torch.eye(len(target))[..., None, None])
+                target[places] = 0.0
+                target[places[:, None], places[None]] = source
+        else:
+            raise ValueError(f"{key}: {tuple(source.shape)} in the image VAE, {tuple(target.shape)} expected")
+    wide.register_to_config(latents_mean=None, latents_std=None)
+    return wide
+
+
+@torch.no_grad()
+def vae_row(source: str) -> dict[str, Any]:
+    """Measure a VAE, such as that of a finished run, on clips that it was not trained on."""
+    vae = load_vae(source, torch.device("cpu"))
+    clips = ShapesDataset(split="val", frames=FRAMES, height=SIDE, width=SIDE, spread=0.5)
+    rows: list[dict[str, float]] = []
+    for index in range(CHECKED):
+        scene = clips.scene(index)
+        video = clips.load(index, seed=0, epoch=0).video
+        again, mean_, log_variance = reconstruct(vae, video[None])
+        again = again[0].clamp(-1.0, 1.0)
+        row = {"psnr": psnr(again, video), "ssim": ssim(again, video)}
+        row |= {"flicker": flicker(again), "flicker_original": flicker(video), "bits": bits(vae, mean_, log_variance)}
+        row["read"] = float(analyse(again).matches(scene.triple)["all"])
+        for t in range(FRAMES):
+            row |= {
+                f"psnr_{t}": psnr(again[:, t], video[:, t]),
+                f"ssim_{t}": ssim(again[:, t : t + 1], video[:, t : t + 1]),
+            }
+        rows.append(row)
+    return {key: mean(row[key] for row in rows) for key in rows[0]}
+
+
+def bits(vae: Any, means: torch.Tensor, log_variance: torch.Tensor) -> float:
+    """Return an upper bound of the bits that a clip's latents carry [1, C, T, h, w].
+
+    It is the divergence of the posterior from the normal distribution that each channel has over all clips; of codes,
+    the logarithm of their number.
+    """
+    if (levels := vae.config.get("levels")) is not None:
+        return code_bits(levels) * means[0, 0].numel()
+    center, deviation = (
+        torch.tensor(vae.config[key]).reshape(1, -1, 1, 1, 1) for key in ("latents_mean", "latents_std")
+    )
+    ratio = log_variance.exp() / deviation**2
+    nats = 0.5 * (ratio + ((means - center) / deviation) ** 2 - 1.0 - ratio.log())
+    return float(nats.sum() / torch.log(torch.tensor(2.0)))
+
+
+def stdit_config(name: str, vae: str, seed: int) -> TrainConfig:
+    """Return the settings of an STDiT's run on the latents of a VAE."""
+    settings: dict[str, Any] = {
+        "seed": seed,
+        "data.frames": FRAMES,
+        "data.height": SIDE,
+        "data.width": SIDE,
+        "data.clips": CLIPS,
+        "data.workers": 0,
+        "data.vae": vae,
+        "data.text_encoder": DEMO,
+        "model.hidden_size": 64,
+        "model.space_scale": SIDE / 64,
+        "model.time_scale": 0.5 / VAES[name].temporal,  # positions in frames
+    }
+    return load_stage("demo", settings)
+
+
+# -- rows --------------------------------------------------------------------------------------------------------------
+
+
+def read_rows() -> list[dict[str, str]]:
+    """Return the rows of the finished runs."""
+    if not ROWS.is_file():
+        return []
+    with ROWS.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def append(row: dict[str, Any]) -> None:
+    """Add a finished run to the table."""
+    told = {key: f"{value:.6g}" if isinstance(value, float) else str(value) for key, value in row.items()}
+    rows: list[dict[str, str]] = [*read_rows(), told]
+    names = list(dict.fromkeys(key for each in rows for key in each))
+    with write_atomically(ROWS) as partial, partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; returns its exit code."""
+    if arguments[:1] == ["report"]:
+        print(write_report(read_rows(), Path(__file__).with_suffix(".md")))
+        return 0
+    parser = argparse.ArgumentParser(prog="temporal_vae.py", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("run_dir", type=Path, help="folder of the runs; an interrupted command in it is resumed")
+    parser.add_argument("--only", nargs="+", choices=VAES, default=list(VAES), metavar="SHAPE", help=", ".join(VAES))
+    parser.add_argument("--seeds", type=int, default=3)
+    given = parser.parse_args(arguments)
+    try:
+        Study(given.run_dir).run(given.only, given.seeds)
+    except KeyboardInterrupt:
+        print("stopped and saved; run the same command again to resume", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    sys.exit(main(sys.argv[1:]))
