@@ -182,6 +182,15 @@ def test_errors_are_one_line(site: Site, fields: dict[str, Any], said: str, capf
     assert capfd.readouterr().err == ""
 
 
+def test_an_example_fills_in_the_whole_form(site: Site) -> None:
+    chosen = {"index": 2, "value": EXAMPLES[2], "selected": True}
+    content = {"data": [], "fn_index": site.events["choose"]["id"], "session_hash": "x", "event_data": chosen}
+    status, answer = site.post("run/predict", content)
+    assert status == 200, answer
+    assert answer["data"][:5] == [EXAMPLES[2], "", "demo", None, 0]
+    assert [field["value"] for field in answer["data"][5:]] == [6, 1.7, 16, 64, 64]
+
+
 def files_of(message: dict[str, Any]) -> tuple[str, str, str]:
     """Paths of the video, the sidecar and the contact sheet of a finished request."""
     assert message["success"], message

@@ -69,6 +69,11 @@ class Actions:
         for stop in list(self._stops.values()):
             stop.set()
 
+    def choose(self, event: gr.SelectData) -> list[Any]:
+        """Choose an example; returns updates of all fields in the order of `Form`."""
+        index = event.index if isinstance(event.index, int) and 0 <= event.index < len(EXAMPLES) else 0
+        return [EXAMPLES[index], "", DEMO, None, 0, *self.change(DEMO)]
+
     def change(self, checkpoint: Any) -> list[Any]:
         """Choose another checkpoint; returns updates of the fields with numbers."""
         with errors_on_page():
@@ -79,12 +84,6 @@ class Actions:
         if checkpoint not in self.names:
             raise ConfigError(f"checkpoint {str(checkpoint)[:40]}: choose {', '.join(self.names)}")
         return str(checkpoint)
-
-
-def choose(event: gr.SelectData) -> list[Any]:
-    """Choose an example; returns prompt, negative prompt, checkpoint, image and seed."""
-    index = event.index if isinstance(event.index, int) and 0 <= event.index < len(EXAMPLES) else 0
-    return [EXAMPLES[index], "", DEMO, None, 0]
 
 
 @contextmanager

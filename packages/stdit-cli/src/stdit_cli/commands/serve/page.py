@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from stdit_cli.commands.sample.request import SEED_MAX
-from stdit_cli.commands.serve.actions import Actions, choose, numbers, on_buttons
+from stdit_cli.commands.serve.actions import Actions, numbers, on_buttons
 from stdit_cli.commands.serve.examples import EXAMPLES, example_files
 from stdit_cli.commands.serve.form import Form
 from stdit_cli.commands.serve.limits import Own
@@ -51,7 +51,7 @@ def build_page(actions: Actions, own: Own) -> gr.Blocks:
             with gr.Column(scale=6, min_width=300):
                 result = _add_result()
         if DEMO in actions.names:
-            _add_examples(form)
+            _add_examples(actions, form)
         _connect(page, actions, form, result, generate, cancel, random)
     return page.queue(max_size=actions.limits.waiting, default_concurrency_limit=1, api_open=False)
 
@@ -140,7 +140,7 @@ def _add_result() -> Result:
     return Result(video, picture, lines, downloads, video_file, sidecar, sheet_file, sheet)
 
 
-def _add_examples(form: Form) -> None:
+def _add_examples(actions: Actions, form: Form) -> None:
     """Add videos of the demo, which fill in the form."""
     gr.HTML(
         "<h2>What the demo knows</h2><p>Made by the bundled demo model from these prompts, with seed 0. Choose one to "
@@ -158,8 +158,8 @@ def _add_examples(form: Form) -> None:
         buttons=[],
         elem_id="examples",
     )
-    chosen = [form.prompt, form.negative, form.checkpoint, form.image, form.seed]
-    gallery.select(choose, None, chosen, queue=False, show_progress="hidden", api_visibility="private")
+    fields = list(vars(form).values())
+    gallery.select(actions.choose, None, fields, queue=False, show_progress="hidden", api_visibility="private")
 
 
 def _connect(

@@ -16,7 +16,7 @@ from stdit_cli.commands.sample.run import ended_by_signal
 from stdit_cli.commands.serve.address import is_loopback, listen, shown
 from stdit_cli.commands.serve.limits import Limits
 from stdit_model.sampling.components import require
-from stdit_train.assets import resolve_source
+from stdit_train.assets import DEMO, resolve_source
 from stdit_train.pipeline.find import CheckpointSource, find_checkpoint
 
 if TYPE_CHECKING:
@@ -90,6 +90,8 @@ def make_app(
     from stdit_cli.commands.serve.page import HEAD, build_page, style, theme
 
     actions = Actions(Maker(dict(sources), settings, folder), limits)
+    if DEMO in actions.names:
+        actions.maker.own(DEMO)  # which the examples fill in
     page = build_page(actions, actions.maker.own(actions.names[0]))
     page.has_launched = True  # else Gradio does not check which files a request names
     inner = FastAPI(openapi_url=None)
