@@ -107,7 +107,7 @@ def test_each_study_counts_its_own_seeds_and_names_its_own_files(publish: Module
 
 def test_real_runs_and_a_folder_without_any(publish: ModuleType, stdit: Callable, tmp_path: Path, capfd) -> None:
     tiny = ["global_batch=2", "data.clips=4", "data.frames=4", "data.height=32", "data.width=32", "model.depth=1"]
-    tiny += ["model.hidden_size=32", "sampling.steps=2"]
+    tiny += ["model.hidden_size=32", "sampling.steps=2", "checkpoint_every=1000"]
     options = [part for value in tiny for part in ("--set", value)]
     command = ["ablate", "--variants", "dit,seq", "--steps", "10", "--seeds", "2", "--prompts", "1", *options]
     done = stdit(*command, "--out", "ranking/demo-steps")

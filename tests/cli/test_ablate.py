@@ -14,6 +14,8 @@ from stdit_train.tracking.metrics import read_metrics
 TINY = ["--set", "global_batch=2", "--set", "data.clips=4", "--set", "data.frames=4", "--set", "sampling.steps=2"]
 TINY += ["--set", "data.height=32", "--set", "data.width=32", "--set", "model.depth=1", "--set", "model.hidden_size=32"]
 TINY += ["--set", "log_every=1"]
+# Otherwise such short runs validate, save and plot after every step.
+AT_THE_END = [*TINY, "--set", "validate_every=1000", "--set", "checkpoint_every=1000"]
 
 
 def test_arms_are_compared_resumed_and_reported(stdit: Callable, tmp_path: Path) -> None:
@@ -99,7 +101,7 @@ def test_the_reference_is_the_same_run_whatever_it_is_matched_to(stdit: Callable
     """The other arms don't decide on its start, so that it may be copied from one ablation to another."""
     losses = {}
     for name, variants, match in (("a", "seq,dit", "steps"), ("b", "seq,dit,latte", "parameters")):
-        tiny = [*TINY, "--set", "model.depth=2"]
+        tiny = [*AT_THE_END, "--set", "model.depth=2"]
         command = ["ablate", "--variants", variants, "--match", match, "--steps", "2", "--prompts", "0"]
         done = stdit(*command, *tiny, "--out", name)
         assert done.code == 0, done
@@ -112,8 +114,8 @@ def test_the_reference_is_the_same_run_whatever_it_is_matched_to(stdit: Callable
 
 def test_an_arm_that_diverges_does_not_stop_the_others(stdit: Callable, tmp_path: Path) -> None:
     options = ["--variants", "seq", "--vary", "optimizer.lr=1e38,1e-3,1e-4", "--set", "optimizer.name=adamw"]
-    options += ["--set", "max_skipped=2", "--steps", "8", "--seeds", "2", "--prompts", "0", *TINY, "--out", "abl"]
-    done = stdit("ablate", *options)
+    options += ["--set", "max_skipped=2", "--steps", "8", "--seeds", "2", "--prompts", "0", *AT_THE_END]
+    done = stdit("ablate", *options, "--out", "abl")
     assert done.code == 0, done
     assert "lr=1e+38-seed0: diverged, 2 steps before" in done.out
     assert "Not ranked: lr=1e+38, which diverged in 2 of 2 runs." in done.out
@@ -122,11 +124,11 @@ def test_an_arm_that_diverges_does_not_stop_the_others(stdit: Callable, tmp_path
     page = (tmp_path / "abl" / "report.html").read_text()
     assert "Not ranked: lr=1e+38" in page and "measure different things" not in page
     before = (tmp_path / "abl" / "lr=1e+38-seed0" / "metrics.jsonl").read_bytes()
-    assert stdit("ablate", *options).code == 0  # typed again, it is not tried again
+    assert stdit("ablate", *options, "--out", "abl").code == 0  # typed again, it is not tried again
     assert (tmp_path / "abl" / "lr=1e+38-seed0" / "metrics.jsonl").read_bytes() == before
 
-    alone = ["--variants", "seq", "--vary", "optimizer.lr=1e38,2e38", *options[4:-1], "alone"]
-    done = stdit("ablate", *alone)
+    alone = ["--variants", "seq", "--vary", "optimizer.lr=1e38,2e38", *options[4:]]
+    done = stdit("ablate", *alone, "--out", "alone")
     assert (done.code, "diverged in 2 of 2 runs" in done.out) == (0, True), done
 
 

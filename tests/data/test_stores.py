@@ -254,6 +254,31 @@ def test_waiting_is_logged_once_and_can_be_ended(
     ]
 
 
+@pytest.mark.parametrize("stop", ["release", "close"])
+def test_a_loader_that_is_to_stop_waits_no_more(store: Any, patience: Callable[[float], None], stop: str) -> None:
+    """What its threads go on to read is not waited for either."""
+    patience(60)
+    loader = ClipLoader(
+        open_videos(f"{store.url}/set.csv", **SHAPE, interval=1), global_batch=2, seed=0, workers=2, prefetch=3
+    )
+    reading = iter(loader)
+    next(reading)
+    store.fault = lambda number, path: 503
+    before = store.failed
+    while store.failed < before + 2:
+        time.sleep(0.05)
+    started = time.monotonic()
+    if stop == "release":
+        stores.release()
+        with pytest.raises(StoreError, match="until it was interrupted"):
+            for _ in reading:
+                pass
+    loader.close()
+    while stores._events:  # a thread that reads
+        assert time.monotonic() - started < 10
+        time.sleep(0.05)
+
+
 def test_validation_calls_no_clip_bad_that_its_store_fails_for(store: Any, patience: Callable[[float], None]) -> None:
     manifest = read_manifest(f"{store.url}/set.csv")
     store.fault = lambda number, path: 503 if number % 10 == 3 else None

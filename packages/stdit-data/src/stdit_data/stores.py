@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
-from threading import Event
+from threading import Event, Lock, local
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -88,6 +88,9 @@ _patience = PATIENCE
 _answered: set[str] = set()
 _failing: set[str] = set()
 _released = Event()
+_own = local()  # `event`: see `waiting_until`
+_events: list[Event] = []  # those of all threads
+_lock = Lock()
 
 
 def set_patience(minutes: float) -> None:
@@ -97,10 +100,29 @@ def set_patience(minutes: float) -> None:
 
 
 def release() -> None:
-    """End all waiting for stores in this process now, so that a program that is to stop can stop."""
+    """End all waiting for stores in this process now, so that a program that is to stop can stop.
+
+    What begins to wait later waits, unless it does so in a `waiting_until`.
+    """
     global _released
-    _released.set()
-    _released = Event()
+    with _lock:
+        for event in (_released, *_events):
+            event.set()
+        _released = Event()
+
+
+@contextmanager
+def waiting_until(event: Event) -> Iterator[None]:
+    """Wait for stores in this thread until an event is set, which `release` does, too: it has other files to read."""
+    with _lock:
+        _events.append(event)
+    _own.event = event
+    try:
+        yield
+    finally:
+        _own.event = None
+        with _lock:
+            _events.remove(event)
 
 
 @contextmanager
@@ -178,7 +200,8 @@ def retry(url: str, work: Callable[[], T], *, local: bool = False) -> T:
     passing = partial(is_passing, local=local)
     store = "the disk" if local else _store(url)
     minutes = _patience if local or store in _answered else min(_patience, FIRST_PATIENCE)
-    released, backoff = _released, wait_random_exponential(multiplier=0.2, max=30)
+    released = getattr(_own, "event", None) or _released
+    backoff = wait_random_exponential(multiplier=0.2, max=30)
 
     def wait(state: RetryCallState) -> float:
         return min(backoff(state), max(0.05, 60 * minutes - (state.seconds_since_start or 0)))

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchdata.nodes import BaseNode, IterableWrapper, ParallelMapper, PinMemory, Prefetcher
 
+from stdit_data import stores
 from stdit_data.buckets import Bucket
 from stdit_data.clip import Clip, ClipDataset
 from stdit_data.errors import ClipError, DataError
@@ -126,7 +126,11 @@ def read_ahead(
     torch.get_num_threads()
     # 0: the nodes take no snapshots, since the position follows from the number of steps yielded.
     ahead = ByteBudget(prefetch_bytes)
-    read = partial(read_slot, dataset, seed, draw, ahead.measure)
+
+    def read(work: tuple[GlobalBatch, int]) -> SlotResult:
+        with stores.waiting_until(ahead.closed):
+            return read_slot(dataset, seed, draw, ahead.measure, work)
+
     node: Any = IterableWrapper(_slots(plans, shares, rank, ahead))
     node = ParallelMapper(node, read, num_workers=workers, snapshot_frequency=0)
     node = Assemble(node, shares, step)
