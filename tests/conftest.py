@@ -53,6 +53,8 @@ def stdit(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tm
     from stdit_cli.main import main
 
     torch.set_num_threads(1)
+    for module in ("stdit_train.loss.batch", "stdit_train.loss.validation", "stdit_train.vae.vae_task"):
+        monkeypatch.setattr(f"{module}.VALIDATION_CLIPS", 8)  # 64 take longer to encode than a few steps to train on
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "400")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

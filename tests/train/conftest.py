@@ -55,6 +55,13 @@ def small(parts: Path) -> TrainConfig:
 
 
 @pytest.fixture
+def few_validated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validate on 8 clips, for tests of something else: 64 take longer to encode than `small` to train on its own."""
+    for module in ("stdit_train.loss.batch", "stdit_train.loss.validation"):
+        monkeypatch.setattr(f"{module}.VALIDATION_CLIPS", 8)
+
+
+@pytest.fixture
 def base(small: TrainConfig, tmp_path: Path) -> Path:
     """A folder with a transformer of `small`, every weight random, to be adapted."""
     model = STDiT(**model_arguments(small, 4, 32))

@@ -32,6 +32,8 @@ from stdit_train.report.plots import plot_losses, plot_runs, smooth
 from stdit_train.report.run_report import write_report
 from stdit_train.trainer import Trainer
 
+pytestmark = pytest.mark.usefixtures("few_validated")
+
 TINY = {
     "steps": 4, "global_batch": 2, "checkpoint_every": 2, "log_every": 1, "validate_every": 100, "sample_every": 100,
     "model.depth": 1, "model.hidden_size": 16, "data.clips": 4, "data.frames": 2, "data.height": 16, "data.width": 16,

@@ -16,6 +16,8 @@ from stdit_train.curriculum import TrainOptions, find_run
 from stdit_train.loss.noise import draw, draw_philox
 from stdit_train.tracking.metrics import read_metrics
 
+pytestmark = pytest.mark.usefixtures("few_validated")
+
 SHAPE = (4, 2, 3, 3)
 FIELDS = ("posterior", "noise", "level", "drop", "given")
 COLLIDING = (24238, 50214)  # samples of epoch 0 and seed 0 whose hashes share their last 32 bits
