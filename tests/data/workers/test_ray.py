@@ -136,3 +136,12 @@ def test_a_slow_start_here_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> No
     for address, late in (("local", 3), ("10.0.0.1:6379", 1)):
         with pytest.raises(DataError, match=rf"^Ray at {address}: The current node timed out"):
             start(address, late)
+
+
+@pytest.mark.parametrize(("has_model", "gpus", "warned"), [(True, 0.0, True), (True, 1.0, False), (False, 0.0, False)])
+def test_gpus_that_a_model_does_not_use_are_told(
+    has_model: bool, gpus: float, warned: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", FakeRay([{"CPU": 2.0, "GPU": 2.0}]))
+    run_shards(Add(gpus, has_model), enumerate(range(3)), RayCluster("auto"), print, total=3, kept="parts")
+    assert ("add runs on CPUs, though Ray has GPUs; --gpus 1 takes one per worker" in caplog.text) == warned

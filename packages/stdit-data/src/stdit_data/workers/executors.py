@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 from stdit_data.errors import DataError
 
+logger = logging.getLogger(__name__)
+
 
 class Task(Protocol):
     """Work on shards, each independent of the others. It is pickled to the processes that run it."""
@@ -126,7 +128,10 @@ class RayCluster:
         ray = self.ray
         self._connect()
         try:
-            room = sum(_room(node["Resources"], task.gpus) for node in ray.nodes() if node["Alive"])
+            machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            if task.has_model and not task.gpus and any(machine.get("GPU") for machine in machines):
+                logger.warning("%s runs on CPUs, though Ray has GPUs; --gpus 1 takes one per worker", task.name)
+            room = sum(_room(machine, task.gpus) for machine in machines)
             if room < 1:
                 needed = f"{task.gpus:g} GPU and a CPU" if task.gpus else "a CPU"
                 raise DataError(f"Ray at {self.address}: {task.name} needs {needed}, which none of its machines has")
