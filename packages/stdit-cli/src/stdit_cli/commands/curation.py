@@ -59,12 +59,13 @@ def cut(
     root: Root = None,
     processes: Processes = None,
     ray: Ray = None,
+    gpus: Gpus = 0.0,
 ) -> None:
     """Find scene changes in raw videos and write a row for each segment; no video is re-encoded."""
     from stdit_data.curation.cut import CutStep
 
     threads = _threads(processes)
-    step = CutStep(detector.value, threshold, trim, shortest, longest, fades, threads=threads)
+    step = CutStep(detector.value, threshold, trim, shortest, longest, fades, threads=threads, gpus=gpus)
     _run(step, source, out, root, processes, ray)
 
 

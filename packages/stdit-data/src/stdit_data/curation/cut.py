@@ -61,6 +61,7 @@ class CutStep:
         fades: also end segments where the picture fades to black.
         threads: videos decoded at a time.
         shard_rows: rows a shard.
+        gpus: of a worker of a Ray cluster, for TransNetV2.
     """
 
     detector: str = "adaptive"
@@ -71,9 +72,9 @@ class CutStep:
     fades: bool = True
     threads: int = 1
     shard_rows: int = 16  # raw videos are long
+    gpus: float = 0.0
 
     name = "cut"
-    gpus = 0.0
 
     def __post_init__(self) -> None:
         if self.detector not in DETECTORS:

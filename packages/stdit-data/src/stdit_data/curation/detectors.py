@@ -14,6 +14,7 @@ import numpy as np
 
 from stdit_data.curation.sampling import Array
 from stdit_data.errors import DataError
+from stdit_data.workers.executors import worker_device
 
 # A frame is black where 99 % of its luma lies below 24 of 255. The mean would call a planet at night black.
 BLACK_PERCENTILE, BLACK = 99, 24
@@ -94,7 +95,7 @@ class _TransNet:
         except ImportError:
             raise DataError("TransNetV2 is not installed; install stdit-data[transnetv2]") from None
         self.torch, self.threshold = torch, threshold
-        self.model = TransNetV2(device="cuda" if torch.cuda.is_available() else "cpu").eval()
+        self.model = TransNetV2(device=worker_device()).eval()
 
     def __call__(self, frames: Iterable[Array], rate: Fraction) -> list[Boundary]:
         scores = np.concatenate([np.zeros(0, np.float32), *self._scores(frames)])
