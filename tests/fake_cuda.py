@@ -53,6 +53,24 @@ class FakeCuda(TorchDispatchMode):
             self.waits["copy to the device" if from_host else "copy to the host"] += 1
         elif packet in WAITING:
             self.waits[str(packet)] += 1
-        elif not func.is_view and packet not in NO_KERNEL:
+        elif launches(func):
             self.kernels[str(packet).removeprefix("aten.")] += 1
         return func(*args, **kwargs)
+
+
+class Kernels(TorchDispatchMode):
+    """Counts operators on any device that launch kernels: on "meta" in a backward, which a fake device cannot run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if launches(func):
+            self.kernels[str(func.overloadpacket).removeprefix("aten.")] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def launches(func: Any) -> bool:
+    """Return whether an operator launches a kernel."""
+    return not func.is_view and func.overloadpacket not in NO_KERNEL

@@ -1,6 +1,8 @@
 """On a GPU, which is fake: all on the device, no waiting for it in a step, and few kernels."""
 
 import importlib.util
+import re
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
+from torch._inductor.utils import run_and_get_code
 
 from stdit_model import VARIANTS, STDiT, STDiTPipeline, layers
 from stdit_model.blocks import Block
@@ -33,6 +36,10 @@ WAITS_OF_A_CALL = Counter({COPY: 2})
 COPIES_OF_A_STEP = {"unipc": 5}
 # Kernels of a block, in eager mode and bfloat16, by how it mixes tokens; attention counts as one.
 KERNELS = {"sequential": 27, "parallel": 27, "full": 21, "spatial": 21, "temporal": 22}
+# With the caption's keys and values, and all gradients.
+KERNELS_WITH_BACKWARD = {"sequential": 101, "parallel": 95, "full": 79, "spatial": 79, "temporal": 81}
+# "sequential" compiled for a CPU, where alike is fused: fused kernels, products, attention; without and with backward.
+COMPILED = {False: (7, 9, 3), True: (18, 27, 6)}
 SIZES: dict[str, Any] = {"depth": 2, "hidden_size": 144, "num_heads": 2, "caption_channels": 24, "model_max_length": 12}
 
 
@@ -44,7 +51,8 @@ def load_fake_cuda() -> ModuleType:
     return module
 
 
-FakeCuda = load_fake_cuda().FakeCuda
+fake_cuda = load_fake_cuda()
+FakeCuda = fake_cuda.FakeCuda
 
 
 @contextmanager
@@ -125,24 +133,78 @@ def test_a_pipeline_waits_only_where_it_is_listed(sampler: str, flow: bool) -> N
     assert device.waits <= WAITS_OF_A_CALL + Counter({COPY: steps * COPIES_OF_A_STEP.get(sampler, 0)})
 
 
+class Attention(torch.autograd.Function):
+    """As a fused kernel returns results and gradients; without a device torch would choose the products."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, kernels: Counter[str]) -> Tensor:
+        ctx.save_for_backward(q, k, v)
+        ctx.kernels = kernels
+        kernels["attention"] += 1
+        return by_tokens(q)
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.kernels["attention's backward"] += 1
+        return *map(by_tokens, ctx.saved_tensors), None
+
+
+def by_tokens(x: Tensor) -> Tensor:
+    """A tensor [B, N, L, K] that is stored as [B, L, N, K]."""
+    return torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+
+
+def block_inputs(mixing: Any, device: str, grad: bool) -> tuple[Block, tuple[Any, ...]]:
+    """A block in bfloat16 and its arguments."""
+    with torch.device(device), default_dtype(torch.bfloat16):
+        block = Block(144, 2, 4.0, mixing)
+        x, text = torch.randn(2, 3, 16, 144, requires_grad=grad), torch.randn(2, 12, 144, requires_grad=grad)
+        position = torch.randn(3, 144) if mixing in ("sequential", "parallel") else None
+    t0 = torch.randn(2, 6, 144, device=device, requires_grad=grad)
+    return block, (x, t0, text, torch.ones(2, 12, device=device, dtype=torch.bool), position)
+
+
 @pytest.mark.parametrize("mixing", KERNELS)
 def test_a_block_launches_few_kernels(mixing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def attention(q: Tensor, _k: Tensor, _v: Tensor, _mask: Tensor | None = None) -> Tensor:
-        """As a fused kernel returns it; without a device torch would choose the products."""
-        device.kernels["attention"] += 1
-        return torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
-
-    monkeypatch.setattr(layers, "attention", attention)
+    monkeypatch.setattr(layers, "attention", lambda q, k, v, _: Attention.apply(q, k, v, device.kernels))
     with FakeCuda() as device, torch.no_grad():
-        with torch.device("cuda"), default_dtype(torch.bfloat16):
-            block = Block(144, 2, 4.0, mixing)
-            x, text = torch.randn(2, 3, 16, 144), BlockText(torch.randn(2, 12, 144))
-            position = torch.randn(3, 144) if mixing in ("sequential", "parallel") else None
-        t0, mask = torch.randn(2, 6, 144, device="cuda"), torch.ones(2, 12, device="cuda", dtype=torch.bool)
-        block(x, t0, text, mask, position)  # the first call computes the caption's keys and values, too
+        block, (x, t0, text, mask, position) = block_inputs(mixing, "cuda", False)
+        cached = BlockText(text)
+        block(x, t0, cached, mask, position)  # the first call computes the caption's keys and values, too
         device.kernels.clear()
-        block(x, t0, text, mask, position)
+        block(x, t0, cached, mask, position)
     assert sum(device.kernels.values()) <= KERNELS[mixing], device.kernels
+
+
+@pytest.mark.parametrize("mixing", KERNELS_WITH_BACKWARD)
+def test_a_block_launches_few_kernels_with_its_backward(mixing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = fake_cuda.Kernels()
+    monkeypatch.setattr(layers, "attention", lambda q, k, v, _: Attention.apply(q, k, v, counter.kernels))
+    block, (x, *rest) = block_inputs(mixing, "meta", True)
+    with counter:
+        block(x, *rest).backward(x.detach())
+    assert sum(counter.kernels.values()) <= KERNELS_WITH_BACKWARD[mixing], counter.kernels
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on CPU needs a C++ compiler")
+@pytest.mark.parametrize("grad", COMPILED, ids=["forward", "with backward"])
+def test_a_compiled_block_calls_few_kernels(grad: bool) -> None:
+    torch._dynamo.reset()
+    block, arguments = block_inputs("sequential", "cpu", grad)
+    compiled = torch.compile(block, fullgraph=True)
+
+    def run() -> None:
+        with torch.set_grad_enabled(grad):
+            output = compiled(*arguments)
+            if grad:
+                output.sum().backward()
+
+    _, sources = run_and_get_code(run)
+    calls = r"^ +(?:\w+ = )?(cpp_fused|extern_kernels|torch\.ops\.aten\._scaled_dot_product)[\w.]*\("
+    kinds = Counter(kind for code in sources for kind in re.findall(calls, code.split("def call(", 1)[1], re.M))
+    found = tuple(kinds[kind] for kind in ("cpp_fused", "extern_kernels", "torch.ops.aten._scaled_dot_product"))
+    assert all(0 < count <= most for count, most in zip(found, COMPILED[grad], strict=True)), kinds
 
 
 def test_positions_are_made_once() -> None:
