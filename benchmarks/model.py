@@ -4,7 +4,9 @@ Not seconds, because the blocks differ: ours have spatial and temporal attention
 one of them, and Latte's temporal blocks no cross-attention. All models get the same width, heads, number of blocks,
 tokens and text; PixArt takes the frames as images. FLOPs are counted by torch (attention as two matrix products).
 The share is that of the rate at which the matrix products of seq alone run, of its shapes and as often. The models take
-turns, once each a round; the median of the rounds counts. On a CPU processor time is measured, not wall time.
+turns, once each a round; the median of the rounds counts. On a CPU processor time is measured, not wall time, and the
+process keeps the memory that it frees, as `stdit train` does (`stdit_train.hardware`). With `--open-sora`, a clone of
+hpcaitech/Open-Sora with its tags, its STDiT of v1.0.0 takes part.
 
     uv run python benchmarks/model.py --help
 """
@@ -15,10 +17,13 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import diffusers
+import open_sora
 import torch
 from diffusers import LatteTransformer3DModel, PixArtTransformer2DModel
 from torch import Tensor, nn
@@ -28,9 +33,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from stdit_model import VARIANTS, STDiT
+from stdit_train.hardware import keep_freed_memory
 
 TEXT_TOKENS, CAPTION_CHANNELS = 120, 4096
 PLAIN = "the matrix products of STDiT seq alone"
+OPEN_SORA = "STDiT of Open-Sora v1.0"
 
 
 def models(args: argparse.Namespace) -> dict[str, Callable[[], nn.Module]]:
@@ -62,6 +69,10 @@ def models(args: argparse.Namespace) -> dict[str, Callable[[], nn.Module]]:
     made["Latte (diffusers)"] = lambda: LatteTransformer3DModel(
         **theirs, num_layers=args.depth // 2, video_length=args.frames
     )
+    if args.open_sora is not None:
+        made[OPEN_SORA] = partial(
+            open_sora.build, open_sora.load(args.open_sora), args.width, args.heads, args.depth, args.frames, args.size
+        )
     return made
 
 
@@ -73,6 +84,8 @@ def forward(model: nn.Module, args: argparse.Namespace, device: torch.device, dt
     y = torch.randn(batch, TEXT_TOKENS, CAPTION_CHANNELS, device=device, dtype=dtype)
     if isinstance(model, STDiT):
         return model(x, t, y)
+    if type(model).__module__.startswith("opensora."):
+        return model(x, t, y[:, None])
     if isinstance(model, LatteTransformer3DModel):
         return model(x, t, y).sample
     images = x.transpose(1, 2).flatten(0, 1)
@@ -127,8 +140,12 @@ def products(make: Callable[[], nn.Module], args: argparse.Namespace, run: Calla
 
 
 def count(make: Callable[[], nn.Module], args: argparse.Namespace, run: Callable[..., None] = step) -> tuple[int, int]:
-    """Parameters, and FLOPs of a forward and backward, or of `run`, counted on tensors without contents."""
-    with FakeTensorMode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    """Parameters, and FLOPs of a forward and backward, or of `run`, counted on tensors without contents.
+
+    Open-Sora's constructor reads values of tensors, so that its own have contents.
+    """
+    fake = nullcontext() if isinstance(make, partial) else FakeTensorMode()
+    with fake, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model = make()
         run(model, args, torch.device("cpu"), torch.float32)
         return sum(p.numel() for p in model.parameters()), counter.get_total_flops()
@@ -143,12 +160,16 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--models", nargs="+", help="names of models, or parts of them [all]")
-    parser.add_argument("--dtype", default="bfloat16" if torch.cuda.is_available() else "float32")
+    default_dtype = "bfloat16" if torch.cuda.is_available() else "float32"
+    parser.add_argument("--dtype", nargs="+", default=[default_dtype], help="of weights and activations; plain: first")
+    parser.add_argument("--open-sora", type=Path, metavar="CLONE", help="a clone of hpcaitech/Open-Sora, with its tags")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = getattr(torch, args.dtype)
+    if device.type == "cpu":
+        keep_freed_memory()
+    dtypes = {name: getattr(torch, name) for name in args.dtype}
     clock = time.perf_counter if device.type == "cuda" else time.process_time
 
     makers = {
@@ -157,22 +178,32 @@ def main() -> None:
         if not args.models or any(part in name for part in args.models)
     }
     # nn.Module's own `to`: that of diffusers warns of layers to keep in float32, of which there are none here.
-    built = {name: nn.Module.to(make(), device, dtype) for name, make in makers.items()}
+    built = {
+        (name, kind): nn.Module.to(make(), device, dtype)
+        for name, make in makers.items()
+        for kind, dtype in dtypes.items()
+    }
+    for (name, kind), model in built.items():
+        if name == OPEN_SORA:
+            model.dtype = dtypes[kind]  # it casts its inputs to this
     tokens = args.batch * args.frames * (args.size // 2) ** 2
     hardware = torch.cuda.get_device_name() if device.type == "cuda" else f"{_cpu()}, {torch.get_num_threads()} threads"
-    print(f"{hardware}; {args.dtype}; torch {torch.__version__}, diffusers {diffusers.__version__}")
+    print(f"{hardware}; {', '.join(args.dtype)}; torch {torch.__version__}, diffusers {diffusers.__version__}")
     print(f"{args.depth} blocks of width {args.width}, {args.heads} heads; {tokens} tokens, {TEXT_TOKENS} of text")
     for title, run in (("forward", sample), ("forward and backward", step)):
         counts = {name: count(make, args, run) for name, make in makers.items()}
         plain = products(models(args)["STDiT seq"], args, run)
-        replay = plain.replay(device, dtype)
-        ways = {name: partial(run, model, args, device, dtype) for name, model in built.items()} | {PLAIN: replay}
         counts[PLAIN] = 0, plain.flops
-        rates: dict[str, list[float]] = {name: [] for name in ways}
+        first = args.dtype[0]
+        ways: dict[tuple[str, str], Callable[[], None]] = {
+            (name, kind): partial(run, model, args, device, dtypes[kind]) for (name, kind), model in built.items()
+        }
+        ways[PLAIN, first] = plain.replay(device, dtypes[first])
+        rates: dict[tuple[str, str], list[float]] = {key: [] for key in ways}
         for number in range(args.rounds + 1):
-            for name, way in ways.items():
-                if name in built:
-                    built[name].zero_grad()
+            for key, way in ways.items():
+                if key in built:
+                    built[key].zero_grad()
                 if device.type == "cuda":
                     torch.cuda.synchronize()
                 start = clock()
@@ -180,14 +211,15 @@ def main() -> None:
                 if device.type == "cuda":
                     torch.cuda.synchronize()
                 if number:  # the first round warms up
-                    rates[name].append(counts[name][1] / (clock() - start) / 1e9)
-        full = statistics.median(rates[PLAIN])
+                    rates[key].append(counts[key[0]][1] / (clock() - start) / 1e9)
+        full = statistics.median(rates[PLAIN, first])
         print(f"\n| {title} | parameters | GFLOP | GFLOP/s (median) | slowest to fastest round | share |")
         print("|---|---:|---:|---:|---|---:|")
-        for name, found in rates.items():
+        for (name, kind), found in rates.items():
             size = f"{counts[name][0] / 1e6:.1f} M" if counts[name][0] else ""
             middle = statistics.median(found)
-            cells = [name, size, f"{counts[name][1] / 1e9:.1f}", f"{middle:.1f}"]
+            label = name if len(dtypes) == 1 else f"{name}, {kind}"
+            cells = [label, size, f"{counts[name][1] / 1e9:.1f}", f"{middle:.1f}"]
             print(f"| {' | '.join([*cells, f'{min(found):.1f} to {max(found):.1f}', f'{middle / full:.2f}'])} |")
 
 

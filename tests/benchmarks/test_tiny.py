@@ -15,6 +15,7 @@ COMMANDS = {  # with what is in the output
     "data.py manifests --rows 4000 --formats csv": "4000 csv again",
     "data.py memory --clips 40": "repeats for a bad file",
     "data.py seek --rounds 1 --frames 60": "| made, 2 s.mp4, 640x360, 60 frames |",
+    "decoders.py --frames 60 --size 160 96 --rounds 1": "| 1.00 | 16 of 16 | 0.00 |",
     "distributed.py": "| 1440x512 | 512 |",
     "latents.py read --gib 0.02 --rounds 1": "| in memory |",
     "latents.py step --steps 1 --batch 1 --side 16": "| a step, s |",
