@@ -113,10 +113,12 @@ class Study:
 
     def stdit(self, name: str, seed: int) -> dict[str, Any]:
         """Train an STDiT on the latents of a shape's first VAE, and return its row."""
-        vae = self.folder / "runs" / f"{name}-seed0"
-        first = stdit_config(FIRST, str(self.folder / "runs" / f"{FIRST}-seed0"), seed)
+        for each in (FIRST, name):  # there already, unless the rows are from another folder
+            if not (self._first(each) / "vae").is_dir():
+                self.vae(each, 0)
+        first = stdit_config(FIRST, str(self._first(FIRST)), seed)
         flops = STDIT_STEPS * estimate_arm(first).step_flops
-        config = stdit_config(name, str(vae), seed)
+        config = stdit_config(name, str(self._first(name)), seed)
         step = estimate_arm(config).step_flops
         steps = max(round(flops / step), 2)
         config = replace(config, steps=steps, validate_every=steps, sample_every=steps, checkpoint_every=steps // 5 + 1)
@@ -132,6 +134,9 @@ class Study:
             "aspects": aspects,
             **found,
         }
+
+    def _first(self, name: str) -> Path:
+        return self.folder / "runs" / f"{name}-seed0"
 
     def _cached(self, config: TrainConfig, name: str) -> TrainConfig:
         """Return settings that read the clips from a cache, encoded once for all seeds."""

@@ -47,6 +47,16 @@ had "low quality" in its experiments; compressing time by a 3-D patch embedder g
 """
 
 
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 118) + "\n"
+
+
+CAUTION = _wrapped(
+    "Where PSNR still rises from half-way to the end, the budget is too small for the layers that see time, which "
+    "start at zero; the difference is then one of training, not of what the shape can reach."
+)
+
+
 @dataclass(frozen=True)
 class Vae:
     """A VAE to compare.
@@ -128,7 +138,7 @@ def _missing(found: Values) -> str:
 def _vaes(found: Values) -> str:
     lines = [
         "## Reconstruction\n",
-        "Mean over the seeds, with the least and most of several in brackets. `start` is the demo's VAE untrained.\n",
+        "Mean over the seeds, least and most of several in brackets. `start`: the demo's VAE, before training.\n",
         "| VAE | values | kbit, at most | seeds | steps | TFLOP | PSNR half-way | PSNR | SSIM | flicker | read right |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
@@ -212,9 +222,6 @@ def _verdicts(found: Values) -> str:
             else:
                 word = "confirmed" if interval.mean < 0 else "contradicted"
             lines.append(f"- {says} ({name}): **{word}**.")
-    lines.append("- A 3-D patch embedder in its place makes poor videos: **open**; see `3-D patches` in README.md.")
+    lines.append("- A 3-D patch embedder in its place makes poor videos: **open**; see `3-D patches` in README.md.\n")
+    lines.append(CAUTION)
     return "\n".join(lines) + "\n"
-
-
-def _wrapped(text: str) -> str:
-    return textwrap.fill(text, 118) + "\n"
