@@ -104,8 +104,8 @@ FOLDERS_MAY_IMPORT: dict[str, dict[str, set[str]]] = {
         "data": {"config", "distributed", "errors"},
         "optim": {"config"},
         "checkpoint": {"config", "distributed", "errors"},
-        "adapters": {"assets", "checkpoint", "config", "distributed", "errors"},
         "components": {"assets", "config", "data", "distributed", "errors", "hardware"},
+        "adapters": {"assets", "checkpoint", "components", "config", "distributed", "errors"},
         "evaluation": {"components", "errors"},
         "loss": {"components", "config", "data", "distributed", "hardware", "optim"},
         "pipeline": {

@@ -6,7 +6,6 @@ them, and the gradients of the rest are averaged once a step.
 
 import copy
 import hashlib
-import importlib.util
 import logging
 import math
 import warnings
@@ -20,11 +19,11 @@ from torch import Tensor, nn
 
 from stdit_data.files import write_atomically
 from stdit_model import STDiT, STDiTPipeline
-from stdit_model.weights.find_lora import require_peft
 from stdit_model.weights.folders import LORA_FILE
 from stdit_model.weights.lora import choose_modules, linear_shapes
 from stdit_train.assets import resolve_source
 from stdit_train.checkpoint.init_weights import load_initial
+from stdit_train.components.sources import check_packages
 from stdit_train.config.schema import TrainConfig
 from stdit_train.distributed.parallelize import build_model
 from stdit_train.errors import ConfigError
@@ -49,10 +48,7 @@ def build_partial(config: TrainConfig, latent_channels: int, caption_channels: i
         SettingsError: likewise; or peft is not installed.
     """
     assert config.init is not None
-    if config.lora.rank is not None:
-        require_peft("--lora")
-    if config.frozen == "int8":
-        require_torchao("frozen=int8")
+    check_packages(config)
     model = build_model(config, latent_channels, caption_channels)
     log.info(load_initial(model, resolve_source(config.init)))
     digest = weights_sha256(model)
@@ -117,19 +113,6 @@ def _round_blocks(model: STDiT) -> None:
 
     for block in model.blocks:
         quantize_(block, Int8WeightOnlyConfig())
-
-
-def require_torchao(setting: str) -> None:
-    """Check that torchao is installed.
-
-    Args:
-        setting: what needs it, to begin the message with.
-
-    Raises:
-        ConfigError: it is not; the message has the command that installs it.
-    """
-    if importlib.util.find_spec("torchao") is None:
-        raise ConfigError(f"{setting} needs torchao: run `uv sync --extra int8`, or pip install 'stdit-train[int8]'")
 
 
 def frozen_bytes(config: TrainConfig, arguments: dict[str, Any]) -> int:

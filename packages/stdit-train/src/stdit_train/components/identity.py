@@ -16,7 +16,7 @@ from stdit_data.latents.dataset import LatentDataset
 from stdit_train.errors import ConfigError
 
 VALUES_PER_TENSOR = 1024  # hashed; at most twice as many
-SCALE_KEYS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+SCALE_KEYS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "levels")  # no weights, but in latents
 _NAMES = {"vae": ("VAE", "--vae"), "text_encoder": ("text encoder", "--text-encoder")}
 
 
@@ -32,8 +32,11 @@ def text_encoder_hash(text_encoder: Any) -> str:
 
 
 def about_vae(vae: Any, name: str) -> dict[str, Any]:
-    """Return what a cache records of a VAE: class, hash, and the numbers that normalise its latents."""
-    scale = {key: vae.config.get(key) for key in SCALE_KEYS if vae.config.get(key) is not None}
+    """Return what a cache records of a VAE: class, hash, and the numbers that scale or round its latents."""
+    found = {key: vae.config.get(key) for key in SCALE_KEYS}
+    scale = {
+        key: list(value) if isinstance(value, tuple) else value for key, value in found.items() if value is not None
+    }
     return {"source": name, "class": type(vae).__name__, "hash": vae_hash(vae), "scale": scale}
 
 

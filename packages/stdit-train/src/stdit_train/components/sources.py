@@ -1,9 +1,11 @@
 """Whether what a run reads is there, found without torch, so that a wrong name is told at once."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 from stdit_data.manifests.format import check_manifest
+from stdit_model.weights.find_lora import require_peft
 from stdit_model.weights.hub import hub_options, hub_reason, local_path, split_hub_id
 from stdit_train.assets import resolve_source
 from stdit_train.components.sizes import check_clips
@@ -23,8 +25,10 @@ def check_inputs(config: TrainConfig, *, begun: bool) -> None:
     Raises:
         DataError: there are no such clips.
         WeightsError: there are no such weights.
-        ConfigError: VAE or text encoder cannot be found or fetched.
+        ConfigError: VAE or text encoder cannot be found or fetched; or torchao is not installed, and needed.
+        SettingsError: likewise for peft.
     """
+    check_packages(config)
     if config.data.source != "shapes" and not is_cached(config):
         check_manifest(config.data.source)
     if config.network == "vae":
@@ -36,6 +40,19 @@ def check_inputs(config: TrainConfig, *, begun: bool) -> None:
     if config.init is not None and (config.partial or not begun):
         local_path(resolve_source(config.init))
     check_sources(config, begun=begun)
+
+
+def check_packages(config: TrainConfig) -> None:
+    """Check that the packages are installed that only some runs need.
+
+    Raises:
+        SettingsError: an adapter is to be trained, and peft is not; the message has the command that installs it.
+        ConfigError: likewise for frozen weights in 8 bits, and torchao.
+    """
+    if config.lora.rank is not None:
+        require_peft("--lora")
+    if config.frozen == "int8" and importlib.util.find_spec("torchao") is None:
+        raise ConfigError("frozen=int8 needs torchao: run `uv sync --extra int8`, or pip install 'stdit-train[int8]'")
 
 
 def check_sources(config: TrainConfig, *, begun: bool = False) -> None:
