@@ -243,6 +243,7 @@ def summarise(rows: list[Row]) -> list[Point]:
 
 def beside_fewer_steps(point: Point, plain: list[Point], cost: str) -> float:
     """Return its distance as a ratio to that of fewer steps at the same cost, between those that were measured."""
+    plain = [one for one in plain if one.distance]  # without the steps that are the reference
     costs, distances = ([np.log(getattr(one, name)) for one in plain] for name in (cost, "distance"))
     return point.distance / float(np.exp(np.interp(np.log(getattr(point, cost)), costs, distances)))
 

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import open_sora
 import torch
 from diffusers import LatteTransformer3DModel, PixArtTransformer2DModel
 from torch import Tensor, nn
@@ -70,6 +69,8 @@ def models(args: argparse.Namespace) -> dict[str, Callable[[], nn.Module]]:
         **theirs, num_layers=args.depth // 2, video_length=args.frames
     )
     if args.open_sora is not None:
+        import open_sora  # beside this script
+
         made[OPEN_SORA] = partial(
             open_sora.build, open_sora.load(args.open_sora), args.width, args.heads, args.depth, args.frames, args.size
         )

@@ -18,7 +18,7 @@ def cases(setup: Setup) -> list[Case]:
     arguments, (frames, size, _) = setup.arguments(), setup.latents["16x256"]
     args = Namespace(
         width=arguments["hidden_size"], heads=arguments["num_heads"], depth=arguments["depth"],
-        batch=1 if setup.tiny else BATCH, frames=frames, size=size,
+        batch=1 if setup.tiny else BATCH, frames=frames, size=size, open_sora=None,
     )  # fmt: skip
     names = [name for name in peers.models(args) if not name.startswith("STDiT") or name in OURS]
     return [Case(name, partial(measure, setup, name, args)) for name in names]

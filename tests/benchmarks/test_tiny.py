@@ -27,8 +27,10 @@ COMMANDS = {  # with what is in the output
 ELSEWHERE = {  # the files of the other tests that run a benchmark
     "ablation/best_rate.py": "test_publish.py",
     "ablation/publish.py": "test_publish.py",
+    "findings/iddpm.py": "test_iddpm.py",
     "findings/run.py": "test_findings.py",
     "findings/spoiled.py": "test_spoiled.py",
+    "findings/temporal_vae.py": "test_temporal_vae.py",
     "gpu/__main__.py": "test_gpu.py",
 }
 NEEDS_PEERS = {"latent_peers.py"}  # that are installed for it alone

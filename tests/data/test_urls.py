@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from stdit_data import urls
@@ -39,3 +41,10 @@ def test_paths_that_lead_out_of_an_archive_or_a_host() -> None:
     assert not urls.leads_out("https://host/set", "a/b%20c.mp4")
     assert not urls.leads_out("zip://in::/x.zip", "a/b.mp4")
     assert urls.leads_out("zip://in::/x.zip", "../b.mp4")
+
+
+def test_the_home_folder_and_one_of_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert urls.canonical("~/a.mp4") == str(tmp_path / "home" / "a.mp4")
+    assert urls.canonical("./~/a.mp4") == str(tmp_path / "~" / "a.mp4")

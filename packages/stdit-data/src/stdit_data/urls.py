@@ -71,7 +71,8 @@ def printable(url: str) -> str:
 
 def local_path(url: str) -> Path:
     """Return the path of a local URL, see `is_local`."""
-    return Path(split_protocol(url)[1] if "://" in url else url).expanduser()
+    path = split_protocol(url)[1] if "://" in url else url
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - a Path is without "./", which tells ./~ from ~
 
 
 def canonical(url: str) -> str:
