@@ -97,6 +97,7 @@ def test_arms_are_compared_resumed_and_reported(stdit: Callable, tmp_path: Path)
     assert (done.code, "match: steps, now flops" in done.err) == (2, True), done
 
 
+@pytest.mark.slow
 def test_the_reference_is_the_same_run_whatever_it_is_matched_to(stdit: Callable, tmp_path: Path) -> None:
     """The other arms don't decide on its start, so that it may be copied from one ablation to another."""
     losses = {}

@@ -48,6 +48,7 @@ def test_replicas_sum_gradients_once(measure: Measure) -> None:
         assert first[SUMS] == late[SUMS] == early[SUMS] / 2
 
 
+@pytest.mark.slow
 def test_muon_on_shards(measure: Measure) -> None:
     """Two messages for all matrices; weights within rounding; copies of the weights need none."""
     results = measure(2, ["whole_matrices", "muon:fsdp", "muon:dp"], "step_cases.py")
