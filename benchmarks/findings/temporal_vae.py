@@ -13,13 +13,12 @@ import csv
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
-
+import run as findings  # sets OMP_NUM_THREADS, before torch is imported
 import torch
 from diffusers import AutoencoderKL
 from temporal_vae_report import FIRST, SHAPES, VAES, write_report
@@ -50,21 +49,6 @@ STDIT_STEPS = 1000  # on latents of 1x8x8; the steps of the others follow from i
 CLIPS = 1024  # that the STDiTs are trained on
 CHECKED = 64  # clips that a VAE is measured on
 PROMPTS = 80  # held-out prompts, with one seed each
-
-
-@dataclass
-class Lines:
-    """A callback that prints the loss at every quarter of a run."""
-
-    name: str
-    steps: int = 0
-
-    def started(self, step: int, steps: int) -> None:
-        self.steps = steps
-
-    def stepped(self, step: int, progress: float, values: dict[str, float]) -> None:
-        if step % max(self.steps // 4, 1) == 0:
-            print(f"{self.name}: step {step} of {self.steps}, loss {values.get('loss', float('nan')):.4f}", flush=True)
 
 
 class Study:
@@ -151,7 +135,7 @@ class Study:
     def _trained(self, config: TrainConfig, name: str) -> RunFolder:
         """Return a finished run, which goes on from its last checkpoint where it has one."""
         run = RunFolder(self.folder / "runs" / name)
-        if not open_trainer(config, config, run, Lines(name)).train().finished:
+        if not open_trainer(config, config, run, findings.Lines(name)).train().finished:
             raise KeyboardInterrupt
         return run
 
