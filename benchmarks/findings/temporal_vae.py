@@ -1,6 +1,6 @@
 """Test the report's sentences on spatial-temporal compression on `shapes`; the tables are in temporal_vae.md.
 
-    uv run python benchmarks/findings/temporal_vae.py RUN_DIR [--only RUN ...] [--seeds 3]
+    uv run python benchmarks/findings/temporal_vae.py RUN_DIR [--only SHAPE ...] [--seeds 3] [--real TRAIN TEST]
     uv run python benchmarks/findings/temporal_vae.py report
 
 The first command makes the runs that have no row yet in temporal_vae.csv, and appends each one's row as it is done;
@@ -21,11 +21,10 @@ from typing import Any
 import run as findings  # sets OMP_NUM_THREADS, before torch is imported
 import torch
 from diffusers import AutoencoderKL
+from temporal_vae_measure import real_clips, shapes_clips, vae_row
 from temporal_vae_report import FIRST, SHAPES, VAES, write_report
 
-from stdit_data.datasets.shapes import ShapesDataset
 from stdit_data.files import write_atomically
-from stdit_model.causal_vae.quantization import code_bits
 from stdit_train.ablation.arms import estimate_arm
 from stdit_train.assets import DEMO
 from stdit_train.build import open_trainer
@@ -36,19 +35,17 @@ from stdit_train.config.load import load_stage
 from stdit_train.config.schema import TrainConfig
 from stdit_train.distributed.world import World
 from stdit_train.evaluation.evaluate import evaluate_pipeline
-from stdit_train.evaluation.shape_reader import analyse
-from stdit_train.evaluation.video_metrics import flicker, psnr, ssim
 from stdit_train.pipeline.load import load_pipeline
 from stdit_train.tracking.metrics import read_metrics
-from stdit_train.vae.networks import forward_needs, reconstruct
+from stdit_train.vae.networks import forward_needs
 
 ROWS = Path(__file__).with_name("temporal_vae.csv")
 FRAMES, SIDE = SHAPES
-VAE_STEPS, VAE_BATCH = 150, 2  # of 4x8x8; the steps of the others follow from its FLOPs
-STDIT_STEPS = 1000  # on latents of 1x8x8; the steps of the others follow from its FLOPs
-CLIPS = 1024  # that the STDiTs are trained on
+VAE_STEPS, VAE_BATCH = 450, 2  # of 4x8x8; the steps of the others follow from its FLOPs
+STDIT_STEPS = 4000  # on latents of 1x8x8; the steps of the others follow from its FLOPs
+CLIPS = 2048  # that the STDiTs are trained on
 CHECKED = 64  # clips that a VAE is measured on
-PROMPTS = 80  # held-out prompts, with one seed each
+PROMPTS = 200  # held-out prompts, with one seed each
 
 
 class Study:
@@ -56,34 +53,40 @@ class Study:
 
     Args:
         folder: holds initial weights, runs and latents.
+        real: videos to train VAEs on and to measure them on, folders or manifests; None for `shapes` alone.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder.resolve()
+    def __init__(self, folder: Path, real: tuple[str, str] | None = None) -> None:
+        self.folder, self.real = folder.resolve(), real
 
     def run(self, names: Sequence[str], seeds: int) -> None:
         """Make the runs that are missing: all VAEs, then the STDiTs, the first seeds of each before the others."""
-        runs = [(name, "vae", seed) for seed in range(seeds) for name in names]
-        runs += [(name, "stdit", seed) for seed in range(seeds) for name in names if VAES[name].stdit]
+        make = {"vae": self.vae, "stdit": self.stdit} if self.real is None else {"real": self.vae}
+        runs = [(name, part, seed) for part in make for seed in range(seeds) for name in names]
         done = {(row["vae"], row["part"], int(row["seed"])) for row in read_rows()}
-        if (FIRST, "start", 0) not in done:
-            append({"part": "start", "vae": FIRST, "seed": 0, "steps": 0, "tflops": 0.0, **vae_row(DEMO)})
+        start = "start" if self.real is None else "real-start"
+        if (FIRST, start, 0) not in done:
+            append({"part": start, "vae": FIRST, "seed": 0, "steps": 0, "tflops": 0.0, **self._measured(DEMO)})
         for name, part, seed in runs:
-            if (name, part, seed) not in done:
-                row = self.vae(name, seed) if part == "vae" else self.stdit(name, seed)
-                append({"part": part, "vae": name, "seed": seed, **row})
+            if (name, part, seed) not in done and (part == "vae" or VAES[name].from_image):
+                append({"part": part, "vae": name, "seed": seed, **make[part](name, seed)})
 
     # -- VAEs ------------------------------------------------------------------------------------------------------
 
     def vae(self, name: str, seed: int) -> dict[str, Any]:
         """Train a VAE and return its row."""
-        config = vae_config(name, seed)
+        config, label = vae_config(name, seed, self.real), f"{name}-seed{seed}"
         if VAES[name].from_image:
             config = replace(config, init=self._image_vae(config.vae.latent_channels, seed))
-        run = self._trained(config, f"{name}-seed{seed}")
+        run = self._trained(config, label if self.real is None else f"real-{label}")
         checks = [row for row in read_metrics(run.metrics_file) if "validation_psnr" in row]
         spent = {"steps": config.steps, "tflops": config.steps * step_flops(config) / 1e12}
-        return {**spent, "psnr_at_half": checks[0]["validation_psnr"], **vae_row(str(run.path))}
+        return {**spent, "psnr_at_half": checks[0]["validation_psnr"], **self._measured(str(run.path))}
+
+    def _measured(self, source: str) -> dict[str, Any]:
+        """Return what a VAE makes of clips that the study's VAEs are not trained on."""
+        real = self.real
+        return vae_row(source, shapes_clips() if real is None else real_clips(vae_config(FIRST, 0, real).data))
 
     def _image_vae(self, channels: int, seed: int) -> str:
         """Return the folder of the demo's VAE, widened to so many latent channels."""
@@ -140,8 +143,8 @@ class Study:
         return run
 
 
-def vae_config(name: str, seed: int) -> TrainConfig:
-    """Return the settings of a VAE's run, with as many steps as it has FLOPs for."""
+def vae_config(name: str, seed: int, real: tuple[str, str] | None = None) -> TrainConfig:
+    """Return the settings of a VAE's run on `shapes` or real videos, with as many steps as it has FLOPs for."""
 
     def of(shape: str, steps: int) -> TrainConfig:
         spaced = {"validate_every": max(steps // 2, 1), "sample_every": steps, "checkpoint_every": 50}
@@ -149,6 +152,9 @@ def vae_config(name: str, seed: int) -> TrainConfig:
         settings = {"seed": seed, "steps": steps, "global_batch": VAE_BATCH, "init": None, **spaced}
         settings |= {f"data.{key}": value for key, value in data.items()} | VAES[shape].settings
         settings |= {"optimizer.warmup": 20, "optimizer.ema": 0.98}
+        if real is not None:
+            settings |= {"data.source": real[0], "data.validation_source": real[1], "data.target_fps": 8.0}
+            settings |= {"data.crop": "random", "data.empty_captions": True}
         return load_stage("vae-demo-video", settings)
 
     budget = VAE_STEPS * step_flops(of("4x8x8", VAE_STEPS))
@@ -195,45 +201,6 @@ def widened(image: AutoencoderKL, channels: int, seed: int) -> AutoencoderKL:
             raise ValueError(f"{key}: {tuple(source.shape)} in the image VAE, {tuple(target.shape)} expected")
     wide.register_to_config(latents_mean=None, latents_std=None)
     return wide
-
-
-@torch.no_grad()
-def vae_row(source: str) -> dict[str, Any]:
-    """Measure a VAE, such as that of a finished run, on clips that it was not trained on."""
-    vae = load_vae(source, torch.device("cpu"))
-    clips = ShapesDataset(split="val", frames=FRAMES, height=SIDE, width=SIDE, spread=0.5)
-    rows: list[dict[str, float]] = []
-    for index in range(CHECKED):
-        scene = clips.scene(index)
-        video = clips.load(index, seed=0, epoch=0).video
-        again, mean_, log_variance = reconstruct(vae, video[None])
-        again = again[0].clamp(-1.0, 1.0)
-        row = {"psnr": psnr(again, video), "ssim": ssim(again, video)}
-        row |= {"flicker": flicker(again), "flicker_original": flicker(video), "bits": bits(vae, mean_, log_variance)}
-        row["read"] = float(analyse(again).matches(scene.triple)["all"])
-        for t in range(FRAMES):
-            row |= {
-                f"psnr_{t}": psnr(again[:, t], video[:, t]),
-                f"ssim_{t}": ssim(again[:, t : t + 1], video[:, t : t + 1]),
-            }
-        rows.append(row)
-    return {key: mean(row[key] for row in rows) for key in rows[0]}
-
-
-def bits(vae: Any, means: torch.Tensor, log_variance: torch.Tensor) -> float:
-    """Return an upper bound of the bits that a clip's latents carry [1, C, T, h, w].
-
-    It is the divergence of the posterior from the normal distribution that each channel has over all clips; of codes,
-    the logarithm of their number.
-    """
-    if (levels := vae.config.get("levels")) is not None:
-        return code_bits(levels) * means[0, 0].numel()
-    center, deviation = (
-        torch.tensor(vae.config[key]).reshape(1, -1, 1, 1, 1) for key in ("latents_mean", "latents_std")
-    )
-    ratio = log_variance.exp() / deviation**2
-    nats = 0.5 * (ratio + ((means - center) / deviation) ** 2 - 1.0 - ratio.log())
-    return float(nats.sum() / torch.log(torch.tensor(2.0)))
 
 
 def stdit_config(name: str, vae: str, seed: int) -> TrainConfig:
@@ -285,9 +252,15 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("run_dir", type=Path, help="folder of the runs; an interrupted command in it is resumed")
     parser.add_argument("--only", nargs="+", choices=VAES, default=list(VAES), metavar="SHAPE", help=", ".join(VAES))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--real",
+        nargs=2,
+        metavar=("TRAIN", "TEST"),
+        help="train VAEs on real videos and measure them on others",
+    )
     given = parser.parse_args(arguments)
     try:
-        Study(given.run_dir).run(given.only, given.seeds)
+        Study(given.run_dir, given.real and tuple(given.real)).run(given.only, given.seeds)
     except KeyboardInterrupt:
         print("stopped and saved; run the same command again to resume", file=sys.stderr)
         return 130

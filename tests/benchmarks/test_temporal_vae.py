@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from stdit_data import ShapesDataset, export_video
 from stdit_train.ablation.arms import estimate_arm
 from stdit_train.components.load import load_vae
 
@@ -78,3 +79,30 @@ def test_rows_are_kept_whole(study: ModuleType, tmp_path: Path, monkeypatch: pyt
         {"part": "vae", "vae": "1x8x8", "seed": "0", "psnr": "30.1235", "all": ""},
         {"part": "stdit", "vae": "1x8x8", "seed": "0", "psnr": "", "all": "0.5"},
     ]
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> tuple[str, str]:
+    """Two folders, one video each."""
+    clips = ShapesDataset(frames=12, height=64, width=80)
+    for index, name in enumerate(("train", "test")):
+        (tmp_path / name).mkdir()
+        export_video(clips.load(index).video, tmp_path / name / "clip.mp4", fps=8)
+    return str(tmp_path / "train"), str(tmp_path / "test")
+
+
+@pytest.mark.slow
+def test_real_clips(study: ModuleType, real: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import temporal_vae_measure
+
+    monkeypatch.setattr(study, "ROWS", tmp_path / "rows.csv")
+    monkeypatch.setattr(study, "VAE_STEPS", 2)
+    monkeypatch.setattr(temporal_vae_measure, "CHECKED", 2)
+    found = study.Study(tmp_path / "runs", real)
+    found.run(["4x8x8", "4x4x4-codes"], seeds=1)
+    assert [(row["part"], row["vae"]) for row in study.read_rows()] == [("real-start", "1x8x8"), ("real", "4x8x8")]
+    start, trained = study.read_rows()
+    assert float(start["flicker_original"]) == float(trained["flicker_original"])
+    assert "read" not in trained
+    page = study.write_report(study.read_rows(), tmp_path / "page.md").read_text()
+    assert "| 1x8x8, start | 1296 |" in page.partition("## Reconstruction of real clips")[2]
