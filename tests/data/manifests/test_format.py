@@ -23,7 +23,7 @@ FULL = [
     Entry(
         "a/b.mp4", "A dog, a cat.", start=0.5, end=2.25, fps=29.97, width=640, height=360, num_frames=300, weight=2.0
     ),
-    Entry("c.mp4", 'He says "go"\non two lines', source="here", licence="CC0", sha256="ab" * 32),
+    Entry("c.mp4", 'He says "go"\non two lines', source="here", licence="CC0", sha256="ab" * 32, group="7"),
     Entry("ü/雪.mp4", "", start_frame=3, end_frame=60),
 ]
 text = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20).map(str.strip)
@@ -35,6 +35,7 @@ entries = st.builds(
     width=st.none() | st.integers(1, 10**6),
     weight=st.none() | st.floats(0, 100),
     source=st.none() | text.filter(bool),
+    group=st.none() | text.filter(bool),
     start=st.none() | st.floats(0, 1e6),
 )
 
@@ -142,3 +143,12 @@ def test_folder(tmp_path: Path) -> None:
     manifest = read_manifest(str(tmp_path))
     assert manifest.entries == [Entry("a/x.webm", "A dog runs"), Entry("b.mp4"), Entry("c.PNG")]
     assert manifest.locate(manifest.entries[0]) == str(tmp_path / "a/x.webm")
+
+
+def test_groups_may_be_numbers(tmp_path: Path) -> None:
+    (tmp_path / "set.csv").write_text("path,group\na.mp4,12\nb.mp4,\n")
+    (tmp_path / "set.jsonl").write_text('{"path": "a.mp4", "group": 12}\n{"path": "b.mp4"}\n')
+    pq.write_table(pa.table({"path": ["a.mp4", "b.mp4"], "group": [12, None]}), tmp_path / "set.parquet")
+    for suffix in ("csv", "jsonl", "parquet"):
+        found = read_manifest(tmp_path / f"set.{suffix}").entries
+        assert [entry.group for entry in found] == ["12", None]

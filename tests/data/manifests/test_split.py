@@ -45,6 +45,29 @@ def test_a_larger_share_has_those_of_a_smaller(urls: list[str], one: float, othe
     assert set(held_of(urls, low)) <= set(held_of(urls, high))
 
 
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["s/a", "s/b", "s/c", "s/d", "s/e", "s/f"]), st.none() | st.sampled_from("xyz")),
+        min_size=2,
+    ),
+    shares,
+)
+def test_files_and_groups_are_whole(clips: list[tuple[str, str | None]], share: float) -> None:
+    urls, groups = zip(*clips, strict=True)
+    try:
+        kept, held = split(urls, share, groups)
+    except DataError:
+        assume(False)
+    for part in (urls, groups):
+        assert not {part[i] for i in kept} & {part[i] for i in held} - {None}
+    alone = set(held_of(list(urls), share))
+    assert {i for i, url in enumerate(urls) if url in alone} <= set(held)
+    if not any(groups):
+        assert (kept, held) == split(urls, share)
+    again = split(urls, share, [group and group * 2 for group in groups])  # a group's name does not matter
+    assert again == (kept, held)
+
+
 def test_the_share_is_about_what_was_asked_for() -> None:
     _, held = split([f"set/{number:06d}.mp4" for number in range(20000)], 0.05)
     assert 0.045 < len(held) / 20000 < 0.055

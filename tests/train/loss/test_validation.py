@@ -89,6 +89,16 @@ def test_a_share_is_held_out_and_stays_so_when_clips_are_added(videos: TrainConf
     assert [name for name in held_then if name in set(held)] == held
 
 
+def test_a_group_is_held_out_as_a_whole(videos: TrainConfig, clips: Path, tmp_path: Path) -> None:
+    (one, *_), kept = sides(videos)[1], sorted(sides(videos)[0])
+    rows = [f"{clips / name},a,{'copies' if name in (one, kept[0]) else ''}" for name in (*kept, one)]
+    (tmp_path / "grouped.csv").write_text("\n".join(["path,caption,group", *rows]))
+    grouped = changed(videos, data__source=str(tmp_path / "grouped.csv"))
+    assert sides(grouped) == (set(kept[1:]), [kept[0], one])
+    cache = encode(grouped, tmp_path / "cache")
+    assert sides(changed(grouped, data__source=cache)) == sides(grouped)
+
+
 def test_a_cache_holds_out_the_same_clips(videos: TrainConfig, tmp_path: Path) -> None:
     cache = encode(videos, tmp_path / "cache", shard_bytes=4096)
     assert len(LatentDataset(cache)) == 10  # all are encoded, whatever is held out then

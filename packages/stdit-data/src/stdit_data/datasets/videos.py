@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
@@ -104,6 +105,12 @@ class VideoDataset:
     def paths(self) -> Iterator[str]:
         """Yield the full paths or URLs of all samples."""
         return (urls.join(self.manifest.folder, path) for path in self.entries.paths())
+
+    def groups(self) -> Iterator[str | None] | None:
+        """Return the group of each sample, None where the manifest gives none; None if it gives no groups at all."""
+        if "group" not in self.entries.table.column_names:
+            return None
+        return chain.from_iterable(block["group"].to_pylist() for block in self.entries.blocks(["group"]))
 
     def caption(self, index: int) -> str:
         """Return a sample's caption, without reading its file."""

@@ -118,6 +118,11 @@ class LatentDataset:
         """Yield the paths or URLs of the files that the samples were encoded from."""
         return iter(self.rows["source"].take(pa.array(self._row[0])).to_pylist())
 
+    def groups(self) -> Iterator[str | None] | None:
+        """Return the group of each sample, None for those of none; None if there are no groups."""
+        groups = self.rows["group"]
+        return None if groups.null_count == len(groups) else iter(groups.take(pa.array(self._row[0])).to_pylist())
+
     def caption(self, index: int) -> str:
         """Return a sample's caption."""
         return str(self.rows["caption"][int(self._row[0, index])])

@@ -241,6 +241,8 @@ class _ClipEncoder:
     ) -> None:
         self.encoder, self.dataset, self.shapes, self.dtype, self.seed = load(), dataset, shapes, dtype, seed
         self.weights = getattr(dataset, "weights", None)
+        groups = dataset.groups() if hasattr(dataset, "groups") else None
+        self.groups = None if groups is None else list(groups)
         self.workers, self.max_share = max(1, workers), max_share
         self.read = self.bad = 0
 
@@ -254,6 +256,7 @@ class _ClipEncoder:
                 "source": urls.printable(self.dataset.path(sample)),
             }
             row |= {"caption": self.dataset.caption(sample), **self.dataset.bucket(sample)._asdict()}
+            row["group"] = self.groups[sample] if self.groups is not None else None
             row["weight"] = self.weights[sample] if self.weights is not None else None
             if isinstance(clip, Clip):
                 key = f"{sample:09d}.{variant:03d}"

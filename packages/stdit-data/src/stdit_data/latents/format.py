@@ -51,6 +51,7 @@ _ROWS: dict[Part, pa.Schema] = {
             ("frames", pa.int32()),  # of the clip in pixels
             ("height", pa.int32()),
             ("width", pa.int32()),
+            ("group", pa.string()),  # whose clips are all trained on or all held out
             ("weight", pa.float64()),  # how often an epoch shows the clip
             ("reason", pa.string()),  # why the clip could not be read and has no tensor
         ]

@@ -28,6 +28,7 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
     "caption": check_caption,
     "source": check_origin,
     "licence": check_origin,
+    "group": check_origin,
 }
 ALIASES = {"text": "caption", "file": "path", "video": "path", "license": "licence"}
 POSITIVE = ("fps", "width", "height", "num_frames")
@@ -135,7 +136,9 @@ def _plain_arrays(columns: Mapping[str, pa.Array]) -> pa.RecordBatch | None:
     """As `_plain_batch`, without an object for each value."""
     try:
         arrays = {
-            name: _number_array(array, KINDS[name]) if name in KINDS else _text_array(array)
+            name: _number_array(array, KINDS[name])
+            if name in KINDS
+            else _text_array(array, numbers=CHECKS.get(name) is check_origin)
             for name, array in columns.items()
         }
     except (ValueError, TypeError, OverflowError, pa.ArrowException):
@@ -152,9 +155,13 @@ def _plain_arrays(columns: Mapping[str, pa.Array]) -> pa.RecordBatch | None:
     return batch if _fits(batch) else None
 
 
-def _text_array(array: pa.Array) -> pa.Array:
-    """Return texts, null where they are empty; raise where one might have spaces around it."""
-    if pa.types.is_null(array.type):
+def _text_array(array: pa.Array, *, numbers: bool) -> pa.Array:
+    """Return texts, null where they are empty; raise where one might have spaces around it.
+
+    Args:
+        numbers: take whole numbers as well.
+    """
+    if pa.types.is_null(array.type) or (numbers and pa.types.is_integer(array.type)):
         return array.cast(pa.large_string())
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()

@@ -34,6 +34,7 @@ class Entry:
     source: str | None = None  # origin of the clip
     licence: str | None = None
     sha256: str | None = None  # of the file, hexadecimal
+    group: str | None = None  # clips of one group are all trained on or all held out
     weight: float | None = None  # how often an epoch shows the clip; 1 if not given
 
     @property

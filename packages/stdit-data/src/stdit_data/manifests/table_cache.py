@@ -22,7 +22,7 @@ from stdit_data.errors import FileError
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of the tables; another one when rows are read in another way
+VERSION = 2  # of the tables; another one when rows are read in another way
 LEAST = 4 << 20  # bytes of a manifest whose table is kept
 KEPT = 16  # tables, the latest used
 TAGS = ("ETag", "etag", "md5Hash", "generation", "LastModified", "last_modified", "mtime", "updated")  # of stores

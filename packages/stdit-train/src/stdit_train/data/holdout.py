@@ -98,7 +98,7 @@ def train_val_split(
     if not data.validation:
         return dataset, None
     try:
-        kept, held = split(dataset.paths(), data.validation)
+        kept, held = split(dataset.paths(), data.validation, dataset.groups())
     except DataError as error:
         raise ConfigError(f"data.validation: {error}; set another, or name a data.validation_source") from None
     return dataset.subset(kept), _validation(dataset, held, data)
