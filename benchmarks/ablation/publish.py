@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stdit_data.files import replace_text
+from stdit_data.storage.atomic import replace_text
 from stdit_train.ablation.results import HELD_OUT, LOSS, SEEN, Result, by_arm, read_result, write_csv
 from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.config.load import from_dict

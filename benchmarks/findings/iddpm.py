@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from stdit_data.errors import DataError
-from stdit_data.files import replace_text
+from stdit_data.storage.atomic import replace_text
 from stdit_data.transforms import stack_videos, to_float
 from stdit_model import STDiTPipeline, video_vae
 from stdit_model.diffusion import NUM_TIMESTEPS, NoiseLevel, shift_sigma, signal_to_noise

@@ -10,7 +10,7 @@ from typing import Any
 
 from questions import DEMO_STEPS, MINUTES, PROMPTS, QUESTIONS, SEEDS, STEPS, Contrast, Question
 
-from stdit_data.files import replace_text
+from stdit_data.storage.atomic import replace_text
 from stdit_train.evaluation.confidence import Interval, paired_difference
 
 LOSS, ASPECTS, ALL = "validation loss", "aspects correct, seen", "all correct, seen"

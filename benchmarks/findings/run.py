@@ -27,8 +27,8 @@ from questions import MINUTES, PROMPTS, QUESTIONS, SEEDS, Arm, Question, make_ar
 from report import write_report
 
 from stdit_data.errors import DataError
-from stdit_data.files import replace_text, write_atomically
 from stdit_data.latents.format import INDEX
+from stdit_data.storage.atomic import replace_text, write_atomically
 from stdit_model import STDiT
 from stdit_model.embed import temporal_positions
 from stdit_train.checkpoint.run_folder import RunFolder

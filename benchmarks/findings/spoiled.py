@@ -35,8 +35,8 @@ from stdit_data.curation.score import ScoreStep
 from stdit_data.curation.tables import open_rows
 from stdit_data.datasets.shapes import ShapesDataset, Split
 from stdit_data.errors import DataError
-from stdit_data.files import replace_text
 from stdit_data.latents.format import INDEX
+from stdit_data.storage.atomic import replace_text
 from stdit_data.video.write import write_mp4
 from stdit_data.workers.executors import Inline
 from stdit_train.components.precompute import Encoding, open_jobs

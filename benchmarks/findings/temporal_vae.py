@@ -24,7 +24,7 @@ from diffusers import AutoencoderKL
 from temporal_vae_measure import real_clips, shapes_clips, vae_row
 from temporal_vae_report import FIRST, SHAPES, VAES, write_report
 
-from stdit_data.files import write_atomically
+from stdit_data.storage.atomic import write_atomically
 from stdit_train.ablation.arms import estimate_arm
 from stdit_train.assets import DEMO
 from stdit_train.build import open_trainer

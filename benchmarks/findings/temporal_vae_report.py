@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from stdit_data.files import replace_text
+from stdit_data.storage.atomic import replace_text
 from stdit_train.evaluation.confidence import paired_difference
 
 SHAPES = (9, 48)  # frames, and pixels of height and width

@@ -194,7 +194,7 @@ def test_what_cannot_be_written_leaves_nothing_half(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("stdit_data.files._flush_to_disk", full)
+    monkeypatch.setattr("stdit_data.storage.atomic._flush_to_disk", full)
     done = stdit("sample", RED, *ONE, "--out", "out/x.png")
     assert done.code == 2
     assert "No space left on device" in done.err

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from stdit_data import stores
 from stdit_data.errors import StoreError
+from stdit_data.storage import stores
 from stdit_data.video.write import write_mp4
 from stdit_train.build import open_trainer
 from stdit_train.checkpoint.run_folder import RunFolder

@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from stdit_data import stores
 from stdit_data.curation.caption import CaptionStep, checked, flagged
 from stdit_data.curation.captioners.server import base_url
 from stdit_data.curation.engine import run
 from stdit_data.curation.tables import open_rows
 from stdit_data.errors import DataError
+from stdit_data.storage import stores
 from stdit_data.workers.executors import Inline
 from stdit_data.workers.work import Unavailable
 

@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from stdit_data import files
 from stdit_data.buckets import Bucket
 from stdit_data.datasets.shapes import ShapesDataset
 from stdit_data.latents import format as cache
@@ -19,6 +18,7 @@ from stdit_data.latents.dataset import LatentDataset
 from stdit_data.latents.encode import TextEncoder, VideoEncoder, manifest_metadata, text_job, video_job
 from stdit_data.latents.shards import COPIED, STREAMS, ShardFiles
 from stdit_data.loading.loader import Batch, ClipLoader
+from stdit_data.storage import files
 
 
 def pool(video: Tensor) -> Tensor:

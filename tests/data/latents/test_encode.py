@@ -20,7 +20,6 @@ from einops import reduce
 from safetensors import safe_open
 from torch import Tensor
 
-from stdit_data import listing
 from stdit_data.buckets import Bucket
 from stdit_data.clip import Clip
 from stdit_data.datasets.shapes import ShapesDataset
@@ -31,6 +30,7 @@ from stdit_data.latents.dataset import LatentDataset
 from stdit_data.latents.encode import TextEncoder, VideoEncoder, manifest_metadata, text_job, video_job
 from stdit_data.latents.job import Job, Place
 from stdit_data.loading.loader import ClipLoader
+from stdit_data.storage import listing
 from stdit_data.workers.work import Share
 
 ENTRY = 2 * 3 * 2 * 2 * 2 * 2  # bytes of [2C, T, H, W] in bfloat16 for clips of 2x16x16

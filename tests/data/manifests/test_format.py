@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stdit_data import files
 from stdit_data.errors import DataError
 from stdit_data.manifests.format import Entry, read_manifest, write_manifest
 from stdit_data.manifests.rows import csv_rows
 from stdit_data.manifests.values import MISSING
+from stdit_data.storage import files
 
 FULL = [
     Entry(

@@ -14,9 +14,9 @@ import pytest
 from fsspec.registry import _registry, known_implementations
 from fsspec.spec import AbstractFileSystem
 
-from stdit_data import files
 from stdit_data.errors import ClipError, DataError
 from stdit_data.manifests.format import Entry, read_manifest, write_manifest
+from stdit_data.storage import files
 from stdit_data.video.probe import probe
 
 

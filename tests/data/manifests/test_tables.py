@@ -17,7 +17,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stdit_data import urls
 from stdit_data.buckets import Bucket, choose_bucket
 from stdit_data.errors import DataError
 from stdit_data.manifests import table_cache
@@ -27,6 +26,7 @@ from stdit_data.manifests.format import read_manifest, write_manifest
 from stdit_data.manifests.identity import _float_texts, clips_identity
 from stdit_data.manifests.metadata import Lengths, choose_buckets, is_picture, known_frames
 from stdit_data.manifests.split import hash_position
+from stdit_data.storage import urls
 from stdit_data.video.segments import default_sampling
 
 paths = st.text("ab./'\\:é\udcff", min_size=1, max_size=8) | st.sampled_from(

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from stdit_data.clip import Clip, ClipDataset
 from stdit_data.errors import ClipError, DataError
-from stdit_data.files import open_write, wrap_errors
 from stdit_data.labels import PAPER, draw_label, warn_of_missing
+from stdit_data.storage.atomic import open_write
+from stdit_data.storage.files import wrap_errors
 from stdit_data.transforms import normalise, to_uint8
 from stdit_data.video.write import write_mp4
 

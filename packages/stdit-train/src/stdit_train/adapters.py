@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from stdit_data.files import write_atomically
+from stdit_data.storage.atomic import write_atomically
 from stdit_model import STDiT, STDiTPipeline
 from stdit_model.weights.folders import LORA_FILE
 from stdit_model.weights.lora import choose_modules, linear_shapes

@@ -12,7 +12,7 @@ import time
 from threading import Thread
 from typing import Any, Self
 
-from stdit_data import stores
+from stdit_data.storage import stores
 
 log = logging.getLogger(__name__)
 

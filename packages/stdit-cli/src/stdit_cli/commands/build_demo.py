@@ -41,7 +41,7 @@ def build_demo(
     from stdit_cli.commands.evaluate import SPLITS, VAE_CLIPS, score_splits, score_table
     from stdit_cli.console import INTERRUPTED, CountingBar, TrainingBar
     from stdit_data.datasets.shapes import ShapesDataset
-    from stdit_data.files import write_atomically
+    from stdit_data.storage.atomic import write_atomically
     from stdit_train.config.load import load_curriculum
     from stdit_train.curriculum import Stage, stage_folder, train_stages
     from stdit_train.demo.autoencoder import AutoencoderConfig

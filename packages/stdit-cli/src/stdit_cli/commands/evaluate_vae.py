@@ -36,8 +36,8 @@ def run_vae_evaluation(options: VaeEvaluation) -> None:
     from rich.table import Table
 
     from stdit_cli.console import CountingBar
-    from stdit_data.files import replace_text, write_atomically
     from stdit_data.preview import contact_sheet
+    from stdit_data.storage.atomic import replace_text, write_atomically
     from stdit_train.components.load import load_vae
     from stdit_train.evaluation.evaluate import reference_clips
     from stdit_train.evaluation.vae_scores import evaluate_vae

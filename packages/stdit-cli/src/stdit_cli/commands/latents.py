@@ -166,10 +166,10 @@ def inspect(
     from rich.console import Console
     from rich.table import Table
 
-    from stdit_data.files import exists
     from stdit_data.latents.format import INDEX, read_metadata
     from stdit_data.latents.summary import describe
-    from stdit_data.urls import join
+    from stdit_data.storage.files import exists
+    from stdit_data.storage.urls import join
     from stdit_train.assets import resolve_source
 
     console = Console(highlight=False)

@@ -10,13 +10,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stdit_data import files, stores
 from stdit_data.curation.captioners.answers import to_caption
 from stdit_data.curation.captioners.prompts import Captioner, Question, ask
 from stdit_data.curation.engine import Reject, Result
 from stdit_data.curation.sampling import frames_at
 from stdit_data.curation.tables import from_dicts, segment_of, to_dicts, with_columns
 from stdit_data.errors import ClipError, DataError
+from stdit_data.storage import files, stores
 
 SHARES = (0.2, 0.5, 0.8)  # of the clip's length, at which its frames are taken
 COLUMNS = {

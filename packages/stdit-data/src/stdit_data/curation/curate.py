@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from stdit_data import files, urls
 from stdit_data.curation import dedup
 from stdit_data.curation.caption import CaptionStep
 from stdit_data.curation.cut import CutStep
@@ -16,6 +15,7 @@ from stdit_data.curation.filtering.filter import FilterStep, open_filter
 from stdit_data.curation.score import ScoreStep
 from stdit_data.curation.tables import Rows, open_rows, write_rows
 from stdit_data.errors import DataError
+from stdit_data.storage import atomic, files, urls
 from stdit_data.workers.executors import Executor
 from stdit_data.workers.work import Progress
 
@@ -105,7 +105,7 @@ def curate(
         outcome = run(FilterStep(GOOD), rows, place(6, "flags"), executor("flags"), progress=progress("flags"))
         yield finished("flags", outcome, rows)
         rows = open_rows(outcome.out)
-    with files.open_write(rejects_path(out)) as file:
+    with atomic.open_write(rejects_path(out)) as file:
         for manifest in done:
             with files.open_binary(rejects_path(manifest)) as part:
                 file.write(part.read())

@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 from av.video.reformatter import VideoReformatter
 
-from stdit_data import files, stores, urls
 from stdit_data.curation.detectors import DETECTORS, Boundary, Detect, find_fades, is_black, open_detector
 from stdit_data.curation.engine import Reject, Result
 from stdit_data.curation.sampling import Array, frames_within
 from stdit_data.curation.tables import from_dicts, segment_of, to_dicts, with_columns
 from stdit_data.errors import ClipError, DataError
+from stdit_data.storage import files, stores, urls
 from stdit_data.video import color
 from stdit_data.video.pictures import is_still, open_video
 from stdit_data.video.probe import reads_clip

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stdit_data import files, stores
 from stdit_data.curation.engine import Outcome, Result, rejects_path, run
 from stdit_data.curation.neighbours import groups_of, near_pairs
 from stdit_data.curation.sampling import read_clip
@@ -21,6 +20,7 @@ from stdit_data.curation.tables import Rows, from_dicts, open_rows, segment_of, 
 from stdit_data.errors import ClipError, DataError, StoreError
 from stdit_data.manifests.arrays import floats
 from stdit_data.manifests.validate import sha256
+from stdit_data.storage import atomic, files, stores
 from stdit_data.workers.executors import Executor
 from stdit_data.workers.work import Progress, Share
 
@@ -157,7 +157,7 @@ def dedup(
             start += len(table)
 
     rejected = outcome.rejects
-    with files.open_binary(rejects_path(hashes)) as unread, files.open_write(rejects_path(out)) as file:
+    with files.open_binary(rejects_path(hashes)) as unread, atomic.open_write(rejects_path(out)) as file:
         file.write(unread.read())
         for number in [] if matching.keep_all else grouped.tolist():
             if (best := int(kept[number])) != number:

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stdit_data import files, listing, urls
 from stdit_data.curation.tables import Rows, write_rows
 from stdit_data.errors import DataError
+from stdit_data.storage import atomic, files, listing, urls
 from stdit_data.workers.executors import Executor, Task
 from stdit_data.workers.work import Progress, Share, resumable, run_shards
 
@@ -150,7 +150,7 @@ def _run_missing(
     def finish(number: int, result: Result) -> None:
         nonlocal done
         path = paths[number]
-        with files.open_write(_rejects_part(path)) as file:
+        with atomic.open_write(_rejects_part(path)) as file:
             file.writelines(files.json_line(reject) for reject in result.rejects)
         write_rows(path, iter([result.rows.cast(schema)]), schema)  # last: it says that both are there
         done += sizes[number]
@@ -215,7 +215,7 @@ def _read_parts(paths: Sequence[str]) -> Iterator[pa.Table]:
 
 def _join_rejects(paths: Sequence[str], out: str) -> int:
     count = 0
-    with files.open_write(out) as file:
+    with atomic.open_write(out) as file:
         for path in paths:
             with files.open_binary(_rejects_part(path)) as part:
                 data = part.read()

@@ -17,8 +17,8 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
-from stdit_data import files
 from stdit_data.errors import DataError
+from stdit_data.storage import files
 from stdit_data.video import color
 from stdit_data.video.deinterlace import TopField
 from stdit_data.video.pictures import is_still, open_video, read_image

@@ -9,7 +9,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from stdit_data import stores
 from stdit_data.curation.engine import Result
 from stdit_data.curation.sampling import ClipFrames, read_clip
 from stdit_data.curation.scorers import (
@@ -24,6 +23,7 @@ from stdit_data.curation.scorers import (
 )
 from stdit_data.curation.tables import from_dicts, segment_of, to_dicts, with_columns
 from stdit_data.errors import ClipError, DataError
+from stdit_data.storage import stores
 
 SCORERS = (facts, sharpness, blockiness, exposure, letterbox, motion, camera, fingerprint)
 TEXT_COLUMNS = {"text_area": pa.float64()}  # share of the picture, mean of the frames looked at

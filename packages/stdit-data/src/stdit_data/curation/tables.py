@@ -11,12 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stdit_data import files, urls
 from stdit_data.errors import DataError
 from stdit_data.manifests.columns import column_name
 from stdit_data.manifests.entries import ARROW, COLUMNS, KINDS
 from stdit_data.manifests.format import DELIMITERS, path_array, read_csv, read_manifest
 from stdit_data.manifests.rows import json_rows
+from stdit_data.storage import atomic, files, urls
 from stdit_data.video.segments import Segment
 
 ROW_GROUP = 8192  # rows
@@ -76,7 +76,7 @@ def write_rows(url: str, tables: Iterator[pa.Table], schema: pa.Schema) -> int:
     """
     waiting: list[pa.Table] = []
     held = written = 0
-    with files.open_write(url) as file, pq.ParquetWriter(file, schema, compression=COMPRESSION) as writer:
+    with atomic.open_write(url) as file, pq.ParquetWriter(file, schema, compression=COMPRESSION) as writer:
         for table in tables:
             waiting.append(table)
             held += len(table)

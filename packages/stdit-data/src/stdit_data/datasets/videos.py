@@ -14,7 +14,6 @@ from typing import Literal, Protocol, TypeVar
 import numpy as np
 from torch import Tensor
 
-from stdit_data import files, urls
 from stdit_data.bucket_column import BucketColumn
 from stdit_data.buckets import Bucket
 from stdit_data.clip import Clip
@@ -24,6 +23,7 @@ from stdit_data.manifests.entries import Entries
 from stdit_data.manifests.format import Manifest, is_list, read_manifest
 from stdit_data.manifests.identity import clips_identity
 from stdit_data.manifests.metadata import Lengths, choose_buckets, complete_metadata
+from stdit_data.storage import files, urls
 from stdit_data.transforms import Fit, may_flip, stack_videos, to_float
 from stdit_data.video.frames import read_frames
 from stdit_data.video.pictures import is_still, open_video, read_image

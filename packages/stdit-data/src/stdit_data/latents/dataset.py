@@ -19,13 +19,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stdit_data import urls
 from stdit_data.buckets import Bucket, parse_bucket
 from stdit_data.clip import Clip
 from stdit_data.errors import ClipError, DataError
 from stdit_data.latents import format as cache
 from stdit_data.latents.order import WindowedOrder, shard_order
 from stdit_data.latents.shards import ShardFiles
+from stdit_data.storage import urls
 
 WINDOW = 16  # shards to shuffle over: 4 GB of the default size
 AHEAD = 2  # shards to read ahead

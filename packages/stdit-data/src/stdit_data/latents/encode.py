@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stdit_data import stores, urls
 from stdit_data.buckets import Bucket
 from stdit_data.clip import Clip, ClipDataset
 from stdit_data.errors import ClipError, DataError
@@ -32,6 +31,7 @@ from stdit_data.latents import format as cache
 from stdit_data.latents.format import Part, Shard
 from stdit_data.latents.job import SHARD_BYTES, Job, Place, parse_dtype, split_into_shards
 from stdit_data.latents.order import encoding_order
+from stdit_data.storage import stores, urls
 from stdit_data.transforms import to_float
 
 T = TypeVar("T")

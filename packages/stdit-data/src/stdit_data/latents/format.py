@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stdit_data import files, listing, stores, urls
 from stdit_data.errors import DataError
+from stdit_data.storage import atomic, files, listing, stores, urls
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,7 +114,7 @@ def lock_metadata(cache: str, part: Part, metadata: Mapping[str, Any]) -> None:
     existing = read_metadata(cache, part)
     if existing is None:
         url = urls.join(cache, f"{part}/{METADATA_FILE}")
-        files.write_bytes(url, (json.dumps(metadata, indent=1) + "\n").encode())
+        atomic.write_bytes(url, (json.dumps(metadata, indent=1) + "\n").encode())
         existing = read_metadata(cache, part) or {}
     if difference := _first_difference(existing, json.loads(json.dumps(metadata))):
         raise DataError(f"{cache}: {difference}; encode with the same, or into another folder")
@@ -125,7 +125,7 @@ def write_shard(cache: str, part: Part, number: int, shard: Shard) -> None:
     from safetensors.torch import save  # with torch, which a run's settings are read without
 
     data = save(shard.tensors, metadata={"rows": json.dumps(shard.rows, ensure_ascii=False)})
-    files.write_bytes(urls.join(cache, f"{part}/{shard_name(number)}"), data)
+    atomic.write_bytes(urls.join(cache, f"{part}/{shard_name(number)}"), data)
 
 
 def list_shards(cache: str, part: Part) -> set[int]:
@@ -165,7 +165,7 @@ def write_index(cache: str, part: Part, shards: int) -> None:
     rows = [row for some in found for row in some]
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, _ROWS[part]), buffer, compression="zstd")
-    files.write_bytes(urls.join(cache, f"{part}/{INDEX}"), buffer.getvalue())
+    atomic.write_bytes(urls.join(cache, f"{part}/{INDEX}"), buffer.getvalue())
 
 
 def read_index(cache: str, part: Part) -> pa.Table:

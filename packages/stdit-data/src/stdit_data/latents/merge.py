@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from stdit_data import files, urls
 from stdit_data.errors import DataError
 from stdit_data.latents import format as cache
 from stdit_data.latents.dataset import LatentDataset
+from stdit_data.storage import atomic, files, urls
 
 
 def merge(
@@ -39,7 +39,7 @@ def merge(
     for done, name in enumerate(missing):
         progress(done, len(missing))
         with files.open_binary(urls.join(other, name)) as file:
-            files.write_bytes(urls.join(into, name), file.read())
+            atomic.write_bytes(urls.join(into, name), file.read())
     progress(len(missing), len(missing))
     complete = {part: _finish(into, part) for part in cache.PARTS if cache.read_metadata(into, part) is not None}
     if complete.get("video") and complete.get("text"):

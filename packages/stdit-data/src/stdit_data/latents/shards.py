@@ -23,9 +23,9 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from stdit_data import files, urls
 from stdit_data.errors import DataError, MissingFileError
 from stdit_data.latents.format import shard_name
+from stdit_data.storage import atomic, files, urls
 
 COPIED = 3  # files of a URL that are copied at a time
 STREAMS = 8  # requests for pieces of them at a time
@@ -125,7 +125,7 @@ class ShardFiles:
                 if not path.exists():
                     self._make_room()
                     url = self._url(shard)
-                    with files.write_atomically(path) as partial:
+                    with atomic.write_atomically(path) as partial:
                         files.copy(url, partial, self._threads())
         with contextlib.suppress(FileNotFoundError):
             os.utime(path)

@@ -8,10 +8,10 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from stdit_data import files, stores, urls
 from stdit_data.errors import DataError
 from stdit_data.latents import format as cache
 from stdit_data.latents.format import COMPONENT_LABELS, Part
+from stdit_data.storage import files, stores, urls
 
 
 def moments_bytes(latent: Sequence[int], itemsize: int = 2) -> int:

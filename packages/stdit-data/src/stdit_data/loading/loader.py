@@ -14,13 +14,13 @@ from pathlib import Path
 
 import torch
 
-from stdit_data import stores
 from stdit_data.buckets import Bucket
 from stdit_data.clip import ClipDataset
 from stdit_data.errors import DataError
 from stdit_data.loading.order import Order
 from stdit_data.loading.prefetch import Batch, Draw, RankShare, read_ahead
 from stdit_data.loading.rejects import Rejects
+from stdit_data.storage import stores
 
 __all__ = ["Batch", "ClipLoader"]
 

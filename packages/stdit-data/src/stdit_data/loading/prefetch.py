@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from torchdata.nodes import BaseNode, IterableWrapper, ParallelMapper, PinMemory, Prefetcher
 
-from stdit_data import stores
 from stdit_data.buckets import Bucket
 from stdit_data.clip import Clip, ClipDataset
 from stdit_data.errors import ClipError, DataError
 from stdit_data.loading.budget import ByteBudget
 from stdit_data.loading.order import GlobalBatch, Slot
+from stdit_data.storage import stores
 from stdit_data.transforms import stack_videos
 
 Draw = Callable[[Slot, Bucket], dict[str, Tensor]]

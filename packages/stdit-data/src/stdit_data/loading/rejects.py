@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from stdit_data.errors import ClipError, DataError
-from stdit_data.files import json_line, wrap_errors
 from stdit_data.loading.order import Slot
+from stdit_data.storage.files import json_line, wrap_errors
 
 log = logging.getLogger(__name__)
 

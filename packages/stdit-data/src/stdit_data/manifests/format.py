@@ -21,13 +21,13 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stdit_data import files, listing, stores, urls
 from stdit_data.errors import DataError, FileError, MissingFileError
 from stdit_data.manifests.columns import checked_arrays, checked_batch, column_name, column_names
 from stdit_data.manifests.entries import ARROW, BLOCK, COLUMNS, KINDS, Entries, Entry
 from stdit_data.manifests.rows import csv_rows, json_rows
 from stdit_data.manifests.table_cache import open_table
 from stdit_data.manifests.values import check_caption, describe
+from stdit_data.storage import atomic, files, listing, stores, urls
 
 __all__ = ["COLUMNS", "Entry", "Manifest", "check_manifest", "read_manifest", "write_manifest"]
 
@@ -137,7 +137,7 @@ def write_manifest(url: str, entries: Iterable[Entry]) -> int:
         if row["path"][:1].isspace():
             row["path"] = f"./{row['path']}"  # readers drop spaces before a value
     used = [name for name in COLUMNS if name in ("path", "caption") or any(row[name] is not None for row in rows)]
-    with files.open_write(url) as file:
+    with atomic.open_write(url) as file:
         if kind == ".parquet":
             pq.write_table(_table(rows, used), file)
         elif kind in DELIMITERS:

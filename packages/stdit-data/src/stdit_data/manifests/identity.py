@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from stdit_data import urls
 from stdit_data.manifests.arrays import floats, text_scalar
 from stdit_data.manifests.entries import Entries
+from stdit_data.storage import urls
 
 SEGMENT = ("start", "end", "start_frame", "end_frame")
 # Bytes that Python writes between quotes as they are: ASCII without ' and \.

@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from stdit_data import stores, urls
 from stdit_data.bucket_column import BucketColumn
 from stdit_data.buckets import Bucket, choose_bucket
 from stdit_data.errors import ClipError
 from stdit_data.manifests.arrays import codes, flags, floats
 from stdit_data.manifests.entries import BLOCK, Entries, Entry
 from stdit_data.manifests.format import Manifest
+from stdit_data.storage import stores, urls
 from stdit_data.video.probe import Probe, probe
 from stdit_data.video.segments import Sampling
 

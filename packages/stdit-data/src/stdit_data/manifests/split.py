@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 
 from stdit_data.errors import DataError
-from stdit_data.urls import canonical, layers, printable
+from stdit_data.storage.urls import canonical, layers, printable
 
 
 def hash_position(url: str) -> float:

@@ -17,8 +17,8 @@ from pathlib import Path
 import pyarrow as pa
 from filelock import FileLock
 
-from stdit_data import files, urls
 from stdit_data.errors import FileError
+from stdit_data.storage import atomic, files, urls
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def _write(path: Path, batches: Iterator[pa.RecordBatch]) -> None:
             if other.name[:16] == path.name[:16] or number >= KEPT - 1:  # of a file that has changed; the oldest
                 other.unlink(missing_ok=True)  # processes that have it mapped can still read it
     first = next(batches)
-    with files.write_atomically(path) as partial, pa.ipc.new_file(str(partial), first.schema) as writer:
+    with atomic.write_atomically(path) as partial, pa.ipc.new_file(str(partial), first.schema) as writer:
         for batch in chain([first], batches):
             writer.write_batch(batch)
 

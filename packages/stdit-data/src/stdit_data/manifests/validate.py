@@ -11,11 +11,11 @@ from typing import Any, cast
 
 import torch
 
-from stdit_data import files, stores, urls
 from stdit_data.clip import ClipDataset
 from stdit_data.errors import ClipError, DataError, StoreError
 from stdit_data.manifests.format import Entry, Manifest
 from stdit_data.manifests.metadata import with_metadata
+from stdit_data.storage import atomic, files, stores, urls
 from stdit_data.video.frames import read_frames
 from stdit_data.video.pictures import open_video
 from stdit_data.video.probe import Probe, probe, reads_clip
@@ -85,7 +85,7 @@ class Report:
         Raises:
             FileError: the file can't be written.
         """
-        with files.open_write(url) as file:
+        with atomic.open_write(url) as file:
             for finding in self.findings:
                 row = {"facts" if key == "metadata" else key: value for key, value in asdict(finding).items()}
                 file.write(files.json_line(row))

@@ -12,8 +12,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from stdit_data import urls
 from stdit_data.errors import DataError
+from stdit_data.storage import urls
 from stdit_data.video.stream import VideoStream
 
 ANIMATED = frozenset((".png", ".webp"))  # suffixes of pictures that may be animations

@@ -15,8 +15,8 @@ from typing import Concatenate, ParamSpec, TypeVar
 from av.error import FFmpegError
 from PIL import Image, UnidentifiedImageError
 
-from stdit_data import files, urls
 from stdit_data.errors import ClipError, DataError, StoreError
+from stdit_data.storage import files, urls
 from stdit_data.transforms import check_shape
 from stdit_data.video import color
 from stdit_data.video.deinterlace import is_interlaced

@@ -12,8 +12,8 @@ import torch
 from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
-from stdit_data import files, urls
 from stdit_data.errors import ClipError
+from stdit_data.storage import files, urls
 from stdit_data.transforms import Fit, normalise, stack_videos, to_float
 from stdit_data.video import color
 from stdit_data.video.deinterlace import TopField

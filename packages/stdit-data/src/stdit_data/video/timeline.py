@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Lock
 from typing import IO, Any, cast
 
-from stdit_data.remote_file import RemoteFile
+from stdit_data.storage.remote_file import RemoteFile
 from stdit_data.video.crop import NO_CROP, Crop, boxes
 
 BEFORE_INDEX = frozenset((b"ftyp", b"free", b"skip", b"wide", b"uuid", b"mdat"))  # boxes of an mp4

@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from stdit_data.errors import DataError
-from stdit_data.files import wrap_errors, write_atomically
+from stdit_data.storage.atomic import write_atomically
+from stdit_data.storage.files import wrap_errors
 from stdit_data.transforms import normalise, to_uint8
 
 SUFFIXES = (".mp4", ".gif", ".webp", ".png")

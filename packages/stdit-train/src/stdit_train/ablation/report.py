@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 from statistics import mean
 
-from stdit_data.files import replace_text
+from stdit_data.storage.atomic import replace_text
 from stdit_train.ablation.arms import Arm
 from stdit_train.ablation.notes import QUICK, compare, time_taken
 from stdit_train.ablation.results import (

@@ -15,8 +15,8 @@ from typing import Any, cast
 import torch
 
 from stdit_data.clip import ClipDataset
-from stdit_data.files import replace_text
 from stdit_data.latents.dataset import LatentDataset
+from stdit_data.storage.atomic import replace_text
 from stdit_model import STDiT
 from stdit_model.video_vae import latent_channels
 from stdit_train.ablation.arms import Arm, Study, estimate_arm, reference_arm

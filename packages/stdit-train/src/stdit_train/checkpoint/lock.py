@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from stdit_data.files import replace_text
+from stdit_data.storage.atomic import replace_text
 from stdit_train.errors import ConfigError
 
 LOCK, HOLDER = "run.lock", "run.lock.json"

@@ -9,7 +9,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from stdit_data.files import replace_text
+from stdit_data.storage.atomic import replace_text
 from stdit_train.checkpoint.lock import HOLDER, LOCK
 from stdit_train.checkpoint.verify import Checkpoint, CheckpointError, list_checkpoints, newest_whole, read_state
 from stdit_train.config.load import (

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stdit_data import stores
+from stdit_data.storage import stores
 from stdit_model.errors import reason
 from stdit_train.errors import ConfigError, RunEnded
 

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stdit_data import stores
 from stdit_data.buckets import Bucket
 from stdit_data.latents.dataset import LatentDataset
 from stdit_data.latents.encode import TextEncoder, VideoEncoder, manifest_metadata, text_job, video_job
 from stdit_data.latents.format import Part, is_cache
 from stdit_data.latents.job import SHARD_BYTES, Job, Place
+from stdit_data.storage import stores
 from stdit_data.workers.executors import Inline, Processes, worker_device
 from stdit_data.workers.work import Share
 from stdit_model import video_vae

@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from stdit_data import files, stores
 from stdit_data.errors import StoreError
+from stdit_data.storage import atomic, files, stores
 from stdit_model.errors import reason
 from stdit_train.assets import DEMO, is_demo_folder
 from stdit_train.config.keys import RENAMED, did_you_mean, known_keys, unknown_key
@@ -97,7 +97,7 @@ def write_curriculum(folder: Path, name: str, configs: Sequence[TrainConfig]) ->
     """Save the settings of a curriculum's stages in its folder, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
     values = {"schedule": name, "stages": [to_dict(config) for config in configs]}
-    files.replace_text(folder / CURRICULUM_FILE, json.dumps(values, indent=1) + "\n")
+    atomic.replace_text(folder / CURRICULUM_FILE, json.dumps(values, indent=1) + "\n")
 
 
 def read_curriculum(folder: Path, overrides: Mapping[str, Any]) -> tuple[str, list[TrainConfig]]:

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stdit_data import stores
 from stdit_data.buckets import Bucket
 from stdit_data.clip import ClipDataset
 from stdit_data.datasets.noisy_captions import NoisyCaptions
 from stdit_data.datasets.shapes import ShapesDataset, triples
 from stdit_data.latents.memory import InMemoryLatents
+from stdit_data.storage import stores
 from stdit_model import video_vae
 from stdit_train.config.resolve import is_cached
 from stdit_train.config.schema import SAMPLED_PROMPTS, TrainConfig

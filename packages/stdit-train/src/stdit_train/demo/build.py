@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from stdit_data.datasets.shapes import triples, vocabulary
-from stdit_data.files import write_atomically
+from stdit_data.storage.atomic import write_atomically
 from stdit_model import STDiTPipeline
 from stdit_train.config.schema import TrainConfig
 from stdit_train.demo.autoencoder import AutoencoderConfig, train_autoencoder

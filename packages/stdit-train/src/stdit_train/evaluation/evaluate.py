@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stdit_data.clip import Clip, ClipDataset
 from stdit_data.datasets.shapes import Split
-from stdit_data.files import replace_text
+from stdit_data.storage.atomic import replace_text
 from stdit_train.evaluation.confidence import Interval
 from stdit_train.evaluation.outline import GOOD
 from stdit_train.evaluation.prompt_following import Trial, follow_prompts, score

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stdit_data.files import replace_text, write_atomically
 from stdit_data.preview import contact_sheet
+from stdit_data.storage.atomic import replace_text, write_atomically
 from stdit_data.transforms import to_float, to_uint8
 from stdit_data.video.write import write_mp4
 from stdit_model import STDiT, STDiTPipeline

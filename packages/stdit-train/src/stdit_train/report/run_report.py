@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from stdit_data.files import replace_text
+from stdit_data.storage.atomic import replace_text
 from stdit_train.checkpoint.run_folder import RunFolder, stage_folders
 from stdit_train.config.load import CURRICULUM_FILE, flatten
 from stdit_train.config.toml import to_toml, toml_value

@@ -11,7 +11,7 @@ from stdit_train.config.schema import TrainConfig
 
 if TYPE_CHECKING:
     from stdit_train.checkpoint.run_folder import RunFolder
-from stdit_data.files import replace_text
+from stdit_data.storage.atomic import replace_text
 
 
 class Metrics:

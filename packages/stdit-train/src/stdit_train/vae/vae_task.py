@@ -18,10 +18,10 @@ from torch.optim import AdamW, Optimizer
 
 from stdit_data.buckets import Bucket
 from stdit_data.clip import Clip, ClipDataset
-from stdit_data.files import replace_text, write_atomically
 from stdit_data.loading.loader import Batch
 from stdit_data.loading.order import Slot
 from stdit_data.preview import contact_sheet
+from stdit_data.storage.atomic import replace_text, write_atomically
 from stdit_data.transforms import stack_videos, to_float
 from stdit_data.video.write import write_mp4
 from stdit_train.checkpoint.run_folder import RunFolder

@@ -142,7 +142,7 @@ class Settings:
 
 def _check_source(option: str, file: str, picture: bool) -> None:
     """Check that the picture or video to start from exists, by the suffix of its name a picture or not."""
-    from stdit_data.urls import is_image
+    from stdit_data.storage.urls import is_image
 
     if "://" not in file and not Path(file).expanduser().is_file():
         raise ConfigError(f"{option} {file}: no such file")

@@ -165,8 +165,8 @@ def thumbnails(video: Any) -> Any:
 
 def write_sheet(console: Console, path: Path, overwrite: bool, videos: list[tuple[str, str, Any]]) -> None:
     """Draw the finished videos with prompt, seed and file name, at most `SHEET_ROWS` of them."""
-    from stdit_data.files import open_write
     from stdit_data.preview import contact_sheet
+    from stdit_data.storage.atomic import open_write
 
     prompts, details, shown = zip(*videos[:SHEET_ROWS], strict=True)
     sheet = unique_path(path, overwrite)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from stdit_cli.commands.sample.request import Job, Settings
-from stdit_data.files import replace_text, wrap_errors
+from stdit_data.storage.atomic import replace_text
+from stdit_data.storage.files import wrap_errors
 from stdit_train.errors import ConfigError
 from stdit_train.versions import package_versions
 

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from stdit_data import stores
 from stdit_data.curation.captioners.prompts import Answer, Question
 from stdit_data.errors import DataError, StoreError
+from stdit_data.storage import stores
 from stdit_data.workers.work import Unavailable
 
 TIMEOUT = 600.0  # seconds for an answer; a busy server queues requests

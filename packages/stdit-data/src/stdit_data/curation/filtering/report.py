@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from stdit_data import files, stores
 from stdit_data.curation.filtering.expression import Condition, Rule, column_values
 from stdit_data.curation.sampling import frames_at
 from stdit_data.curation.tables import Rows, segment_of, to_dicts
 from stdit_data.errors import ClipError
+from stdit_data.storage import atomic, stores
 
 BINS = 48
 SAMPLE = 2000  # values of a shard that a histogram's range is taken from
@@ -74,7 +74,7 @@ def write_report(
         for done, (key, strip) in enumerate(zip(unique, pool.map(_strip, unique.values()), strict=True), 1):
             strips[key] = strip
             progress(done, len(unique))
-    with files.open_write(out) as file:
+    with atomic.open_write(out) as file:
         file.write(_page(rows, condition, kept, columns, walls, strips).encode(errors="backslashreplace"))
 
 

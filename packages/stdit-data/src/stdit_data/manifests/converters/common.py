@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from stdit_data import files, listing, urls
 from stdit_data.errors import DataError
 from stdit_data.manifests.format import Entry, write_manifest
+from stdit_data.storage import files, listing, urls
 
 
 @dataclass(slots=True)

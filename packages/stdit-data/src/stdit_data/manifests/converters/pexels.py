@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from stdit_data import urls
 from stdit_data.errors import DataError
 from stdit_data.manifests.converters.common import Conversion, read_json
 from stdit_data.manifests.format import Entry, read_manifest
+from stdit_data.storage import urls
 
 LICENCE = "Pexels licence"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import PurePosixPath
 
-from stdit_data import files
 from stdit_data.errors import DataError
 from stdit_data.manifests.converters.common import Conversion
 from stdit_data.manifests.format import Entry, read_manifest
+from stdit_data.storage import files
 
 NAME = re.compile(r"v_(?P<action>[A-Za-z0-9]+)_g\d+_c\d+$")
 

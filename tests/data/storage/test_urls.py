@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stdit_data import urls
+from stdit_data.storage import urls
 
 
 @pytest.mark.parametrize(

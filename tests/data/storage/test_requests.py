@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from stdit_data import files
 from stdit_data.datasets.videos import open_videos
 from stdit_data.errors import DataError, FileError
 from stdit_data.manifests.format import read_manifest
 from stdit_data.manifests.validate import validate
-from stdit_data.remote_file import FIRST, KEPT, LEAST, MOST, TAIL, RemoteFile
+from stdit_data.storage import files
+from stdit_data.storage.remote_file import FIRST, KEPT, LEAST, MOST, TAIL, RemoteFile
 from stdit_data.video.crop import NO_CROP, find_crop
 
 CLIPS = 100

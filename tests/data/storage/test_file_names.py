@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from stdit_data import urls
 from stdit_data.datasets.videos import open_videos
 from stdit_data.errors import ClipError
 from stdit_data.latents.dataset import LatentDataset
@@ -21,6 +20,7 @@ from stdit_data.loading.rejects import Rejects
 from stdit_data.manifests.format import read_manifest, write_manifest
 from stdit_data.manifests.split import hash_position
 from stdit_data.manifests.validate import good_entries, validate
+from stdit_data.storage import urls
 
 CLIP, BROKEN, PLAIN = (os.fsdecode(name) for name in (b"caf\xe9.mp4", b"\xff.mp4", b"plain.mp4"))
 

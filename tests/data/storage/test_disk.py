@@ -16,13 +16,13 @@ import pytest
 import torch
 from PIL import Image
 
-from stdit_data import files, stores
 from stdit_data.buckets import Bucket
 from stdit_data.curation.sampling import read_clip
 from stdit_data.datasets.videos import VideoDataset, open_videos
 from stdit_data.errors import ClipError, StoreError
 from stdit_data.manifests.format import read_manifest
 from stdit_data.manifests.validate import sha256, validate
+from stdit_data.storage import files, stores
 from stdit_data.video.probe import probe
 from stdit_data.video.segments import Segment
 

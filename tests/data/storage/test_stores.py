@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 import torch
 
-from stdit_data import files, listing, stores
 from stdit_data.buckets import Bucket
 from stdit_data.datasets.videos import open_videos
 from stdit_data.errors import ClipError, FileError, MissingFileError, StoreError
@@ -28,6 +27,7 @@ from stdit_data.latents.format import read_index
 from stdit_data.loading.loader import Batch, ClipLoader
 from stdit_data.manifests.format import Entry, read_manifest, write_manifest
 from stdit_data.manifests.validate import good_entries, validate
+from stdit_data.storage import files, listing, stores
 
 aiohttp = pytest.importorskip("aiohttp")
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from stdit_data import files, stores
 from stdit_data.errors import FileError
-from stdit_data.urls import is_local, local_path
+from stdit_data.storage import files, stores
+from stdit_data.storage.urls import is_local, local_path
 
 log = logging.getLogger(__name__)
 

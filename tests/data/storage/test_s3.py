@@ -13,7 +13,6 @@ import fsspec
 import pytest
 import torch
 
-from stdit_data import files, listing, stores
 from stdit_data.datasets.videos import open_videos
 from stdit_data.errors import ClipError, DataError, FileError, MissingFileError, StoreError
 from stdit_data.latents.dataset import LatentDataset
@@ -21,6 +20,7 @@ from stdit_data.latents.encode import VideoEncoder, manifest_metadata, video_job
 from stdit_data.loading.loader import ClipLoader
 from stdit_data.manifests.format import Entry, read_manifest, write_manifest
 from stdit_data.manifests.validate import validate
+from stdit_data.storage import atomic, files, listing, stores
 
 s3fs = pytest.importorskip("s3fs")
 moto = pytest.importorskip("moto.server")
@@ -106,7 +106,7 @@ def s3(server: tuple[S3, str], local: Path, monkeypatch: pytest.MonkeyPatch) -> 
     if not store.exists("bucket"):
         store.mkdir("bucket")
         for path in local.iterdir():
-            files.write_bytes(f"s3://bucket/clips/{path.name}", path.read_bytes())
+            atomic.write_bytes(f"s3://bucket/clips/{path.name}", path.read_bytes())
     app.reset()
     return app
 
@@ -140,7 +140,7 @@ def test_a_folder_costs_a_listing_and_one_request_for_each_caption(s3: S3) -> No
 
 
 def test_a_file_is_written_by_one_request(s3: S3) -> None:
-    files.write_bytes("s3://bucket/new/folder/a.txt", b"whole")
+    atomic.write_bytes("s3://bucket/new/folder/a.txt", b"whole")
     assert s3.requests == [("PUT", "/bucket/new/folder/a.txt")]
     assert files.read_text("s3://bucket/new/folder/a.txt") == "whole"
 

@@ -1,6 +1,6 @@
-"""Read and write files by path or fsspec URL: local, `zip://a.mp4::/path/clips.zip`, `s3://bucket/a.mp4` and so on.
+"""Read files by path or fsspec URL: local, `zip://a.mp4::/path/clips.zip`, `s3://bucket/a.mp4` and so on.
 
-Files are written whole or not at all. Every error is a `DataError` that names the file. What a URL is: `urls`.
+Every error is a `DataError` that names the file. What a URL is: `urls`.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ import json
 import logging
 import os
 import re
-import shutil
 import stat
 import zipfile
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import lru_cache
 from io import SEEK_END, BytesIO
 from itertools import islice
@@ -30,16 +29,15 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.utils import infer_compression
 
-from stdit_data import stores
 from stdit_data.errors import DataError, FileError, MissingFileError
-from stdit_data.remote_file import KEPT, RemoteFile
-from stdit_data.urls import is_image, is_local, layers, local_path, protocols
+from stdit_data.storage import stores
+from stdit_data.storage.remote_file import KEPT, RemoteFile
+from stdit_data.storage.urls import is_image, is_local, layers, local_path, protocols
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-ATOMIC = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "hf"}  # stores where a file appears when it is whole
 PIECE = 4 << 20  # bytes of a file that a thread copies at once
 PIECES = 8  # of a file, that are copied or wait to be written
 
@@ -261,90 +259,9 @@ def open_media(url: str) -> Iterator[str | IO[bytes]]:
             yield file
 
 
-@contextmanager
-def write_atomically(path: str | Path) -> Iterator[Path]:
-    """Write a local file or folder so that it appears whole or not at all.
-
-    Yields a path beside `path` to write the file or folder to. It is renamed to `path` when the block ends, and removed
-    if the block raises; what was at `path` before is then untouched. A process that is killed leaves
-    `.NAME.PID.part` behind.
-
-    Args:
-        path: the file or folder to write or replace; its parent folder must exist.
-
-    Raises:
-        FileError: `path` can't be written, the disk is full, or the unfinished file is gone.
-    """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with wrap_errors(str(path)):
-        _remove(partial)  # of a killed process with the same id
-        try:
-            yield partial
-            if not partial.exists():
-                raise FileError(f"{path}: the unfinished file is gone; does another process write the same file?")
-            if partial.is_dir():
-                _remove(path)
-            else:
-                _flush_to_disk(partial)
-            partial.replace(path)
-        finally:
-            _remove(partial)
-
-
-@contextmanager
-def open_write(url: str) -> Iterator[IO[bytes]]:
-    """Open a file or URL for writing; it appears whole or not at all, see `write_atomically`.
-
-    A missing folder is created.
-
-    Raises:
-        FileError: it can't be written, or the unfinished file is gone.
-    """
-    if is_local(url):
-        path = local_path(url)
-        with wrap_errors(url):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        with write_atomically(path) as partial, partial.open("wb") as file:
-            yield file
-        return
-    buffer = BytesIO()
-    yield buffer
-    fs, stored = filesystem(url)
-    if ATOMIC.intersection(protocols(url)[:1]):
-        patiently(url, lambda: fs.pipe_file(stored, buffer.getvalue()))
-        return
-    folder, _, name = stored.rpartition("/")
-    unfinished = f"{folder}/.{name}.{os.getpid()}.part"
-
-    def store() -> None:
-        fs.makedirs(folder, exist_ok=True)
-        try:
-            fs.pipe_file(unfinished, buffer.getvalue())
-            fs.mv(unfinished, stored)
-        except BaseException:
-            with suppress(Exception):
-                fs.rm_file(unfinished)
-            raise
-
-    patiently(url, store)
-
-
-def write_bytes(url: str, data: bytes) -> None:
-    """Write a file or URL, whole or not at all, see `open_write`."""
-    with open_write(url) as file:
-        file.write(data)
-
-
 def json_line(row: Any) -> bytes:
     """Return a value as a line of JSON in UTF-8; file names that are not UTF-8 are escaped, and read back the same."""
     return (json.dumps(row, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
-
-
-def replace_text(path: str | Path, text: str) -> None:
-    """Write a local text file in UTF-8, whole or not at all; what is not Unicode is escaped, see `json_line`."""
-    with write_atomically(path) as partial:
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @lru_cache(maxsize=16)
@@ -421,16 +338,3 @@ def _name(error: OSError, url: str) -> str:
 
 def _on_disk(url: str) -> bool:
     return is_local(layers(url)[-1])
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _flush_to_disk(path: Path) -> None:
-    """Without this, a power cut could leave the new name with no data."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

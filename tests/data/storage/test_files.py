@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stdit_data import files, listing, urls
 from stdit_data.errors import ClipError, DataError, FileError, MissingFileError
+from stdit_data.storage import atomic, files, listing, urls
 from stdit_data.video.probe import probe
 
 
@@ -24,7 +24,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_a_file_is_replaced_when_all_of_it_is_written(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("old")
-    with files.write_atomically(tmp_path / "a.txt") as partial:
+    with atomic.write_atomically(tmp_path / "a.txt") as partial:
         partial.write_text("new")
         assert (tmp_path / "a.txt").read_text() == "old"
     assert contents(tmp_path) == {"a.txt": b"new"}
@@ -33,7 +33,7 @@ def test_a_file_is_replaced_when_all_of_it_is_written(tmp_path: Path) -> None:
 def test_a_folder_is_replaced_with_all_that_is_in_it(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "old").write_text("old")
-    with files.write_atomically(tmp_path / "a") as partial:
+    with atomic.write_atomically(tmp_path / "a") as partial:
         partial.mkdir()
         (partial / "new").write_text("new")
     assert contents(tmp_path) == {"a/new": b"new"}
@@ -45,7 +45,7 @@ def test_an_exception_leaves_what_was_there_and_nothing_else(
     folder: bool, error: BaseException, tmp_path: Path
 ) -> None:
     (tmp_path / "a").write_text("old")
-    with pytest.raises(type(error)), files.write_atomically(tmp_path / "a") as partial:
+    with pytest.raises(type(error)), atomic.write_atomically(tmp_path / "a") as partial:
         if folder:
             partial.mkdir()
         (partial / "new" if folder else partial).write_text("half")
@@ -56,9 +56,9 @@ def test_an_exception_leaves_what_was_there_and_nothing_else(
 @pytest.mark.parametrize("where", ["local", "memory"])
 def test_a_url_is_written_whole_or_not_at_all(where: str, tmp_path: Path) -> None:
     url = f"{tmp_path}/new/a.bin" if where == "local" else f"memory://{tmp_path.name}/new/a.bin"
-    with files.open_write(url) as file:
+    with atomic.open_write(url) as file:
         file.write(b"one")
-    with pytest.raises(ValueError, match="no"), files.open_write(url) as file:
+    with pytest.raises(ValueError, match="no"), atomic.open_write(url) as file:
         file.write(b"half")
         raise ValueError("no")
     with files.open_binary(url) as file:
@@ -70,9 +70,9 @@ def test_a_url_is_written_whole_or_not_at_all(where: str, tmp_path: Path) -> Non
 def test_errors_name_the_file_that_was_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "none" / "a.txt"
     with pytest.raises(MissingFileError, match=rf"^{path}: no such file or folder$"):
-        files.replace_text(path, "text")
+        atomic.replace_text(path, "text")
     (tmp_path / "file").write_text("")
-    with pytest.raises(FileError, match=r"file: File exists$") as caught, files.open_write(f"{tmp_path}/file/a.txt"):
+    with pytest.raises(FileError, match=r"file: File exists$") as caught, atomic.open_write(f"{tmp_path}/file/a.txt"):
         pass
     assert isinstance(caught.value, DataError)
     assert "Errno" not in str(caught.value)
@@ -87,13 +87,13 @@ def test_a_store_that_fails_leaves_nothing_and_is_named(monkeypatch: pytest.Monk
 
     url = f"memory://{tmp_path.name}/a.bin"
     monkeypatch.setattr(fsspec.filesystem("memory"), "mv", fail)
-    with pytest.raises(FileError, match=rf"^{url}: ClientError: slow down$"), files.open_write(url) as file:
+    with pytest.raises(FileError, match=rf"^{url}: ClientError: slow down$"), atomic.open_write(url) as file:
         file.write(b"one")
     assert fsspec.filesystem("memory").find(f"/{tmp_path.name}") == []
 
 
 def test_an_unfinished_file_that_is_gone_is_explained(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match="the unfinished file is gone"), files.write_atomically(tmp_path / "a"):
+    with pytest.raises(FileError, match="the unfinished file is gone"), atomic.write_atomically(tmp_path / "a"):
         pass
 
 
@@ -153,6 +153,6 @@ def test_names_that_are_not_utf8_are_shown_and_come_back_from_json(name: bytes) 
     assert json.loads(line.decode()) == {"path": text}
     assert urls.is_utf8(urls.printable(text))
     with TemporaryDirectory() as folder:
-        files.replace_text(f"{folder}/a.json", json.dumps(text, ensure_ascii=False))
+        atomic.replace_text(f"{folder}/a.json", json.dumps(text, ensure_ascii=False))
         assert json.loads(files.read_text(f"{folder}/a.json")) == text
     assert (urls.printable(text) == text) == urls.is_utf8(text)

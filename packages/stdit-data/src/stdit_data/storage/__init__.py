@@ -1,0 +1,1 @@
+"""Files on disks and in stores, by path or URL."""

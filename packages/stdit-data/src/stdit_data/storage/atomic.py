@@ -1,0 +1,111 @@
+"""Write files by path or URL, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import BytesIO
+from pathlib import Path
+from typing import IO
+
+from stdit_data.errors import FileError
+from stdit_data.storage.files import filesystem, patiently, wrap_errors
+from stdit_data.storage.urls import is_local, local_path, protocols
+
+ATOMIC = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "hf"}  # stores where a file appears when it is whole
+
+
+@contextmanager
+def write_atomically(path: str | Path) -> Iterator[Path]:
+    """Write a local file or folder so that it appears whole or not at all.
+
+    Yields a path beside `path` to write the file or folder to. It is renamed to `path` when the block ends, and removed
+    if the block raises; what was at `path` before is then untouched. A process that is killed leaves
+    `.NAME.PID.part` behind.
+
+    Args:
+        path: the file or folder to write or replace; its parent folder must exist.
+
+    Raises:
+        FileError: `path` can't be written, the disk is full, or the unfinished file is gone.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with wrap_errors(str(path)):
+        _remove(partial)  # of a killed process with the same id
+        try:
+            yield partial
+            if not partial.exists():
+                raise FileError(f"{path}: the unfinished file is gone; does another process write the same file?")
+            if partial.is_dir():
+                _remove(path)
+            else:
+                _flush_to_disk(partial)
+            partial.replace(path)
+        finally:
+            _remove(partial)
+
+
+@contextmanager
+def open_write(url: str) -> Iterator[IO[bytes]]:
+    """Open a file or URL for writing; it appears whole or not at all, see `write_atomically`.
+
+    A missing folder is created.
+
+    Raises:
+        FileError: it can't be written, or the unfinished file is gone.
+    """
+    if is_local(url):
+        path = local_path(url)
+        with wrap_errors(url):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with write_atomically(path) as partial, partial.open("wb") as file:
+            yield file
+        return
+    buffer = BytesIO()
+    yield buffer
+    fs, stored = filesystem(url)
+    if ATOMIC.intersection(protocols(url)[:1]):
+        patiently(url, lambda: fs.pipe_file(stored, buffer.getvalue()))
+        return
+    folder, _, name = stored.rpartition("/")
+    unfinished = f"{folder}/.{name}.{os.getpid()}.part"
+
+    def store() -> None:
+        fs.makedirs(folder, exist_ok=True)
+        try:
+            fs.pipe_file(unfinished, buffer.getvalue())
+            fs.mv(unfinished, stored)
+        except BaseException:
+            with suppress(Exception):
+                fs.rm_file(unfinished)
+            raise
+
+    patiently(url, store)
+
+
+def write_bytes(url: str, data: bytes) -> None:
+    """Write a file or URL, whole or not at all, see `open_write`."""
+    with open_write(url) as file:
+        file.write(data)
+
+
+def replace_text(path: str | Path, text: str) -> None:
+    """Write a local text file in UTF-8, whole or not at all; what is not Unicode is escaped, see `files.json_line`."""
+    with write_atomically(path) as partial:
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _flush_to_disk(path: Path) -> None:
+    """Without this, a power cut could leave the new name with no data."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
