@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
+from stdit_data import preview as previews
 from stdit_data.errors import DataError
 from stdit_data.manifests.format import read_manifest
 
@@ -73,6 +76,22 @@ def test_preview(clips: Path, tmp_path: Path) -> None:
     assert output.split() == [f"{tmp_path}/look.png", f"{tmp_path}/look.mp4"]
     assert (tmp_path / "look.png").read_bytes().startswith(b"\x89PNG")
     assert b"ftyp" in (tmp_path / "look.mp4").read_bytes()[:16]
+
+
+def test_rejects_are_shown_with_their_reasons(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = sorted(map(str, clips.glob("*.mp4")))
+    rows = [
+        {"path": path, "start": 0.0, "end": 0.5 + i, "step": "filter", "reason": f"not {i}"}
+        for i, path in enumerate(paths)
+    ]
+    (tmp_path / "set.rejects.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    drawn: list[Any] = []
+    monkeypatch.setattr(
+        previews, "contact_sheet", lambda *_, details, **__: drawn.extend(details) or Image.new("RGB", (8, 8))
+    )
+    options = ("--height", 64, "--width", 64, "--frames", 2, "--interval", 1)
+    assert run("preview", tmp_path / "set.rejects.jsonl", "--out", tmp_path / "look", *options)[0] == 0
+    assert drawn == [f"filter: not {i}" for i in range(len(paths))]
 
 
 def test_shapes(tmp_path: Path) -> None:

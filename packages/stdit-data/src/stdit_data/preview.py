@@ -6,7 +6,7 @@ C channels (3), T frames, H height, W width.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +37,7 @@ def preview(
     columns: int = 8,
     seed: int = 0,
     size: int | None = None,
+    details: Callable[[int], str] | None = None,
 ) -> list[ClipError]:
     """Write a PNG with a row of frames per sample, and an mp4 in which the samples play side by side.
 
@@ -48,6 +49,7 @@ def preview(
         columns: frames per row of the sheet.
         seed: seed of the choice of samples and of their randomness.
         size: longer side of a frame in pixels, see `contact_sheet`.
+        details: gives a sample's second line on the sheet, by its index.
 
     Returns:
         The errors of samples that could not be read; others are shown in their place.
@@ -72,7 +74,8 @@ def preview(
     videos = [clip.video for clip in clips]
     captions = [f"{clip.index}: {clip.caption or '(no caption)'}" for clip in clips]
     with open_write(str(sheet)) as file:
-        contact_sheet(videos, captions, columns=columns, size=size).save(file, "PNG")
+        told = None if details is None else [details(clip.index) for clip in clips]
+        contact_sheet(videos, captions, details=told, columns=columns, size=size).save(file, "PNG")
     if wall is not None:
         rate = max((clip.fps for clip in clips), default=0.0) or 8.0
         with wrap_errors(str(wall)):

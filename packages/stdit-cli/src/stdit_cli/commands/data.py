@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ from stdit_cli.workers import RenamedThreads, find_threads
 
 if TYPE_CHECKING:
     from stdit_data.clip import ClipDataset
+    from stdit_data.datasets.videos import VideoDataset
     from stdit_data.manifests.converters.common import Conversion
     from stdit_data.manifests.validate import Report
 
@@ -127,10 +129,11 @@ def preview(
     from stdit_data.datasets.videos import open_videos
     from stdit_data.preview import preview as look
 
+    details = None
     if _is_shapes(source):
         dataset = _open(source, frames, height, width)
     else:
-        dataset = open_videos(
+        dataset = videos = open_videos(
             source,
             frames=frames,
             height=height,
@@ -143,9 +146,26 @@ def preview(
             confine=confine,
             empty_captions=True,
         )
-    for error in look(dataset, f"{out}.png", f"{out}.mp4", samples=samples, columns=columns, seed=seed):
+        if source.endswith(".rejects.jsonl"):
+            details = _reasons(source, videos)
+    for error in look(
+        dataset, f"{out}.png", f"{out}.mp4", samples=samples, columns=columns, seed=seed, details=details
+    ):
         typer.echo(f"left out: {error}", err=True)
     typer.echo(f"{out}.png\n{out}.mp4")
+
+
+def _reasons(rejects: str, videos: VideoDataset) -> Callable[[int], str]:
+    """Return a function that tells why a clip of a rejects file was rejected."""
+    from stdit_data.curation.engine import read_reasons
+
+    reasons = read_reasons(rejects)
+
+    def reason(index: int) -> str:
+        entry = videos.entries[index]
+        return reasons.get((entry.path, entry.start, entry.end), "")
+
+    return reason
 
 
 @convert.command()

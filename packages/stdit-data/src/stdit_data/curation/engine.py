@@ -79,6 +79,16 @@ def rejects_path(out: str) -> str:
     return f"{out.removesuffix('.parquet')}.rejects.jsonl"
 
 
+def read_reasons(url: str) -> dict[tuple[str, float | None, float | None], str]:
+    """Read which step rejected the clips of a rejects file, and why, by path, start and end."""
+    rows = [json.loads(line) for line in files.read_text(url).splitlines() if line.strip()]
+    return {
+        (row["path"], row.get("start"), row.get("end")): f"{row['step']}: {row['reason']}"
+        for row in rows
+        if {"path", "step", "reason"} <= row.keys()
+    }
+
+
 def run(
     step: Step,
     rows: Rows,
