@@ -1,6 +1,6 @@
 """Find out why iDDPM learns the demo's world slowly: one change at a time; the tables are in iddpm.md.
 
-    uv run python benchmarks/findings/iddpm.py RUN_DIR [--only PROBE ...] [--prompts 40]
+    uv run python benchmarks/findings/iddpm.py RUN_DIR [--only PROBE ...] [--prompts 100]
 
 Trains and scores the probes that are missing, in order, and writes iddpm.md from those that there are. Interrupted at
 any moment, it can be typed again. One thread is used unless OMP_NUM_THREADS is set.
@@ -38,9 +38,9 @@ from stdit_train.loss.noise import draw
 from stdit_train.loss.objective import timestep_density, training_loss
 from stdit_train.pipeline.load import load_pipeline
 
-STEPS = 400
+STEPS = 2000
 CLIPS = 1024  # to train on
-PROMPTS = 40  # held-out
+PROMPTS = 100  # held-out
 DECADES = (2, 1, 0, -1, -2, -3, -4)  # log10 of the signal-to-noise ratios at which errors are measured
 MEASURED = 32  # clips to measure them on
 PAGE = Path(__file__).with_name("iddpm.md")
