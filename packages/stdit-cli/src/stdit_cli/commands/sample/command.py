@@ -14,6 +14,27 @@ from stdit_train.errors import ConfigError
 
 PROMPTS, MODEL, VIDEO, START = "Prompts", "Model", "Video", "Start from an image or a video"
 SAMPLING, OUTPUT = "Sampling", "Output"
+# Options of the model, which `stdit serve` has as well.
+Vae = Annotated[
+    str | None, typer.Option(help="VAE: a folder or Hub id.", show_default="the checkpoint's", rich_help_panel=MODEL)
+]
+TextEncoder = Annotated[
+    str | None,
+    typer.Option(help="T5 encoder: a folder or Hub id.", show_default="the checkpoint's", rich_help_panel=MODEL),
+]
+Text8bit = Annotated[
+    bool | None,
+    typer.Option("--text-8bit", help="Load the text encoder in 8 bits (needs bitsandbytes).", rich_help_panel=MODEL),
+]
+Offload = Annotated[
+    str | None,
+    typer.Option(
+        help="Keep in main memory what is not computed with: model (all but a component), group (all but a block) "
+        "or sequential (all but a layer, slow).",
+        autocompletion=completion.choices(*OFFLOADS),
+        rich_help_panel=MODEL,
+    ),
+]
 OUTPUT_OPTIONS = {"out", "format", "overwrite"}  # options that do not change the video
 
 
@@ -59,14 +80,8 @@ def sample(
             rich_help_panel=MODEL,
         ),
     ] = None,
-    vae: Annotated[
-        str | None,
-        typer.Option(help="VAE: a folder or Hub id.", show_default="the checkpoint's", rich_help_panel=MODEL),
-    ] = None,
-    text_encoder: Annotated[
-        str | None,
-        typer.Option(help="T5 encoder: a folder or Hub id.", show_default="the checkpoint's", rich_help_panel=MODEL),
-    ] = None,
+    vae: Vae = None,
+    text_encoder: TextEncoder = None,
     lora: Annotated[
         list[str] | None,
         typer.Option(
@@ -84,21 +99,8 @@ def sample(
             rich_help_panel=MODEL,
         ),
     ] = None,
-    text_8bit: Annotated[
-        bool | None,
-        typer.Option(
-            "--text-8bit", help="Load the text encoder in 8 bits (needs bitsandbytes).", rich_help_panel=MODEL
-        ),
-    ] = None,
-    offload: Annotated[
-        str | None,
-        typer.Option(
-            help="Keep in main memory what is not computed with: model (all but a component), group (all but a block) "
-            "or sequential (all but a layer, slow).",
-            autocompletion=completion.choices(*OFFLOADS),
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
+    text_8bit: Text8bit = None,
+    offload: Offload = None,
     compile: Annotated[
         bool | None,
         typer.Option("--compile", help="Compile the transformer's blocks, for many videos.", rich_help_panel=MODEL),

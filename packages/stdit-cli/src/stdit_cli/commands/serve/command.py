@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
-from stdit_cli import completion
-from stdit_cli.commands.sample.request import OFFLOADS, Settings
+from stdit_cli.commands.sample.command import Offload, Text8bit, TextEncoder, Vae
+from stdit_cli.commands.sample.request import Settings
 from stdit_cli.commands.serve.limits import Limits
 from stdit_train.assets import named_source
 from stdit_train.errors import ConfigError
 
-ADDRESS, MODEL, LIMITS = "Address", "Model", "Limits of a request"
+ADDRESS, LIMITS = "Address", "Limits of a request"
 PORT = 7860  # Gradio's
 
 
@@ -33,28 +33,10 @@ def serve(
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.", rich_help_panel=ADDRESS)
     ] = PORT,
-    vae: Annotated[
-        str | None,
-        typer.Option(help="VAE: a folder or Hub id.", show_default="the checkpoint's", rich_help_panel=MODEL),
-    ] = None,
-    text_encoder: Annotated[
-        str | None,
-        typer.Option(help="T5 encoder: a folder or Hub id.", show_default="the checkpoint's", rich_help_panel=MODEL),
-    ] = None,
-    text_8bit: Annotated[
-        bool,
-        typer.Option(
-            "--text-8bit", help="Load the text encoder in 8 bits (needs bitsandbytes).", rich_help_panel=MODEL
-        ),
-    ] = False,
-    offload: Annotated[
-        str | None,
-        typer.Option(
-            help="Keep in main memory what is not computed with: model, group or sequential; see `stdit sample`.",
-            autocompletion=completion.choices(*OFFLOADS),
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
+    vae: Vae = None,
+    text_encoder: TextEncoder = None,
+    text_8bit: Text8bit = None,
+    offload: Offload = None,
     max_frames: Annotated[
         int | None,
         typer.Option(
@@ -94,7 +76,7 @@ def serve(
     if importlib.util.find_spec("gradio") is None:
         raise ConfigError("stdit serve needs Gradio: run `uv sync --extra web`, or pip install 'stdit-cli[web]'")
     names = list(dict.fromkeys(map(named_source, checkpoints or ["demo"])))
-    settings = Settings(vae=vae, text_encoder=text_encoder, text_8bit=text_8bit, offload=offload)
+    settings = Settings(vae=vae, text_encoder=text_encoder, text_8bit=bool(text_8bit), offload=offload)
     settings.check()
     limits = Limits(max_frames, max_size, max_steps, max_prompt, max_waiting)
 
