@@ -38,7 +38,7 @@ from stdit_train.loss.noise import draw
 from stdit_train.loss.objective import timestep_density, training_loss
 from stdit_train.pipeline.load import load_pipeline
 
-STEPS = 2000
+STEPS = 1200
 CLIPS = 1024  # to train on
 PROMPTS = 100  # held-out
 DECADES = (2, 1, 0, -1, -2, -3, -4)  # log10 of the signal-to-noise ratios at which errors are measured

@@ -42,7 +42,7 @@ from stdit_train.vae.networks import forward_needs
 ROWS = Path(__file__).with_name("temporal_vae.csv")
 FRAMES, SIDE = SHAPES
 VAE_STEPS, VAE_BATCH = 450, 2  # of 4x8x8; the steps of the others follow from its FLOPs
-STDIT_STEPS = 4000  # on latents of 1x8x8; the steps of the others follow from its FLOPs
+STDIT_STEPS = 3000  # on latents of 1x8x8; the steps of the others follow from its FLOPs
 CLIPS = 2048  # that the STDiTs are trained on
 CHECKED = 64  # clips that a VAE is measured on
 PROMPTS = 200  # held-out prompts, with one seed each

