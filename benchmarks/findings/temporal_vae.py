@@ -1,6 +1,6 @@
 """Test the report's sentences on spatial-temporal compression on `shapes`; the tables are in temporal_vae.md.
 
-    uv run python benchmarks/findings/temporal_vae.py RUN_DIR [--only SHAPE ...] [--seeds 3] [--real TRAIN TEST]
+    uv run python benchmarks/findings/temporal_vae.py RUN_DIR [--only PART ...] [--seeds 3] [--real TRAIN TEST]
     uv run python benchmarks/findings/temporal_vae.py report
 
 The first command makes the runs that have no row yet in temporal_vae.csv, and appends each one's row as it is done;
@@ -18,11 +18,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import report
 import run as findings  # sets OMP_NUM_THREADS, before torch is imported
 import torch
 from diffusers import AutoencoderKL
+from questions import QUESTIONS
 from temporal_vae_measure import real_clips, shapes_clips, vae_row
-from temporal_vae_report import FIRST, SHAPES, VAES, write_report
+from temporal_vae_report import FIRST, PATCHES, SHAPES, VAES, write_report
 
 from stdit_data.storage.atomic import write_atomically
 from stdit_train.ablation.arms import estimate_arm
@@ -46,6 +48,7 @@ STDIT_STEPS = 3000  # on latents of 1x8x8; the steps of the others follow from i
 CLIPS = 2048  # that the STDiTs are trained on
 CHECKED = 64  # clips that a VAE is measured on
 PROMPTS = 200  # held-out prompts, with one seed each
+PATCH_MINUTES, PATCH_PROMPTS = 300.0, 100  # run.py's --minutes and --prompts
 
 
 class Study:
@@ -60,9 +63,14 @@ class Study:
         self.folder, self.real = folder.resolve(), real
 
     def run(self, names: Sequence[str], seeds: int) -> None:
-        """Make the runs that are missing: all VAEs, then the STDiTs, the first seeds of each before the others."""
+        """Make the runs that are missing: VAEs, STDiTs, patches, the first seeds of each before the others.
+
+        Args:
+            names: of `VAES`, and `PATCHES` for those.
+            seeds: of each run.
+        """
         make = {"vae": self.vae, "stdit": self.stdit} if self.real is None else {"real": self.vae}
-        runs = [(name, part, seed) for part in make for seed in range(seeds) for name in names]
+        runs = [(name, part, seed) for part in make for seed in range(seeds) for name in names if name in VAES]
         done = {(row["vae"], row["part"], int(row["seed"])) for row in read_rows()}
         start = "start" if self.real is None else "real-start"
         if (FIRST, start, 0) not in done:
@@ -70,6 +78,10 @@ class Study:
         for name, part, seed in runs:
             if (name, part, seed) not in done and (part == "vae" or VAES[name].from_image):
                 append({"part": part, "vae": name, "seed": seed, **make[part](name, seed)})
+        if PATCHES in names and self.real is None:
+            for name, seed, row in self.patches(seeds):
+                if (name, PATCHES, seed) not in done:
+                    append({"part": PATCHES, "vae": name, "seed": seed, **row})
 
     # -- VAEs ------------------------------------------------------------------------------------------------------
 
@@ -121,6 +133,18 @@ class Study:
             "aspects": aspects,
             **found,
         }
+
+    def patches(self, seeds: int) -> list[tuple[str, int, dict[str, Any]]]:
+        """Train STDiTs on latents of the image VAE with both patches; return name, seed and row of each."""
+        study = findings.Findings(self.folder / PATCHES, PATCH_MINUTES, PATCH_PROMPTS)
+        study.run([question for question in QUESTIONS if question.name == PATCHES], seeds)
+        rows = []
+        for name, runs in report.read_results(study.folder).items():
+            for seed, run in runs.items():
+                row = {"steps": run["steps"][0], "tflops": run["flops"] / 1e12, **run["shares"]["seen"]}
+                row |= {"validation_loss": run["validation_loss"], "aspects": report.value(run, report.ASPECTS)}
+                rows.append((name, seed, row))
+        return rows
 
     def _first(self, name: str) -> Path:
         return self.folder / "runs" / f"{name}-seed0"
@@ -250,7 +274,8 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     parser = argparse.ArgumentParser(prog="temporal_vae.py", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("run_dir", type=Path, help="folder of the runs; an interrupted command in it is resumed")
-    parser.add_argument("--only", nargs="+", choices=VAES, default=list(VAES), metavar="SHAPE", help=", ".join(VAES))
+    names = [*VAES, PATCHES]
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="PART", help=", ".join(names))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
         "--real",
@@ -261,7 +286,7 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     try:
         Study(given.run_dir, given.real and tuple(given.real)).run(given.only, given.seeds)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, findings.Interrupted):
         print("stopped and saved; run the same command again to resume", file=sys.stderr)
         return 130
     return 0

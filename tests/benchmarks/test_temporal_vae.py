@@ -71,6 +71,20 @@ def test_what_is_concluded(study: ModuleType, tmp_path: Path) -> None:
     assert "reconstructs worse (2x8x8): **open, not distinguishable**" in page
 
 
+def test_what_is_concluded_of_patches(study: ModuleType, tmp_path: Path) -> None:
+    shares = {"base": [0.4, 0.41, 0.42], "patch-222": [0.3, 0.32, 0.31]}
+    found = [
+        {"part": "patches", "vae": arm, "seed": str(seed), "steps": "5", "tflops": "1", "aspects": str(share)}
+        for arm, values in shares.items()
+        for seed, share in enumerate(values)
+    ]
+    page = study.write_report(found, tmp_path / "page.md").read_text()
+    assert "A 3-D patch embedder in its place makes worse videos: **confirmed**" in page
+    assert "| patch-222 - base | aspects |" in page
+    page = study.write_report(found[:-1], tmp_path / "page.md").read_text()
+    assert "makes worse videos: **open, with 2 of 3 seeds**" in page
+
+
 def test_rows_are_kept_whole(study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "ROWS", tmp_path / "rows.csv")
     study.append({"part": "vae", "vae": "1x8x8", "seed": 0, "psnr": 30.123456789})
