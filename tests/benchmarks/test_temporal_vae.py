@@ -72,9 +72,10 @@ def test_what_is_concluded(study: ModuleType, tmp_path: Path) -> None:
 
 
 def test_what_is_concluded_of_patches(study: ModuleType, tmp_path: Path) -> None:
+    rest = {"validation_loss": "0.3", "all": "0.1"}
     shares = {"base": [0.4, 0.41, 0.42], "patch-222": [0.3, 0.32, 0.31]}
     found = [
-        {"part": "patches", "vae": arm, "seed": str(seed), "steps": "5", "tflops": "1", "aspects": str(share)}
+        {"part": "patches", "vae": arm, "seed": str(seed), "steps": "5", "tflops": "1", "aspects": str(share), **rest}
         for arm, values in shares.items()
         for seed, share in enumerate(values)
     ]
