@@ -42,6 +42,10 @@ are not compared here; see [cost.md](../cost.md).
 
     {runs}
     uv run python benchmarks/ablation/publish.py {folder}{option}
+{more}"""
+LONGER = """
+dit and seq alone were also trained four times as long: [longer-results.md](longer-results.md). What both studies say
+together is in [larger.md](larger.md#outcome).
 """
 
 
@@ -66,7 +70,8 @@ class Study:
         """Return the head of its page, for runs in `folder`."""
         runs = f"{self.runs} {folder}" if self is FIRST else f"{self.runs} {Path(folder).parent} {self.name}"
         option = "" if self is FIRST else f" --study {self.name}"
-        return INTRODUCTION.format(title=self.title, plan=self.plan, runs=runs, folder=folder, option=option)
+        more = LONGER if self is FIRST else ""
+        return INTRODUCTION.format(title=self.title, plan=self.plan, runs=runs, folder=folder, option=option, more=more)
 
 
 FIRST = Study("first", "results", "plan.md", "benchmarks/ablation/run.sh", 6, tuple(TABLES), CONTRASTS)
