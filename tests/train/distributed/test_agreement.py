@@ -54,6 +54,8 @@ SCRIPT = """
         print(refused(lambda: shared.check_shared(world, Path(folder) / f"run{rank}")))
 
     work(int(sys.argv[1]), sys.argv[2])
+    sys.stdout.flush()
+    os._exit(0)  # gloo's threads may abort an ordinary exit
 """
 
 
