@@ -26,6 +26,7 @@ from questions import QUESTIONS
 from temporal_vae_measure import real_clips, shapes_clips, vae_row
 from temporal_vae_report import FIRST, PATCHES, SHAPES, VAES, write_report
 
+from stdit_data.errors import DataError
 from stdit_data.storage.atomic import write_atomically
 from stdit_train.ablation.arms import estimate_arm
 from stdit_train.assets import DEMO
@@ -36,6 +37,7 @@ from stdit_train.components.precompute import Encoding, open_jobs
 from stdit_train.config.load import load_stage
 from stdit_train.config.schema import TrainConfig
 from stdit_train.distributed.world import World
+from stdit_train.errors import ConfigError, RunEnded
 from stdit_train.evaluation.evaluate import evaluate_pipeline
 from stdit_train.pipeline.load import load_pipeline
 from stdit_train.tracking.metrics import read_metrics
@@ -289,6 +291,9 @@ def main(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, findings.Interrupted):
         print("stopped and saved; run the same command again to resume", file=sys.stderr)
         return 130
+    except (ConfigError, DataError, RunEnded) as error:
+        print(f"temporal_vae: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

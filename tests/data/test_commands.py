@@ -81,7 +81,7 @@ def test_preview(clips: Path, tmp_path: Path) -> None:
 def test_rejects_are_shown_with_their_reasons(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = sorted(map(str, clips.glob("*.mp4")))
     rows = [
-        {"path": path, "start": 0.0, "end": 0.5 + i, "step": "filter", "reason": f"not {i}"}
+        {"path": path, "start": 0.0, "end": 0.5 + i, "step": "filter", "reason": f"not\u2028{i}"}
         for i, path in enumerate(paths)
     ]
     (tmp_path / "set.rejects.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -91,7 +91,7 @@ def test_rejects_are_shown_with_their_reasons(clips: Path, tmp_path: Path, monke
     )
     options = ("--height", 64, "--width", 64, "--frames", 2, "--interval", 1)
     assert run("preview", tmp_path / "set.rejects.jsonl", "--out", tmp_path / "look", *options)[0] == 0
-    assert drawn == [f"filter: not {i}" for i in range(len(paths))]
+    assert drawn == [f"filter: not\u2028{i}" for i in range(len(paths))]
 
 
 def test_shapes(tmp_path: Path) -> None:

@@ -87,6 +87,11 @@ def test_a_set_may_be_moved_and_cut(tmp_path: PurePosixPath, monkeypatch: pytest
     assert [0, 2] in (kept, held)
 
 
+def test_one_group_of_all_is_refused() -> None:
+    with pytest.raises(DataError, match=r"of 3 clips none is .*, since the clips of a group stay together"):
+        split(["set/a.mp4", "set/b.mp4", "set/c.mp4"], 0.5, ["one"] * 3)
+
+
 @pytest.mark.parametrize(("share", "which"), [(1e-9, "none is held out"), (1 - 1e-9, "none is left to train on")])
 def test_an_empty_side_is_refused(share: float, which: str) -> None:
     with pytest.raises(DataError, match=f"of 5 clips {which}"):

@@ -81,7 +81,7 @@ def rejects_path(out: str) -> str:
 
 def read_reasons(url: str) -> dict[tuple[str, float | None, float | None], str]:
     """Read which step rejected the clips of a rejects file, and why, by path, start and end."""
-    rows = [json.loads(line) for line in files.read_text(url).splitlines() if line.strip()]
+    rows = [json.loads(line) for line in files.read_text(url).split("\n") if line.strip()]
     return {
         (row["path"], row.get("start"), row.get("end")): f"{row['step']}: {row['reason']}"
         for row in rows

@@ -55,7 +55,8 @@ def split(
     held = [index for index, position in enumerate(positions) if position < share]
     if not held or not kept:
         which = "none is held out" if not held else "none is left to train on"
-        raise DataError(f"of {len(positions)} clips {which} at a share of {share:g}")
+        whole = "" if groups is None else ", since the clips of a group stay together"
+        raise DataError(f"of {len(positions)} clips {which} at a share of {share:g}{whole}")
     return kept, sorted(held, key=lambda index: (positions[index], index))
 
 
