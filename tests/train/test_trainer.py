@@ -3,12 +3,14 @@
 import os
 import shutil
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from stdit_data.clip import Clip
 from stdit_model import STDiTPipeline
 from stdit_train.build import build_trainer, open_trainer
 from stdit_train.checkpoint.format import load_checkpoint
@@ -112,6 +114,33 @@ def test_resuming_is_exact(small: TrainConfig, tmp_path: Path, optimizer: str, o
         assert torch.equal(value, second.ema.model.state_dict()[name]), name
     rows = read_metrics(tmp_path / "parts" / "metrics.jsonl")
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 9))
+
+
+def test_interrupted_while_a_step_is_read(small: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the first epoch, whose clips are encoded by the step that needs them."""
+    whole, watched = start(small, tmp_path / "whole")
+    whole.train()
+
+    first, first_watched = start(small, tmp_path / "parts")
+    dataset = first.loader.dataset
+    load, loaded = dataset.load, []
+
+    def interrupted(index: int, *, seed: int, epoch: int) -> Clip:
+        loaded.append(index)
+        if len(loaded) == 6:  # of the second step of four
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)  # a thread ends the waiting for stores
+        return load(index, seed=seed, epoch=epoch)
+
+    monkeypatch.setattr(dataset, "load", interrupted)
+    outcome = first.train()
+    assert (outcome.step, outcome.signal, len(loaded)) == (1, signal.SIGINT, 8)
+    second, second_watched = start(small, tmp_path / "parts")
+    checkpoint = RunFolder(tmp_path / "parts").latest_checkpoint()
+    assert checkpoint is not None
+    second.resume(checkpoint)
+    assert second.train().finished
+    assert first_watched.losses + second_watched.losses == watched.losses
 
 
 def test_micro_batches_change_nothing(small: TrainConfig, tmp_path: Path) -> None:

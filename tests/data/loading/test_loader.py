@@ -25,6 +25,7 @@ from stdit_data.errors import ClipError, DataError
 from stdit_data.loading.loader import Batch, ClipLoader
 from stdit_data.loading.order import GlobalBatch, Slot
 from stdit_data.loading.prefetch import Step
+from stdit_data.storage import stores
 from stdit_data.transforms import stack_videos, to_float
 
 SMALL, WIDE = Bucket(2, 4, 4), Bucket(1, 4, 8)
@@ -278,6 +279,19 @@ def test_threads_end(workers: int, prefetch: int) -> None:
     assert settled()
     assert caught.traceback
     assert torch.get_num_threads() == torch_threads
+
+
+@pytest.mark.parametrize(("workers", "prefetch"), [(0, 0), (0, 2), (3, 2)])
+def test_a_loader_goes_on_after_the_waiting_for_stores_has_ended(workers: int, prefetch: int) -> None:
+    """The step that is being read when Ctrl-C comes is read to its end, and so are those after it."""
+
+    class Interrupted(Numbers):
+        def load(self, index: int, *, seed: int, epoch: int) -> Clip:
+            stores.release()
+            return super().load(index, seed=seed, epoch=epoch)
+
+    common = {"global_batch": 4, "seed": 0, "workers": workers, "prefetch": prefetch}
+    assert whole(Interrupted(20), 12, **common) == whole(Numbers(20), 12, **common)
 
 
 @pytest.mark.parametrize(("workers", "limit", "ahead"), [(3, 6, 6), (3, 0, 4), (3, 3, 4), (0, 6, 6), (3, 1000, None)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from threading import Condition, Event
+from threading import Condition
 
 from stdit_data.buckets import Bucket
 
@@ -15,9 +15,6 @@ class ByteBudget:
 
     Args:
         limit: bytes.
-
-    Attributes:
-        closed: set when nothing more is to be read.
     """
 
     def __init__(self, limit: int) -> None:
@@ -25,14 +22,15 @@ class ByteBudget:
         self._sizes: dict[Bucket, int] = {}  # bytes of a clip
         self._steps: dict[int, tuple[Bucket, int]] = {}  # bucket and number of slots of each step
         self._next = 0  # number of the step to hand out next
-        self._changed, self.closed = Condition(), Event()
+        self._closed = False  # whether nothing more is to be read
+        self._changed = Condition()
 
     def admit(self, step: int, bucket: Bucket) -> bool:
         """Wait until a slot of a step may be read; return False if it is not needed any more."""
         with self._changed:
-            self._changed.wait_for(lambda: self.closed.is_set() or step == self._next or self._fits(bucket))
+            self._changed.wait_for(lambda: self._closed or step == self._next or self._fits(bucket))
             self._steps[step] = (bucket, self._steps.get(step, (bucket, 0))[1] + 1)
-            return not self.closed.is_set()
+            return not self._closed
 
     def measure(self, bucket: Bucket, nbytes: int) -> None:
         """Take the size of a clip into account."""
@@ -50,7 +48,7 @@ class ByteBudget:
     def close(self) -> None:
         """Let whoever waits go."""
         with self._changed:
-            self.closed.set()
+            self._closed = True
             self._changed.notify_all()
 
     def _fits(self, bucket: Bucket) -> bool:

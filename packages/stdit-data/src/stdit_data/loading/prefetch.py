@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from threading import Event
 from typing import Any
 
 import torch
@@ -125,10 +126,10 @@ def read_ahead(
     # The nodes' threads call torch.set_num_threads(1), which leaks into this thread unless it has called this before.
     torch.get_num_threads()
     # 0: the nodes take no snapshots, since the position follows from the number of steps yielded.
-    ahead = ByteBudget(prefetch_bytes)
+    ahead, stopping = ByteBudget(prefetch_bytes), Event()
 
     def read(work: tuple[GlobalBatch, int]) -> SlotResult:
-        with stores.waiting_until(ahead.closed):
+        with stores.waiting_until(stopping):
             return read_slot(dataset, seed, draw, ahead.measure, work)
 
     node: Any = IterableWrapper(_slots(plans, shares, rank, ahead))
@@ -144,6 +145,7 @@ def read_ahead(
             yield result
     finally:
         ahead.close()
+        stopping.set()
 
 
 def read_slot(
