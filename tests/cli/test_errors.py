@@ -158,6 +158,17 @@ def test_a_stage_too_large_for_this_machine(stdit: Callable, monkeypatch: pytest
     assert not (tmp_path / "runs").exists()
 
 
+def test_ctrl_c_before_there_is_anything_to_save(stdit: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stdit_train.build.open_trainer", interrupted)
+    monkeypatch.setattr("stdit_data.manifests.format.read_manifest", interrupted)
+    for command in (["train", "--stage", "demo", "--out", "run"], ["data", "validate", "clips.csv"]):
+        done = stdit(*command)
+        assert (done.code, done.err) == (130, "stdit: interrupted\n"), command
+
+
 def test_debug_shows_where_it_came_from() -> None:
     command = [sys.executable, "-c", "from stdit_cli.main import main; main()", "train", "--stage", "none", "--debug"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

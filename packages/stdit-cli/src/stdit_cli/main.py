@@ -13,7 +13,7 @@ import re
 import signal
 import sys
 from io import TextIOWrapper
-from typing import Annotated, ClassVar, NoReturn
+from typing import Annotated, Any, ClassVar, NoReturn
 
 import typer
 
@@ -31,6 +31,10 @@ REFUSALS = frozenset((
     errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN,  # limits of the system
 ))  # fmt: skip
 USER_ERRORS = (model_errors.UserError, data_errors.UserError, train_errors.UserError)
+
+
+class Interrupted(Exception):
+    """Ctrl-C, which Typer would end the process for without a word."""
 
 
 class Commands(LazyGroup):
@@ -85,6 +89,17 @@ class Commands(LazyGroup):
         ),
         "weights": Lazy("stdit_cli.commands.weights:app", "Inspect, convert and merge checkpoints."),
     }
+
+    def invoke(self, ctx: Any) -> Any:
+        """Import the command and run it.
+
+        Raises:
+            Interrupted: Ctrl-C was pressed.
+        """
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Interrupted from error
 
 
 app = typer.Typer(
@@ -157,7 +172,7 @@ def main() -> None:
     try:
         world = World.from_env()
         app(with_resumed_run(sys.argv[1:]))
-    except KeyboardInterrupt:
+    except (Interrupted, KeyboardInterrupt):
         if debug:
             raise
         if world.is_main:
