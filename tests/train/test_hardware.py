@@ -6,6 +6,8 @@ import resource
 import pytest
 import torch
 
+from stdit_train.assets import DEMO
+from stdit_train.components import load
 from stdit_train.hardware import keep_freed_memory
 
 
@@ -21,3 +23,12 @@ def test_freed_memory_is_used_again() -> None:
     keep_freed_memory()
     page_faults()  # the first time it is mapped
     assert page_faults() < 10_000  # of 102,400 if each were mapped anew
+
+
+def test_encoders_on_a_cpu_keep_the_memory_that_they_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a run does: `stdit data encode` takes up to twice the time without it."""
+    calls: list[str] = []
+    monkeypatch.setattr(load, "keep_freed_memory", lambda: calls.append("kept"))
+    load.load_vae(DEMO, torch.device("cpu"))
+    load.load_text_encoder(DEMO, torch.device("cpu"), "fp32")
+    assert calls == ["kept", "kept"]

@@ -24,6 +24,7 @@ from stdit_train.components.identity import check_text_encoder, check_vae
 from stdit_train.components.sources import check_path, locate, not_loaded, split_source
 from stdit_train.config.schema import TrainConfig
 from stdit_train.errors import ConfigError
+from stdit_train.hardware import keep_freed_memory
 
 
 @dataclass
@@ -120,6 +121,8 @@ def load_vae(source: str, device: torch.device, option: str = "--vae") -> Any:
     """
     from diffusers import AutoModel
 
+    if device.type == "cpu":
+        keep_freed_memory()
     quiet_libraries()
     location = locate(source, "vae")
     file = Path(location) / "config.json"
@@ -145,6 +148,8 @@ def load_text_encoder(source: str, device: torch.device, precision: str, **optio
     """
     from transformers import AutoTokenizer, T5EncoderModel
 
+    if device.type == "cpu":
+        keep_freed_memory()
     quiet_libraries()
     dtype = text_dtype(precision)
     location = locate(source, "text_encoder")
