@@ -105,7 +105,7 @@ def final_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_going_on_from_anywhere(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped in the first, third and fourth stage: at the end all is as without a stop, to the bit."""
+    """Stopped in each stage, in its last step and while its result is written: at the end all is as without a stop."""
     handed: list[tuple[str, bool]] = []
     init_from_run = Trainer.init_from_run
 
@@ -118,6 +118,11 @@ def test_going_on_from_anywhere(parts: Path, tmp_path: Path, monkeypatch: pytest
     assert run(tmp_path / "whole", parts, {}) == (4, True)
     assert handed == [("1-8x32", False), ("2-8x32-hq", False), ("3-8x64", False)]  # the average is one of its own
     assert run(tmp_path / "parts", parts, {1: 3}) == (1, False)
+    assert run(tmp_path / "parts", parts, {1: 4}) == (1, False)  # its last step
+    with monkeypatch.context() as patch:
+        finish = Trainer.finish
+        patch.setattr(Trainer, "finish", lambda self: (os.kill(os.getpid(), signal.SIGTERM), finish(self)))
+        assert run(tmp_path / "parts", parts, {}) == (2, False)
     assert run(tmp_path / "parts", parts, {3: 1}) == (3, False)
     assert run(tmp_path / "parts", parts, {4: 2}) == (4, False)
     assert run(tmp_path / "parts", parts, {}) == (4, True)

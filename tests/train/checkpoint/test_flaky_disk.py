@@ -161,14 +161,14 @@ def test_the_files_of_all_processes_are_required(
 ) -> None:
     """Two machines that do not share the folder: rank 0 has its own shard alone. By the index, which names all."""
     trainer = opened(replace(small, checkpoint_async=False), tmp_path / "run")
-    write = manager.begin_write
+    write = manager.write_tensors
 
     def write_half(partial: Path, *arguments: Any, **options: Any) -> None:
         write(partial, *arguments, **options)
         (partial / "tensors" / "__0_0.distcp").unlink()
         (partial / "tensors" / "stray").touch()
 
-    monkeypatch.setattr(manager, "begin_write", write_half)
+    monkeypatch.setattr(manager, "write_tensors", write_half)
     with pytest.raises(CheckpointFailed, match=r"tensors/__0_0.distcp, which another process wrote, is not there"):
         trainer.train()
     monkeypatch.undo()

@@ -38,7 +38,8 @@ class Outcome:
         step: steps done.
         finished: whether it reached its last step; False after an interruption.
         values: metrics of the last step.
-        signal: number of the signal that interrupted it, None for none.
+        signal: number of the signal that interrupted it, None for none; a finished run may have received one in its
+            last step or while the result was written.
         prompts: captions of the data set that were sampled during training.
     """
 

@@ -228,7 +228,8 @@ def train_stages(
         world: processes of the run. [default: this one]
 
     Returns:
-        The number of the stage that ended last and how it ended, None if all had been finished before.
+        The number of the stage that ended last and how it ended, None if all had been finished before. It is not
+        `finished` if an interruption leaves stages to train.
 
     Raises:
         RunEnded: a stage can't go on.
@@ -250,8 +251,8 @@ def train_stages(
             watcher = watch(number, stage) if world.is_main else NullCallback()
             trainer = open_trainer(stage.config, config, stage.run, watcher, loaded.get(parts), previous, world)
             outcome = trainer.train()
-            if not outcome.finished:
-                return number, outcome
+            if not outcome.finished or (outcome.signal and number < len(stages)):
+                return number, replace(outcome, finished=False)
         previous = stage.run
     return len(stages), outcome
 

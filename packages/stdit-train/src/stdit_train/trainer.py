@@ -216,8 +216,8 @@ class Trainer:
     def _exchange(
         self, batches: list[Batch], terms: dict[str, float], timesteps: list[float], losses: list[float]
     ) -> StepSummary:
-        """Fetch the next step's batches, if there is one, and exchange the message of this step."""
-        if self._ahead is not None and self.step + 1 < self.config.steps:
+        """Fetch the next step's batches, if there is to be one, and exchange the message of this step."""
+        if self._ahead is not None and self.step + 1 < self.config.steps and not self._interrupts.number:
             self._waited += self._ahead.fetch()
         now = time.perf_counter()
         own = StepReport(
@@ -313,7 +313,8 @@ class Trainer:
                 self._save(last=True)
             if finished and self.world.is_main:
                 self.run.update_metadata(finished_at_step=self.step)
-        return Outcome(self.step, finished, values, signal or None, tuple(self.task.prompts))
+            (number,) = self.world.all_max(self._interrupts.number or 0)  # it may have come during the last step
+        return Outcome(self.step, finished, values, int(number) or None, tuple(self.task.prompts))
 
     @contextlib.contextmanager
     def _context(self) -> Iterator[tuple[Profile, GarbageCollection]]:

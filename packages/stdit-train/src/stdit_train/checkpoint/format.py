@@ -51,30 +51,32 @@ def named_tensors(model: nn.Module, ema: nn.Module, optimizers: Iterable[Optimiz
     return tensors
 
 
-def begin_write(
-    partial: Path, tensors: Mapping[str, Tensor], *, asynchronous: bool, group: dist.ProcessGroup | None = None
-) -> Future[Any] | None:
+def write_tensors(partial: Path, tensors: Mapping[str, Tensor], group: dist.ProcessGroup | None = None) -> None:
     """Write tensors into a folder; every process must call this and writes its own shards.
 
     Args:
         partial: empty folder.
         tensors: tensors by name.
-        asynchronous: whether to write from a copy in the background and return a future.
         group: process group for the messages of the writer. [default: the main one]
 
     Raises:
         OSError: the disk is full or fails.
     """
-    alone = not dist.is_initialized()
-    writer = dcp.FileSystemWriter(partial / TENSORS, sync_files=True)
     try:
-        if asynchronous:
-            saving = dcp.async_save(dict(tensors), storage_writer=writer, process_group=group, no_dist=alone)
-            return saving if isinstance(saving, Future) else saving.upload_completion
-        dcp.save(dict(tensors), storage_writer=writer, process_group=group, no_dist=alone)
+        dcp.save(dict(tensors), storage_writer=_writer(partial), process_group=group, no_dist=not dist.is_initialized())
     except dcp.CheckpointException as error:
         raise root_cause(error) from error
-    return None
+
+
+def begin_write(partial: Path, tensors: Mapping[str, Tensor], group: dist.ProcessGroup | None = None) -> Future[Any]:
+    """Copy tensors and write the copy in the background, as `write_tensors` does; the future has its error."""
+    alone = not dist.is_initialized()
+    saving = dcp.async_save(dict(tensors), storage_writer=_writer(partial), process_group=group, no_dist=alone)
+    return saving if isinstance(saving, Future) else saving.upload_completion
+
+
+def _writer(partial: Path) -> dcp.FileSystemWriter:
+    return dcp.FileSystemWriter(partial / TENSORS, sync_files=True)
 
 
 def finish_write(partial: Path, final: Path, state: Mapping[str, Any]) -> None:

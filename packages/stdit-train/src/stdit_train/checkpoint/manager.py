@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from stdit_model.errors import reason
-from stdit_train.checkpoint.format import begin_write, finish_write, root_cause
+from stdit_train.checkpoint.format import begin_write, finish_write, root_cause, write_tensors
 from stdit_train.checkpoint.run_folder import RunFolder
 from stdit_train.checkpoint.verify import CheckpointError, checkpoint_name, list_checkpoints, verify
 from stdit_train.distributed.failures import PeerFailed
@@ -89,11 +89,11 @@ class CheckpointManager:
         partial = final.with_name(f".{final.name}.partial")
         try:
             self.world.on_all(lambda: self._prepare(partial, tensors))
-            group = self.world.checkpoint_group
-            writing = begin_write(partial, tensors, asynchronous=asynchronous, group=group)
-            if writing is not None:
+            if asynchronous:
+                writing = self.world.on_all(lambda: self._copied(partial, tensors))
                 self._pending = self._finisher.submit(self._seal_later, writing, partial, final, dict(state))
             else:
+                write_tensors(partial, tensors, self.world.checkpoint_group)
                 self.world.on_all(lambda: self._seal(partial, final, state))
         except BaseException as error:
             cause = error if isinstance(error, PeerFailed) else told(root_cause(error), self.folder)
@@ -102,6 +102,23 @@ class CheckpointManager:
                 raise cause from error
             return cause
         return None
+
+    def _copied(self, partial: Path, tensors: Mapping[str, Tensor]) -> Future[Any]:
+        """Copy the tensors and begin to write the copy in the background.
+
+        Raises:
+            CheckpointFailed: they cannot be copied here. It is not tried again: the writers of the other processes wait
+                for this one's by now.
+        """
+        try:
+            return begin_write(partial, tensors, self.world.checkpoint_group)
+        except Exception as error:
+            if self.world.size == 1:
+                raise
+            raise CheckpointFailed(
+                f"process {self.world.rank} cannot copy the tensors of a checkpoint ({_reason(error)}); "
+                f"{_kept(self.newest())}. Resume with --resume and --set checkpoint_async=false, which needs no copy"
+            ) from error
 
     def _settle(self) -> bool:
         """Wait for the checkpoint that is being written; return whether it was lost, on every process.
