@@ -21,10 +21,10 @@ from typing import Any
 import report
 import run as findings  # sets OMP_NUM_THREADS, before torch is imported
 import torch
-from diffusers import AutoencoderKL
 from questions import QUESTIONS
 from temporal_vae_measure import real_clips, shapes_clips, vae_row
-from temporal_vae_report import FIRST, PATCHES, SHAPES, VAES, write_report
+from temporal_vae_report import FIRST, PATCHES, SHAPES, STILLS, VAES, write_report
+from temporal_vae_starts import scaled, stills, widened
 
 from stdit_data.errors import DataError
 from stdit_data.storage.atomic import write_atomically
@@ -72,13 +72,16 @@ class Study:
             seeds: of each run.
         """
         make = {"vae": self.vae, "stdit": self.stdit} if self.real is None else {"real": self.vae}
-        runs = [(name, part, seed) for part in make for seed in range(seeds) for name in names if name in VAES]
+        vaes = [name for name in names if name in VAES]
+        runs = [(name, part, seed) for part in make for seed in range(seeds) for name in vaes]
         done = {(row["vae"], row["part"], int(row["seed"])) for row in read_rows()}
         start = "start" if self.real is None else "real-start"
         if (FIRST, start, 0) not in done:
             append({"part": start, "vae": FIRST, "seed": 0, "steps": 0, "tflops": 0.0, **self._measured(DEMO)})
+        if self.real is None and (STILLS, start, 0) not in done and any(VAES[name].start == STILLS for name in vaes):
+            append({"part": start, "vae": STILLS, "seed": 0, **self.stills()})
         for name, part, seed in runs:
-            if (name, part, seed) not in done and (part == "vae" or VAES[name].from_image):
+            if (name, part, seed) not in done and (part == "vae" or VAES[name].compared):
                 append({"part": part, "vae": name, "seed": seed, **make[part](name, seed)})
         if PATCHES in names and self.real is None:
             for name, seed, row in self.patches(seeds):
@@ -90,24 +93,33 @@ class Study:
     def vae(self, name: str, seed: int) -> dict[str, Any]:
         """Train a VAE and return its row."""
         config, label = vae_config(name, seed, self.real), f"{name}-seed{seed}"
-        if VAES[name].from_image:
-            config = replace(config, init=self._image_vae(config.vae.latent_channels, seed))
+        if (start := VAES[name].start) is not None:
+            config = replace(config, init=self._start(start, config.vae.latent_channels, seed))
         run = self._trained(config, label if self.real is None else f"real-{label}")
         checks = [row for row in read_metrics(run.metrics_file) if "validation_psnr" in row]
-        spent = {"steps": config.steps, "tflops": config.steps * step_flops(config) / 1e12}
-        return {**spent, "psnr_at_half": checks[0]["validation_psnr"], **self._measured(str(run.path))}
+        return {**spent(config), "psnr_at_half": checks[0]["validation_psnr"], **self._measured(str(run.path))}
+
+    def stills(self) -> dict[str, Any]:
+        """Train the image VAE that codes start from and return its row."""
+        config = stills_config()
+        return {**spent(config), **self._measured(str(self._trained(config, STILLS).path))}
 
     def _measured(self, source: str) -> dict[str, Any]:
         """Return what a VAE makes of clips that the study's VAEs are not trained on."""
         real = self.real
         return vae_row(source, shapes_clips() if real is None else real_clips(vae_config(FIRST, 0, real).data))
 
-    def _image_vae(self, channels: int, seed: int) -> str:
-        """Return the folder of the demo's VAE, widened to so many latent channels."""
-        folder = self.folder / "start" / f"{channels}-seed{seed}"
+    def _start(self, name: str, channels: int, seed: int) -> str:
+        """Return the folder of an image VAE to start from: the demo's with so many channels, or `STILLS`."""
+        folder = self.folder / "start" / (STILLS if name == STILLS else f"{channels}-seed{seed}")
         if not folder.is_dir():
+            if name == STILLS:
+                run = self._trained(stills_config(), STILLS)
+                image = scaled(load_vae(str(run.path), torch.device("cpu")), stills())
+            else:
+                image = widened(load_vae(DEMO, torch.device("cpu")), channels, seed)
             with write_atomically(folder) as partial:
-                widened(load_vae(DEMO, torch.device("cpu")), channels, seed).save_pretrained(partial)
+                image.save_pretrained(partial)
         return str(folder)
 
     # -- STDiTs ----------------------------------------------------------------------------------------------------
@@ -187,46 +199,20 @@ def vae_config(name: str, seed: int, real: tuple[str, str] | None = None) -> Tra
     return of(name, max(round(budget / step_flops(of(name, 2))), 2))
 
 
+def stills_config() -> TrainConfig:
+    """Return the settings of the image VAE that codes start from, 4x4 down."""
+    settings = {"seed": 0, "data.height": SIDE, "data.width": SIDE, "data.workers": 0, "vae.channels": [16, 32, 64]}
+    return load_stage("vae-demo-image", settings | {"checkpoint_every": 100, "sample_every": 1500})
+
+
 def step_flops(config: TrainConfig) -> int:
     """Return the FLOPs of a step of a VAE, as torch's counter counts a forward, times three."""
-    return 3 * forward_needs(config.vae, VAE_BATCH, FRAMES, SIDE, SIDE).flops
+    return 3 * forward_needs(config.vae, config.global_batch, config.data.frames, SIDE, SIDE).flops
 
 
-@torch.no_grad()
-def widened(image: AutoencoderKL, channels: int, seed: int) -> AutoencoderKL:
-    """Return an image VAE with more latent channels: the first are the old ones, and it decodes what it did before.
-
-    The means of the new ones are random features of the encoder, with a deviation of 0.05, which the decoder learns to
-    read: it starts with zeros there.
-    """
-    old = image.config.latent_channels
-    torch.manual_seed(seed)
-    wide: AutoencoderKL = AutoencoderKL.from_config({**image.config, "latent_channels": channels})
-    weights = image.state_dict()
-    means, first = torch.arange(old), torch.arange(2 * old)
-    moments = torch.cat([means, channels + means])
-    fresh = torch.arange(old, channels)
-    for key, target in wide.state_dict().items():
-        source = weights[key]
-        if target.shape == source.shape:
-            target.copy_(source)
-        elif key.startswith("encoder.conv_out"):
-            target[moments] = source[first]
-            target[channels + fresh] = -6.0 if key.endswith("bias") else 0.0
-        elif key.startswith("decoder.conv_in"):
-            target.zero_()[:, :old] = source
-        elif key.startswith(("quant_conv", "post_quant_conv")):
-            places = moments if key.startswith("quant") else means
-            if key.endswith("bias"):
-                target.zero_()[places] = source
-            else:
-                target.copy_(torch.eye(len(target))[..., None, None])
-                target[places] = 0.0
-                target[places[:, None], places[None]] = source
-        else:
-            raise ValueError(f"{key}: {tuple(source.shape)} in the image VAE, {tuple(target.shape)} expected")
-    wide.register_to_config(latents_mean=None, latents_std=None)
-    return wide
+def spent(config: TrainConfig) -> dict[str, float]:
+    """Return the steps and training FLOPs of a VAE's run."""
+    return {"steps": config.steps, "tflops": config.steps * step_flops(config) / 1e12}
 
 
 def stdit_config(name: str, vae: str, seed: int) -> TrainConfig:
