@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import tarfile
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from io import SEEK_END, BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -28,6 +32,37 @@ def test_a_local_archive_with_two_colons_in_its_name(tmp_path: Path) -> None:
     assert urls.parent(f"{folder}/a::b.mp4") == str(folder)
     with files.open_binary(urls.join(url, "a.mp4")) as file:
         assert file.read() == b"x"
+
+
+@pytest.mark.parametrize("name", ["set.tar", "set.tar.gz"])
+def test_files_of_a_tar_are_read_by_many_threads(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Leisurely(BytesIO):
+        def seek(self, *place: int) -> int:
+            found = super().seek(*place)
+            time.sleep(0.001)  # in which other threads go on
+            return found
+
+    monkeypatch.setattr(files, "BytesIO", Leisurely)
+    wanted = {f"{i}.bin": bytes([i]) * 30_000 for i in range(8)}
+    archive = BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz" if name.endswith("gz") else "w") as tar:
+        for member, data in wanted.items():
+            info = tarfile.TarInfo(member)
+            info.size = len(data)
+            tar.addfile(info, BytesIO(data))
+    url = f"memory://{tmp_path.name}/{name}"
+    atomic.write_bytes(url, archive.getvalue())
+
+    def read(member: str) -> bytes:
+        with files.open_binary(f"tar://{member}::{url}") as file:
+            parts = list(iter(lambda: file.read(10_000), b""))
+            assert (file.seek(-1, SEEK_END), file.tell()) == (29_999, 29_999)
+            return b"".join(parts)[:-1] + file.read()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert dict(zip(wanted, pool.map(read, wanted), strict=True)) == wanted
+    files.copy(f"tar://3.bin::{url}", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == wanted["3.bin"]
 
 
 def test_linked_folders_are_followed_once(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from fsspec.utils import infer_compression
 from stdit_data.errors import DataError, FileError, MissingFileError
 from stdit_data.storage import stores
 from stdit_data.storage.remote_file import KEPT, RemoteFile
+from stdit_data.storage.tar_archive import TarArchive
 from stdit_data.storage.urls import is_image, is_local, layers, local_path, protocols
 
 log = logging.getLogger(__name__)
@@ -271,7 +272,7 @@ def _archive(protocol: str, rest: str) -> Any:
         return fsspec.filesystem("zip", fo=_open(rest), skip_instance_cache=True)
     if protocol == "tar":
         compression = infer_compression(layers(rest)[0])
-        return fsspec.filesystem("tar", fo=_open(rest), compression=compression, skip_instance_cache=True)
+        return TarArchive(_open(rest), compression=compression, skip_instance_cache=True)
     return url_to_fs(f"{protocol}://::{rest}", **stores.options(protocols(rest)))[0]
 
 
