@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import fsspec
@@ -44,6 +45,19 @@ def test_an_exception_leaves_what_was_there_and_nothing_else(
         (partial / "new" if folder else partial).write_text("half")
         raise error
     assert contents(tmp_path) == {"a": b"old"}
+
+
+def test_processes_with_the_same_number_do_not_share_an_unfinished_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # as in containers
+    with atomic.write_atomically(tmp_path / "a") as one:
+        one.write_text("one")
+        with atomic.write_atomically(tmp_path / "a") as two:
+            two.write_text("two")
+        assert one != two
+        assert contents(tmp_path) == {"a": b"two", one.name: b"one"}
+    assert contents(tmp_path) == {"a": b"one"}
 
 
 @pytest.mark.parametrize("where", ["local", "memory"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,7 +24,7 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
 
     Yields a path beside `path` to write the file or folder to. It is renamed to `path` when the block ends, and removed
     if the block raises; what was at `path` before is then untouched. A process that is killed leaves
-    `.NAME.PID.part` behind.
+    `.NAME.NUMBER.part` behind.
 
     Args:
         path: the file or folder to write or replace; its parent folder must exist.
@@ -32,9 +33,8 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
         FileError: `path` can't be written, the disk is full, or the unfinished file is gone.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial = path.with_name(unfinished_name(path.name))
     with wrap_errors(str(path)):
-        _remove(partial)  # of a killed process with the same id
         try:
             yield partial
             if not partial.exists():
@@ -71,7 +71,7 @@ def open_write(url: str) -> Iterator[IO[bytes]]:
         patiently(url, lambda: fs.pipe_file(stored, buffer.getvalue()))
         return
     folder, _, name = stored.rpartition("/")
-    unfinished = f"{folder}/.{name}.{os.getpid()}.part"
+    unfinished = f"{folder}/{unfinished_name(name)}"
 
     def store() -> None:
         fs.makedirs(folder, exist_ok=True)
@@ -96,6 +96,11 @@ def replace_text(path: str | Path, text: str) -> None:
     """Write a local text file in UTF-8, whole or not at all; what is not Unicode is escaped, see `files.json_line`."""
     with write_atomically(path) as partial:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def unfinished_name(name: str) -> str:
+    """Return a name for an unfinished file, unlike that of any other process: in containers, many have number 1."""
+    return f".{name}.{os.getpid()}{secrets.randbelow(10**9):09d}.part"
 
 
 def _remove(path: Path) -> None:
