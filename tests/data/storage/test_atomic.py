@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import shutil
+import time
 from pathlib import Path
 
 import fsspec
@@ -14,6 +18,15 @@ from stdit_data.storage import atomic, files
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def make(path: Path, content: dict[str, bytes] | bytes) -> None:
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+        return
+    path.mkdir()
+    for name, data in content.items():
+        (path / name).write_bytes(data)
 
 
 def test_a_file_is_replaced_when_all_of_it_is_written(tmp_path: Path) -> None:
@@ -45,6 +58,52 @@ def test_an_exception_leaves_what_was_there_and_nothing_else(
         (partial / "new" if folder else partial).write_text("half")
         raise error
     assert contents(tmp_path) == {"a": b"old"}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.EBUSY, "Device or resource busy")])
+@pytest.mark.parametrize("step", ["put aside", "put in place", "remove"])
+def test_a_folder_is_there_wherever_its_replacement_ends(
+    step: str, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "a", {"old": b"old"})
+    rename, rmtree = Path.rename, shutil.rmtree
+
+    def renaming(path: Path, target: Path) -> Path:
+        if (step == "put aside" and path.name == "a") or (step == "put in place" and path.suffix == ".part"):
+            raise error
+        return rename(path, target)
+
+    def removing(path: Path) -> None:
+        if step == "remove" and path.suffix == ".old":
+            raise error
+        rmtree(path)
+
+    monkeypatch.setattr(Path, "rename", renaming)
+    monkeypatch.setattr(shutil, "rmtree", removing)
+    with contextlib.suppress(KeyboardInterrupt, FileError), atomic.write_atomically(tmp_path / "a") as partial:
+        make(partial, {"new": b"new"})
+    monkeypatch.undo()
+    there = contents(tmp_path)
+    hidden = {name for name in there if name.startswith(".")}
+    if step == "remove":
+        assert there.keys() - hidden == {"a/new"}
+        assert [name.rsplit(".", 1)[1] for name in hidden] == ["old/old"]
+    else:
+        assert there == {"a/old": b"old"}
+
+
+def test_the_next_folder_removes_what_killed_processes_left(tmp_path: Path) -> None:
+    leftovers = [".a.1.old", ".a.12.part", ".a.13.part"]
+    others = [".a.b.1.old", ".a.b.1.part", ".a.x.part", "a.1.old"]
+    for name in leftovers + others:
+        make(tmp_path / name, {"half": b"half"})
+    day = time.time() - 25 * 3600
+    for path in tmp_path.rglob("*"):
+        if ".13." not in str(path):  # which is being written
+            os.utime(path, (day, day))
+    with atomic.write_atomically(tmp_path / "a") as partial:
+        make(partial, {"new": b"new"})
+    assert {path.name for path in tmp_path.iterdir()} == {"a", ".a.13.part", *others}
 
 
 def test_processes_with_the_same_number_do_not_share_an_unfinished_file(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BytesIO
@@ -15,6 +18,9 @@ from stdit_data.errors import FileError
 from stdit_data.storage.files import filesystem, patiently, wrap_errors
 from stdit_data.storage.urls import is_local, local_path, protocols
 
+log = logging.getLogger(__name__)
+
+STALE = 24 * 3600  # seconds without a change, after which an unfinished file is one of a killed process
 ATOMIC = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "hf"}  # stores where a file appears when it is whole
 
 
@@ -23,8 +29,11 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
     """Write a local file or folder so that it appears whole or not at all.
 
     Yields a path beside `path` to write the file or folder to. It is renamed to `path` when the block ends, and removed
-    if the block raises; what was at `path` before is then untouched. A process that is killed leaves
-    `.NAME.NUMBER.part` behind.
+    if the block raises; what was at `path` before is then untouched.
+
+    A process that is killed leaves an unfinished `.NAME.NUMBER.part` behind. A folder that is replaced is renamed to
+    `.NAME.NUMBER.old` before the new one takes its name, and removed after that: killed between the two renames, a
+    process leaves both, whole, under these names. The next folder that is written to `path` removes what is left.
 
     Args:
         path: the file or folder to write or replace; its parent folder must exist.
@@ -40,10 +49,10 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
             if not partial.exists():
                 raise FileError(f"{path}: the unfinished file is gone; does another process write the same file?")
             if partial.is_dir():
-                _remove(path)
+                _replace_folder(path, partial)
             else:
                 _flush_to_disk(partial)
-            partial.replace(path)
+                partial.replace(path)
         finally:
             _remove(partial)
 
@@ -101,6 +110,43 @@ def replace_text(path: str | Path, text: str) -> None:
 def unfinished_name(name: str) -> str:
     """Return a name for an unfinished file, unlike that of any other process: in containers, many have number 1."""
     return f".{name}.{os.getpid()}{secrets.randbelow(10**9):09d}.part"
+
+
+def remove_unfinished(folder: Path, name: str | None = None) -> None:
+    """Remove the unfinished files and folders of killed processes: those that were not written to for `STALE` seconds.
+
+    Args:
+        folder: where they are.
+        name: the name that they were to get. [default: any]
+    """
+    for partial in _leftovers(folder, name, "part"):
+        with suppress(OSError):
+            newest = max(path.stat().st_mtime for path in (partial, *partial.rglob("*")))
+            if time.time() - newest > STALE:
+                _remove(partial)
+
+
+def _replace_folder(path: Path, new: Path) -> None:
+    """Rename a new folder to `path`; what is there has another name until it is done, and is removed after that."""
+    old = new.with_suffix(".old")
+    try:
+        with suppress(FileNotFoundError):
+            path.rename(old)
+        new.rename(path)
+    finally:
+        if os.path.lexists(old) and not os.path.lexists(path):
+            old.rename(path)
+    remove_unfinished(path.parent, path.name)
+    for old in _leftovers(path.parent, path.name, "old"):  # those of killed processes, too
+        try:
+            _remove(old)
+        except OSError as error:
+            log.warning("%s: what was there before could not be removed (%s): remove %s", path, error.strerror, old)
+
+
+def _leftovers(folder: Path, name: str | None, kind: str) -> list[Path]:
+    pattern = re.compile(rf"\.{'.+' if name is None else re.escape(name)}\.\d+\.{kind}")
+    return [path for path in folder.glob(f".*.{kind}") if pattern.fullmatch(path.name)]
 
 
 def _remove(path: Path) -> None:
