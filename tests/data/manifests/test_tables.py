@@ -265,8 +265,13 @@ def test_a_table_is_written_once_and_read_again_until_the_file_changes(
     (second,) = folder.glob("*.arrow")  # in place of the first
     assert second != first
     assert again.entries[199] == wanted[199]  # still mapped
+    left, writing = (folder / f".{second.name}.{number}.part" for number in (1, 2))
+    for unfinished in (left, writing):
+        unfinished.touch()
+    os.utime(left, (0, 0))  # of a killed process
     second.write_bytes(second.read_bytes()[:1000])
     assert read_manifest(url).entries == wanted
+    assert (left.exists(), writing.exists()) == (False, True)
     write_manifest(url, wanted[:5])
     assert read_manifest(url).entries == wanted[:5]
 

@@ -91,6 +91,7 @@ def _write(path: Path, batches: Iterator[pa.RecordBatch]) -> None:
         for number, other in enumerate(others):
             if other.name[:16] == path.name[:16] or number >= KEPT - 1:  # of a file that has changed; the oldest
                 other.unlink(missing_ok=True)  # processes that have it mapped can still read it
+        atomic.remove_unfinished(path.parent)
     first = next(batches)
     with atomic.write_atomically(path) as partial, pa.ipc.new_file(str(partial), first.schema) as writer:
         for batch in chain([first], batches):
