@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -24,6 +25,7 @@ from stdit_data.latents import format as cache
 from stdit_data.latents.dataset import LatentDataset
 from stdit_data.latents.encode import VideoEncoder, manifest_metadata, text_job, video_job
 from stdit_data.latents.job import Job, Place
+from stdit_data.storage import atomic, files, listing
 from stdit_data.workers.executors import Executor, Inline, Processes, RayCluster
 from stdit_data.workers.work import Share
 
@@ -139,7 +141,7 @@ def test_ray_writes_what_one_process_does(encoders: Any, clips: Any, tmp_path: P
     assert contents(tmp_path / "ray") == contents(tmp_path / "one")
 
 
-def job(encoders: Any, out: Path, change: Callable[[VideoEncoder], VideoEncoder] = lambda encoder: encoder) -> Job:
+def job(encoders: Any, out: Path | str, change: Callable[[VideoEncoder], VideoEncoder] = lambda encoder: encoder) -> Job:
     dataset = ShapesDataset(frames=2, height=16, width=16, length=9)
     encoder = change(encoders.load_video())
     return video_job(dataset, str(out), encoder, {}, manifest_metadata("shapes", dataset), shard_bytes=3 * 96)
@@ -192,6 +194,62 @@ def test_shards_on_another_machine_s_disk_are_noticed(
         DataError, match=r"wrote 00000\.safetensors where this process can't see it; encode into a folder"
     ):
         job(encoders, tmp_path / "out").run()
+
+
+@pytest.mark.parametrize("where", ["local", "memory"])
+def test_of_two_jobs_that_start_at_once_one_encodes(
+    where: str, encoders: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = f"{tmp_path}/out" if where == "local" else f"memory://{tmp_path.name}/out"
+    write_new, jobs = atomic.write_new, []
+
+    def beginning_between(url: str, data: bytes) -> None:
+        """Begin the other job after this one has seen that there is no metadata yet."""
+        exists = files.exists
+
+        def exists_not(url: str) -> bool:
+            monkeypatch.setattr(atomic, "exists", exists)
+            monkeypatch.setattr(atomic, "write_new", write_new)
+            jobs.append(begin("other"))
+            return False
+
+        monkeypatch.setattr(atomic, "exists", exists_not)
+        write_new(url, data)
+
+    def begin(source: str) -> Job:
+        return job(encoders, out, lambda encoder: replace(encoder, metadata={"source": source, "hash": source}))
+
+    monkeypatch.setattr(atomic, "write_new", beginning_between)
+    with suppress(DataError):  # in a store, the other is refused later
+        jobs.append(begin("one"))
+    ends = []
+    for one in jobs:
+        try:
+            ends.append(one.run())
+        except DataError as error:
+            assert "another VAE than requested: " in str(error)
+    assert ends == [True]
+    assert len(jobs) == (1 if where == "local" else 2)
+
+
+def test_processes_that_end_at_once_leave_each_other_s_index_alone(
+    encoders: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job(encoders, tmp_path).run()
+    index = tmp_path / "video" / ".index.parquet.1.part"
+    shard = tmp_path / "video" / ".00001.safetensors.1.part"  # of a worker that was killed
+    for path in (index, shard):
+        path.touch()
+    names = listing.names
+
+    def removed_meanwhile(folder: str) -> list[str]:
+        found = names(folder)
+        shard.unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(listing, "names", removed_meanwhile)
+    assert job(encoders, tmp_path).run()
+    assert (index.exists(), shard.exists()) == (True, False)
 
 
 def test_each_process_of_a_share_runs_its_own(encoders: Any, tmp_path: Path) -> None:

@@ -133,6 +133,23 @@ def test_a_url_is_written_whole_or_not_at_all(where: str, tmp_path: Path) -> Non
     assert [name.rsplit("/", 1)[-1] for name in fs.ls(path.rpartition("/")[0], detail=False)] == ["a.bin"]
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_a_new_file_is_written_by_one_process(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, link = f"{tmp_path}/new/a.bin", os.link
+
+    def late(old: Path, new: Path) -> None:
+        if not links:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        Path(new).write_bytes(b"first")  # by another process, after this one has seen that there is none
+        link(old, new)
+
+    monkeypatch.setattr(os, "link", late)
+    atomic.write_new(url, b"second")
+    assert contents(tmp_path) == {"new/a.bin": b"first" if links else b"second"}
+    atomic.write_new(url, b"third")
+    assert contents(tmp_path) == {"new/a.bin": b"first" if links else b"second"}
+
+
 def test_errors_name_the_file_that_was_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "none" / "a.txt"
     with pytest.raises(MissingFileError, match=rf"^{path}: no such file or folder$"):

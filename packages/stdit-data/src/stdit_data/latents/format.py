@@ -17,6 +17,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -106,17 +107,28 @@ def read_metadata(cache: str, part: Part) -> dict[str, Any] | None:
 
 
 def lock_metadata(cache: str, part: Part, metadata: Mapping[str, Any]) -> None:
-    """Write the metadata of a part, or check that the existing metadata is the same.
+    """Write the metadata of a part unless there is some, and check that what is there is the same.
 
     Raises:
         DataError: the part was encoded with something else; the message names it.
     """
+    content = (json.dumps(metadata, indent=1) + "\n").encode()
+    atomic.write_new(urls.join(cache, f"{part}/{METADATA_FILE}"), content)
+    check_metadata(cache, part, metadata)
+
+
+def check_metadata(cache: str, part: Part, metadata: Mapping[str, Any]) -> None:
+    """Check that the metadata of a part is still what it was locked with.
+
+    In a store, of two processes that start at the same moment both may lock a part, and the last one's is kept.
+
+    Raises:
+        DataError: the part is encoded with something else; the message names it.
+    """
+    fs, path = files.filesystem(urls.join(cache, f"{part}/{METADATA_FILE}"))
+    fs.invalidate_cache(path)
     existing = read_metadata(cache, part)
-    if existing is None:
-        url = urls.join(cache, f"{part}/{METADATA_FILE}")
-        atomic.write_bytes(url, (json.dumps(metadata, indent=1) + "\n").encode())
-        existing = read_metadata(cache, part) or {}
-    if difference := _first_difference(existing, json.loads(json.dumps(metadata))):
+    if existing is not None and (difference := _first_difference(existing, json.loads(json.dumps(metadata)))):
         raise DataError(f"{cache}: {difference}; encode with the same, or into another folder")
 
 
@@ -134,14 +146,15 @@ def list_shards(cache: str, part: Part) -> set[int]:
     return {int(match[1]) for name in names if (match := re.fullmatch(r"(\d+)\.safetensors", name))}
 
 
-def remove_partials(cache: str, part: Part, names: Iterable[str] | None = None) -> None:
-    """Remove unfinished files of killed processes: all, or only those of the files `names`."""
-    wanted = None if names is None else set(names)
+def remove_partials(cache: str, part: Part, numbers: Iterable[int]) -> None:
+    """Remove unfinished files of shards that killed processes have left."""
+    wanted = {shard_name(number) for number in numbers}
     fs, folder = files.filesystem(urls.join(cache, part))
     for name in listing.names(urls.join(cache, part)):
         match = re.fullmatch(r"\.(.+)\.\d+\.part", name)
-        if match and (wanted is None or match[1] in wanted):
-            fs.rm_file(f"{folder.rstrip('/')}/{name}")
+        if match and match[1] in wanted:
+            with suppress(FileNotFoundError):  # another process was first
+                fs.rm_file(f"{folder.rstrip('/')}/{name}")
 
 
 def read_rows(cache: str, part: Part, number: int) -> list[dict[str, Any]]:

@@ -63,7 +63,7 @@ class Job:
         open_encoder: Callable[[], EncodeShard],
         place: Place | None = None,
     ) -> None:
-        self.out, self.part, self.shards = out, part, shards
+        self.out, self.part, self.metadata, self.shards = out, part, metadata, shards
         self.place = place = place or Place()
         self._open_encoder: Callable[[], EncodeShard] | None = open_encoder
         cache.lock_metadata(out, part, metadata)
@@ -99,11 +99,11 @@ class Job:
         if len(finished) < len(self.shards):
             return False
         cache.write_index(self.out, self.part, len(self.shards))
-        cache.remove_partials(self.out, self.part)
+        cache.remove_partials(self.out, self.part, range(len(self.shards)))
         return True
 
     def _encode_missing(self, open_encoder: Callable[[], EncodeShard], progress: Progress) -> None:
-        cache.remove_partials(self.out, self.part, [cache.shard_name(number) for number in self.missing])
+        cache.remove_partials(self.out, self.part, self.missing)
 
         def on_entry() -> None:
             self.done += 1
@@ -119,7 +119,7 @@ class Job:
 
         separate = self.place.executor.separate
         run_shards(
-            _Encode(self.out, self.part, open_encoder, self.place.gpus, None if separate else on_entry),
+            _Encode(self.out, self.part, self.metadata, open_encoder, self.place.gpus, None if separate else on_entry),
             [(number, (number, self.shards[number])) for number in self.missing],
             self.place.executor,
             finish,
@@ -135,6 +135,7 @@ class _Encode:
 
     out: str
     part: Part
+    metadata: Mapping[str, Any]
     open: Callable[[], EncodeShard]
     gpus: float
     on_entry: Callable[[], None] | None
@@ -148,7 +149,9 @@ class _Encode:
     def run(self, shard: tuple[int, Sequence[Any]], opened: EncodeShard) -> int:
         """Return the number of entries."""
         number, items = shard
-        cache.write_shard(self.out, self.part, number, opened(items, self.on_entry or (lambda: None)))
+        encoded = opened(items, self.on_entry or (lambda: None))
+        cache.check_metadata(self.out, self.part, self.metadata)
+        cache.write_shard(self.out, self.part, number, encoded)
         return len(items)
 
 

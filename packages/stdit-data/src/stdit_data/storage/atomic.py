@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from stdit_data.errors import FileError
-from stdit_data.storage.files import filesystem, patiently, wrap_errors
+from stdit_data.storage.files import exists, filesystem, patiently, wrap_errors
 from stdit_data.storage.urls import is_local, local_path, protocols
 
 log = logging.getLogger(__name__)
@@ -99,6 +99,36 @@ def write_bytes(url: str, data: bytes) -> None:
     """Write a file or URL, whole or not at all, see `open_write`."""
     with open_write(url) as file:
         file.write(data)
+
+
+def write_new(url: str, data: bytes) -> None:
+    """Write a file or URL, whole or not at all, unless there is one.
+
+    On a local disk with hard links, of several processes one alone writes it. In a store the last one may.
+
+    Raises:
+        FileError: it can't be written.
+    """
+    if exists(url):
+        return
+    if not is_local(url):
+        write_bytes(url, data)
+        return
+    path = local_path(url)
+    partial = path.with_name(unfinished_name(path.name))
+    with wrap_errors(url):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_bytes(data)
+            _flush_to_disk(partial)
+            try:
+                os.link(partial, path)
+            except FileExistsError:  # another process was first
+                pass
+            except OSError:  # no hard links here
+                partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def replace_text(path: str | Path, text: str) -> None:
