@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from PIL import Image
 
 from stdit_cli.commands.sample import sidecar
@@ -206,12 +207,23 @@ def test_what_cannot_be_written_leaves_nothing_half(
 def test_a_request_to_end_leaves_nothing_half_either(stdit: Callable, tmp_path: Path) -> None:
     import signal
 
-    from stdit_cli.commands.sample.run import ended_by_signal
+    from stdit_cli.console import ended_by_signal
 
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), ended_by_signal():
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_request_to_end_data_work_says_how_to_resume(capsys: pytest.CaptureFixture[str]) -> None:
+    import signal
+
+    from stdit_cli.workers import interruptible
+
+    with pytest.raises(typer.Exit) as ended, interruptible("out.parts"):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert ended.value.exit_code == 130
+    assert "finished shards are kept in out.parts; run the same command again" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,9 @@ def test_ray_writes_what_one_process_does(encoders: Any, clips: Any, tmp_path: P
     assert contents(tmp_path / "ray") == contents(tmp_path / "one")
 
 
-def job(encoders: Any, out: Path | str, change: Callable[[VideoEncoder], VideoEncoder] = lambda encoder: encoder) -> Job:
+def job(
+    encoders: Any, out: Path | str, change: Callable[[VideoEncoder], VideoEncoder] = lambda encoder: encoder
+) -> Job:
     dataset = ShapesDataset(frames=2, height=16, width=16, length=9)
     encoder = change(encoders.load_video())
     return video_job(dataset, str(out), encoder, {}, manifest_metadata("shapes", dataset), shard_bytes=3 * 96)

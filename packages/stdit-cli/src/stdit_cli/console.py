@@ -1,6 +1,7 @@
-"""The console: exit codes, plain lines, and progress as a bar on a terminal or as lines elsewhere."""
+"""The console: exit codes, signals, plain lines, and progress as a bar on a terminal or as lines elsewhere."""
 
 import logging
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -55,6 +56,16 @@ def shown_logs(name: str, write: Callable[[str], None]) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+
+
+@contextmanager
+def ended_by_signal() -> Iterator[None]:
+    """Let SIGTERM, which `timeout` and Slurm send, end the work like Ctrl-C, so that no file is left half written."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Lines:

@@ -1,4 +1,4 @@
-"""Where the commands of `stdit data` run: their options, processes or a Ray cluster, and what Ctrl-C leaves."""
+"""Where the commands of `stdit data` run: their options, processes or a Ray cluster, and what is left at Ctrl-C."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stdit_cli.console import INTERRUPTED
+from stdit_cli.console import INTERRUPTED, ended_by_signal
 
 if TYPE_CHECKING:
     from stdit_data.workers.executors import Executor
@@ -72,13 +72,14 @@ def one_per_gpu() -> int:
 
 @contextmanager
 def interruptible(kept: str) -> Iterator[None]:
-    """After Ctrl-C, say that nothing is lost.
+    """End at SIGTERM as at Ctrl-C, and say that nothing is lost.
 
     Args:
         kept: folder that holds what is finished.
     """
     try:
-        yield
+        with ended_by_signal():
+            yield
     except KeyboardInterrupt:
         typer.echo(f"stopped; finished shards are kept in {kept}; run the same command again to resume", err=True)
         raise typer.Exit(INTERRUPTED) from None

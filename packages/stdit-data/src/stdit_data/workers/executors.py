@@ -5,9 +5,13 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import pickle
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
+from threading import Thread
 from typing import Any, Protocol
 
 from stdit_data.errors import DataError
@@ -78,7 +82,11 @@ class Inline:
 
 
 class Processes:
-    """A pool of processes on this machine, each of which opens the task once."""
+    """A pool of processes on this machine, each of which opens the task once.
+
+    They end at once, in the middle of their shards, when the block that submits them raises, as at Ctrl-C, or when this
+    process ends, however it does.
+    """
 
     separate = True
 
@@ -91,11 +99,19 @@ class Processes:
     def started(self, task: Task) -> Iterator[Submit]:
         """Spawn the workers rather than fork them, since PyTorch's and FFmpeg's threads do not survive a fork."""
         context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(self.width, mp_context=context, initializer=_open, initargs=(task,))
+        end, held = context.Pipe(duplex=False)  # open at the other end for as long as the workers are to work
+        pool = ProcessPoolExecutor(
+            self.width, mp_context=context, initializer=_begin, initargs=(pickle.dumps(task), end)
+        )
         try:
             yield lambda shard: pool.submit(_run, shard)
+        except BaseException:
+            held.close()
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+            held.close()
+            end.close()
 
 
 class RayCluster:
@@ -203,16 +219,26 @@ def _run_once(task: Task, shard: Any) -> Any:
     return task.run(shard, task.open())
 
 
-_worker: dict[str, Any] = {}  # of a pool's process: the task, and what it opened
+_worker: dict[str, Any] = {}  # of a pool's process: the pickled task; then the task, and what it opened
 
 
-def _open(task: Task) -> None:
-    _worker["task"] = task
+def _begin(pickled: bytes, end: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # else a Ctrl-C would end its shard and begin the next
+    Thread(target=_exit_at, args=(end,), daemon=True).start()
+    _worker["pickled"] = pickled
+
+
+def _exit_at(end: Connection) -> None:
+    """Wait until the process that started this one has closed its end of a pipe, or is gone; then exit."""
+    with suppress(EOFError, OSError):
+        end.recv_bytes()
+    os._exit(1)
 
 
 def _run(shard: Any) -> Any:
     # Opened here rather than at the start of the process, where an error would only break the pool.
     if "opened" not in _worker:
+        _worker["task"] = pickle.loads(_worker["pickled"])  # imports what it needs, torch for one
         _worker["opened"] = _worker["task"].open()
     return _worker["task"].run(shard, _worker["opened"])
 

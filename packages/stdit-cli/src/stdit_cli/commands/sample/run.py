@@ -1,9 +1,7 @@
 """Carry out a request of `stdit sample`: load, warn, generate, write."""
 
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from itertools import groupby
 from pathlib import Path
@@ -14,7 +12,7 @@ from rich.console import Console
 from stdit_cli.commands.sample import sidecar
 from stdit_cli.commands.sample.outputs import check_out, format_remarks, plan_jobs, sidecar_path, unique_path
 from stdit_cli.commands.sample.request import Job, SampleRequest
-from stdit_cli.console import CountingBar
+from stdit_cli.console import CountingBar, ended_by_signal
 from stdit_train.distributed.world import World
 
 T = TypeVar("T")
@@ -86,16 +84,6 @@ def run_sampling(request: SampleRequest) -> None:
             write_sheet(console, jobs[0].path.parent / "contact-sheet.png", request.overwrite, everything)
         seconds = time.perf_counter() - started
         console.print(f"{len(everything)} video{'s' * (len(everything) > 1)} in {seconds:.1f} s")
-
-
-@contextmanager
-def ended_by_signal() -> Iterator[None]:
-    """Let SIGTERM, which `timeout` and Slurm send, end the work like Ctrl-C, so that no file is left half written."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def share_of(items: list[T], world: World) -> list[T]:
