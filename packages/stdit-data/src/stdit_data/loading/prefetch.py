@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from threading import Event
 from typing import Any
 
 import torch
@@ -126,10 +125,10 @@ def read_ahead(
     # The nodes' threads call torch.set_num_threads(1), which leaks into this thread unless it has called this before.
     torch.get_num_threads()
     # 0: the nodes take no snapshots, since the position follows from the number of steps yielded.
-    ahead, stopping = ByteBudget(prefetch_bytes), Event()
+    ahead, reader = ByteBudget(prefetch_bytes), stores.Reader()
 
     def read(work: tuple[GlobalBatch, int]) -> SlotResult:
-        with stores.waiting_until(stopping):
+        with reader.at_work():
             return read_slot(dataset, seed, draw, ahead.measure, work)
 
     node: Any = IterableWrapper(_slots(plans, shares, rank, ahead))
@@ -145,7 +144,7 @@ def read_ahead(
             yield result
     finally:
         ahead.close()
-        stopping.set()
+        reader.set()
 
 
 def read_slot(

@@ -281,7 +281,8 @@ def _folder(url: str) -> list[Entry]:
         text = urls.join(url, beside)
         return _caption(text, files.read_text(text, limit=MAX_CAPTION))
 
-    return list(map(Entry, media, stores.map_in_threads(caption, media, THREADS)))
+    captions = stores.map_in_threads(caption, media, THREADS)
+    return [Entry(path, text) for path, text in zip(media, captions, strict=True)]
 
 
 def _no_media(url: str) -> DataError:

@@ -2,7 +2,7 @@
 
 A fault that passes (a server error, too many requests, a timeout, a broken connection; a disk or a mounted folder that
 cannot be read) says nothing about the file. What failed is tried again, at growing intervals, for `patience` minutes;
-then a `StoreError` is raised.
+then a `StoreError` is raised. Who reads in threads is a `Reader`, whose waiting can be ended.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import errno
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
-from threading import Event, Lock, local
+from threading import Event, RLock, local
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
+from weakref import WeakSet
 
 import fsspec
 from tenacity import (
@@ -87,10 +88,68 @@ PASSING = {
 _patience = PATIENCE
 _answered: set[str] = set()
 _failing: set[str] = set()
-_released = Event()
-_own = local()  # `event`: see `waiting_until`
-_events: list[Event] = []  # those of all threads
-_lock = Lock()
+_own = local()  # `reader`: whom this thread reads for
+_lock = RLock()
+
+
+class Reader(Event):
+    """Who reads files in threads, such as a loader: an event that is set when these are to wait for stores no more.
+
+    It belongs to the reader of the thread that makes it, and is set with it; `release` sets all. What a reader reads is
+    then tried once. The end of its patience sets it, too, and all that it still reads of stores fails with that error.
+
+    Args:
+        top: belong to no other reader.
+
+    Attributes:
+        lost: the error of the store that it has waited for in vain, None before.
+    """
+
+    def __init__(self, *, top: bool = False) -> None:
+        super().__init__()
+        self.lost: StoreError | None = None
+        self._parts: WeakSet[Reader] = WeakSet()
+        self._above = None if top else current()
+        if self._above is not None:
+            with _lock:
+                self._above._parts.add(self)
+            if self._above.is_set():
+                self.set()
+
+    def set(self) -> None:
+        """End the waiting of this reader's threads, and of the readers that these have made."""
+        super().set()
+        with _lock:
+            parts = list(self._parts)
+        for part in parts:
+            part.set()
+
+    def give_up(self, error: StoreError) -> StoreError:
+        """Set this reader, as its patience has ended; return the first such error."""
+        if self._above is None:  # of threads that have nothing to do with one another
+            return error
+        with _lock:
+            self.lost = self.lost or error
+        self.set()
+        return self.lost
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Read for this reader in this thread."""
+        before = getattr(_own, "reader", None)
+        _own.reader = self
+        try:
+            yield
+        finally:
+            _own.reader = before
+
+
+_everyone = Reader(top=True)
+
+
+def current() -> Reader:
+    """Return the reader of this thread; one for all threads that have none."""
+    return getattr(_own, "reader", None) or _everyone
 
 
 def set_patience(minutes: float) -> None:
@@ -100,39 +159,32 @@ def set_patience(minutes: float) -> None:
 
 
 def release() -> None:
-    """End all waiting for stores in this process now, so that a program that is to stop can stop.
+    """End all waiting for stores in this process, so that a program that is to stop can stop.
 
-    What begins to wait later waits, unless it does so in a `waiting_until`.
+    The readers that there are wait no more. Those made later do, and so does what then reads for no reader.
     """
-    global _released
-    with _lock:
-        for event in (_released, *_events):
-            event.set()
-        _released = Event()
+    global _everyone
+    before, _everyone = _everyone, Reader(top=True)
+    before.set()
 
 
-@contextmanager
-def waiting_until(event: Event) -> Iterator[None]:
-    """Wait for stores in this thread until an event is set, which `release` does, too: it has other files to read."""
-    with _lock:
-        _events.append(event)
-    _own.event = event
-    try:
-        yield
-    finally:
-        _own.event = None
-        with _lock:
-            _events.remove(event)
+class Helpers(ThreadPoolExecutor):
+    """A pool of threads that do each piece of work for the reader of the thread that gives it to them."""
+
+    def submit(self, work: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Do a piece of work in one of the threads."""
+        return super().submit(current().at_work()(work), *args, **kwargs)
 
 
 @contextmanager
 def threads(count: int) -> Iterator[ThreadPoolExecutor]:
-    """Give a pool of threads that read files; an error or Ctrl-C ends those that wait for a store, too."""
-    with ThreadPoolExecutor(max(1, count)) as pool:
+    """Give a pool of threads that read files for one reader; an error or Ctrl-C ends their waiting for stores."""
+    reader = Reader()
+    with ThreadPoolExecutor(max(1, count), initializer=setattr, initargs=(_own, "reader", reader)) as pool:
         try:
             yield pool
         except BaseException:
-            release()
+            reader.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
@@ -189,7 +241,7 @@ def retry(url: str, work: Callable[[], T], *, local: bool = False) -> T:
         local: see `is_passing`.
 
     Raises:
-        StoreError: the errors did not pass within the patience, or `release` was called.
+        StoreError: the errors did not pass within the patience, or the reader of this thread was set.
     """
     if local:
         try:
@@ -197,10 +249,12 @@ def retry(url: str, work: Callable[[], T], *, local: bool = False) -> T:
         except Exception as error:
             if not is_passing(error, local=True):
                 raise
+    reader = current()
+    if reader.lost is not None:
+        raise reader.lost
     passing = partial(is_passing, local=local)
     store = "the disk" if local else _store(url)
     minutes = _patience if local or store in _answered else min(_patience, FIRST_PATIENCE)
-    released = getattr(_own, "event", None) or _released
     backoff = wait_random_exponential(multiplier=0.2, max=30)
 
     def wait(state: RetryCallState) -> float:
@@ -214,21 +268,23 @@ def retry(url: str, work: Callable[[], T], *, local: bool = False) -> T:
 
     attempts = Retrying(
         retry=retry_if_exception(passing),
-        stop=stop_after_delay(60 * minutes) | stop_when_event_set(released),
+        stop=stop_after_delay(60 * minutes) | stop_when_event_set(reader),
         wait=wait,
-        sleep=sleep_using_event(released),
+        sleep=sleep_using_event(reader),
         before_sleep=report,
         reraise=True,
     )
     try:
         done = attempts(work)
     except Exception as error:
-        if passing(error):
-            until = "until it was interrupted" if released.is_set() else f"for {minutes:g} minutes"
-            raise StoreError(
+        if not passing(error):
+            raise
+        until = "until it was interrupted" if reader.is_set() else f"for {minutes:g} minutes"
+        raise reader.give_up(
+            StoreError(
                 f"{url}: {'the disk' if local else 'the store'} failed {until} ({explain(error)}); try again later"
-            ) from error
-        raise
+            )
+        ) from error
     _answered.add(store)
     if store in _failing:
         _failing.discard(store)
