@@ -136,7 +136,6 @@ def test_a_large_file_of_a_url_is_copied_by_several_requests_in_order(
     assert 4 <= counting.most <= STREAMS
     sizes = [size for kind, _, size in counting.requests if kind == "read"]
     assert len(sizes) == -(-len(stored) // 1000) and sum(sizes) == len(stored)
-    shards.close()
     assert not list((tmp_path / "copies").glob(".*"))
 
 

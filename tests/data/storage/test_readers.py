@@ -16,9 +16,10 @@ import torch
 from stdit_data.buckets import Bucket
 from stdit_data.clip import Clip
 from stdit_data.errors import StoreError
+from stdit_data.latents.shards import ShardFiles
 from stdit_data.loading.loader import ClipLoader
 from stdit_data.manifests.format import read_manifest
-from stdit_data.storage import stores
+from stdit_data.storage import files, stores
 
 INTERRUPTED = "failed until it was interrupted"
 
@@ -180,3 +181,31 @@ def test_readers_of_a_reader() -> None:
     with outer.at_work():
         assert stores.Reader().is_set()
     helpers.shutdown()
+
+
+@pytest.mark.parametrize("end", ["release", "close"])
+def test_shards_that_are_read_ahead_are_waited_for_no_longer_than_their_loader(
+    end: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are not begun yet, too: the interpreter would not exit before."""
+    monkeypatch.setattr(files, "copy", lambda *_: store.read())
+    shards, loader = ShardFiles("http://store/video", 20, tmp_path), stores.Reader()
+    with loader.at_work():
+        shards.prefetch(range(6))
+    store.asked.wait()
+    with soon():
+        stores.release() if end == "release" else loader.set()
+        assert shards._pool is not None
+        shards._pool.shutdown()
+
+
+def test_a_shard_that_is_read_ahead_is_not_waited_for_twice(
+    store: Store, tmp_path: Path, patience: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "copy", lambda *_: store.read())
+    shards = ShardFiles("http://store/video", 20, tmp_path)
+    shards.prefetch([0])
+    store.asked.wait()
+    patience(0.3)
+    with soon(), pytest.raises(StoreError, match="failed for"):
+        shards.tensor(0, "key")

@@ -13,7 +13,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from stdit_data.errors import DataError, MissingFileError
 from stdit_data.latents.format import shard_name
-from stdit_data.storage import atomic, files, urls
+from stdit_data.storage import atomic, files, stores, urls
 
 COPIED = 3  # files of a URL that are copied at a time
 STREAMS = 8  # requests for pieces of them at a time
@@ -47,9 +47,9 @@ class ShardFiles:
         self.copies = Path(copies) if copies is not None else _own_folder(folder)
         self._open: OrderedDict[int, Any] = OrderedDict()
         self._lock = Lock()
-        self._prefetched: OrderedDict[int, None] = OrderedDict()  # requested, and possibly not opened yet
+        self._ahead: OrderedDict[int, stores.Reader] = OrderedDict()  # of shards requested, and possibly not opened yet
         self._pool: ThreadPoolExecutor | None = None  # reads ahead
-        self._streams: ThreadPoolExecutor | None = None  # fetch pieces of the files of a URL
+        self._streams = stores.Helpers(STREAMS, thread_name_prefix="shard-pieces")  # fetch pieces of the files of a URL
 
     def tensor(self, shard: int, key: str) -> Tensor:
         """Read a tensor of a shard; waits until the shard is copied here if it is at a URL.
@@ -72,29 +72,20 @@ class ShardFiles:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(1 if self.local else COPIED, thread_name_prefix="shards")
             for shard in shards:
-                if shard not in self._open and shard not in self._prefetched:
-                    self._prefetched[shard] = None
-                    self._pool.submit(self._prepare, shard)
-            while len(self._prefetched) > self.keep:
-                self._prefetched.popitem(last=False)
-
-    def close(self) -> None:
-        """Stop reading ahead."""
-        with self._lock:
-            for pool in (self._pool, self._streams):
-                if pool is not None:
-                    pool.shutdown(wait=False, cancel_futures=True)
-            self._pool = self._streams = None
+                if shard not in self._open and shard not in self._ahead:
+                    self._ahead[shard] = reader = stores.Reader()
+                    self._pool.submit(self._prepare, shard, reader)
+            while len(self._ahead) > self.keep:
+                self._ahead.popitem(last=False)
 
     def _url(self, shard: int) -> str:
         return urls.join(self.folder, shard_name(shard))
 
-    def _prepare(self, shard: int) -> None:
-        # `tensor` raises errors when the file is needed; a copy is cancelled by `close`.
-        with contextlib.suppress(OSError, DataError, CancelledError):
+    def _prepare(self, shard: int, reader: stores.Reader) -> None:
+        with reader.at_work(), contextlib.suppress(OSError, DataError):  # `tensor` raises them if the file is needed
             if self.local:
                 _read_ahead(urls.local_path(self._url(shard)))
-            else:
+            elif not reader.is_set():  # else who asked for it has ended, or copies it itself
                 self._copy(shard)
 
     def _handle(self, shard: int) -> Any:
@@ -102,6 +93,8 @@ class ShardFiles:
             if shard in self._open:
                 self._open.move_to_end(shard)
                 return self._open[shard]
+            if shard in self._ahead:
+                self._ahead[shard].set()  # a copy that waits for its store ends: this thread waits for it, not twice
         for _ in range(3):  # another process may remove the copy before it is opened here
             path = urls.local_path(self._url(shard)) if self.local else self._copy(shard)
             with contextlib.suppress(FileNotFoundError):
@@ -126,16 +119,10 @@ class ShardFiles:
                     self._make_room()
                     url = self._url(shard)
                     with atomic.write_atomically(path) as partial:
-                        files.copy(url, partial, self._threads())
+                        files.copy(url, partial, self._streams)
         with contextlib.suppress(FileNotFoundError):
             os.utime(path)
         return path
-
-    def _threads(self) -> ThreadPoolExecutor:
-        with self._lock:
-            if self._streams is None:
-                self._streams = ThreadPoolExecutor(STREAMS, thread_name_prefix="shard-pieces")
-            return self._streams
 
     def _make_room(self) -> None:
         """Remove the least recently used copies, and unfinished ones of killed processes."""
