@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
+import signal
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread, Timer
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,8 @@ import pytest
 from PIL import Image
 
 from stdit_data.curation.caption import CaptionStep, checked, flagged
-from stdit_data.curation.captioners.server import base_url
+from stdit_data.curation.captioners.prompts import Question
+from stdit_data.curation.captioners.server import ServerCaptioner, base_url
 from stdit_data.curation.engine import run
 from stdit_data.curation.tables import open_rows
 from stdit_data.errors import DataError
@@ -33,6 +37,8 @@ class Server:
         self.requests: list[dict[str, Any]] = []
         self.statuses: list[int] = []  # of the next answers, instead of success
         self.text = "The video shows a thing."
+        self.idle = Event()  # cleared, answers are waited for
+        self.idle.set()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -42,6 +48,7 @@ class Server:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 outer.requests.append({**body, "key": self.headers["Authorization"]})
+                outer.idle.wait(10)
                 if outer.statuses and (status := outer.statuses.pop(0)) != 200:
                     self.answer(status, {"error": {"message": "At most 1 image(s)\nmay be provided"}})
                     return
@@ -155,3 +162,20 @@ def test_what_a_server_refuses(raw: Path, tmp_path: Path, server: Server) -> Non
         checked(CaptionStep(server=server.url))
     with pytest.raises(DataError, match="expected a URL"):
         base_url("localhost:8000")
+
+
+def test_ctrl_c_does_not_wait_for_answers(server: Server) -> None:
+    captioner = ServerCaptioner(server.url, "tiny-captioner", temperature=0.0, max_tokens=8, batch=2)
+    server.idle.clear()
+
+    def press() -> None:
+        while not server.requests:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    Timer(0, press).start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        captioner([Question([np.zeros((8, 8, 3), np.uint8)], "Describe.", number) for number in range(4)])
+    assert time.monotonic() - started < 3
+    server.idle.set()

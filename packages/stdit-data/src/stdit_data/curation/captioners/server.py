@@ -11,7 +11,9 @@ import json
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from stdit_data.storage import stores
 from stdit_data.workers.work import Unavailable
 
 TIMEOUT = 600.0  # seconds for an answer; a busy server queues requests
+POLL = 0.1  # seconds until a request notices that it is not to be waited for any more
 JPEG_QUALITY = 92
 OF_ONE_CLIP = {400, 413, 422}  # what a server answers if it is the request that is wrong
 
@@ -140,7 +143,7 @@ def _request(url: str, body: dict[str, Any] | None = None) -> Any:
             return answer
 
     try:
-        return json.loads(stores.retry(url, send))
+        return json.loads(stores.retry(url, lambda: _abandonable(send)))
     except urllib.error.HTTPError as error:
         raise _Refused(error.code, _message(error)) from None
     except StoreError as error:
@@ -149,6 +152,27 @@ def _request(url: str, body: dict[str, Any] | None = None) -> Any:
         raise Unavailable(f"{url}: no server to be reached ({stores.explain(error)})") from None
     except ValueError:
         raise Unavailable(f"{url}: the answer is no JSON; expected a server with OpenAI's API") from None
+
+
+def _abandonable(send: Callable[[], bytes]) -> bytes:
+    """Return what a request returns. It is sent by a thread that is left to itself once this one's reader is set.
+
+    Raises:
+        ConnectionAbortedError: the reader is set.
+    """
+    reply: Future[bytes] = Future()
+
+    def run() -> None:
+        try:
+            reply.set_result(send())
+        except BaseException as error:
+            reply.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    while not wait([reply], POLL).done:
+        if stores.current().is_set():
+            raise ConnectionAbortedError("interrupted")
+    return reply.result()
 
 
 def _message(error: urllib.error.HTTPError) -> str:
