@@ -1,7 +1,7 @@
 """What the buttons of the page do. Errors that a user can cause are one line on the page."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from threading import Event
 from typing import Any
@@ -32,26 +32,30 @@ class Actions:
 
     def __init__(self, maker: Maker, limits: Limits) -> None:
         self.maker, self.limits, self.names = maker, limits, list(maker.sources)
-        self._stops: dict[str, Event] = {}  # by the session whose video is made
+        self._stops: dict[Event, str] = {}  # one for each request under way, with its session
 
     def make(self, request: gr.Request, progress: gr.Progress = PROGRESS, *values: Any) -> list[Any]:
         """Make the video of a form; returns updates of the fields of `page.Result`."""
-        session = str(request.session_hash)
-        with errors_on_page():
+        with errors_on_page(), self._under_way(str(request.session_hash)) as stop, suppress(Stopped):
             form = Form(*values)
             name = self._name(form.checkpoint)
-            limits = self.limits.over(self.maker.own(name))
+            limits = self.limits.over(self.maker.own(name, stop))
             base = replace(self.maker.settings, checkpoint=name)
             asked = form.to_request(base, limits, self.maker.folder)
-            stop = self._stops[session] = Event()
             progress(0, desc="Starting")
-            try:
-                made = self.maker.make(asked, lambda done, total: progress((done, total), unit="steps"), stop)
-            except Stopped:
-                return [gr.skip()] * 8
-            finally:
-                self._stops.pop(session, None)
-        return _show(made)
+            made = self.maker.make(asked, lambda done, total: progress((done, total), unit="steps"), stop)
+            return _show(made)
+        return [gr.skip()] * 8
+
+    @contextmanager
+    def _under_way(self, session: str) -> Iterator[Event]:
+        """Give what stops a request of a session. After Cancel, it may overlap with the session's next one."""
+        stop = Event()
+        self._stops[stop] = session
+        try:
+            yield stop
+        finally:
+            del self._stops[stop]
 
     def stop(self, request: gr.Request) -> list[Any]:
         """Cancel the video of a session; returns updates of the buttons."""
@@ -60,13 +64,13 @@ class Actions:
 
     def leave(self, request: gr.Request) -> None:
         """Stop what is made for a session whose page was closed."""
-        stop = self._stops.get(str(request.session_hash))
-        if stop is not None:
-            stop.set()
+        for stop, session in list(self._stops.items()):
+            if session == str(request.session_hash):
+                stop.set()
 
     def stop_all(self) -> None:
         """Stop everything, since the server ends."""
-        for stop in list(self._stops.values()):
+        for stop in list(self._stops):
             stop.set()
 
     def choose(self, event: gr.SelectData) -> list[Any]:

@@ -51,14 +51,16 @@ class Maker:
         self._own: dict[str, Own] = {}
         self._sha256: dict[str, str] = {}
 
-    def own(self, name: str) -> Own:
+    def own(self, name: str, stop: Event | None = None) -> Own:
         """Return what a checkpoint makes if it is not told otherwise; loads it.
 
         Raises:
+            Stopped: `stop` was set before it was loaded.
             ConfigError, WeightsError: it cannot be loaded.
         """
         if name not in self._own:
             with self._busy:
+                _check(stop)
                 config = self._load(name).config
             clip = config.num_frames, config.height, config.width
             self._own[name] = Own(*clip, config.num_inference_steps, float(config.guidance_scale))
@@ -101,7 +103,9 @@ class Maker:
             if name not in self._sha256:
                 self._sha256[name] = generator.weights_sha256()
             lines = [*format_remarks(kind, *generator.size, generator.fps), *remarks(generator, [job])]
+            _check(stop)
             [video] = generator.make([job], advance)
+            _check(stop)
             settings, used = generator.record()
             device = str(generator.pipeline.device)
         image = settings.image and Path(settings.image).name
@@ -128,6 +132,6 @@ class Maker:
         return self._loaded[1]
 
 
-def _check(stop: Event) -> None:
-    if stop.is_set():
+def _check(stop: Event | None) -> None:
+    if stop is not None and stop.is_set():
         raise Stopped
