@@ -1,4 +1,4 @@
-"""What Cancel and a closed page stop, without its server and its model."""
+"""What Cancel, a closed page and the end of `stdit serve` stop, without its server and its model."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -115,7 +115,8 @@ def test_cancel_stops_the_videos_of_its_own_page_alone(page: Page) -> None:
     assert page.made == [RED] * STEPS
 
 
-def test_cancelled_while_a_checkpoint_is_loaded(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stop", ["cancel", "end"])
+def test_stopped_while_a_checkpoint_is_loaded(page: Page, stop: str, monkeypatch: pytest.MonkeyPatch) -> None:
     loading, going, load = Event(), Event(), making.load
 
     def slow(*arguments: Any) -> Any:
@@ -127,10 +128,28 @@ def test_cancelled_while_a_checkpoint_is_loaded(page: Page, monkeypatch: pytest.
     page.step.release(2 * STEPS)
     first = page.ask("tab", RED)
     assert loading.wait(PATIENCE)
-    page.actions.stop(asker("tab"))
+    if stop == "cancel":
+        page.actions.stop(asker("tab"))
+    else:
+        page.maker.end()
     going.set()
     assert is_stopped(first)
     assert page.made == []
+
+
+def test_what_waits_at_the_end_is_neither_loaded_nor_made(page: Page) -> None:
+    first = page.ask("tab", RED)
+    assert page.begun.get(timeout=PATIENCE) == RED
+    second, third = page.ask("another tab", BLUE), page.ask("a third", BLUE, "again")
+    page.maker.end()
+    idle = page.pool.submit(page.maker.wait)
+    assert not idle.done()
+    page.step.release(3 * STEPS)
+    idle.result(PATIENCE)
+    assert list(map(is_stopped, (first, second, third, page.ask("tab", RED)))) == [True] * 4
+    assert page.actions.change("again") == [{"__type__": "update"}] * 5
+    assert (page.made, page.loaded) == ([RED], ["demo"])
+    assert list(page.folder.iterdir()) == []
 
 
 def test_nothing_is_written_for_who_cancels_during_the_decoding(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,3 +160,13 @@ def test_nothing_is_written_for_who_cancels_during_the_decoding(page: Page, monk
     monkeypatch.setattr(VideoGenerator, "make", decode)
     assert is_stopped(page.ask("tab", RED))
     assert list(page.folder.iterdir()) == []
+
+
+def test_a_folder_that_was_removed_is_not_made_again(page: Page) -> None:
+    asked = page.ask("tab", RED)
+    assert page.begun.get(timeout=PATIENCE) == RED
+    page.folder.rmdir()
+    page.step.release(STEPS)
+    with pytest.raises(FileNotFoundError):
+        asked.result(PATIENCE)
+    assert not page.folder.exists()

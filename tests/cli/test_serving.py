@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Lock, Thread
@@ -26,6 +27,7 @@ from stdit_cli.commands.sample.outputs import slug
 from stdit_cli.commands.sample.request import Settings
 from stdit_cli.commands.serve.examples import EXAMPLES, example_files
 from stdit_cli.commands.serve.limits import Limits
+from stdit_cli.commands.serve.maker import Maker
 from stdit_cli.commands.serve.server import make_app, make_server
 from stdit_data.datasets.shapes import Triple
 from stdit_data.video.read import read_video
@@ -44,6 +46,13 @@ class Site:
     port: int
     folder: Path
     events: dict[str, dict[str, Any]]  # what Gradio calls dependencies, by the name of their function
+
+    @classmethod
+    def at(cls, port: int, folder: Path) -> "Site":
+        site = cls(port, folder, {})
+        _, config = site.ask("GET", "/config")
+        site.events = {event["api_name"]: event for event in json.loads(config)["dependencies"]}
+        return site
 
     def ask(
         self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
@@ -70,12 +79,16 @@ class Site:
         content = {"data": data, "fn_index": self.events[name]["id"], "session_hash": session}
         return *(answer := self.post("queue/join", content))[:1], session, answer[1]
 
-    def wait(self, session: str) -> dict[str, Any]:
-        """The last message on an event."""
+    def listen(self, path: str) -> http.client.HTTPResponse:
+        """What the server sends as long as the page is open."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=240)
-        connection.request("GET", f"/gradio_api/queue/data?session_hash={session}")
-        for line in connection.getresponse():
-            if line.startswith(b"data: ") and (message := json.loads(line[6:]))["msg"] == "process_completed":
+        connection.request("GET", f"/gradio_api/{path}")
+        return connection.getresponse()
+
+    def wait(self, session: str, kind: str = "process_completed") -> dict[str, Any]:
+        """The first message of a kind on an event; by default its last one."""
+        for line in self.listen(f"queue/data?session_hash={session}"):
+            if line.startswith(b"data: ") and (message := json.loads(line[6:]))["msg"] == kind:
                 return message
         raise AssertionError("no answer")
 
@@ -114,14 +127,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         for name in ("GRADIO_ANALYTICS_ENABLED", "GRADIO_TEMP_DIR", "GRADIO_EXAMPLES_CACHE"):
             patch.setenv(name, "")  # restored afterwards
         patch.setattr("socket.socket.connect", watched)
-        app, end = make_app(sources, Settings(), Limits(None, None, None), folder, "127.0.0.1")
+        app, end = make_app(Maker(sources, Settings(), folder), Limits(None, None, None), "127.0.0.1")
         server = make_server(app, end)
         thread = Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
-        site = Site(listener.getsockname()[1], folder, {})
-        _, config = site.ask("GET", "/config")
-        site.events = {event["api_name"]: event for event in json.loads(config)["dependencies"]}
-        yield site
+        yield Site.at(listener.getsockname()[1], folder)
         end()
         server.should_exit = True
         thread.join(timeout=30)
@@ -286,25 +296,44 @@ def test_in_a_browser(site: Site, tmp_path: Path) -> None:
     assert (sidecar["settings"]["steps"], sidecar["settings"]["size"]) == (6, "64x64")
 
 
-@pytest.mark.slow
-def test_it_ends_with_ctrl_c(tmp_path: Path) -> None:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
+@contextmanager
+def served(folder: Path) -> Iterator[tuple[subprocess.Popen[str], Site]]:
+    """The command in a process of its own, with a folder for what is temporary."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TMPDIR": str(folder), "PYTHONUNBUFFERED": "1"}
     command = [Path(sys.executable).with_name("stdit"), "serve", "--port", "0"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    server = subprocess.Popen(command, env=environment, cwd=tmp_path, **pipes)
+    server = subprocess.Popen(command, env=environment, cwd=folder, **pipes)
     try:
         assert server.stdout is not None
         line = next(line for line in server.stdout if line.startswith("the page is at "))
-        assert len(list(tmp_path.glob("stdit-serve-*"))) == 1
-        port = int(line.split()[4].rpartition(":")[2])
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        connection.request("GET", "/gradio_api/heartbeat/abc")  # as a page holds it
-        assert connection.getresponse().readline() == b"data: ALIVE\n"
-        server.send_signal(signal.SIGINT)
-        out, err = server.communicate(timeout=60)
+        [own] = folder.glob("stdit-serve-*")
+        yield server, Site.at(int(line.split()[4].rpartition(":")[2]), own)
     finally:
         server.kill()
         server.wait()
+
+
+@pytest.mark.slow
+def test_it_ends_with_ctrl_c(tmp_path: Path) -> None:
+    with served(tmp_path) as (server, site):
+        page = site.listen("heartbeat/abc")
+        assert page.readline() == b"data: ALIVE\n"
+        server.send_signal(signal.SIGINT)
+        out, err = server.communicate(timeout=60)
+    assert (server.returncode, out, err) == (0, "ended\n", "")
+    assert list(tmp_path.glob("stdit-serve-*")) == []
+
+
+@pytest.mark.slow
+def test_it_ends_with_ctrl_c_while_requests_wait(tmp_path: Path) -> None:
+    with served(tmp_path) as (server, site):
+        form = site.form(steps=100, frames=16, height=128, width=128)
+        sessions = [site.join("make", form)[1] for _ in range(3)]
+        pages = [site.listen(f"queue/data?session_hash={session}") for session in sessions[1:]]
+        site.wait(sessions[0], "progress")
+        server.send_signal(signal.SIGINT)
+        out, err = server.communicate(timeout=120)
+    assert len(pages) == 2  # open until here
     assert (server.returncode, out, err) == (0, "ended\n", "")
     assert list(tmp_path.glob("stdit-serve-*")) == []
 

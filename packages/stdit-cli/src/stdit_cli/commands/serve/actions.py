@@ -68,11 +68,6 @@ class Actions:
             if session == str(request.session_hash):
                 stop.set()
 
-    def stop_all(self) -> None:
-        """Stop everything, since the server ends."""
-        for stop in list(self._stops):
-            stop.set()
-
     def choose(self, event: gr.SelectData) -> list[Any]:
         """Choose an example; returns updates of all fields in the order of `Form`."""
         index = event.index if isinstance(event.index, int) and 0 <= event.index < len(EXAMPLES) else 0
@@ -80,9 +75,10 @@ class Actions:
 
     def change(self, checkpoint: Any) -> list[Any]:
         """Choose another checkpoint; returns updates of the fields with numbers."""
-        with errors_on_page():
+        with errors_on_page(), suppress(Stopped):
             fields = numbers(self.maker.own(self._name(checkpoint)), self.limits)
-        return [gr.Slider(**field) for field in fields.values()]
+            return [gr.Slider(**field) for field in fields.values()]
+        return [gr.skip()] * 5
 
     def _name(self, checkpoint: Any) -> str:
         if checkpoint not in self.names:

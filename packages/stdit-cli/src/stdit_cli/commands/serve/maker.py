@@ -8,11 +8,13 @@ from threading import Event, Lock
 from time import perf_counter
 from typing import Any
 
+from torch import Tensor
+
 from stdit_cli.commands.sample import sidecar
 from stdit_cli.commands.sample.checks import check_request
 from stdit_cli.commands.sample.generate import VideoGenerator, load, remarks
 from stdit_cli.commands.sample.outputs import format_remarks, plan_jobs, sidecar_path
-from stdit_cli.commands.sample.request import SampleRequest, Settings
+from stdit_cli.commands.sample.request import Job, SampleRequest, Settings
 from stdit_cli.commands.sample.run import SHEET_COLUMNS, thumbnails
 from stdit_cli.commands.serve.limits import Own
 from stdit_data.preview import contact_sheet
@@ -22,7 +24,7 @@ from stdit_train.pipeline.find import CheckpointSource
 
 
 class Stopped(Exception):
-    """The video was cancelled, or nobody waits for it any more."""
+    """The video was cancelled, nobody waits for it any more, or the server ends."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Maker:
     def __init__(self, sources: dict[str, CheckpointSource], settings: Settings, folder: Path) -> None:
         self.sources, self.settings, self.folder = sources, settings, folder
         self._busy = Lock()
+        self._ended = Event()
         self._loaded: tuple[str, STDiTPipeline] | None = None
         self._own: dict[str, Own] = {}
         self._sha256: dict[str, str] = {}
@@ -55,12 +58,12 @@ class Maker:
         """Return what a checkpoint makes if it is not told otherwise; loads it.
 
         Raises:
-            Stopped: `stop` was set before it was loaded.
+            Stopped: `stop` was set, or `end` called, before it was loaded.
             ConfigError, WeightsError: it cannot be loaded.
         """
         if name not in self._own:
             with self._busy:
-                _check(stop)
+                self._check(stop)
                 config = self._load(name).config
             clip = config.num_frames, config.height, config.width
             self._own[name] = Own(*clip, config.num_inference_steps, float(config.guidance_scale))
@@ -78,7 +81,7 @@ class Maker:
             stop: ends the work before the next step once it is set.
 
         Raises:
-            Stopped: it was set.
+            Stopped: it was set, or `end` called.
             ConfigError, DataError, WeightsError: a picture that cannot be read, settings that do not fit the
                 checkpoint, or not enough memory.
         """
@@ -94,35 +97,50 @@ class Maker:
             nonlocal done
             done += 1
             on_step(done, pipeline.num_timesteps)
-            _check(stop)
+            self._check(stop)
             return kwargs
 
-        with self._busy:
-            _check(stop)
+        with self._busy:  # until the files are written, see `wait`
+            self._check(stop)
             generator = VideoGenerator(request, source, self._load(name))
             if name not in self._sha256:
                 self._sha256[name] = generator.weights_sha256()
             lines = [*format_remarks(kind, *generator.size, generator.fps), *remarks(generator, [job])]
-            _check(stop)
+            self._check(stop)
             [video] = generator.make([job], advance)
-            _check(stop)
-            settings, used = generator.record()
-            device = str(generator.pipeline.device)
+            self._check(stop)
+            sheet = self._write(generator, job, video)
+        size = f"{generator.size[1]}×{generator.size[0]} pixels"
+        frames = f"{generator.frames} frames" if generator.frames > 1 else "one frame"
+        seconds = perf_counter() - started
+        summary = f"{frames} of {size}, seed {job.seed}, {generator.settings.steps} steps, {seconds:.1f} s"
+        return Made(job.path, sidecar_path(job.path), sheet, [summary, *lines])
+
+    def end(self) -> None:
+        """Stop what is made before its next step, and make nothing more; returns at once, see `wait`."""
+        self._ended.set()
+
+    def wait(self) -> None:
+        """Wait until nothing is loaded, made or written any more, after `end`."""
+        with self._busy:
+            pass
+
+    def _write(self, generator: VideoGenerator, job: Job, video: Tensor) -> Path:
+        """Write a video [3, T, H, W], its sidecar and its contact sheet; returns the path of the sheet."""
+        settings, used = generator.record()
+        name = generator.settings.checkpoint
         image = settings.image and Path(settings.image).name
         settings = replace(settings, checkpoint=name, vae=self.settings.vae, image=image)
         settings = replace(settings, text_encoder=self.settings.text_encoder)
         weights = {"source": name, "sha256": self._sha256[name]}
-        out.mkdir(parents=True)
+        job.path.parent.mkdir()
         export_video(video, job.path, generator.fps)
-        sidecar.write(sidecar_path(job.path), sidecar.build(settings, [job], 0, weights, used, device))
-        sheet = out / "contact-sheet.png"
+        content = sidecar.build(settings, [job], 0, weights, used, str(generator.pipeline.device))
+        sidecar.write(sidecar_path(job.path), content)
+        sheet = job.path.parent / "contact-sheet.png"
         details = [f"seed {job.seed}, {job.path.name}"]
         contact_sheet([thumbnails(video)], [job.prompt], details=details, columns=SHEET_COLUMNS).save(sheet)
-        size = f"{generator.size[1]}×{generator.size[0]} pixels"
-        frames = f"{generator.frames} frames" if generator.frames > 1 else "one frame"
-        seconds = perf_counter() - started
-        summary = f"{frames} of {size}, seed {job.seed}, {settings.steps} steps, {seconds:.1f} s"
-        return Made(job.path, sidecar_path(job.path), sheet, [summary, *lines])
+        return sheet
 
     def _load(self, name: str) -> STDiTPipeline:
         """Return a checkpoint's pipeline; the one before is dropped first, so that they are never both in memory."""
@@ -131,7 +149,6 @@ class Maker:
             self._loaded = name, load(replace(self.settings, checkpoint=name), self.sources[name])
         return self._loaded[1]
 
-
-def _check(stop: Event | None) -> None:
-    if stop is not None and stop.is_set():
-        raise Stopped
+    def _check(self, stop: Event | None) -> None:
+        if self._ended.is_set() or (stop is not None and stop.is_set()):
+            raise Stopped

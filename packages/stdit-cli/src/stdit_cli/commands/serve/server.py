@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,9 +15,10 @@ from stdit_cli.commands.sample.request import Settings
 from stdit_cli.commands.sample.run import ended_by_signal
 from stdit_cli.commands.serve.address import is_loopback, listen, shown
 from stdit_cli.commands.serve.limits import Limits
+from stdit_cli.commands.serve.maker import Maker
 from stdit_model.sampling.components import require
 from stdit_train.assets import DEMO, resolve_source
-from stdit_train.pipeline.find import CheckpointSource, find_checkpoint
+from stdit_train.pipeline.find import find_checkpoint
 
 if TYPE_CHECKING:
     from stdit_cli.commands.serve.gate import App
@@ -51,24 +52,24 @@ def run_server(names: list[str], settings: Settings, limits: Limits, host: str, 
         parts = {"vae": settings.vae, "text_encoder": settings.text_encoder}
         require({part: place for part, place in parts.items() if place is not None})
         console.print(f"loading {names[0]}")
-        app, end = make_app(sources, settings, limits, Path(folder), host)
+        maker = Maker(sources, settings, Path(folder))
+        app, end = make_app(maker, limits, host)
         console.print(f"the page is at {shown(listener, host)} (Ctrl-C ends it)")
         if not is_loopback(host):
             console.print("warning: other machines can reach the page, and it has no password")
-        make_server(app, end).run(sockets=[listener])
+        try:
+            make_server(app, end).run(sockets=[listener])
+        finally:
+            maker.wait()  # for the current step, before the folder is deleted
     console.print("ended")
 
 
-def make_app(
-    sources: Mapping[str, CheckpointSource], settings: Settings, limits: Limits, folder: Path, host: str
-) -> tuple["App", Callable[[], None]]:
+def make_app(maker: Maker, limits: Limits, host: str) -> tuple["App", Callable[[], None]]:
     """Load the first checkpoint and build the page.
 
     Args:
-        sources: checkpoints by the names that the page offers.
-        settings: how to load them.
+        maker: makes the videos, in a folder that is empty and takes uploads as well.
         limits: of a request.
-        folder: an empty one, for what is uploaded and made.
         host: that the server listens on. Requests of browsers for another name are refused on the loopback: by DNS
             rebinding, a page from elsewhere could send them.
 
@@ -77,8 +78,8 @@ def make_app(
     """
     os.environ |= {
         "GRADIO_ANALYTICS_ENABLED": "False",
-        "GRADIO_TEMP_DIR": str(folder),
-        "GRADIO_EXAMPLES_CACHE": str(folder / "examples"),
+        "GRADIO_TEMP_DIR": str(maker.folder),
+        "GRADIO_EXAMPLES_CACHE": str(maker.folder / "examples"),
     }
     import gradio
     from fastapi import FastAPI
@@ -86,13 +87,12 @@ def make_app(
 
     from stdit_cli.commands.serve.actions import Actions
     from stdit_cli.commands.serve.gate import Gate
-    from stdit_cli.commands.serve.maker import Maker
     from stdit_cli.commands.serve.page import HEAD, build_page, style, theme
 
-    actions = Actions(Maker(dict(sources), settings, folder), limits)
+    actions = Actions(maker, limits)
     if DEMO in actions.names:
-        actions.maker.own(DEMO)  # which the examples fill in
-    page = build_page(actions, actions.maker.own(actions.names[0]))
+        maker.own(DEMO)  # which the examples fill in
+    page = build_page(actions, maker.own(actions.names[0]))
     page.has_launched = True  # else Gradio does not check which files a request names
     inner = FastAPI(openapi_url=None)
     gradio.mount_gradio_app(
@@ -114,10 +114,10 @@ def make_app(
         head=HEAD,
     )
     hosts = ["localhost", "127.0.0.1", "::1", host] if is_loopback(host) else ["*"]
-    app: Any = TrustedHostMiddleware(Gate(inner, folder), allowed_hosts=hosts, www_redirect=False)
+    app: Any = TrustedHostMiddleware(Gate(inner, maker.folder), allowed_hosts=hosts, www_redirect=False)
 
     def end() -> None:
-        actions.stop_all()
+        maker.end()
         page.is_running = False
         page.app.stop_event.set()  # of the connections that pages hold
 
