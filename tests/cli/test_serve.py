@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageSequence
+from starlette.requests import Request
 
 from stdit_cli.commands.sample.request import SEED_MAX, Settings
 from stdit_cli.commands.serve.address import is_loopback, listen, shown
@@ -212,6 +213,23 @@ def test_files_that_a_request_names(gate: Gate, tmp_path: Path) -> None:
     assert answer(gate, "POST", "/gradio_api/queue/join", b"junk")[0] == 400
     assert answer(gate, "POST", "/gradio_api/queue/join", b"[" * 100_000)[0] == 400
     assert answer(gate, "POST", "/gradio_api/queue/join", b'"' + b"x" * (1 << 20) + b'"')[0] == 413
+
+
+def test_an_upload_that_breaks_off_is_no_error(tmp_path: Path) -> None:
+    messages = iter([{"type": "http.request", "body": b"half", "more_body": True}, {"type": "http.disconnect"}])
+
+    async def app(scope: dict[str, Any], receive: Callable, send: Callable) -> None:
+        await Request(scope, receive).body()
+        raise AssertionError("read to the end")
+
+    async def receive() -> dict[str, Any]:
+        return next(messages)
+
+    async def send(message: dict[str, Any]) -> None: ...
+
+    scope = {"type": "http", "method": "POST", "path": "/gradio_api/upload", "headers": []}
+    asyncio.run(Gate(app, tmp_path)(scope, receive, send))
+    assert list(messages) == []
 
 
 def test_pages_from_elsewhere(gate: Gate) -> None:

@@ -6,9 +6,12 @@ Gradio serves more than a page needs, for instance pages of other servers, recor
 import json
 import re
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from starlette.requests import ClientDisconnect
 
 from stdit_cli.commands.serve.form import is_inside
 
@@ -67,7 +70,8 @@ class Gate:
                 message = {**message, "headers": [*message["headers"], *HEADERS]}
             await send(message)
 
-        await self.app(scope, receive, send_with_headers)
+        with suppress(ClientDisconnect):  # in the middle of an upload
+            await self.app(scope, receive, send_with_headers)
 
     def _refusal(self, scope: Message) -> int | None:
         """Return the status to refuse a request with, by its address and headers; None to let it pass."""
