@@ -25,7 +25,7 @@ from stdit_data.errors import ClipError, DataError
 from stdit_data.loading.loader import Batch, ClipLoader
 from stdit_data.loading.order import GlobalBatch, Slot
 from stdit_data.loading.prefetch import Step
-from stdit_data.storage import stores
+from stdit_data.storage import readers
 from stdit_data.transforms import stack_videos, to_float
 
 SMALL, WIDE = Bucket(2, 4, 4), Bucket(1, 4, 8)
@@ -287,7 +287,7 @@ def test_a_loader_goes_on_after_the_waiting_for_stores_has_ended(workers: int, p
 
     class Interrupted(Numbers):
         def load(self, index: int, *, seed: int, epoch: int) -> Clip:
-            stores.release()
+            readers.release()
             return super().load(index, seed=seed, epoch=epoch)
 
     common = {"global_batch": 4, "seed": 0, "workers": workers, "prefetch": prefetch}

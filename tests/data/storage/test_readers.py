@@ -19,7 +19,7 @@ from stdit_data.errors import StoreError
 from stdit_data.latents.shards import ShardFiles
 from stdit_data.loading.loader import ClipLoader
 from stdit_data.manifests.format import read_manifest
-from stdit_data.storage import files, stores
+from stdit_data.storage import files, readers, stores
 
 INTERRUPTED = "failed until it was interrupted"
 
@@ -117,7 +117,7 @@ def test_a_loader_that_is_idle_when_it_is_interrupted_waits_no_more(store: Store
     loader = ClipLoader(Clips(store), global_batch=2, seed=0, workers=0, prefetch=0)
     reading = iter(loader)
     next(reading)
-    stores.release()
+    readers.release()
     next(reading)  # what can be read is
     store.down = True
     with soon(), pytest.raises(StoreError, match=INTERRUPTED):
@@ -136,7 +136,7 @@ def test_threads_that_decode_when_they_are_interrupted_read_on_without_waiting(s
         time.sleep(0.2)
         return store.read()
 
-    with soon(), pytest.raises(KeyboardInterrupt), stores.threads(2) as pool:
+    with soon(), pytest.raises(KeyboardInterrupt), readers.threads(2) as pool:
         jobs = [pool.submit(work, number) for number in range(8)]
         started.wait()
         raise KeyboardInterrupt
@@ -155,10 +155,10 @@ def test_others_wait_on(how: str, store: Store, tmp_path: Path, patience: Callab
             (tmp_path / f"{number}.txt").write_text(f"clip {number}")
         assert len(read_manifest(str(tmp_path)).entries) == 3
     elif how == "an error in a pool":
-        with pytest.raises(ValueError, match="any"), stores.threads(2):
+        with pytest.raises(ValueError, match="any"), readers.threads(2):
             raise ValueError("any")
     else:
-        assert next(stores.map_in_threads(str, range(9), 2)) == "0"
+        assert next(readers.map_in_threads(str, range(9), 2)) == "0"
     time.sleep(0.2)
     assert not other.done()
     store.down = False
@@ -167,19 +167,19 @@ def test_others_wait_on(how: str, store: Store, tmp_path: Path, patience: Callab
 
 def test_readers_of_a_reader() -> None:
     """They end with it, not it with them; and a thread that has read for another reader is back at its own."""
-    outer, helpers = stores.Reader(), stores.Helpers(1)
+    outer, helpers = readers.Reader(), readers.Helpers(1)
     with outer.at_work():
-        inner, ended = stores.Reader(), stores.Reader()
+        inner, ended = readers.Reader(), readers.Reader()
         with inner.at_work():
-            assert stores.current() is helpers.submit(stores.current).result() is inner
-        assert stores.current() is helpers.submit(stores.current).result() is outer
-    assert stores.current() not in (outer, inner)
+            assert readers.current() is helpers.submit(readers.current).result() is inner
+        assert readers.current() is helpers.submit(readers.current).result() is outer
+    assert readers.current() not in (outer, inner)
     ended.set()
     assert not outer.is_set() and not inner.is_set()
     outer.set()
-    assert inner.is_set() and not stores.current().is_set()
+    assert inner.is_set() and not readers.current().is_set()
     with outer.at_work():
-        assert stores.Reader().is_set()
+        assert readers.Reader().is_set()
     helpers.shutdown()
 
 
@@ -189,12 +189,12 @@ def test_shards_that_are_read_ahead_are_waited_for_no_longer_than_their_loader(
 ) -> None:
     """Those that are not begun yet, too: the interpreter would not exit before."""
     monkeypatch.setattr(files, "copy", lambda *_: store.read())
-    shards, loader = ShardFiles("http://store/video", 20, tmp_path), stores.Reader()
+    shards, loader = ShardFiles("http://store/video", 20, tmp_path), readers.Reader()
     with loader.at_work():
         shards.prefetch(range(6))
     store.asked.wait()
     with soon():
-        stores.release() if end == "release" else loader.set()
+        readers.release() if end == "release" else loader.set()
         assert shards._pool is not None
         shards._pool.shutdown()
 

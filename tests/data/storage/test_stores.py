@@ -28,7 +28,7 @@ from stdit_data.latents.format import read_index
 from stdit_data.loading.loader import Batch, ClipLoader
 from stdit_data.manifests.format import Entry, read_manifest, write_manifest
 from stdit_data.manifests.validate import good_entries, validate
-from stdit_data.storage import files, listing, stores
+from stdit_data.storage import files, listing, readers, stores
 
 aiohttp = pytest.importorskip("aiohttp")
 
@@ -241,7 +241,7 @@ def test_waiting_is_logged_once_and_can_be_ended(
         for thread in threads:
             thread.start()
         time.sleep(1)
-        stores.release()
+        readers.release()
         for thread in threads:
             thread.join(2)
         assert [str(error) for error in errors] == [
@@ -270,7 +270,7 @@ def test_a_loader_that_is_to_stop_waits_no_more(store: Any, patience: Callable[[
         time.sleep(0.05)
     started = time.monotonic()
     if stop == "release":
-        stores.release()
+        readers.release()
         with pytest.raises(StoreError, match="until it was interrupted"):
             for _ in reading:
                 pass

@@ -2,6 +2,7 @@
 
 import json
 import math
+import secrets
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -149,7 +150,7 @@ def write_open_sora(
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise WeightsError(f"{file}: cannot create its folder ({reason(error)}); name another file") from error
-    partial = file.with_name(f".{file.name}.part")
+    partial = file.with_name(f".{file.name}.{secrets.randbelow(10**9)}.part")
     try:
         if file.suffix == ".safetensors":
             save_file(tensors, partial, {SETTINGS: json.dumps(settings)})

@@ -12,7 +12,7 @@ import time
 from threading import Thread
 from typing import Any, Self
 
-from stdit_data.storage import stores
+from stdit_data.storage import readers
 
 log = logging.getLogger(__name__)
 
@@ -52,4 +52,4 @@ class Interrupts:
         self.number, self._first = number, time.monotonic()
         log.info("stopping after this step; press Ctrl-C again to stop immediately")
         # Ends the waiting for a store. In a thread, since the signal may have come while this one holds a lock of it.
-        Thread(target=stores.release, daemon=True).start()
+        Thread(target=readers.release, daemon=True).start()

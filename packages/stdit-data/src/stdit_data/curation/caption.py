@@ -16,7 +16,7 @@ from stdit_data.curation.engine import Reject, Result
 from stdit_data.curation.sampling import frames_at
 from stdit_data.curation.tables import from_dicts, segment_of, to_dicts, with_columns
 from stdit_data.errors import ClipError, DataError
-from stdit_data.storage import files, stores
+from stdit_data.storage import files, readers
 
 SHARES = (0.2, 0.5, 0.8)  # of the clip's length, at which its frames are taken
 COLUMNS = {
@@ -118,7 +118,7 @@ class CaptionStep:
             place = {name: rows[number].get(name) for name in ("path", "start", "end")}
             rejects[number] = {**place, "step": self.name, "reason": reason}
 
-        with stores.threads(self.threads) as pool:  # decodes ahead while the model writes
+        with readers.threads(self.threads) as pool:  # decodes ahead while the model writes
             pending = zip(wanted, pool.map(question, wanted), strict=True)
             while group := list(islice(pending, self.batch)):
                 asked = {number: item for number, item in group if isinstance(item, Question)}

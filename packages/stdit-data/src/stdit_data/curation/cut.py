@@ -15,7 +15,7 @@ from stdit_data.curation.engine import Reject, Result
 from stdit_data.curation.sampling import Array, frames_within
 from stdit_data.curation.tables import from_dicts, segment_of, to_dicts, with_columns
 from stdit_data.errors import ClipError, DataError
-from stdit_data.storage import files, stores, urls
+from stdit_data.storage import files, readers, urls
 from stdit_data.video import color
 from stdit_data.video.pictures import is_still, open_video
 from stdit_data.video.probe import reads_clip
@@ -110,7 +110,7 @@ class CutStep:
         def cut_row(row: dict[str, Any]) -> tuple[list[dict[str, Any]], list[Reject]]:
             return self._cut(row, opened)
 
-        with stores.threads(self.threads) as pool:
+        with readers.threads(self.threads) as pool:
             done = list(pool.map(cut_row, to_dicts(shard)))
         rows = [row for kept, _ in done for row in kept]
         rejects = [reject for _, dropped in done for reject in dropped]

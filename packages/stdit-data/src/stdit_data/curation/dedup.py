@@ -20,7 +20,7 @@ from stdit_data.curation.tables import Rows, from_dicts, open_rows, segment_of, 
 from stdit_data.errors import ClipError, DataError, StoreError
 from stdit_data.manifests.arrays import floats
 from stdit_data.manifests.validate import sha256
-from stdit_data.storage import atomic, files, stores
+from stdit_data.storage import atomic, files, readers
 from stdit_data.workers.executors import Executor
 from stdit_data.workers.work import Progress, Share
 
@@ -74,7 +74,7 @@ class HashStep:
             }
 
         rows = to_dicts(shard)
-        with stores.threads(self.threads) as pool:
+        with readers.threads(self.threads) as pool:
             values = list(pool.map(hashed, rows))
         kept = [row | new for row, new in zip(rows, values, strict=True) if "reject" not in new]
         rejects = [

@@ -23,7 +23,7 @@ from stdit_data.curation.scorers import (
 )
 from stdit_data.curation.tables import from_dicts, segment_of, to_dicts, with_columns
 from stdit_data.errors import ClipError, DataError
-from stdit_data.storage import stores
+from stdit_data.storage import readers
 
 SCORERS = (facts, sharpness, blockiness, exposure, letterbox, motion, camera, fingerprint)
 TEXT_COLUMNS = {"text_area": pa.float64()}  # share of the picture, mean of the frames looked at
@@ -122,7 +122,7 @@ class ScoreStep:
             return values
 
         rows = to_dicts(shard)
-        with stores.threads(self.threads) as pool:
+        with readers.threads(self.threads) as pool:
             scores = list(pool.map(score, rows))
         kept = [row | values for row, values in zip(rows, scores, strict=True) if "reject" not in values]
         rejects = [

@@ -31,7 +31,7 @@ from stdit_data.latents import format as cache
 from stdit_data.latents.format import Part, Shard
 from stdit_data.latents.job import SHARD_BYTES, Job, Place, parse_dtype, split_into_shards
 from stdit_data.latents.order import encoding_order
-from stdit_data.storage import stores, urls
+from stdit_data.storage import readers, urls
 from stdit_data.transforms import to_float
 
 T = TypeVar("T")
@@ -281,7 +281,7 @@ class _ClipEncoder:
         """Read clips in order, `workers` of them ahead."""
         torch.get_num_threads()  # called before threads start, see `loading.prefetch.read_ahead`
         waiting: deque[tuple[int, Future[Clip | ClipError]]] = deque()
-        with stores.threads(self.workers) as pool:
+        with readers.threads(self.workers) as pool:
             for item in items:
                 waiting.append((item, pool.submit(self._load, item)))
                 if len(waiting) > self.workers:

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stdit_data.errors import DataError
-from stdit_data.storage import atomic, files, listing, stores, urls
+from stdit_data.storage import atomic, files, listing, readers, urls
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -174,7 +174,7 @@ def read_rows(cache: str, part: Part, number: int) -> list[dict[str, Any]]:
 
 def write_index(cache: str, part: Part, shards: int) -> None:
     """Collect the rows of all shards into `index.parquet`."""
-    found = stores.map_in_threads(lambda number: read_rows(cache, part, number), range(shards), THREADS)
+    found = readers.map_in_threads(lambda number: read_rows(cache, part, number), range(shards), THREADS)
     rows = [row for some in found for row in some]
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, _ROWS[part]), buffer, compression="zstd")

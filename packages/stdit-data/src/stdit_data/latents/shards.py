@@ -25,7 +25,7 @@ from torch import Tensor
 
 from stdit_data.errors import DataError, MissingFileError
 from stdit_data.latents.format import shard_name
-from stdit_data.storage import atomic, files, stores, urls
+from stdit_data.storage import atomic, files, readers, urls
 
 COPIED = 3  # files of a URL that are copied at a time
 STREAMS = 8  # requests for pieces of them at a time
@@ -47,9 +47,9 @@ class ShardFiles:
         self.copies = Path(copies) if copies is not None else _own_folder(folder)
         self._open: OrderedDict[int, Any] = OrderedDict()
         self._lock = Lock()
-        self._ahead: OrderedDict[int, stores.Reader] = OrderedDict()  # of shards requested, and possibly not opened yet
+        self._ahead: OrderedDict[int, readers.Reader] = OrderedDict()  # of shards requested, perhaps not opened yet
         self._pool: ThreadPoolExecutor | None = None  # reads ahead
-        self._streams = stores.Helpers(STREAMS, thread_name_prefix="shard-pieces")  # fetch pieces of the files of a URL
+        self._streams = readers.Helpers(STREAMS, thread_name_prefix="shard-pieces")  # fetch pieces of a URL's files
 
     def tensor(self, shard: int, key: str) -> Tensor:
         """Read a tensor of a shard; waits until the shard is copied here if it is at a URL.
@@ -73,7 +73,7 @@ class ShardFiles:
                 self._pool = ThreadPoolExecutor(1 if self.local else COPIED, thread_name_prefix="shards")
             for shard in shards:
                 if shard not in self._open and shard not in self._ahead:
-                    self._ahead[shard] = reader = stores.Reader()
+                    self._ahead[shard] = reader = readers.Reader()
                     self._pool.submit(self._prepare, shard, reader)
             while len(self._ahead) > self.keep:
                 self._ahead.popitem(last=False)
@@ -81,7 +81,7 @@ class ShardFiles:
     def _url(self, shard: int) -> str:
         return urls.join(self.folder, shard_name(shard))
 
-    def _prepare(self, shard: int, reader: stores.Reader) -> None:
+    def _prepare(self, shard: int, reader: readers.Reader) -> None:
         with reader.at_work(), contextlib.suppress(OSError, DataError):  # `tensor` raises them if the file is needed
             if self.local:
                 _read_ahead(urls.local_path(self._url(shard)))

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from stdit_data.errors import DataError
 from stdit_data.latents import format as cache
 from stdit_data.latents.format import COMPONENT_LABELS, Part
-from stdit_data.storage import files, stores, urls
+from stdit_data.storage import files, readers, urls
 
 
 def moments_bytes(latent: Sequence[int], itemsize: int = 2) -> int:
@@ -54,7 +54,7 @@ def describe(url: str) -> list[tuple[str, str]]:
             continue
         shards = cache.list_shards(url, part)
         paths = [urls.join(url, f"{part}/{cache.shard_name(number)}") for number in shards]
-        size = sum(stores.map_in_threads(files.size, paths, cache.THREADS))
+        size = sum(readers.map_in_threads(files.size, paths, cache.THREADS))
         complete = files.exists(urls.join(url, f"{part}/{cache.INDEX}"))
         state = "complete" if complete else "not finished: run the same `stdit data encode` again"
         lines.append((part, f"{len(shards)} of {metadata['shards']} shards, {human_bytes(size)}, {state}"))

@@ -20,7 +20,7 @@ from stdit_data.errors import DataError
 from stdit_data.loading.order import Order
 from stdit_data.loading.prefetch import Batch, Draw, RankShare, read_ahead
 from stdit_data.loading.rejects import Rejects
-from stdit_data.storage import stores
+from stdit_data.storage import readers
 
 __all__ = ["Batch", "ClipLoader"]
 
@@ -203,7 +203,7 @@ class ClipLoader:
 
 @atexit.register
 def _close_all() -> None:
-    stores.release()
+    readers.release()
     for loader in list(_open):
         loader.close()
 

@@ -22,7 +22,7 @@ from stdit_data.clip import Clip, ClipDataset
 from stdit_data.errors import ClipError, DataError
 from stdit_data.loading.budget import ByteBudget
 from stdit_data.loading.order import GlobalBatch, Slot
-from stdit_data.storage import stores
+from stdit_data.storage import readers
 from stdit_data.transforms import stack_videos
 
 Draw = Callable[[Slot, Bucket], dict[str, Tensor]]
@@ -125,7 +125,7 @@ def read_ahead(
     # The nodes' threads call torch.set_num_threads(1), which leaks into this thread unless it has called this before.
     torch.get_num_threads()
     # 0: the nodes take no snapshots, since the position follows from the number of steps yielded.
-    ahead, reader = ByteBudget(prefetch_bytes), stores.Reader()
+    ahead, reader = ByteBudget(prefetch_bytes), readers.Reader()
 
     def read(work: tuple[GlobalBatch, int]) -> SlotResult:
         with reader.at_work():

@@ -27,7 +27,7 @@ from stdit_data.manifests.entries import ARROW, BLOCK, COLUMNS, KINDS, Entries, 
 from stdit_data.manifests.rows import csv_rows, json_rows
 from stdit_data.manifests.table_cache import open_table
 from stdit_data.manifests.values import check_caption, describe
-from stdit_data.storage import atomic, files, listing, stores, urls
+from stdit_data.storage import atomic, files, listing, readers, urls
 
 __all__ = ["COLUMNS", "Entry", "Manifest", "check_manifest", "read_manifest", "write_manifest"]
 
@@ -281,7 +281,7 @@ def _folder(url: str) -> list[Entry]:
         text = urls.join(url, beside)
         return _caption(text, files.read_text(text, limit=MAX_CAPTION))
 
-    captions = stores.map_in_threads(caption, media, THREADS)
+    captions = readers.map_in_threads(caption, media, THREADS)
     return [Entry(path, text) for path, text in zip(media, captions, strict=True)]
 
 

@@ -17,7 +17,7 @@ from stdit_data.errors import ClipError
 from stdit_data.manifests.arrays import codes, flags, floats
 from stdit_data.manifests.entries import BLOCK, Entries, Entry
 from stdit_data.manifests.format import Manifest
-from stdit_data.storage import stores, urls
+from stdit_data.storage import readers, urls
 from stdit_data.video.probe import Probe, probe
 from stdit_data.video.segments import Sampling
 
@@ -75,7 +75,7 @@ def complete_metadata(
 
     def probe_all() -> Found:
         rows = map(int, unknown_metadata(manifest.entries, lengths=lengths))
-        return {row: found for row, found in stores.map_in_threads(probed, rows, workers) if found is not None}
+        return {row: found for row, found in readers.map_in_threads(probed, rows, workers) if found is not None}
 
     found = once(probe_all)
     return with_probes(manifest.entries, found) if found else manifest.entries

@@ -15,7 +15,7 @@ from stdit_data.clip import ClipDataset
 from stdit_data.errors import ClipError, DataError, StoreError
 from stdit_data.manifests.format import Entry, Manifest
 from stdit_data.manifests.metadata import with_metadata
-from stdit_data.storage import atomic, files, stores, urls
+from stdit_data.storage import atomic, files, readers, urls
 from stdit_data.video.frames import read_frames
 from stdit_data.video.pictures import open_video
 from stdit_data.video.probe import Probe, probe, reads_clip
@@ -119,7 +119,7 @@ def validate(
     """
     total = len(manifest.entries)
     findings: list[Finding] = []
-    for finding in stores.map_in_threads(
+    for finding in readers.map_in_threads(
         lambda index: _check(manifest, index, sampling, stream, thorough), range(total), workers
     ):
         findings.append(finding)
@@ -255,7 +255,7 @@ def _find_copies(manifest: Manifest, findings: Sequence[Finding], workers: int) 
     stated = {f.path: manifest.entries[f.index].sha256 for f in findings}
     sizes: dict[int, list[str]] = defaultdict(list)
     readable = list(dict.fromkeys(finding.path for finding in findings if finding.metadata is not None))
-    for path, size in zip(readable, stores.map_in_threads(files.size, readable, workers), strict=True):
+    for path, size in zip(readable, readers.map_in_threads(files.size, readable, workers), strict=True):
         sizes[size].append(path)
     first: dict[str, str] = {}
     copies: dict[str, str] = {}

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, cast
 from rich.console import Console
 
 from stdit_cli.commands.sample.request import Settings
-from stdit_cli.commands.sample.run import ended_by_signal
 from stdit_cli.commands.serve.address import is_loopback, listen, shown
 from stdit_cli.commands.serve.limits import Limits
 from stdit_cli.commands.serve.maker import Maker
+from stdit_cli.console import ended_by_signal
 from stdit_model.sampling.components import require
 from stdit_train.assets import DEMO, resolve_source
 from stdit_train.pipeline.find import find_checkpoint

@@ -21,7 +21,7 @@ from PIL import Image
 
 from stdit_data.curation.captioners.prompts import Answer, Question
 from stdit_data.errors import DataError, StoreError
-from stdit_data.storage import stores
+from stdit_data.storage import readers, stores
 from stdit_data.workers.work import Unavailable
 
 TIMEOUT = 600.0  # seconds for an answer; a busy server queues requests
@@ -53,7 +53,7 @@ class ServerCaptioner:
         Raises:
             Unavailable: the server is lost, or refuses everything.
         """
-        with stores.threads(self.batch) as pool:
+        with readers.threads(self.batch) as pool:
             return list(pool.map(self._answer, questions))
 
     def _answer(self, question: Question) -> Answer:
@@ -170,7 +170,7 @@ def _abandonable(send: Callable[[], bytes]) -> bytes:
 
     Thread(target=run, daemon=True).start()
     while not wait([reply], POLL).done:
-        if stores.current().is_set():
+        if readers.current().is_set():
             raise ConnectionAbortedError("interrupted")
     return reply.result()
 

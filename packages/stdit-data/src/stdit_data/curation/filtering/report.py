@@ -18,7 +18,7 @@ from stdit_data.curation.filtering.expression import Condition, Rule, column_val
 from stdit_data.curation.sampling import frames_at
 from stdit_data.curation.tables import Rows, segment_of, to_dicts
 from stdit_data.errors import ClipError
-from stdit_data.storage import atomic, stores
+from stdit_data.storage import atomic, readers
 
 BINS = 48
 SAMPLE = 2000  # values of a shard that a histogram's range is taken from
@@ -69,7 +69,7 @@ def write_report(
     kept = _count(rows, condition, columns, walls, clips)
     shown = [row for wall in walls for side in (wall.passing, wall.failing) for _, _, row in side]
     strips: dict[str, str] = {}
-    with stores.threads(workers) as pool:
+    with readers.threads(workers) as pool:
         unique = {_key(row): row for row in shown}
         for done, (key, strip) in enumerate(zip(unique, pool.map(_strip, unique.values()), strict=True), 1):
             strips[key] = strip
