@@ -130,7 +130,7 @@ class Findings:
         config = self.cached(probe.config)
         watch = findings.Lines(probe.name)
         outcome = train_stages([Stage(config, config, run)], lambda _number, _stage: watch)[1]
-        if outcome is not None and not outcome.finished:
+        if outcome is not None and outcome.interrupted:
             raise findings.Interrupted
 
 

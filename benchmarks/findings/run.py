@@ -120,10 +120,8 @@ class Findings:
                 _check_same(stage.run.path, [from_dict(stage.run.read_config())], [stage.config])
         ended = None
         try:
-            outcome = train_stages(stages, lambda number, stage: Lines(f"{arm.name}-seed{seed}/{stage.config.stage}"))[
-                1
-            ]
-            if outcome is not None and not outcome.finished:
+            _, outcome = train_stages(stages, lambda _, stage: Lines(f"{arm.name}-seed{seed}/{stage.config.stage}"))
+            if outcome is not None and outcome.interrupted:
                 raise Interrupted
         except RunEnded as error:
             if "not finite" not in str(error):

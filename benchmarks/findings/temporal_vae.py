@@ -176,7 +176,7 @@ class Study:
     def _trained(self, config: TrainConfig, name: str) -> RunFolder:
         """Return a finished run, which goes on from its last checkpoint where it has one."""
         run = RunFolder(self.folder / "runs" / name)
-        if not open_trainer(config, config, run, findings.Lines(name)).train().finished:
+        if open_trainer(config, config, run, findings.Lines(name)).train().interrupted:
             raise KeyboardInterrupt
         return run
 

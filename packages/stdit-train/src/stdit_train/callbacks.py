@@ -48,3 +48,8 @@ class Outcome:
     values: dict[str, float]
     signal: int | None = None
     prompts: tuple[str, ...] = ()
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal came: no other run is to be begun."""
+        return not self.finished or self.signal is not None

@@ -251,7 +251,7 @@ def train_stages(
             watcher = watch(number, stage) if world.is_main else NullCallback()
             trainer = open_trainer(stage.config, config, stage.run, watcher, loaded.get(parts), previous, world)
             outcome = trainer.train()
-            if not outcome.finished or (outcome.signal and number < len(stages)):
+            if not outcome.finished or (outcome.interrupted and number < len(stages)):
                 return number, replace(outcome, finished=False)
         previous = stage.run
     return len(stages), outcome

@@ -90,7 +90,7 @@ def build_demo(
             return bars.enter_context(TrainingBar(console))
 
         _, outcome = train_stages(stages, watch)
-    if outcome is not None and (not outcome.finished or outcome.signal):
+    if outcome is not None and outcome.interrupted:
         console.print("stopped and saved; run the same command again to resume")
         raise typer.Exit(INTERRUPTED)
 

@@ -231,8 +231,7 @@ class Ablation:
         if checkpoint is not None:
             trainer.resume(checkpoint)
         try:
-            outcome = trainer.train()
-            return outcome.finished and outcome.signal is None
+            return not trainer.train().interrupted
         except Diverged:  # a result like any other: the other arms are trained
             run.update_metadata(**{DIVERGED: trainer.step})
             log.info(f"{run.path.name}: diverged, {config.max_skipped} steps before {trainer.step} were not finite")
