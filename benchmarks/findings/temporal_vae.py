@@ -24,7 +24,7 @@ import torch
 from questions import QUESTIONS
 from temporal_vae_measure import real_clips, shapes_clips, vae_row
 from temporal_vae_report import FIRST, PATCHES, SHAPES, STILLS, VAES, write_report
-from temporal_vae_starts import scaled, stills, widened
+from temporal_vae_starts import widened
 
 from stdit_data.errors import DataError
 from stdit_data.storage.atomic import write_atomically
@@ -110,16 +110,13 @@ class Study:
         return vae_row(source, shapes_clips() if real is None else real_clips(vae_config(FIRST, 0, real).data))
 
     def _start(self, name: str, channels: int, seed: int) -> str:
-        """Return the folder of an image VAE to start from: the demo's with so many channels, or `STILLS`."""
-        folder = self.folder / "start" / (STILLS if name == STILLS else f"{channels}-seed{seed}")
+        """Return the folder of an image VAE to start from: `STILLS`, or the demo's with so many latent channels."""
+        if name == STILLS:
+            return str(self._trained(stills_config(), STILLS).vae)
+        folder = self.folder / "start" / f"{channels}-seed{seed}"
         if not folder.is_dir():
-            if name == STILLS:
-                run = self._trained(stills_config(), STILLS)
-                image = scaled(load_vae(str(run.path), torch.device("cpu")), stills())
-            else:
-                image = widened(load_vae(DEMO, torch.device("cpu")), channels, seed)
             with write_atomically(folder) as partial:
-                image.save_pretrained(partial)
+                widened(load_vae(DEMO, torch.device("cpu")), channels, seed).save_pretrained(partial)
         return str(folder)
 
     # -- STDiTs ----------------------------------------------------------------------------------------------------

@@ -45,8 +45,7 @@ had "low quality" in its experiments; compressing time by a 3-D patch embedder g
 - VideoGPT's and MAGVIT's shapes with codes (FSQ of 1,920 and 1,000) have the same FLOPs. First they were trained from
   scratch, at a rate of 2e-3, and came to 16.7 dB or less, which says nothing about codes: `4x4x4` with normal latents
   came to 16.3 from scratch. So they were made once more, from an image VAE as the others are: `1x4x4`, trained on
-  12,000 frames of `shapes` (stage `vae-demo-image`), whose latents are scaled to a deviation of 0.5, well within the
-  codes' range; the rate is that of the others.
+  12,000 frames of `shapes` (stage `vae-demo-image`); the rate is that of the others.
 - An STDiT (stage `demo`, width 64, patch 1x2x2, time in frames) for each 8x8 shape, on 2,048 clips encoded by the
   shape's VAE of seed 0, with the FLOPs of 3,000 steps on `1x8x8`, scored by 200 held-out prompts.
 - Real clips: the three 8x8 shapes once more, from the same start and with the same FLOPs, on 8 frames a second of

@@ -56,18 +56,6 @@ def test_a_wider_vae_decodes_what_it_did_before(study: ModuleType) -> None:
     torch.testing.assert_close(wide.decode(new.mean).sample, image.decode(old.mean).sample)
 
 
-@torch.no_grad()
-def test_scaled_latents_decode_what_they_did_before(study: ModuleType) -> None:
-    image, frames = load_vae("demo", torch.device("cpu")), study.stills()
-    old = image.encode(frames).latent_dist
-    expected, deviations = image.decode(old.mean).sample, old.std / old.mean.std((0, 2, 3), keepdim=True)
-    new = study.scaled(image, frames).encode(frames).latent_dist
-    torch.testing.assert_close(new.mean.mean((0, 2, 3)), torch.zeros(4), rtol=0, atol=1e-5)
-    torch.testing.assert_close(new.mean.std((0, 2, 3)), torch.full((4,), 0.5))
-    torch.testing.assert_close(new.std / new.mean.std((0, 2, 3), keepdim=True), deviations)
-    torch.testing.assert_close(image.decode(new.mean).sample, expected, rtol=0, atol=1e-5)
-
-
 def test_what_is_concluded(study: ModuleType, tmp_path: Path) -> None:
     clear = {"1x8x8": [30.0, 31.0, 30.5], "2x8x8": [25.0, 26.1, 25.4], "4x8x8": [33.0, 34.2, 33.4]}
     page = study.write_report(rows(**clear), tmp_path / "page.md").read_text()

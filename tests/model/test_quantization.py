@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 
 from stdit_model import CausalVideoVAE, video_vae
 from stdit_model.causal_vae.quantization import (
@@ -104,6 +105,30 @@ def test_the_shapes_of_videogpt_and_magvit(ratio: int, tmp_path: Path) -> None:
 
     stored = video_vae.encode_moments(video, clip).bfloat16()  # as a cache keeps them
     torch.testing.assert_close(video_vae.decode(video, video_vae.sample_latents(video, stored)), whole.clamp(-1, 1))
+
+
+@pytest.mark.parametrize("statistics", [{"latents_mean": [3.0, -1.0, 0.0], "latents_std": [4.0, 2.0, 0.3]}, {}])
+@torch.no_grad()
+def test_an_image_vae_gives_codes_of_its_normalised_latents(statistics: dict[str, list[float]]) -> None:
+    """Without statistics by the scaling factor, as sd-vae-ft has it; in chunks of a clip's first frame."""
+    torch.manual_seed(0)
+    sizes = {"latent_channels": 3, "block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4}
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    image = AutoencoderKL(**sizes, **blocks, scaling_factor=0.25 if not statistics else 1.0, **statistics).eval()
+    for parameter in image.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    mean = torch.tensor(statistics.get("latents_mean", [0.0] * 3)).view(1, -1, 1, 1)
+    deviation = torch.tensor(statistics.get("latents_std", [4.0] * 3)).view(1, -1, 1, 1)
+    video = CausalVideoVAE.from_image_vae(image, 2, LEVELS).eval()
+    clip = torch.rand(1, 3, 3, 16, 16) * 2 - 1
+
+    codes = video.encode(clip).latent_dist.mode()
+    z = image.encode(clip[:, :, 0]).latent_dist.mean
+    assert torch.equal(codes[:, :, 0], quantize(0.5 * (z - mean) / deviation, LEVELS))
+    expected = image.decode(codes[:, :, 0] / 0.5 * deviation + mean).sample
+    torch.testing.assert_close(video.decode(codes).sample[:, :, 0], expected, atol=1e-5, rtol=1e-5)
+    half = video_vae.sample_latents(video, video_vae.encode_moments(video, clip))
+    torch.testing.assert_close(half, codes * 2)  # of a deviation of about 1 again
 
 
 def test_the_encoder_learns_through_the_codes() -> None:

@@ -15,6 +15,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch.utils.flop_counter import FlopCounterMode
 
+from stdit_data.datasets.shapes import ShapesDataset
 from stdit_model import CausalVideoVAE, STDiTPipeline
 from stdit_train.build import build_trainer, open_trainer
 from stdit_train.callbacks import NullCallback
@@ -31,6 +32,7 @@ from stdit_train.tracking.metrics import read_metrics
 from stdit_train.trainer import Trainer
 from stdit_train.vae.networks import Networks, build_vae, reconstruct
 from stdit_train.vae.reconstruction_loss import vae_loss
+from stdit_train.vae.vae_task import save_vae
 
 CPU = torch.device("cpu")
 
@@ -103,7 +105,9 @@ def test_a_video_vae_is_published_and_loaded(tiny_video: TrainConfig, tmp_path: 
 def test_a_video_vae_of_codes_is_trained_measured_and_trained_on(
     tiny_video: TrainConfig, tiny_image: TrainConfig, tmp_path: Path, parts: Path
 ) -> None:
-    build_vae(tiny_image.vae).save_pretrained(tmp_path / "image")
+    clips = ShapesDataset(frames=1, height=16, width=16)
+    stills = [clips.load(index, seed=0, epoch=0).video for index in range(8)]
+    save_vae(build_vae(tiny_image.vae), tmp_path / "image", stills, CPU)  # with the statistics of its latents
     config = changed(
         tiny_video, vae__bottleneck="fsq", vae__levels=[8, 6, 5, 5], vae__discriminator="none",
         init=str(tmp_path / "image"), steps=2, precision="bf16",

@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor
 
 from stdit_model.causal_vae.latent_counts import covering_latents, latents_at_once
+from stdit_model.causal_vae.latent_scale import normalisation
 from stdit_model.causal_vae.quantization import NO_VARIANCE
 from stdit_model.errors import SettingsError
 from stdit_model.protocols import VAE
@@ -33,7 +34,6 @@ VIDEO_VAES = (
     "AutoencoderKLLTXVideo",
     "AutoencoderKLMochi",
 )
-_STATISTICS = ("latents_mean", "latents_std")  # in the configuration, or buffers
 
 
 def check_vae(vae: VAE) -> None:
@@ -130,7 +130,7 @@ def sample_latents(vae: VAE, moments: Tensor, noise: Tensor | None = None) -> Te
     mean, log_variance = moments.float().chunk(2, dim=1)
     if noise is not None:
         mean = mean + noise * torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
-    shift, scale = _normalisation(vae, mean)
+    shift, scale = normalisation(vae, mean)
     return (mean - shift) * scale
 
 
@@ -145,7 +145,7 @@ def decode(vae: VAE, latents: Tensor, chunk: int = 16, frames: int | None = None
         chunk: frames that an image VAE decodes at once.
         frames: of the video, where the latents cover more. [default: all]
     """
-    shift, scale = _normalisation(vae, latents)
+    shift, scale = normalisation(vae, latents)
     latents = (latents / scale + shift).to(vae.dtype)
     with torch.no_grad():
         if is_temporal(vae):
@@ -186,20 +186,3 @@ def _stride(vae: VAE, axis: str) -> int | None:
     config = vae.config
     found = config.get(f"scale_factor_{axis}") or config.get(f"{axis}_compression_ratio")
     return found or getattr(vae, f"{axis}_compression_ratio", None)
-
-
-def _normalisation(vae: VAE, latents: Tensor) -> tuple[Tensor, Tensor]:
-    """Shift and scale [1, C, 1, 1, 1]: per channel where the VAE has statistics, else its scaling factor.
-
-    sd-vae-ft: (z - 0) * 0.18215.
-    """
-    config = vae.config
-    mean, std = (config[name] if name in config else getattr(vae, name, None) for name in _STATISTICS)
-    scale = config.get("scaling_factor", 1.0)
-
-    def per_channel(values: Any) -> Tensor:
-        return torch.as_tensor(values, dtype=torch.float32, device=latents.device).reshape(1, -1, 1, 1, 1)
-
-    if mean is not None and std is not None:
-        return per_channel(mean), scale / per_channel(std)
-    return per_channel(config.get("shift_factor") or 0.0), per_channel(scale)

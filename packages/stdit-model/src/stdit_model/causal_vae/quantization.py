@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 NO_VARIANCE = -30.0  # log variance of an encoder that is deterministic; least of diffusers' posteriors
+CODE_DEVIATION = 0.5  # of latents that are to become codes: tanh hardly bounds them
 MARGIN = 1e-3  # share by which tanh reaches beyond the outermost levels, as in the authors' code
 
 

@@ -26,7 +26,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from stdit_model.causal_vae.codec import Decoder, Encoder, Past
-from stdit_model.causal_vae.quantization import NO_VARIANCE, nearest_codes, quantize
+from stdit_model.causal_vae.latent_scale import normalisation
+from stdit_model.causal_vae.quantization import CODE_DEVIATION, NO_VARIANCE, nearest_codes, quantize
 from stdit_model.errors import SettingsError, WeightsError, few
 
 SCALE_KEYS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
@@ -91,12 +92,13 @@ class CausalVideoVAE(ModelMixin, ConfigMixin):
         self.latents_at_once: int | None = None
 
     @classmethod
-    def from_image_vae(cls, image: Any, temporal_compression_ratio: int = 4) -> Self:
-        """Build a video VAE with all weights of an AutoencoderKL.
-
-        Before any training it encodes and decodes the first frame of a clip, and a single image, as that does.
+    def from_image_vae(
+        cls, image: Any, temporal_compression_ratio: int = 4, levels: tuple[int, ...] | None = None
+    ) -> Self:
+        """Build a video VAE with all weights of an AutoencoderKL, see `load_image_vae`.
 
         Raises:
+            SettingsError: see `CausalVideoVAE`.
             WeightsError: the image VAE has layers that have no place here, or lacks some.
         """
         config = image.config
@@ -105,17 +107,40 @@ class CausalVideoVAE(ModelMixin, ConfigMixin):
             "norm_num_groups", "mid_block_add_attention", *SCALE_KEYS,
         ]  # fmt: skip
         sizes = {name: config[name] for name in names if config.get(name) is not None}
-        video = cls(**sizes, temporal_compression_ratio=temporal_compression_ratio)
-        video.load_image_weights(image.state_dict())
+        video = cls(**sizes, temporal_compression_ratio=temporal_compression_ratio, levels=levels)
+        video.load_image_vae(image)
         return video
 
     @torch.no_grad()
-    def load_image_weights(self, weights: dict[str, Tensor]) -> None:
-        """Copy the weights of an AutoencoderKL of the same sizes.
+    def load_image_vae(self, image: Any) -> None:
+        """Copy all weights of an AutoencoderKL of the same sizes.
+
+        Before any training this encodes and decodes the first frame of a clip, and a single image, as that does.
+        Latents that are rounded to codes, in [-1, 1], are normalised by the image VAE's statistics, to a deviation of
+        `CODE_DEVIATION`, and taken back before they are decoded.
 
         Raises:
             WeightsError: a weight is missing, has no place here, or has another shape.
         """
+        self._load_image_weights(image.state_dict())
+        if self.config.levels is not None:
+            self._normalise_latents(*normalisation(image, self.quant_conv.weight))
+
+    def _normalise_latents(self, shift: Tensor, scale: Tensor) -> None:
+        """Encode to (z - shift) * scale in place of z, to `CODE_DEVIATION`; both broadcast to [1, C, 1, 1, 1]."""
+        c = self.config.latent_channels
+        scale = CODE_DEVIATION * scale.expand(1, c, 1, 1, 1)
+        shift = shift.expand(1, c, 1, 1, 1)
+        encoding, decoding = self.quant_conv.state_dict(), self.post_quant_conv.state_dict()  # no padding is shifted
+        encoding["weight"][:c] *= scale.transpose(0, 1)
+        encoding["bias"][:c] = (encoding["bias"][:c] - shift.flatten()) * scale.flatten()
+        decoding["bias"] += decoding["weight"].flatten(1) @ shift.flatten()
+        decoding["weight"] /= scale
+        self.register_to_config(
+            scaling_factor=1 / CODE_DEVIATION, shift_factor=None, latents_mean=None, latents_std=None
+        )
+
+    def _load_image_weights(self, weights: dict[str, Tensor]) -> None:
         own = self.state_dict()
         if missing := sorted(own.keys() ^ weights.keys()):
             raise WeightsError(f"not an AutoencoderKL that a video VAE of these sizes can start from: {few(missing)}")

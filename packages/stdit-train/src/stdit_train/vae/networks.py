@@ -99,7 +99,7 @@ def load_initial_vae(vae: Any, source: str) -> str:
             raise ConfigError(f"{source} has {name} {theirs}, this run {ours}: set {key} to match")
     try:
         if inflated:
-            vae.load_image_weights(found.state_dict())
+            vae.load_image_vae(found)
             return f"starting from {source}: an image VAE; what looks back in time starts at zero"
         vae.load_state_dict(found.state_dict())
     except (RuntimeError, WeightsError) as error:
