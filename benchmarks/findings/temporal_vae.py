@@ -112,7 +112,10 @@ class Study:
     def _start(self, name: str, channels: int, seed: int) -> str:
         """Return the folder of an image VAE to start from: `STILLS`, or the demo's with so many latent channels."""
         if name == STILLS:
-            return str(self._trained(stills_config(), STILLS).vae)
+            vae = RunFolder(self.folder / "runs" / STILLS).vae
+            if not vae.is_dir():
+                self._trained(stills_config(), STILLS)
+            return str(vae)
         folder = self.folder / "start" / f"{channels}-seed{seed}"
         if not folder.is_dir():
             with write_atomically(folder) as partial:
