@@ -97,6 +97,25 @@ def test_mistakes_are_one_line(stdit: Callable, scored: Path, options: list[str]
     assert not Path("kept.parquet").exists()
 
 
-def test_an_output_that_is_not_parquet(stdit: Callable, scored: Path) -> None:
-    done = stdit("data", "filter", "scored.parquet", "kept.csv", "--keep", "motion > 1")
-    assert (done.code, done.err) == (2, "stdit: kept.csv: expected a name ending in .parquet\n")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["filter", "scored.parquet", "kept.csv", "--keep", "motion > 1"],
+            "kept.csv: expected a name ending in .parquet",
+        ),
+        (["dedup", "scored.parquet", "kept.csv"], "kept.csv: expected a name ending in .par"),
+        (["filter", "scored.parquet", "./scored.parquet", "--keep", "motion > 1"], "this is the manifest that is read"),
+        (["dedup", "scored.parquet", "scored.parquet"], "this is the manifest that is read; name another to write"),
+        (["dedup", "scored.parquet", "kept.parquet", "--fps=-1"], "fps -1: expected a rate above 0"),
+        (["dedup", "scored.parquet", "kept.parquet", "--fps", "nan"], "fps nan: expected a rate above 0"),
+    ],
+)
+def test_outputs_and_rates_that_cannot_be(stdit: Callable, scored: Path, arguments: list[str], said: str) -> None:
+    before = Path("scored.parquet").read_bytes()
+    done = stdit("data", *arguments)
+    assert done.code == 2, done
+    assert said in done.err
+    assert done.err.count("\n") == 1
+    assert Path("scored.parquet").read_bytes() == before
+    assert not list(Path().glob("kept*"))

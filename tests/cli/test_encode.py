@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors import safe_open
 
@@ -135,6 +136,25 @@ def test_mistakes_are_one_line(
     assert done.code == 2
     assert message in done.err
     assert len(done.err.strip().splitlines()) == 1
+
+
+def test_clips_that_cannot_be_read_are_told(stdit: Callable, tmp_path: Path) -> None:
+    """Few clips are judged at the end: none of them stops the work, since the next one may be good."""
+    rows = ["path,caption"]
+    for number in range(4):
+        write_mp4(tmp_path / f"{number}.mp4", torch.zeros(3, 20, 32, 32), fps=8)
+        rows.append(f"{number}.mp4,a clip")
+    (tmp_path / "3.mp4").write_bytes((tmp_path / "3.mp4").read_bytes()[:600])
+    (tmp_path / "set.csv").write_text("\n".join(rows))
+    command = ["data", "encode", "set.csv", "out", "--vae", "demo", "--video-only", "--processes", "1", "--frames", "4"]
+    command += ["--height", "32", "--width", "32"]
+    done = stdit(*command)
+    assert done.code == 2, done
+    assert "1 of 4 entries could not be read, the first: " in done.err and "3.mp4: " in done.err
+    assert "stdit data validate --write" in done.err and "done" not in done.out
+    done = stdit(*command, "--set", "data.max_reject_share=0.5")
+    assert done.code == 0, done
+    assert "1 of 4 entries could not be read, the first: " in done.out and "done: " in done.out
 
 
 def without(find_spec: Callable, name: str) -> Callable:

@@ -266,6 +266,7 @@ def run_encode(config: TrainConfig, encoding: Encoding, place: Place) -> None:
 
     from rich.console import Console
 
+    from stdit_data.latents.summary import check_readable
     from stdit_train.components.precompute import open_jobs
     from stdit_train.config.resolve import shapes_only
     from stdit_train.distributed.world import World
@@ -283,7 +284,10 @@ def run_encode(config: TrainConfig, encoding: Encoding, place: Place) -> None:
             done = [_run_job(console, job, world) for job in open_jobs(config, names, encoding, world, place)]
     if not all(done):
         console.print(f"rank {place.share.rank} is done with its share; the last process to finish writes the index")
-    elif set(encoding.parts) == {"video", "text"}:
+        return
+    if "video" in encoding.parts and (line := check_readable(encoding.out, config.data.max_reject_share)):
+        console.print(line, soft_wrap=True)
+    if set(encoding.parts) == {"video", "text"}:
         console.print(f"done: {encoding.out}. Inspect it with: stdit data inspect {encoding.out}")
         console.print(f"train on it with: stdit train --stage {config.stage} --data {encoding.out}")
     else:

@@ -45,10 +45,10 @@ def convert(
         Path | None, typer.Option(help="Text-encoder states of the empty prompt, [L, Dc], in a .safetensors file.")
     ] = None,
     space_scale: Annotated[
-        float | None, typer.Option(help="Scale of spatial positions.", show_default="the file's")
+        float | None, typer.Option(min=0.001, help="Scale of spatial positions.", show_default="the file's")
     ] = None,
     time_scale: Annotated[
-        float | None, typer.Option(help="Scale of temporal positions.", show_default="the file's")
+        float | None, typer.Option(min=0.001, help="Scale of temporal positions.", show_default="the file's")
     ] = None,
     vae: Annotated[
         str | None,

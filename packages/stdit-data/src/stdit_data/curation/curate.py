@@ -9,7 +9,7 @@ from typing import Any
 from stdit_data.curation import dedup
 from stdit_data.curation.caption import CaptionStep
 from stdit_data.curation.cut import CutStep
-from stdit_data.curation.engine import Outcome, Step, rejects_path, run
+from stdit_data.curation.engine import Outcome, Step, check_out, rejects_path, run
 from stdit_data.curation.filtering.expression import Condition
 from stdit_data.curation.filtering.filter import FilterStep, open_filter
 from stdit_data.curation.score import ScoreStep
@@ -71,8 +71,7 @@ def curate(
     Raises:
         DataError: the condition does not fit (before anything runs), a step failed, or no clip is left.
     """
-    if urls.suffix(out) != ".parquet":
-        raise DataError(f"{out}: expected a name ending in .parquet")
+    check_out(out, rows)
     Condition(recipe.keep).check_columns(recipe.scored_columns(rows))
     folder, done = steps_folder(out), []
 

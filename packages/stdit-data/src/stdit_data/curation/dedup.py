@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stdit_data.curation.engine import Outcome, Result, rejects_path, run
+from stdit_data.curation.engine import Outcome, Result, check_out, rejects_path, run
 from stdit_data.curation.neighbours import groups_of, near_pairs
 from stdit_data.curation.sampling import read_clip
 from stdit_data.curation.scorers import sharpness
@@ -46,6 +46,10 @@ class HashStep:
     name = "hash"
     gpus = 0.0
     has_model = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fps <= 1000:
+            raise DataError(f"fps {self.fps:g}: expected a rate above 0, up to 1000")
 
     def settings(self) -> dict[str, Any]:
         return {"fps": self.fps}
@@ -128,6 +132,7 @@ def dedup(
         step: how frames are hashed.
         matching: when two clips are the same.
     """
+    check_out(out, rows)
     matching = matching or Matching()
     hashes = f"{out.removesuffix('.parquet')}.hashes.parquet"
     outcome = run(step or HashStep(), rows, hashes, executor, share=share, progress=progress)

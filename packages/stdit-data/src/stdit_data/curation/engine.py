@@ -89,6 +89,19 @@ def read_reasons(url: str) -> dict[tuple[str, float | None, float | None], str]:
     }
 
 
+def check_out(out: str, rows: Rows) -> None:
+    """Check the name of the manifest that a step makes of `rows`.
+
+    Raises:
+        DataError: it does not end in .parquet, or is that of `rows`.
+    """
+    if urls.suffix(out) != ".parquet":
+        raise DataError(f"{out}: expected a name ending in .parquet")
+    one, other = (str(urls.local_path(url).resolve()) if urls.is_local(url) else url for url in (out, rows.url))
+    if one == other:
+        raise DataError(f"{out}: this is the manifest that is read; name another to write")
+
+
 def run(
     step: Step,
     rows: Rows,
@@ -111,8 +124,7 @@ def run(
     Raises:
         DataError: shards failed (the others are kept); the disk is full; a process or a server was lost.
     """
-    if urls.suffix(out) != ".parquet":
-        raise DataError(f"{out}: expected a name ending in .parquet")
+    check_out(out, rows)
     schema = step.schema(rows.schema)
     names = [_part_name(step, number, shard) for number, shard in enumerate(rows.shards(step.shard_rows))]
     record = _record(step, names)

@@ -96,6 +96,25 @@ def _describe_index(url: str, part: Part) -> list[tuple[str, str]]:
     return lines
 
 
+def check_readable(url: str, max_share: float) -> str | None:
+    """Return a line about the entries of a finished video part that could not be read, None if all could.
+
+    Raises:
+        DataError: they are more than a share of all.
+    """
+    rows = cache.read_index(url, "video")
+    bad = rows.filter(pc.is_valid(rows["reason"]))
+    if not len(bad):
+        return None
+    line = f"{len(bad)} of {len(rows)} entries could not be read, the first: {bad['source'][0]}: {bad['reason'][0]}"
+    if len(bad) > max_share * len(rows):
+        raise DataError(
+            f"{line}; write a manifest without them with `stdit data validate --write`, and encode that into another "
+            "folder"
+        )
+    return line
+
+
 def _format(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {_format(inner)}" for name, inner in value.items()) or "-"
