@@ -161,6 +161,16 @@ def without(find_spec: Callable, name: str) -> Callable:
     return lambda wanted, *rest: None if wanted == name else find_spec(wanted, *rest)
 
 
+def test_a_folder_of_other_files_is_no_place_for_a_cache(stdit: Callable, tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "a.mp4").touch()
+    done = stdit("data", "encode", "shapes", "clips")
+    assert (done.code, done.err) == (
+        2, "stdit: clips holds other files, such as a.mp4: name a new folder for the cache\n"
+    )  # fmt: skip
+    assert [path.name for path in (tmp_path / "clips").iterdir()] == ["a.mp4"]
+
+
 def test_no_cache_is_said(stdit: Callable, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for command in (["inspect", "empty"], ["merge", "new", "empty"]):

@@ -87,6 +87,17 @@ def is_cache(url: str) -> bool:
     return any(files.exists(urls.join(url, f"{part}/{METADATA_FILE}")) for part in PARTS)
 
 
+def check_place(url: str) -> None:
+    """Check that a folder or URL is one for a cache: it is one, is empty, or does not exist.
+
+    Raises:
+        DataError: it holds other files.
+    """
+    others = [name for name in listing.names(url) if name not in PARTS and not name.startswith(".")]
+    if others and not is_cache(url):
+        raise DataError(f"{url} holds other files, such as {min(others)}: name a new folder for the cache")
+
+
 def read_metadata(cache: str, part: Part) -> dict[str, Any] | None:
     """Read the metadata of a part: what it was encoded with. None if the part does not exist.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from stdit_data.buckets import Bucket
 from stdit_data.latents.dataset import LatentDataset
 from stdit_data.latents.encode import TextEncoder, VideoEncoder, manifest_metadata, text_job, video_job
-from stdit_data.latents.format import Part, is_cache
+from stdit_data.latents.format import Part, check_place, is_cache
 from stdit_data.latents.job import SHARD_BYTES, Job, Place
 from stdit_data.storage import stores
 from stdit_data.workers.executors import Inline, Processes, worker_device
@@ -73,6 +73,7 @@ def open_jobs(
     data, place = config.data, place or Place(Share(world.rank, world.size))
     if data.source != "shapes" and is_cache(data.source):
         raise ConfigError(f"{data.source} is already a cache: encode clips, or `shapes`")
+    check_place(encoding.out)
     everything = replace(data, validation=0.0, validation_source=None)  # a cache is split when it is trained from
     dataset: Any = build_datasets(replace(config, data=everything))[0]
     manifest = manifest_metadata(data.source, dataset)
