@@ -103,7 +103,8 @@ def test_too_short_for_a_stage(clips: Path) -> None:
     report = check(clips, Entry("a.mp4", "A"), Entry("c.mkv", "C"), sampling=Sampling(16, interval=3))
     assert problems(report)[0] == []
     assert problems(report)[1] == [
-        "too short: 9 frames, 46 needed for 16 frames at interval 3 (short='hold' repeats the last frame)"
+        "too short: 9 frames, 46 needed for 16 frames at interval 3 "
+        "(short='hold', in a run `--set data.short=hold`, repeats the last frame)"
     ]
 
 

@@ -169,8 +169,11 @@ def test_another_vae_scale_or_encoder_is_refused_by_name(small: TrainConfig, par
 def test_another_shape_is_refused(small: TrainConfig, tmp_path: Path) -> None:
     cache = encode(small, tmp_path / "cache")
     config = changed(small, data__source=cache, data__cache_latents=False)
-    with pytest.raises(ConfigError, match=r"holds clips of 4x16x16, stage demo trains on 4x32x16: encode again with"):
+    with pytest.raises(
+        ConfigError, match=r"holds clips of 4x16x16, stage demo trains on 4x32x16: encode again with"
+    ) as error:
         start(changed(config, data__height=32), tmp_path / "run")
+    assert str(error.value).endswith("or train with --set data.frames=4 --set data.height=16 --set data.width=16")
     with pytest.raises(ConfigError, match=r"texts of up to 16 tokens, the run's model.model_max_length is 20"):
         start(changed(config, model__model_max_length=20), tmp_path / "run")
 

@@ -255,7 +255,7 @@ def open_videos(
         need = math.ceil(least.span(entries[0].fps or 30))
         raise DataError(
             f"{source}: all {len(entries)} clips are too short, {need} source frames are needed; use fewer frames, a "
-            "smaller interval, or short='hold'"
+            "smaller interval, or short='hold' (`--set data.short=hold`)"
         )
     if left_out.any():
         log.warning("%s: %d of %d clips left out, too short", source, left_out.sum(), len(entries))
@@ -299,5 +299,5 @@ def _check_captions(manifest: Manifest) -> None:
         where = "fill in column 'caption'"
     raise DataError(
         f"{manifest.url}: {empty} of {len(entries)} clips have no caption, the first {entries[first].path}; "
-        f"{where}, or set empty_captions to train without captions"
+        f"{where}, or train without captions: empty_captions=True (`--set data.empty_captions=true`)"
     )

@@ -110,7 +110,8 @@ def _read_among(
 
 def _describe(sampling: Sampling) -> str:
     rate = f"interval {sampling.interval}" if sampling.interval else f"{sampling.fps:g} fps"
-    return f"{sampling.frames} frames at {rate} (short='hold' repeats the last frame)"
+    hold = "short='hold', in a run `--set data.short=hold`, repeats the last frame"
+    return f"{sampling.frames} frames at {rate} ({hold})"
 
 
 def _bounds(video: VideoStream, low: Fraction, high: Fraction | None) -> tuple[int, int | None]:

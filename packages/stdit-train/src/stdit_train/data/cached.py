@@ -21,10 +21,11 @@ def open_cached(config: TrainConfig) -> LatentDataset:
     wanted = [parse_bucket(text) for text in data.buckets] or [Bucket(data.frames, data.height, data.width)]
     other = [bucket for bucket in dataset.buckets if bucket not in wanted]
     if other:
-        sizes = f"--set data.frames={other[0].frames} data.height={other[0].height} data.width={other[0].width}"
+        sizes = {"frames": other[0].frames, "height": other[0].height, "width": other[0].width}
+        options = " ".join(f"--set data.{name}={value}" for name, value in sizes.items())
         raise ConfigError(
             f"{data.source} holds clips of {other[0]}, stage {config.stage} trains on {', '.join(map(str, wanted))}: "
-            f"encode again with --stage {config.stage}, or train with {sizes.replace(' data', ' --set data')}"
+            f"encode again with --stage {config.stage}, or train with {options}"
         )
     about = dataset.text_metadata
     if about is not None and about["max_length"] != config.model.model_max_length:
