@@ -25,8 +25,8 @@ def main() -> None:
     """Print a table with a row for each clip and arrangement of GPUs."""
     known = inspect.signature(STDiT.__init__).parameters
     arguments = {name: parameter.default for name, parameter in known.items() if name != "self"}
-    print("| clip | GPUs | copies | GPUs a clip | memory (GiB) | of it activations | weights, gradients sent (GB) |"
-          " activations sent (GB) |")  # fmt: skip
+    print("| clip | GPUs | replicas | GPUs per clip | memory (GiB) | of which activations |"
+          " weights, gradients sent (GB) | activations sent (GB) |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|")
     for name, (frames, side, groupings) in CLIPS.items():
         for processes, copies, sequence in groupings:
