@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,10 @@ from typer.core import TyperGroup
 from stdit_cli import main
 from stdit_cli.main import as_options
 from stdit_train.assets import demo_folder
+from stdit_train.checkpoint.run_folder import RunFolder
+from stdit_train.config.load import load_stage, parse_overrides, write_curriculum
+from stdit_train.curriculum import TrainOptions, find_run
+from stdit_train.errors import ConfigError
 
 
 def check(done, *said: str) -> None:
@@ -84,6 +89,40 @@ def test_one_line(stdit: Callable, monkeypatch: pytest.MonkeyPatch, arguments: l
     check(stdit(*arguments), *said)
 
 
+@pytest.mark.parametrize(
+    ("run", "arguments", "said"),
+    [
+        ("run", ["--init", "demo"], "leave out --init demo"),
+        ("run", ["--set", "init=other"], "leave out --init other"),
+        ("run", [], None),
+        ("from-demo", [], None),
+        ("from-demo", ["--init", "demo"], None),  # as it began
+        ("from-demo", ["--init", "other"], "leave out --init other"),
+        ("curriculum", ["--init", "other"], "leave out --init other"),
+        ("curriculum", ["--set", "demo/init=other"], "leave out --init other"),
+        ("curriculum", [], None),
+        ("adapter", ["--init", "other"], None),  # the frozen weights have moved
+    ],
+)
+def test_a_resumed_run_keeps_its_initial_weights(
+    tmp_path: Path, run: str, arguments: list[str], said: str | None
+) -> None:
+    folder = tmp_path / run
+    if run == "curriculum":
+        write_curriculum(folder, "shapes-progressive", [load_stage("demo", {"init": "demo"}), load_stage("16x256")])
+    else:
+        settings = {"run": {}, "from-demo": {"init": "demo"}, "adapter": {"init": "demo", "lora.rank": 2}}[run]
+        RunFolder(folder).create(load_stage("demo", settings))
+    given = parse_overrides(["init=" + arguments[1]] if arguments[:1] == ["--init"] else arguments[1:])
+    options = TrainOptions(overrides=given, resume=str(folder))
+    if said is None:
+        saved = find_run(replace(options, overrides={}))
+        assert [config.stage for config in find_run(options).configs] == [config.stage for config in saved.configs]
+        return
+    with pytest.raises(ConfigError, match=f"{folder}: {said}"):
+        find_run(options)
+
+
 @pytest.mark.parametrize("arguments", [["trian"], ["train", "--stge", "demo"], ["sample", "x", "--num", "0"]])
 def test_a_wrong_word_is_explained(stdit: Callable, arguments: list[str]) -> None:
     done = stdit(*arguments)
@@ -109,6 +148,13 @@ def test_files_of_a_run_are_looked_for_before_anything_is_said(
     done = stdit("train", *arguments)
     check(done, said)
     assert done.out == ""
+
+
+@pytest.mark.parametrize("arguments", [["--init", "demo"], ["--set", "init=demo"]])
+def test_other_initial_weights_for_a_resumed_run(stdit: Callable, tmp_path: Path, arguments: list[str]) -> None:
+    RunFolder(tmp_path / "run").create(load_stage("demo"))
+    check(stdit("train", "--resume", "run", *arguments), "continues with the weights of run: leave out --init demo")
+    assert RunFolder(tmp_path / "run").read_config()["init"] is None
 
 
 def test_an_empty_data_folder(stdit: Callable, tmp_path: Path) -> None:

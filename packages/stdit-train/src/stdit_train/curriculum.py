@@ -140,14 +140,21 @@ def _resumed_run(options: TrainOptions, overrides: Mapping[str, Any]) -> RunPlan
     if has_settings(folder.resolve().parent / CURRICULUM_FILE):
         raise ConfigError(f"{folder} is a stage of a curriculum: resume that with --resume {folder.parent}")
     if has_settings(folder / CURRICULUM_FILE):
+        saved = read_curriculum(folder, {})[1]
         curriculum, configs = read_curriculum(folder, overrides)
         kind, found = f"the curriculum {curriculum}", curriculum if options.curriculum else None
     else:
-        curriculum, configs = None, [from_dict(set_values(RunFolder(folder).read_config(), overrides))]
+        values = RunFolder(folder).read_config()
+        saved = [from_dict(values)]
+        curriculum, configs = None, [from_dict(set_values(values, overrides))]
         kind, found = f"the stage {configs[0].stage}", configs[0].stage if options.stage else None
     if wanted is not None and found not in (wanted, Path(wanted).stem):
         option = "curriculum" if options.curriculum else "stage"
         raise ConfigError(f"{folder} is of {kind}: leave out --{option} {wanted}")
+    for theirs, ours in zip(saved, configs, strict=True):
+        # frozen weights may have moved: they are compared when they are loaded
+        if ours.init != theirs.init and not theirs.partial:
+            raise ConfigError(f"--resume continues with the weights of {folder}: leave out --init {ours.init}")
     plan = RunPlan(folder, curriculum, configs, resumed=True)
     for config, run in zip(configs, plan.runs, strict=True):
         _check_budget(config, run)
