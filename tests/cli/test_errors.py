@@ -157,6 +157,23 @@ def test_other_initial_weights_for_a_resumed_run(stdit: Callable, tmp_path: Path
     assert RunFolder(tmp_path / "run").read_config()["init"] is None
 
 
+@pytest.mark.parametrize(
+    ("part", "option", "said"),
+    [
+        ("text_encoder", "vae", "text_encoder is no VAE, its config.json is of T5EncoderModel: give a VAE"),
+        ("transformer", "vae", "transformer is no VAE, its config.json is of STDiT: give a VAE"),
+        ("vae", "text_encoder", "vae is no text encoder, its config.json is of AutoencoderKL: give a text encoder"),
+    ],
+)
+def test_a_part_in_the_place_of_another(stdit: Callable, part: str, option: str, said: str) -> None:
+    folder, named = demo_folder() / part, f"--{option.replace('_', '-')}"
+    done = stdit("train", named, folder)
+    check(done, f"{said} with {named}")
+    assert done.out == ""
+    for command in (["plan"], ["train", "--dry-run"]):
+        check(stdit(*command, "--set", f"data.{option}={folder}"), f"{said} with --set data.{option}=...")
+
+
 def test_an_empty_data_folder(stdit: Callable, tmp_path: Path) -> None:
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips/notes.txt").touch()
@@ -307,6 +324,8 @@ def test_what_a_name_tells_is_refused_before_torch_is_imported(tmp_path: Path) -
         ["train", "--vae", "nowhere"],
         ["train", "--vae", "none/such"],
         ["train", "--text-encoder", "none/such"],
+        ["train", "--vae", str(demo_folder() / "transformer")],
+        ["train", "--text-encoder", str(demo_folder() / "vae")],
         ["train", "--stage", "nowhere"],
         ["train", "--stage", "vae-demo-image", "--init", "nowhere"],
         ["train", "--curriculum", "nowhere"],

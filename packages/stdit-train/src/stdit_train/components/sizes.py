@@ -99,18 +99,34 @@ def component_config(source: str, part: Part) -> ComponentConfig:
         part: which of the two.
 
     Raises:
-        ConfigError: a damaged file.
+        ConfigError: a damaged file, or one of another model.
     """
     folder = Path(resolve_source(source))
     for place in (folder / part, folder):
         if (place / "config.json").is_file():
             values = read_settings(place / "config.json")
+            check_part(values, source, part, f"--set data.{part}=...")
             known = {name: value for name, value in values.items() if not name.startswith("_") or name == CLASS}
             return ComponentConfig(known, _stored_parameters(place))
     published = PUBLISHED[part]
     if source in published:
         return published[source]
     return next(iter(published.values()))._replace(note=_MISSING[part].format(source))
+
+
+def check_part(values: Mapping[str, Any], source: str, part: Part, option: str) -> None:
+    """Check by its configuration that a model is a VAE or a T5 encoder; `option` is how its `source` was named.
+
+    Raises:
+        ConfigError: it is another model; the message names it.
+    """
+    if part == "vae":
+        what, fits = "VAE", bool(values.get("latent_channels") or values.get("z_dim"))
+    else:
+        what, fits = "text encoder", "d_model" in values
+    if not fits:
+        kind = values.get(CLASS) or next(iter(values.get("architectures") or ()), None) or "another model"
+        raise ConfigError(f"{source} is no {what}, its config.json is of {kind}: give a {what} with {option}")
 
 
 def vae_channels(values: Mapping[str, Any]) -> int:

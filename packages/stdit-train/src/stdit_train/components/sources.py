@@ -8,7 +8,7 @@ from stdit_data.manifests.format import check_manifest
 from stdit_model.weights.find_lora import require_peft
 from stdit_model.weights.hub import hub_options, hub_reason, local_path, split_hub_id
 from stdit_train.assets import resolve_source
-from stdit_train.components.sizes import check_clips
+from stdit_train.components.sizes import Part, check_clips, check_part
 from stdit_train.config.load import read_settings
 from stdit_train.config.resolve import cached_text_width, is_cached
 from stdit_train.config.schema import TrainConfig
@@ -25,7 +25,8 @@ def check_inputs(config: TrainConfig, *, begun: bool) -> None:
     Raises:
         DataError: there are no such clips.
         WeightsError: there are no such weights.
-        ConfigError: VAE or text encoder cannot be found or fetched; or torchao is not installed, and needed.
+        ConfigError: VAE or text encoder cannot be found or fetched, or is another model; or torchao is not installed,
+            and needed.
         SettingsError: likewise for peft.
     """
     check_packages(config)
@@ -63,23 +64,23 @@ def check_sources(config: TrainConfig, *, begun: bool = False) -> None:
         begun: whether the run has begun; it goes on with clips that do not fill the VAE's latents.
 
     Raises:
-        ConfigError: one of them cannot be found or fetched, or the VAE cannot take clips of the run's length.
+        ConfigError: one of them cannot be found or fetched or is another model, or the VAE cannot take clips of the
+            run's length.
     """
     values = check_vae_source(config.data.vae)
     if not begun:
         check_clips(config, values)
     if cached_text_width(config) is None:
-        _check_source(locate(config.data.text_encoder, "text_encoder"), "text encoder", "--text-encoder")
+        _read_config(config.data.text_encoder, "text_encoder", "--text-encoder")
 
 
 def check_vae_source(source: str, option: str = "--vae") -> dict[str, Any]:
     """Check that a VAE exists, without loading it, and return its configuration; `option` is how it was named.
 
     Raises:
-        ConfigError: it cannot be found or fetched.
+        ConfigError: it cannot be found or fetched, or is another model.
     """
-    file = _check_source(locate(source, "vae"), "VAE", option)
-    return read_settings(file) if file.is_file() else {}
+    return _read_config(source, "vae", option)
 
 
 def locate(source: str, part: str) -> str:
@@ -117,6 +118,16 @@ def not_loaded(source: str, what: str, option: str, error: Exception) -> ConfigE
         f"cannot load the {what} {source!r}: {hub_reason(error, source)}{of_pipeline}. Download it where there is a "
         f"network (hf download {repo}), or give a folder with {option}; `{option} demo` is the bundled one"
     )
+
+
+def _read_config(source: str, part: Part, option: str) -> dict[str, Any]:
+    """Return the configuration of a VAE or text encoder; nothing of a folder that lacks it."""
+    file = _check_source(locate(source, part), "VAE" if part == "vae" else "text encoder", option)
+    if not file.is_file():
+        return {}
+    values = read_settings(file)
+    check_part(values, source, part, option)
+    return values
 
 
 def _check_source(source: str, what: str, option: str) -> Path:
