@@ -82,6 +82,11 @@ def check(done, *said: str) -> None:
         (["sample", "a red circle", "--num", "2", "--out", "x.mp4"], ["x.mp4", "folder"]),
         (["eval", "--split", "new"], ["--split new", "held-out"]),
         (["ablate", "--variants", "dit,sec"], ["'sec'", "seq"]),
+        (["ablate", "--stage", "vae-demo-video"], ["STDiTs, not VAEs", "--stage"]),
+        (
+            ["ablate", "--stage", "vae-demo-video", "--set", "network=stdit", "--vary", "network=stdit,vae"],
+            ["STDiTs, not VAEs", "network=vae"],
+        ),
     ],
 )
 def test_one_line(stdit: Callable, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: list[str]) -> None:
@@ -342,6 +347,7 @@ def test_what_a_name_tells_is_refused_before_torch_is_imported(tmp_path: Path) -
         ["plan", "--set", "nowhere=1"],
         ["plan", "--json", "--sampling"],
         ["ablate", "--stage", "nowhere"],
+        ["ablate", "--stage", "vae-demo-video", "--steps", "1", "--seeds", "1", "--prompts", "0"],
         ["ablate", "--vary", "nowhere=1,2"],
         ["ablate", "--out", "notes.md"],
         ["eval", "none/such"],

@@ -57,7 +57,11 @@ class Study:
     given: dict[str, Any]  # settings that the user named, by dotted key; they are not changed
 
     def __post_init__(self) -> None:
-        """Check that all weights are trained: runs are compared by their pipelines, from equal initial weights."""
+        """Check that all weights of STDiTs are trained: their pipelines are compared, from equal initial weights."""
+        if any(config.network == "vae" for config in (self.base, *(arm.config(self.base) for arm in self.arms))):
+            raise ConfigError(
+                "an ablation compares STDiTs, not VAEs: name a stage of STDiTs with --stage, and leave out network=vae"
+            )
         if self.base.partial or any(arm.config(self.base).partial for arm in self.arms):
             raise ConfigError("an ablation trains all weights of each arm: leave out lora.rank and trained_weights")
 
