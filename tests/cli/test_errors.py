@@ -179,6 +179,10 @@ def test_a_part_in_the_place_of_another(stdit: Callable, part: str, option: str,
         check(stdit(*command, "--set", f"data.{option}={folder}"), f"{said} with --set data.{option}=...")
 
 
+def test_a_run_folder_that_cannot_be_made(stdit: Callable) -> None:
+    check(stdit("train", "--out", "/proc/x"), "/proc/x cannot be written to", "choose another folder with --out")
+
+
 def test_an_empty_data_folder(stdit: Callable, tmp_path: Path) -> None:
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips/notes.txt").touch()

@@ -12,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from stdit_data.storage.atomic import replace_text
+from stdit_model.errors import reason
 from stdit_train.errors import ConfigError
 
 LOCK, HOLDER = "run.lock", "run.lock.json"
@@ -32,19 +33,24 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
     Raises:
         FolderInUseError: another process holds it.
+        ConfigError: it cannot be created or written to.
     """
     key = folder.resolve()
     if key in _held:
         yield
         return
     created = [path for path in (key, *key.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(key / LOCK)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout as error:
         raise FolderInUseError(
             f"{folder} is in use by {describe_holder(folder)}: wait until it ends, or choose another folder with --out"
+        ) from error
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot be written to ({reason(error)}): choose another folder with --out"
         ) from error
     _held.add(key)
     try:
