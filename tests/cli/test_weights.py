@@ -36,6 +36,17 @@ def test_inspect(release) -> None:
     assert "as seq        every tensor fits" in output
 
 
+def test_the_bundled_model_by_name(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, output = run("inspect", "demo")
+    assert code == 0
+    assert "parameters    854,896" in output
+    code, output = run("convert", "demo", tmp_path / "demo.safetensors")
+    assert code == 0, output
+    code, output = run("convert", "demo", tmp_path / "scaled.safetensors", "--space-scale", 0)
+    assert code == 2
+
+
 def test_convert_and_back(release, tmp_path) -> None:
     code, output = run("convert", release, tmp_path / "pipeline", "--num-heads", 2, "--vae", "me/vae")
     assert (code, output) == (0, f"{tmp_path / 'pipeline'}: STDiT seq, 61,568 parameters\n")

@@ -12,12 +12,16 @@ Ema = Annotated[bool, typer.Option("--ema", help="Read the EMA weights of a PixA
 
 @app.command()
 def inspect(
-    file: Annotated[str, typer.Argument(help="A .pth or .safetensors file, a folder, or a Hub id (owner/name/FILE).")],
+    file: Annotated[
+        str, typer.Argument(help="A .pth or .safetensors file, a folder, a Hub id (owner/name/FILE), or `demo`.")
+    ],
     ema: Ema = False,
 ) -> None:
     """Show a checkpoint's layout, parameters, dtype and sizes, and which tensors each variant would lack."""
     from stdit_model.weights.hub import local_path
+    from stdit_train.assets import named_source, resolve_source
 
+    file = resolve_source(named_source(file))
     local_path(file)
 
     from stdit_model.convert import describe
@@ -28,7 +32,9 @@ def inspect(
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="Weights of any layout: a file, a folder or a Hub id.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="Weights of any layout: a file, folder, Hub id or `demo`.")
+    ],
     destination: Annotated[
         Path,
         typer.Argument(
@@ -76,7 +82,9 @@ def convert(
 ) -> None:
     """Convert weights of any layout to a pipeline folder, or to a file in the Open-Sora v1.0 layout."""
     from stdit_model.weights.hub import local_path
+    from stdit_train.assets import named_source, resolve_source
 
+    source = resolve_source(named_source(source))
     local_path(source)
 
     from stdit_model.convert import read_null_caption, write_open_sora
