@@ -28,13 +28,12 @@ class TarArchive(TarFileSystem):
     def _open(self, path: str, mode: str = "rb", **settings: Any) -> IO[bytes] | RawIOBase:
         with self.lock:
             file = super()._open(path, mode, **settings)
-            return BytesIO(file.read()) if self.compressed else _Locked(file, self.lock)
+            return BytesIO(file.read()) if self.compressed else _Locked(file, self.lock, self.info(path)["size"])
 
 
 class _Locked(RawIOBase):
-    def __init__(self, file: IO[bytes], lock: Lock) -> None:
-        self.file, self.lock = file, lock
-        self.size: int = file.size  # type: ignore[attr-defined]
+    def __init__(self, file: Any, lock: Lock, size: int) -> None:
+        self.file, self.lock, self.size = file, lock, size
 
     def readable(self) -> bool:
         return True
@@ -43,15 +42,15 @@ class _Locked(RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        return self.file.seek(offset, whence)
+        return int(self.file.seek(offset, whence))
 
     def tell(self) -> int:
-        return self.file.tell()
+        return int(self.file.tell())
 
     def readinto(self, buffer: Any) -> int:
         with self.lock:
-            return self.file.readinto(buffer)  # type: ignore[attr-defined, no-any-return]
+            return int(self.file.readinto(buffer))
 
     def readall(self) -> bytes:
         with self.lock:
-            return self.file.read()
+            return bytes(self.file.read())
